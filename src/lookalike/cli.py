@@ -1,0 +1,169 @@
+"""The command line: what each verb takes. Parsing must not import torch, or ``--help`` would take seconds."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, subcommand
+
+from lookalike.trouble import IO, Trouble
+
+PROGRAM = "Learns, without labels, which things look alike."
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Pretrain on 1,797 handwritten digits without labels and show what was learned; a report at the end. 2 minutes."""
+
+    out: str = "demo"
+    """Folder for the run and report.html."""
+    overwrite: bool = False
+    """Start again, moving an old demo aside."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Learn a backbone from pictures without labels.
+
+    Any field of the recipe can be set by its path: --dictionary.size 4096 --objective.temperature 0.2 --batch 128.
+    The same command again continues the run where it stopped.
+    """
+
+    data: Positional[str]
+    """A folder of pictures in any layout, a parquet file or folder, or the name: digits."""
+    out: str
+    """Folder for the run."""
+    recipe: str | None = None
+    """small, moco_v1, moco_v2, moco_cifar or tiny; by default small, or moco_v2 with a GPU and much data."""
+    minutes: float | None = None
+    """Train for about this long: the number of steps is fixed from the speed of the first ones."""
+    epochs: float | None = None
+    """Train for this many passes over the data."""
+    steps: int | None = None
+    """Train for this many steps."""
+    split: str | None = None
+    """Which part of the data: train where there is one, else everything."""
+    overwrite: bool = False
+    """Start again, moving an old run in this folder aside."""
+    init_from: str | None = None
+    """Start from the weights of this run."""
+    max_bad: float = 0.01
+    """Share of pictures that may be unreadable before the run stops."""
+    workers: int = 2
+    """Processes that decode pictures."""
+    memory: float = 4.0
+    """GiB of decoded pictures that may be kept in memory; more data than that is decoded again each epoch."""
+    save_every: int | None = None
+    """Steps between checkpoints; by default about a minute."""
+    quiet: bool = False
+    """Print nothing but errors."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Knn:
+    """Accuracy of k nearest neighbours on frozen features: train is the reference, test (else val) asks."""
+
+    run: Positional[str]
+    """Folder of a run."""
+    data: Positional[str]
+    """Pictures with labels: class folders, or parquet with a label column."""
+    k: int = 200
+    """Neighbours that vote."""
+    temperature: float = 0.1
+    """Votes weigh exp(cosine / temperature)."""
+    layer: Literal["backbone", "head"] = "backbone"
+    """Features of the backbone, or the head's output that was trained."""
+    untrained: bool = False
+    """The same network with its initial weights, to compare with."""
+    json: str | None = None
+    """Write the numbers to this file."""
+    workers: int = 2
+    """Processes that decode pictures."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Embed:
+    """One embedding per picture, as a parquet table of path, split, label, embedding."""
+
+    run: Positional[str]
+    """Folder of a run."""
+    data: Positional[str]
+    """Pictures."""
+    out: str
+    """The parquet file to write."""
+    layer: Literal["backbone", "head"] = "backbone"
+    """Features of the backbone, or the head's output that was trained."""
+    workers: int = 2
+    """Processes that decode pictures."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Fewshot:
+    """Accuracy with few labels on frozen features: mean and 95 % interval over repeated draws of the labels."""
+
+    run: Positional[str]
+    """Folder of a run."""
+    data: Positional[str]
+    """Pictures with labels: class folders, or parquet with a label column."""
+    labels: tuple[int, ...] = (1, 5, 10)
+    """Labels a class."""
+    draws: int = 20
+    """How often the labels are drawn."""
+    layer: Literal["backbone", "head"] = "backbone"
+    """Features of the backbone, or the head's output that was trained."""
+    untrained: bool = False
+    """The same network with its initial weights, to compare with."""
+    json: str | None = None
+    """Write the numbers to this file."""
+    workers: int = 2
+    """Processes that decode pictures."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+Evaluation = Annotated[Knn, subcommand("knn")] | Annotated[Fewshot, subcommand("fewshot")]
+Command = (
+    Annotated[Demo, subcommand("demo")]
+    | Annotated[Pretrain, subcommand("pretrain")]
+    | Annotated[Evaluation, subcommand("evaluate", description="Measure what was learned: knn or fewshot.")]
+    | Annotated[Embed, subcommand("embed")]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, run the verb, and exit with its code; an error is one line unless ``--debug``."""
+    command, rest = tyro.cli(  # type: ignore[call-overload]
+        Command,
+        prog="lookalike",
+        description=PROGRAM,
+        args=arguments,
+        return_unknown_args=True,
+        config=(FlagCreatePairsOff,),
+    )
+    try:
+        sys.exit(importlib.import_module("lookalike.verbs").run(command, rest))
+    except Trouble as trouble:
+        if command.debug:
+            raise
+        print(f"lookalike: {trouble}", file=sys.stderr)
+        sys.exit(trouble.code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError as error:
+        if command.debug:
+            raise
+        print(f"lookalike: {error}: nothing that was saved is lost; --debug shows where", file=sys.stderr)
+        sys.exit(IO)

@@ -1,0 +1,1 @@
+"""From what a person names to pixels: listing, decoding, order and batches."""

@@ -1,0 +1,189 @@
+"""Bytes to a small RGB canvas, or a reason why not: nothing else ever comes out of a picture file."""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, UnidentifiedImageError, features
+from PIL.Image import Resampling, Transpose
+from torch import Tensor
+
+# An allowlist: Pillow also opens EPS (which runs Ghostscript), PSD, FITS and others with a record of holes.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", *(("AVIF",) if features.check("avif") else ()))
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".avif", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
+MAX_PIXELS = 100_000_000  # 300 MB as RGB: what one decoder may cost
+
+_ORIENTATION = 0x0112  # the EXIF tag
+_UPRIGHT = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+_REDUCING = 2  # decode at least so many times finer than the canvas, then filter: Pillow's own choice for thumbnails
+
+
+class Canvas(NamedTuple):
+    """The whole picture squashed to ``pixels`` uint8 (3, S, S); ``height`` and ``width`` as it was, upright."""
+
+    pixels: Tensor
+    height: int
+    width: int
+
+
+class Header(NamedTuple):
+    """What a file says before any pixel is decoded: its format in Pillow's words, and its upright size in pixels."""
+
+    kind: str
+    height: int
+    width: int
+
+
+class Unreadable(Exception):
+    """Why a picture cannot be used, in one line that is the same in every process."""
+
+    @property
+    def reason(self) -> str:
+        """The line."""
+        return str(self)
+
+
+class _Quiet:
+    """Silences warnings while any thread decodes; ``catch_warnings`` alone is not safe with threads."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._caught = warnings.catch_warnings()
+                self._caught.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._caught.__exit__(None, None, None)
+
+
+_quiet = _Quiet()
+
+
+def decode(data: bytes, side: int) -> Canvas:
+    """The picture in ``data`` as a canvas of ``side`` pixels; raises Unreadable and nothing else."""
+    with _opened(data) as image:
+        return squash(image, side)
+
+
+def header(data: bytes) -> Header:
+    """Format and upright size, without decoding; raises Unreadable and nothing else."""
+    with _opened(data) as image:
+        lazy = image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info)
+        # TIFF sizes are upright already, and asking a PNG for EXIF that it lacks would decode it.
+        height, width = _upright_size(image.size, 1 if lazy else _orientation(image))
+        return Header(image.format or "", height, width)
+
+
+def squash(image: Image.Image, side: int) -> Canvas:
+    """Any Pillow picture as a canvas: EXIF turned upright, alpha on white, first frame, colour profiles ignored."""
+    size = image.size
+    if min(size) > 2 * _REDUCING * side - 1:
+        image.draft(None, (_REDUCING * side, _REDUCING * side))  # JPEG alone: decodes at 1/2, 1/4 or 1/8 for less
+    image.load()
+    orientation = _orientation(image)
+    small = _coloured(image)
+    if small.size != (side, side):
+        small = small.resize((side, side), Resampling.BILINEAR, reducing_gap=_REDUCING)
+    if small.mode == "RGBA":  # white, as shops and papers show cut-outs; the colour under alpha 0 is often garbage
+        small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small)
+    if orientation in _UPRIGHT:  # turned last, on the canvas, where it costs nothing
+        small = small.transpose(_UPRIGHT[orientation])
+    small = small if small.mode == "RGB" else small.convert("RGB")
+    # Half the time of np.array(small); left strided, since a batch is laid out once for all.
+    pixels = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8).view(side, side, 3).permute(2, 0, 1)
+    return Canvas(pixels, *_upright_size(size, orientation))
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """The picture with only its header read and its size checked; every error leaves as Unreadable."""
+    if not data:
+        raise Unreadable("the file is empty")
+    try:
+        with _quiet, Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _refuse_huge(*image.size)
+            yield image
+    except Unreadable:
+        raise
+    except UnidentifiedImageError:
+        raise Unreadable("no picture, or its first bytes are damaged") from None
+    except Exception as error:
+        raise Unreadable(_line(error)) from None
+
+
+def _refuse_huge(width: int, height: int) -> None:
+    """Stop before a decoder allocates what a few bytes of header ask for."""
+    if width * height > MAX_PIXELS:
+        raise Unreadable(f"{width}x{height} pixels are more than the limit of {MAX_PIXELS // 1_000_000} million")
+    if width * height < 1:
+        raise Unreadable(f"{width}x{height} pixels: there is no pixel")
+
+
+def _line(error: Exception) -> str:
+    """The error in one line without addresses, which would differ from process to process."""
+    text = re.sub(r"\s+", " ", re.sub(r" at 0x[0-9a-f]+", "", str(error))).strip()[:200]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 where there is none or the EXIF is damaged, which does not spoil a picture."""
+    if image.format == "JPEG" and "exif" not in image.info and "xmp" not in image.info:
+        return 1  # getexif would spend a tenth of a small picture's time to say so
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:
+        return 1
+    return found if isinstance(found, int) else 1
+
+
+def _upright_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """Pillow's (width, height) as (height, width) after turning upright."""
+    width, height = size
+    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+
+
+def _coloured(image: Image.Image) -> Image.Image:
+    """The picture as 8-bit L, RGB or RGBA, which can be resized."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))  # as libpng does it for 16-bit colour
+    if image.mode in ("I", "F"):
+        return Image.fromarray(_wide_gray(np.asarray(image), stated=image.format == "PPM" and image.mode == "I"))
+    if image.has_transparency_data:
+        return image.convert("RGBA")
+    return image if image.mode in ("L", "RGB") else image.convert("RGB")
+
+
+def _wide_gray(values: npt.NDArray[np.generic], stated: bool) -> npt.NDArray[np.uint8]:
+    """Gray of 32 bits as uint8: PPM states its range (Pillow makes it 16 bits), the rest is stretched min to max."""
+    gray = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
+    low, high = (0.0, 65535.0) if stated else (float(gray.min()), float(gray.max()))
+    scaled = (gray - low) * (255 / (high - low) if high > low else 0.0)
+    return np.asarray(scaled.clip(0, 255).round(), dtype=np.uint8)

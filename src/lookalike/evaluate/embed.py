@@ -1,0 +1,45 @@
+"""One table of embeddings feeds every evaluation, search and export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lookalike.models.encoder import Encoder
+from lookalike.types import View
+
+Layer = Literal["backbone", "head"]
+
+
+@contextmanager
+def evaluating(encoder: Encoder) -> Iterator[None]:
+    """Evaluation mode and no gradient inside; the mode of every module is restored after."""
+    modes = [(module, module.training) for module in encoder.modules()]
+    encoder.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def embed(
+    encoder: Encoder,
+    views: Iterable[View],
+    layer: Layer = "backbone",
+    progress: Callable[[int], None] = lambda _: None,
+) -> Tensor:
+    """(N, F) float32 unit rows, in the order of ``views``; ``progress`` is told how many more examples are done."""
+    rows: list[Tensor] = []
+    with evaluating(encoder):
+        for view in views:
+            found = encoder.features(**view) if layer == "backbone" else encoder(**view)
+            rows.append(F.normalize(found.float(), dim=1).cpu())
+            progress(len(found))
+    return torch.cat(rows).clone() if rows else torch.empty(0, 0)

@@ -1,0 +1,57 @@
+"""Accuracy with few labels: what a person gets who labels one, five or ten examples of each class."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from scipy.stats import t as student
+from torch import Tensor
+from torch.nn import functional as F
+
+from lookalike.seeding import uniforms
+
+
+class Interval(NamedTuple):
+    """A mean and the half-width of its 95 % interval."""
+
+    mean: float
+    half: float
+
+
+@dataclass(frozen=True)
+class Fewshot:
+    """Nearest class mean on unit features (prototypes, arXiv 1703.05175), over ``draws`` draws of the labelled examples."""
+
+    labels: tuple[int, ...] = (1, 5, 10)  # a class
+    draws: int = 20
+    seed: int = 0
+
+    def accuracies(self, reference: Tensor, labels: Tensor, queries: Tensor, truth: Tensor) -> dict[int, Interval]:
+        """For each number of labels, from unit rows (N, F) with labels (N,) to queries (Q, F).
+
+        The same seed draws the same examples, whatever the features: that pairs comparisons.
+        """
+        return {n: self._repeated(n, reference, labels, queries, truth) for n in self.labels}
+
+    def _repeated(self, n: int, reference: Tensor, labels: Tensor, queries: Tensor, truth: Tensor) -> Interval:
+        found = [self._one(n, draw, reference, labels, queries, truth) for draw in range(self.draws)]
+        return interval(found)
+
+    def _one(self, n: int, draw: int, reference: Tensor, labels: Tensor, queries: Tensor, truth: Tensor) -> float:
+        order = uniforms(self.seed, draw, torch.arange(len(labels)), n, 1)[:, 0].argsort()
+        classes = labels.unique()
+        chosen = [order[labels[order] == c][:n] for c in classes]
+        means = torch.stack([F.normalize(reference[rows].mean(0), dim=0) for rows in chosen])
+        return float((classes[(queries @ means.T).argmax(1)] == truth).double().mean())
+
+
+def interval(values: list[float]) -> Interval:
+    """Mean and 95 % interval of independent draws, by Student's t."""
+    found = torch.tensor(values, dtype=torch.float64)
+    if len(values) < 2:
+        return Interval(float(found.mean()), math.nan)
+    half = float(student.ppf(0.975, len(values) - 1)) * float(found.std()) / math.sqrt(len(values))
+    return Interval(float(found.mean()), half)

@@ -1,0 +1,33 @@
+"""The encoder: a backbone whose features are evaluated, under a head whose unit-norm embedding is trained."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lookalike.models.whitening import Whitening
+
+
+class Encoder(nn.Module):
+    """``backbone`` maps a view to features (B, F); ``head`` maps features to what is contrasted.
+
+    ``whitening``, if any, only watches while the encoder trains; it is the last layer of what is evaluated.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module, whitening: Whitening | None = None) -> None:
+        super().__init__()
+        self.backbone, self.head, self.whitening = backbone, head, whitening
+
+    def features(self, **view: Tensor) -> Tensor:
+        """(B, F) backbone output: what is evaluated, exported and searched."""
+        features: Tensor = self.backbone(**view)
+        return self.whitening(features) if self.whitening is not None else features
+
+    def forward(self, **view: Tensor) -> Tensor:
+        """(B, D) unit-norm embedding, in fp32 or better whatever the products ran in."""
+        features: Tensor = self.backbone(**view)
+        if self.whitening is not None and self.training:
+            self.whitening.observe(features)
+        embedding: Tensor = self.head(features)
+        return F.normalize(embedding if embedding.dtype == torch.float64 else embedding.float(), dim=1)

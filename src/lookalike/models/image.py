@@ -1,0 +1,132 @@
+"""Backbones for pictures. A value says which; ``build`` gives a module that is called with ``pixels`` and its width F."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lookalike.models.norm import GroupedBatchNorm2d, group_norms
+from lookalike.trouble import Trouble
+
+
+class Pixels(nn.Module):
+    """A network from another library, called by keyword; exports strip the ``net.`` that it adds to names."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) → (B, F)."""
+        features: Tensor = self.net(pixels)
+        return features
+
+
+@dataclass(frozen=True)
+class ResNet:
+    """torchvision's ResNets; the ``small`` stem (3×3, stride 1, no pooling) is the usual one for 32-pixel pictures."""
+
+    name: str = "resnet50"
+    stem: Literal["imagenet", "small"] = "imagenet"
+
+    def build(self, group: int) -> tuple[nn.Module, int]:
+        """Random weights, BatchNorm in groups of ``group`` examples, no classifier."""
+        try:
+            net = torchvision.models.get_model(self.name, weights=None)
+            features = int(net.fc.in_features)
+        except (ValueError, AttributeError):
+            raise Trouble(
+                f"model.name {self.name!r} is not a ResNet of torchvision; try resnet18 or resnet50"
+            ) from None
+        net.fc = nn.Identity()
+        if self.stem == "small":
+            net.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
+            nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+            net.maxpool = nn.Identity()
+        return Pixels(group_norms(net, group)), features
+
+
+@dataclass(frozen=True)
+class Timm:
+    """Any backbone of timm by its name, without a classifier."""
+
+    name: str = "resnet50"
+
+    def build(self, group: int) -> tuple[nn.Module, int]:
+        """Random weights; BatchNorm, where the model has it, in groups of ``group`` examples."""
+        if not timm.is_model(self.name):
+            near = timm.list_models(f"*{self.name.split('_')[0].split('.')[0]}*")[:3]
+            hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names them"
+            raise Trouble(f"model.name {self.name!r} is not a model of timm; {hint}")
+        net = timm.create_model(self.name, pretrained=False, num_classes=0)
+        return Pixels(group_norms(net, group)), int(getattr(net, "head_hidden_size", None) or net.num_features)
+
+
+@dataclass(frozen=True)
+class SmallResNet:
+    """A ResNet for processors without an accelerator: few wide layers at low resolution, which matrix units like.
+
+    ``patch`` is the side and stride of the first convolution: pictures of S pixels become S/patch at once.
+    """
+
+    widths: tuple[int, ...] = (64, 128, 256)
+    blocks: tuple[int, ...] = (1, 1, 1)
+    kernel: int = 4
+    stride: int = 2
+
+    def build(self, group: int) -> tuple[nn.Module, int]:
+        """Random weights; the width of the last stage is F."""
+        return SmallResNetBackbone(self, group), self.widths[-1]
+
+
+class _Block(nn.Module):
+    """Two 3×3 convolutions beside a shortcut (He et al. 2016); where it shrinks, the shortcut averages (ResNet-D)."""
+
+    def __init__(self, before: int, width: int, stride: int, group: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, width, 3, stride, 1, bias=False)
+        self.norm1 = GroupedBatchNorm2d(width, group)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.norm2 = GroupedBatchNorm2d(width, group)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or before != width:
+            self.shortcut = nn.Sequential(
+                nn.AvgPool2d(stride) if stride > 1 else nn.Identity(),
+                nn.Conv2d(before, width, 1, bias=False),
+                GroupedBatchNorm2d(width, group),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        return F.relu(self.norm2(self.conv2(inner)).add_(self.shortcut(x)), inplace=True)
+
+
+class SmallResNetBackbone(nn.Module):
+    """Stem, stages that each halve the resolution, mean over positions."""
+
+    def __init__(self, spec: SmallResNet, group: int) -> None:
+        super().__init__()
+        first, padding = spec.widths[0], (spec.kernel - spec.stride + 1) // 2
+        self.stem = nn.Conv2d(3, first, spec.kernel, spec.stride, padding, bias=False)
+        self.norm = GroupedBatchNorm2d(first, group)
+        blocks: list[nn.Module] = []
+        before = first
+        for stage, (width, count) in enumerate(zip(spec.widths, spec.blocks)):
+            for i in range(count):
+                blocks.append(_Block(before, width, 2 if stage > 0 and i == 0 else 1, group))
+                before = width
+        self.blocks = nn.Sequential(*blocks)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) → (B, F)."""
+        x = F.relu(self.norm(self.stem(pixels)), inplace=True)
+        return torch.mean(self.blocks(x), dim=(2, 3))

@@ -1,0 +1,95 @@
+"""BatchNorm whose statistics come from groups of a fixed number of examples.
+
+"Whatever sits on this device" is not a definition: with it the mathematics would depend on the number of processes, and
+on one device shuffling keys would do nothing. Groups make both independent of where the batch is computed.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn import functional as F
+
+
+class _Grouped(torch.autograd.Function):
+    """The native kernel once per group, on slices of the batch: encoding group by group would cost a quarter of the speed."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+    ) -> tuple[Tensor, ...]:
+        out = torch.empty_like(x)
+        mean, scale = (torch.empty(groups, x.shape[1], dtype=weight.dtype, device=x.device) for _ in range(2))
+        for part, to, m, s in zip(x.tensor_split(groups), out.tensor_split(groups), mean, scale):
+            torch.ops.aten.native_batch_norm.out(
+                part, weight, bias, None, None, True, 0.0, eps, out=to, save_mean=m, save_invstd=s
+            )
+        ctx.save_for_backward(x, weight, mean, scale)
+        ctx.groups, ctx.eps = groups, eps  # type: ignore[attr-defined]
+        ctx.mark_non_differentiable(mean, scale)
+        return out, mean, scale
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: FunctionCtx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, means, scales = ctx.saved_tensors  # type: ignore[attr-defined]
+        groups: int = ctx.groups  # type: ignore[attr-defined]
+        to_x = torch.empty_like(x)
+        to_weight, to_bias = torch.zeros_like(weight), torch.zeros_like(weight)
+        slices = zip(x.tensor_split(groups), grad.tensor_split(groups), to_x.tensor_split(groups), means, scales)
+        for part, upstream, to, mean, scale in slices:
+            by_x, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
+                upstream,
+                part,
+                weight,
+                None,
+                None,
+                mean,
+                scale,
+                True,
+                ctx.eps,
+                [True, True, True],  # type: ignore[attr-defined]
+            )
+            to.copy_(by_x)
+            to_weight += by_weight
+            to_bias += by_bias
+        return to_x, to_weight, to_bias, None, None
+
+
+class GroupedBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d over groups of ``group`` consecutive examples; evaluation uses the running statistics as usual."""
+
+    def __init__(self, features: int, group: int) -> None:
+        super().__init__(features)
+        self.group = group
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → the same; a batch that is no multiple of ``group`` is split as evenly as may be."""
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        groups = max(1, len(x) // self.group)
+        out, mean, scale = cast("tuple[Tensor, ...]", _Grouped.apply(x, self.weight, self.bias, groups, self.eps))
+        self._remember(mean, scale, x.numel() // x.shape[1] // groups)
+        return out
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, scale: Tensor, count: int) -> None:
+        """Move the running statistics toward the mean over groups; ``scale`` is 1/√(variance + eps) of each."""
+        variance = (scale.double().pow(-2) - self.eps) * (count / max(1, count - 1))
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        self.running_mean.lerp_(mean.mean(0).to(self.running_mean.dtype), 0.1)
+        self.running_var.lerp_(variance.mean(0).to(self.running_var.dtype), 0.1)
+
+
+def group_norms(module: nn.Module, group: int) -> nn.Module:
+    """Replace every BatchNorm2d below ``module`` by a grouped one; names and shapes of the state stay the same."""
+    for name, child in module.named_children():
+        if type(child) is nn.BatchNorm2d:
+            setattr(module, name, GroupedBatchNorm2d(child.num_features, group))
+        else:
+            group_norms(child, group)
+    return module

@@ -1,0 +1,70 @@
+"""When a run logs, monitors and saves, and how fast it goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from lookalike.types import Batch
+
+
+class Due:
+    """When to log, monitor and save. The first two depend on the step alone, so that a resumed run logs the same."""
+
+    def __init__(self, total: int, monitors: int, save_every: int | None) -> None:
+        self.total, self.save_every = total, save_every
+        self.log_every = max(1, total // 500)
+        self.monitor_at = {round(total * (i + 1) / monitors) for i in range(monitors)}
+        self.next_save = time.perf_counter() + 60
+
+    def log(self, step: int) -> bool:
+        """About 500 times a run, first and last step included."""
+        return step % self.log_every == 0 or step in (1, self.total)
+
+    def monitor(self, step: int) -> bool:
+        """Evenly over the run, at its end for the last time."""
+        return step in self.monitor_at
+
+    def save(self, step: int) -> bool:
+        """Every ``save_every`` steps if given, else every minute or so; always at the end."""
+        if step == self.total:
+            return True
+        return step % self.save_every == 0 if self.save_every else time.perf_counter() >= self.next_save
+
+    def saved(self, save: Callable[[], object]) -> None:
+        """Save, and leave a hundred times as long as it took before the next: at most 1 % of the time."""
+        began = time.perf_counter()
+        save()
+        now = time.perf_counter()
+        self.next_save = now + max(60.0, 100 * (now - began))
+
+
+class Waiting:
+    """Iterates batches and keeps how long the step waited for them."""
+
+    def __init__(self, source: Iterator[Batch]) -> None:
+        self.source = source
+        self.waited, self.count = 0.0, 0
+        self.began = self.last = time.perf_counter()
+        self.pace = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            asked = time.perf_counter()
+            batch = next(self.source, None)
+            now = time.perf_counter()
+            if batch is None:
+                return
+            self.waited += now - asked
+            if self.count:  # a running mean that forgets slowly, so that the rate is neither jumpy nor stale
+                self.pace += (now - self.last - self.pace) / min(self.count, 50)
+            self.count, self.last = self.count + 1, now
+            yield batch
+
+    def rate(self, batch: int) -> float:
+        """Examples a second of late; 0 until two steps are done."""
+        return batch / self.pace if self.pace else 0.0
+
+    def share(self) -> float:
+        """The share of the time since the start that went into getting batches, views included."""
+        return self.waited / max(1e-9, time.perf_counter() - self.began)

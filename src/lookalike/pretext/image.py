@@ -1,0 +1,251 @@
+"""Two random views of each picture, made for whole batches on the device of the pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lookalike.pretext import ops
+from lookalike.seeding import uniforms
+from lookalike.types import View
+
+Triple = tuple[float, float, float]
+
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+CIFAR_MEAN: Triple = (0.4914, 0.4822, 0.4465)
+CIFAR_STD: Triple = (0.2023, 0.1994, 0.2010)  # as in the MoCo CIFAR notebook and lemniscate
+
+_CHUNK = 1 << 16  # pixels a colour plane of a sub-batch: what a view touches then stays in a CPU's L2 cache
+_STILL = 4  # the group of examples whose colours stay; groups 0 to 3 change their hue as the first to fourth of the ops
+
+
+class Canvases(NamedTuple):
+    """Whole pictures squashed to one size: ``pixels`` uint8 (B, 3, H, W), ``sizes`` int64 (B, 2) as they were."""
+
+    pixels: Tensor
+    sizes: Tensor
+
+
+class Columns:
+    """Which of the uniform draws of (seed, epoch, row, view) decides what; new operations take columns at the end."""
+
+    CROP = slice(0, 2 * ops.TRIES + 2)
+    FLIP, JITTER = 22, 23
+    ORDER = slice(24, 28)  # the four colour operations run in the order of these draws
+    FACTORS = slice(28, 32)  # brightness, contrast, saturation, hue
+    GRAY, BLUR, SIGMA, SOLARIZE = 32, 33, 34, 35
+    COUNT = 36
+
+
+class Plan(NamedTuple):
+    """What happens to each of B examples, on the CPU: the code that runs depends on it."""
+
+    boxes: Tensor  # (B, 4) float32 top, left, height, width on the canvas
+    flip: Tensor  # (B,) bool, as the next three
+    gray: Tensor
+    blur: Tensor
+    solarize: Tensor
+    group: Tensor  # (B,) when the hue changes, 0 to 3, or _STILL
+    kinds: Tensor  # (B, 3) brightness, contrast and saturation in their order
+    factors: Tensor  # (B, 4) by number of the operation; the hue in turns
+    sigma: Tensor  # (B,) pixels
+
+    def ordered(self, order: Tensor) -> Plan:
+        """The same for the examples in another order."""
+        return Plan(*(field.index_select(0, order) for field in self))
+
+
+class Colours(NamedTuple):
+    """The numbers of a plan that pixels are computed with, on their device."""
+
+    blends: Tensor  # (3, 3, B) for each of three steps the weights of ``ops.adjust``
+    hues: Tensor  # (3, B)
+    sigma: Tensor  # (B,)
+
+    @classmethod
+    def of(cls, plan: Plan, device: torch.device) -> Colours:
+        """Those of a plan."""
+        blends = ops.blend_weights(plan.kinds, plan.factors.gather(1, plan.kinds)).permute(2, 0, 1).contiguous()
+        hues = ops.hue_offsets(plan.factors[:, ops.HUE])
+        return cls(*(numbers.to(device, non_blocking=True) for numbers in (blends, hues, plan.sigma)))
+
+
+@dataclass(frozen=True)
+class ImageView:
+    """One random view: crop, mirror, change colours, blur; the defaults crop and mirror only."""
+
+    size: int = 224
+    scale: tuple[float, float] = (0.2, 1.0)  # area of the crop
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # its width over its height
+    flip: float = 0.5  # probability, as jitter, gray, blur and solarize
+    jitter: float = 0.0
+    brightness: float = 0.0  # factors within 1 - b and 1 + b, as contrast and saturation
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0  # turns, at most one half either way
+    gray: float = 0.0
+    blur: float = 0.0
+    sigma: tuple[float, float] = (0.1, 2.0)  # pixels of the view
+    kernel: float = (
+        0.0  # side of the blur's kernel over the view's, made odd (SimCLR 0.1); 0: three of the widest sigma
+    )
+    solarize: float = 0.0
+    order: Literal["jitter first", "gray first"] = "jitter first"
+    mean: Triple = IMAGENET_MEAN
+    std: Triple = IMAGENET_STD
+
+    def __call__(self, canvases: Canvases, rows: Tensor, seed: int, epoch: int, view: int) -> View:
+        """View number ``view`` of the examples at ``rows`` (B,): each a function of its canvas and the four numbers."""
+        pixels, (height, width) = canvases.pixels, canvases.pixels.shape[2:]
+        draws = uniforms(seed, epoch, rows.cpu(), view, Columns.COUNT)
+        plan = self.plan(draws, canvases.sizes.cpu(), (height, width))
+        order = (2 * plan.group + plan.gray).argsort(stable=True)  # what is alike lies together
+        plan, device = plan.ordered(order), pixels.device
+        axes = ops.axes(plan.boxes.to(device), (height, width), self.size, plan.flip.to(device))
+        colours, here = Colours.of(plan, device), order.to(device)
+        out = torch.empty(len(rows), self.size, self.size, 3, device=device)
+        for part in self._parts(plan.group, device):
+            planes = ops.cropped(pixels.index_select(0, here[part]), axes.at(part))
+            self._recolour(planes, plan, colours, part)
+            ops.normalise_into(planes, self.mean, self.std, out[part])
+        return {"pixels": out.index_select(0, here.argsort()).permute(0, 3, 1, 2)}
+
+    def evaluation(self, canvases: Canvases, share: float = 1.0) -> View:
+        """The centre square of each picture, its side ``share`` of the short side; nothing is random."""
+        pixels, (height, width) = canvases.pixels, canvases.pixels.shape[2:]
+        sizes = canvases.sizes.cpu()
+        boxes = ops.on_canvas(ops.centre_squares(sizes, share), sizes, (height, width))
+        axes = ops.axes(boxes.float().to(pixels.device), (height, width), self.size)
+        out = torch.empty(len(pixels), self.size, self.size, 3, device=pixels.device)
+        limit = self._limit(pixels.device)
+        for start in range(0, len(pixels), limit):
+            part = slice(start, start + limit)
+            ops.normalise_into(ops.cropped(pixels[part], axes.at(part)), self.mean, self.std, out[part])
+        return {"pixels": out.permute(0, 3, 1, 2)}
+
+    def displayable(self, view: View) -> Tensor:
+        """The view's pixels back as uint8 (B, 3, S, S)."""
+        return ops.displayable(view["pixels"], self.mean, self.std)
+
+    def plan(self, draws: Tensor, sizes: Tensor, canvas: tuple[int, int]) -> Plan:
+        """What ``draws`` (B, Columns.COUNT) mean for pictures of ``sizes`` (B, 2) on canvases (H, W)."""
+        boxes = ops.crop_boxes(sizes, draws[:, Columns.CROP], self.scale, self.ratio)
+        order = draws[:, Columns.ORDER].argsort(dim=1, stable=True)
+        place = order.eq(ops.HUE).int().argmax(1)
+        still = draws[:, Columns.JITTER] >= self.jitter
+        return Plan(
+            boxes=ops.on_canvas(boxes, sizes, canvas).float(),
+            flip=draws[:, Columns.FLIP] < self.flip,
+            gray=draws[:, Columns.GRAY] < self.gray,
+            blur=draws[:, Columns.BLUR] < self.blur,
+            solarize=draws[:, Columns.SOLARIZE] < self.solarize,
+            group=torch.where(still, _STILL, place if self.hue else ops.HUE),
+            kinds=order[order != ops.HUE].view(-1, 3),
+            factors=self._factors(draws[:, Columns.FACTORS]),
+            sigma=self.sigma[0] + (self.sigma[1] - self.sigma[0]) * draws[:, Columns.SIGMA],
+        )
+
+    def _factors(self, draws: Tensor) -> Tensor:
+        """(B, 4) the factors of ColorJitter from its four draws."""
+        spread = (self.brightness, self.contrast, self.saturation)
+        low = torch.tensor([*(max(0.0, 1 - s) for s in spread), -self.hue])
+        high = torch.tensor([*(1 + s for s in spread), self.hue])
+        return low + (high - low) * draws
+
+    def _limit(self, device: torch.device) -> int:
+        """How many examples at a time: enough for the CPU's cache, all of them elsewhere."""
+        return max(8, _CHUNK // self.size**2) if device.type == "cpu" else 1 << 30
+
+    def _parts(self, group: Tensor, device: torch.device) -> Iterator[slice]:
+        """Consecutive examples of one group, in about equal parts; ``group`` (B,) is sorted."""
+        start, limit = 0, self._limit(device)
+        counts: list[int] = torch.bincount(group).tolist()
+        for count in counts:
+            parts = math.ceil(count / limit)
+            for i in range(parts):
+                yield slice(start + count * i // parts, start + count * (i + 1) // parts)
+            start += count
+
+    def _recolour(self, planes: Tensor, plan: Plan, colours: Colours, part: slice) -> None:
+        """Everything after the crop, in place, on examples of one group."""
+        group = int(plan.group[part.start])
+        if self.order == "gray first":
+            _change(planes, plan.gray[part], ops.grayed)
+        if group != _STILL:
+            self._jitter(planes, group, colours.blends[:, :, part], colours.hues[:, part])
+        if self.order == "jitter first":
+            _change(planes, plan.gray[part], ops.grayed)
+        sigma = colours.sigma[part][plan.blur[part]] if self.blur else colours.sigma
+        _change(planes, plan.blur[part], lambda chosen: ops.blurred(chosen, sigma, self.radius()))
+        _change(planes, plan.solarize[part], ops.solarized)
+
+    def _jitter(self, planes: Tensor, group: int, blends: Tensor, hues: Tensor) -> None:
+        """ColorJitter: its four operations in each example's own order, the hue at the group's place in it."""
+        for step, weights in enumerate(blends):
+            if step == group and self.hue:
+                ops.shift_hue(planes, hues)
+            ops.adjust(planes, weights)
+        if group == ops.HUE and self.hue:
+            ops.shift_hue(planes, hues)
+
+    def radius(self) -> int:
+        """Pixels that the blur reaches to each side."""
+        return int(self.kernel * self.size) // 2 if self.kernel else math.ceil(3 * self.sigma[1])
+
+
+def _change(planes: Tensor, where: Tensor, change: Callable[[Tensor], Tensor]) -> None:
+    """Apply ``change`` to the examples that ``where`` (B,) picks, and to no other."""
+    picked: list[int] = where.nonzero()[:, 0].tolist()
+    if not picked:
+        return
+    if picked[-1] - picked[0] < len(picked):  # side by side: no copies
+        part = planes[:, picked[0] : picked[-1] + 1]
+        part.copy_(change(part))
+        return
+    index = torch.tensor(picked, device=planes.device)
+    planes.index_copy_(1, index, change(planes.index_select(1, index)))
+
+
+@dataclass(frozen=True)
+class TwoViews:
+    """The pretext of momentum contrast: two random views of a picture belong together."""
+
+    first: ImageView
+    second: ImageView | None = None  # the same kind as the first where not given
+
+    def __call__(self, canvases: Canvases, rows: Tensor, seed: int, epoch: int) -> tuple[View, View]:
+        """Two views of the examples at ``rows`` (B,) of the source."""
+        second = self.second or self.first
+        return self.first(canvases, rows, seed, epoch, 0), second(canvases, rows, seed, epoch, 1)
+
+    def evaluation(self, canvases: Canvases, share: float = 1.0) -> View:
+        """What evaluations encode: ``ImageView.evaluation`` of the first view."""
+        return self.first.evaluation(canvases, share)
+
+
+MOCO_V1 = ImageView(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4, jitter=1.0, gray=0.2, order="gray first")
+"""He et al. 2019, arXiv 1911.05722; moco/main_moco.py without ``--aug-plus``."""
+
+MOCO_V2 = replace(MOCO_V1, hue=0.1, jitter=0.8, blur=0.5, order="jitter first")
+"""Chen et al. 2020, arXiv 2003.04297; moco/main_moco.py with ``--aug-plus``."""
+
+SIMCLR = replace(MOCO_V2, scale=(0.08, 1.0), brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, kernel=0.1)
+"""Chen et al. 2020, arXiv 2002.05709, appendix A, colour strength 1."""
+
+MOCO_V3_FIRST = replace(MOCO_V2, scale=(0.08, 1.0), saturation=0.2, blur=1.0)
+"""Chen et al. 2021, arXiv 2104.02057; moco-v3/main_moco.py augmentation1 (crops from 0.2 for ResNet-50)."""
+
+MOCO_V3_SECOND = replace(MOCO_V3_FIRST, blur=0.1, solarize=0.2)
+"""Chen et al. 2021, arXiv 2104.02057; moco-v3/main_moco.py augmentation2 (crops from 0.2 for ResNet-50)."""
+
+MOCO_CIFAR = replace(MOCO_V2, size=32, scale=(0.08, 1.0), blur=0.0, mean=CIFAR_MEAN, std=CIFAR_STD)
+"""facebookresearch/moco, branch colab-notebook, moco_cifar10_demo.ipynb."""
+
+INSTDISC_CIFAR = replace(MOCO_CIFAR, scale=(0.2, 1.0), hue=0.4, jitter=1.0)
+"""Wu et al. 2018, arXiv 1805.01978; lemniscate.pytorch/cifar.py."""

@@ -1,0 +1,198 @@
+"""``lookalike pretrain``: from what a person names to a trained run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lookalike import checkpoint
+from lookalike.data.loader import GIB, Loader
+from lookalike.data.source import Data, Source, native_side, open_source
+from lookalike.dist import device
+from lookalike.evaluate.knn import Knn
+from lookalike.learn.learner import Learner
+from lookalike.recipe import Length, Recipe, override
+from lookalike.recipes import recipe_named
+from lookalike.run import Run, check_same, move_aside, read_recipe
+from lookalike.screen import Screen
+from lookalike.seeding import uniforms
+from lookalike.train import Finished, measured, train
+from lookalike.trained import Trained
+from lookalike.trouble import BAD_DATA, Trouble
+
+_MANY = 100_000  # examples from which a GPU's default is the paper's recipe
+
+
+class Asked(NamedTuple):
+    """What a person asks of ``pretrain``; nothing here but ``recipe``, its overrides and its length changes weights."""
+
+    data: Data
+    out: Path
+    recipe: str | Recipe | None = None
+    length: Length | None = None
+    overrides: Sequence[tuple[str, str]] = ()
+    split: str | None = None
+    overwrite: bool = False
+    init_from: Path | None = None
+    max_bad: float = 0.01
+    workers: int = 2
+    memory: float = 4.0  # GiB
+    save_every: int | None = None
+    quiet: bool = False
+
+
+def pretrain(data: Data, out: str | Path, recipe: str | Recipe | None = None, **asked: object) -> Finished:
+    """Learn from ``data`` without labels into the run folder ``out``, or continue the run that is there.
+
+    The other arguments are the fields of ``Asked``. Raises Trouble.
+    """
+    return carry_out(Asked(data, Path(out), recipe, **asked))  # type: ignore[arg-type]
+
+
+def carry_out(asked: Asked) -> Finished:
+    """The whole of ``pretrain``."""
+    refuse_foreign(asked.out)
+    source = open_source(asked.data, asked.split)
+    recipe = chosen(asked, source)
+    if asked.overwrite and (asked.out / "recipe.json").exists():
+        with Run(asked.out):  # not while somebody trains there
+            pass
+        move_aside(asked.out)
+    with Run(asked.out) as run, Screen(recipe.name, asked.quiet) as screen:
+        held = run.recipe()
+        if held is not None:
+            check_same(asked.out, held, as_held(recipe, held))
+            recipe = held
+        loader = load_data(asked, source.at(recipe.canvas), run, screen)
+        monitor = KnnMonitor.of(loader, recipe)
+        if held is None:
+            recipe = begin(asked, recipe, run, loader, monitor, screen)
+        done = train(recipe, run, loader, monitor, screen.pulse, asked.save_every)
+        screen.say(summary(done, asked.out))
+    return done
+
+
+def refuse_foreign(out: Path) -> None:
+    """Never write into a folder that holds somebody's other files."""
+    ours = {"run.lock", "bad_files.csv", "train.log"}
+    if out.exists() and not out.is_dir():
+        raise Trouble(f"{out} is a file: --out names the folder of the run")
+    if out.is_dir() and not (out / "recipe.json").exists() and {path.name for path in out.iterdir()} - ours:
+        raise Trouble(f"{out} holds files that are no run of lookalike: choose an empty or new folder for --out")
+
+
+def chosen(asked: Asked, source: Source) -> Recipe:
+    """The recipe for this data, with the fields that the person set."""
+    recipe = asked.recipe
+    if not isinstance(recipe, Recipe):
+        large = device().type != "cpu" and len(source) >= _MANY
+        recipe = recipe_named(recipe or ("moco_v2" if large else "small"), len(source), native_side(source))
+    if asked.length is not None:
+        recipe = replace(recipe, length=asked.length)
+    for path, text in asked.overrides:
+        recipe = override(recipe, path, text)
+    return recipe.fitted(len(source))
+
+
+def as_held(asked: Recipe, held: Recipe) -> Recipe:
+    """The recipe asked for with the steps that were measured when the run began, if it is the same length in minutes."""
+    if asked.length.minutes is not None and asked.length.minutes == held.length.minutes:
+        return replace(asked, length=held.length)
+    return asked
+
+
+def load_data(asked: Asked, source: Source, run: Run, screen: Screen) -> Loader:
+    """The loader, after decoding everything where it fits into memory."""
+    done = 0
+
+    def more(count: int) -> None:
+        nonlocal done
+        done += count
+        screen.work("decoding", done, len(source))
+
+    return Loader(
+        source, int(asked.memory * GIB), asked.workers, asked.max_bad, more, on_bad=lambda bad: run.note_bad_files(bad)
+    )
+
+
+def begin(asked: Asked, recipe: Recipe, run: Run, loader: Loader, monitor: KnnMonitor | None, screen: Screen) -> Recipe:
+    """Fix what a new run is, record it, and say it."""
+    if recipe.length.total(1) is None:
+        screen.say(f"measuring how many steps {recipe.length.minutes:g} minutes allow")
+        reserve = monitor.seconds() * recipe.monitors if monitor else 0.0
+        recipe = measured(recipe, loader, reserve)
+    source = loader.source
+    about = {"examples": len(source), "data": str(asked.data), "split": asked.split, "bad": len(loader.bad)}
+    run.begin(recipe, about)
+    if asked.init_from is not None:
+        initialise(asked.init_from, recipe, run, loader)
+    size = recipe.dictionary.size
+    screen.say(
+        f"{recipe.name}: {len(source)} examples, {recipe.length.total(len(source) // recipe.batch)} steps of "
+        f"{recipe.batch}, queue {size}, views of {recipe.pretext.first.size} px, into {asked.out}"
+    )
+    return recipe
+
+
+def initialise(other: Path, recipe: Recipe, run: Run, loader: Loader) -> None:
+    """A checkpoint at step 0 with the encoder of another run; twin and queue start anew."""
+    path, _ = checkpoint.newest(Run(other).checkpoints)
+    if path is None:
+        raise Trouble(f"--init-from {other} has no checkpoint", BAD_DATA)
+    theirs = read_recipe(other / "recipe.json")
+    if (theirs.model, theirs.head, theirs.whiten) != (recipe.model, recipe.head, recipe.whiten):
+        raise Trouble(f"--init-from {other} has another model ({theirs.model}, {theirs.head}): use its recipe")
+    donor = theirs.build(len(loader))
+    checkpoint.load_learner(path, donor)
+    learner = recipe.build(len(loader))
+    learner.encoder.load_state_dict(donor.encoder.state_dict())
+    learner.keys = recipe.keys.build(learner.encoder)
+    checkpoint.save(run.checkpoints, 0, learner, recipe.optimizer.build(learner.encoder, recipe.batch))
+
+
+def summary(done: Finished, out: Path) -> str:
+    """The last line of a run."""
+    state = "done" if done.step == done.total else "stopped and saved; the same command continues"
+    return f"step {done.step} of {done.total}: {state}; waited for data and views {done.waited:.1%} of the time; {out}"
+
+
+class KnnMonitor(NamedTuple):
+    """kNN accuracy during training, on labelled examples of the training data alone: no test example is looked at."""
+
+    loader: Loader
+    recipe: Recipe
+    reference: Tensor  # rows
+    queries: Tensor
+
+    @classmethod
+    def of(cls, loader: Loader, recipe: Recipe, most: int = 5000) -> KnnMonitor | None:
+        """A fixed draw of at most ``most`` labelled rows, a fifth of which ask; None where there are no labels."""
+        labelled = (loader.source.labels >= 0).nonzero()[:, 0]
+        if len(labelled) < 20 or recipe.monitors < 1:
+            return None
+        drawn = labelled[uniforms(0, 0, labelled, 2, 1)[:, 0].argsort()][:most]
+        return cls(loader, recipe, drawn[len(drawn) // 5 :], drawn[: len(drawn) // 5])
+
+    def __call__(self, learner: Learner) -> dict[str, float]:
+        """{"knn": accuracy} of the backbone's features."""
+        trained = Trained(self.recipe, learner.encoder, 0)
+        reference, queries = (trained.features(self.loader, rows) for rows in (self.reference, self.queries))
+        labels = self.loader.source.labels
+        k = min(self.recipe.monitor.k, max(1, len(self.reference) // 20))
+        return {
+            "knn": Knn(k, self.recipe.monitor.temperature).accuracy(
+                reference, labels[self.reference], queries, labels[self.queries]
+            )
+        }
+
+    def seconds(self) -> float:
+        """How long one call takes, by making one."""
+        began = time.perf_counter()
+        self(self.recipe.build(len(self.loader)).to(device(), memory_format=torch.channels_last))
+        return time.perf_counter() - began

@@ -1,0 +1,190 @@
+"""A recipe: the frozen value that names everything a run depends on, to and from JSON and the command line."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from lookalike.evaluate.knn import Knn
+from lookalike.learn.dictionary import Queue
+from lookalike.learn.keys import Momentum
+from lookalike.learn.learner import Learner
+from lookalike.learn.objective import InfoNCE
+from lookalike.models.encoder import Encoder
+from lookalike.models.heads import MLP
+from lookalike.models.image import ResNet, SmallResNet, Timm
+from lookalike.models.whitening import Whitening
+from lookalike.optimize import SGD, AdamW, Cosine, Steps
+from lookalike.pretext.image import ImageView, TwoViews
+from lookalike.seeding import reseed
+from lookalike.trouble import BAD_DATA, Trouble
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a run is: ``epochs``, or exactly ``steps``, or as many steps as ``minutes`` allow.
+
+    Minutes are turned into steps once, when the run starts, and ``steps`` records the answer.
+    """
+
+    epochs: float | None = None
+    minutes: float | None = None
+    steps: int | None = None
+
+    def total(self, steps_per_epoch: int) -> int | None:
+        """Steps of the whole run, or None where minutes have not been measured yet."""
+        if self.steps is not None:
+            return self.steps
+        return None if self.epochs is None else max(1, round(self.epochs * steps_per_epoch))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is learned, how, and for how long; two runs of one recipe on the same data and machine are equal."""
+
+    name: str
+    pretext: TwoViews
+    canvas: int = 256  # side in pixels at which pictures are kept before they are cropped
+    model: ResNet | SmallResNet | Timm = ResNet()  # noqa: RUF009  (frozen)
+    head: MLP = MLP()  # noqa: RUF009
+    whiten: bool = False  # features are decorrelated by running statistics when they are evaluated
+    keys: Momentum = Momentum()  # noqa: RUF009
+    dictionary: Queue = Queue()  # noqa: RUF009
+    objective: InfoNCE = InfoNCE()  # noqa: RUF009
+    optimizer: SGD | AdamW = SGD()  # noqa: RUF009
+    schedule: Cosine | Steps = Steps()  # noqa: RUF009
+    length: Length = Length(epochs=200)
+    batch: int = 256  # examples a step, over all processes
+    group: int = 32  # examples that share BatchNorm statistics
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of products; auto: bf16 where the device computes in it
+    monitor: Knn = Knn()  # noqa: RUF009
+    monitors: int = 10  # how often the monitor runs over the whole run
+    seed: int = 0
+
+    def build(self, examples: int) -> Learner:
+        """A learner with the initial weights that ``seed`` decides; same seed, same weights."""
+        reseed(self.seed, 0)
+        backbone, features = self.model.build(self.group)
+        encoder = Encoder(backbone, self.head.build(features), Whitening(features) if self.whiten else None)
+        return Learner(
+            encoder, self.keys.build(encoder), self.dictionary.build(self.head.widths[-1], examples), self.objective
+        )
+
+    def fitted(self, examples: int) -> Recipe:
+        """The recipe for this many examples; refuses what cannot work."""
+        if self.batch > examples:
+            advice = f"try --batch {2 ** max(1, (examples // 4).bit_length() - 1)}" if examples >= 4 else "add pictures"
+            raise Trouble(f"a batch of {self.batch} is larger than the data, {examples} examples: {advice}", BAD_DATA)
+        if self.batch < 2:
+            raise Trouble("batch must be at least 2")
+        return replace(self, dictionary=self.dictionary.fitted(examples))
+
+
+KINDS: dict[str, type] = {
+    kind.__name__: kind
+    for kind in (
+        Recipe, Length, TwoViews, ImageView, ResNet, SmallResNet, Timm, MLP, Momentum, Queue, InfoNCE,
+        SGD, AdamW, Cosine, Steps, Knn,
+    )
+}  # fmt: skip
+"""The only classes a file may name."""
+
+
+def to_plain(value: Any) -> Any:
+    """The value as what JSON holds; a dataclass becomes its kind and fields."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"kind": type(value).__name__, **fields}
+    return [to_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def from_plain(plain: Any) -> Any:
+    """The inverse of ``to_plain``; an unknown kind or field is refused."""
+    if isinstance(plain, list):
+        return tuple(from_plain(item) for item in plain)
+    if not isinstance(plain, dict):
+        return plain
+    kind = KINDS.get(str(plain.get("kind")))
+    if kind is None:
+        raise Trouble(
+            f"unknown kind {plain.get('kind')!r} in a recipe file: was it written by a newer version?", BAD_DATA
+        )
+    known = {f.name for f in dataclasses.fields(kind)}
+    if unknown := plain.keys() - known - {"kind"}:
+        raise Trouble(f"unknown field {sorted(unknown)[0]!r} of {kind.__name__} in a recipe file", BAD_DATA)
+    return kind(**{name: from_plain(part) for name, part in plain.items() if name != "kind"})
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Every field by its dotted path, for showing and comparing."""
+    plain: dict[str, Any] = {}
+    for name, part in to_plain(value).items():
+        inner = getattr(value, name, None)
+        if name != "kind" and dataclasses.is_dataclass(inner):
+            plain |= {prefix + name: part["kind"]} | flat(inner, f"{prefix}{name}.")
+        elif name != "kind":
+            plain[prefix + name] = part
+    return plain
+
+
+def differences(before: Recipe, after: Recipe) -> list[str]:
+    """One line per field that differs."""
+    old, new = flat(before), flat(after)
+    paths = sorted(path for path in old.keys() | new.keys() if old.get(path) != new.get(path))
+    return [f"{path}: {old.get(path)} -> {new.get(path)}" for path in paths]
+
+
+def override(recipe: Recipe, path: str, text: str) -> Recipe:
+    """The recipe with the field at ``path`` read from ``text``; an unknown path is refused with the nearest one."""
+    if path not in flat(recipe):
+        near = difflib.get_close_matches(path, flat(recipe), n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}?" if near else "see recipe.json of a run for all fields"
+        raise Trouble(f"recipe {recipe.name} has no field {path!r}; {hint}")
+    return typing.cast("Recipe", _replaced(recipe, path.split("."), path, text))
+
+
+def _replaced(value: Any, parts: list[str], path: str, text: str) -> Any:
+    name, *rest = parts
+    if rest:
+        return replace(value, **{name: _replaced(getattr(value, name), rest, path, text)})
+    hint = typing.get_type_hints(type(value))[name]
+    try:
+        return replace(value, **{name: parsed(text, hint)})
+    except (ValueError, TypeError, SyntaxError):
+        raise Trouble(f"--{path} cannot be {text!r}: it is {_readable(hint)}, now {getattr(value, name)!r}") from None
+
+
+def _readable(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(typing.get_args(hint))
+    if any(dataclasses.is_dataclass(part) for part in (hint, *typing.get_args(hint))):
+        return "a kind, which only another recipe changes"
+    return getattr(hint, "__name__", None) or str(hint)
+
+
+def parsed(text: str, hint: Any) -> Any:
+    """``text`` as the type of a field: bool, int, float, str, a Literal, a tuple (``64,128``), or an option of these."""
+    origin, choices = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if text not in choices:
+            raise ValueError(text)
+        return text
+    if origin in (types.UnionType, typing.Union):
+        if text.lower() == "none" and type(None) in choices:
+            return None
+        return parsed(text, next(choice for choice in choices if choice is not type(None)))
+    if origin is tuple:
+        items = ast.literal_eval(text if text.startswith(("(", "[")) else f"({text},)")
+        return tuple(parsed(str(item), choices[0]) for item in items)
+    if hint is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(text)
+        return text.lower() == "true"
+    if hint in (int, float, str):
+        return hint(text)
+    raise TypeError(hint)

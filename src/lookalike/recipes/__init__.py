@@ -1,0 +1,25 @@
+"""Recipes by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+from lookalike.recipe import Recipe
+from lookalike.recipes.images import moco_cifar, moco_v1, moco_v2, small
+from lookalike.recipes.tiny import tiny
+from lookalike.trouble import Trouble
+
+RECIPES: dict[str, Callable[[int, int], Recipe]] = {
+    recipe.__name__: recipe for recipe in (small, moco_v1, moco_v2, moco_cifar, tiny)
+}
+"""Each is called with the number of examples and the side of the pictures in pixels."""
+
+
+def recipe_named(name: str, examples: int, side: int) -> Recipe:
+    """The recipe of that name for this data; an unknown name is refused with the nearest one."""
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(RECIPES)}"
+        raise Trouble(f"unknown recipe {name!r}; {hint}")
+    return RECIPES[name](examples, side)

@@ -1,0 +1,28 @@
+"""A recipe of seconds, for tests and for looking at a whole run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lookalike.learn.dictionary import Queue
+from lookalike.models.image import SmallResNet
+from lookalike.recipe import Length, Recipe
+from lookalike.recipes.images import small
+
+
+def tiny(examples: int = 1797, side: int = 16) -> Recipe:
+    """``small`` at 16 pixels with a few thousand weights; 30 steps."""
+    recipe = small(max(examples, 16), side)
+    view = replace(recipe.pretext.first, size=16)
+    return replace(
+        recipe,
+        name="tiny",
+        pretext=replace(recipe.pretext, first=view),
+        canvas=16,
+        model=SmallResNet(widths=(8, 16), blocks=(1, 1), kernel=4, stride=2),
+        batch=16,
+        group=8,
+        dictionary=Queue(64),
+        length=Length(steps=30),
+        monitors=2,
+    ).fitted(examples)

@@ -1,0 +1,186 @@
+"""A run folder: what was asked (recipe.json), where it ran (environment.json), what happened (metrics.jsonl), a lock."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import os
+import platform
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import torchvision
+
+from lookalike.recipe import Recipe, differences, from_plain, to_plain
+from lookalike.trouble import BAD_DATA, LOCKED, USAGE, Trouble
+from lookalike.trouble import IO as IO_TROUBLE
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Publish ``data`` under ``path`` by rename: a reader, or a crash, sees the old file or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside ``folder`` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented JSON, published by rename."""
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; a damaged file is ``Trouble``."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise Trouble(f"{path} cannot be read ({error}): is this a run folder of lookalike?", BAD_DATA) from None
+
+
+class Run:
+    """An open run folder, locked against a second writer; a context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock: IO[str] | None = None
+        self._metrics: IO[str] | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line, in the order of steps."""
+        return self.folder / "metrics.jsonl"
+
+    def __enter__(self) -> Run:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.folder / "run.lock").open("a+")
+        except OSError as error:
+            raise Trouble(
+                f"cannot write to {self.folder} ({error.strerror}): choose another --out", IO_TROUBLE
+            ) from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "another process"
+            self._lock.close()
+            raise Trouble(
+                f"{self.folder} is in use by {holder}: wait for it, or choose another --out", LOCKED
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        self._lock.flush()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
+        if self._lock is not None:
+            self._lock.truncate(0)
+            self._lock.close()
+
+    def recipe(self) -> Recipe | None:
+        """The recipe that this folder holds, if any."""
+        path = self.folder / "recipe.json"
+        return read_recipe(path) if path.exists() else None
+
+    def begin(self, recipe: Recipe, data: dict[str, Any]) -> None:
+        """Record a new run: what was asked and where it runs."""
+        write_json(self.folder / "environment.json", environment() | {"data": data})
+        write_json(self.folder / "recipe.json", to_plain(recipe))
+
+    def rewind(self, step: int) -> None:
+        """Drop what was logged after ``step``: a resumed run logs those steps again, with equal values."""
+        lines = self.metrics.read_bytes().splitlines(keepends=True) if self.metrics.exists() else []
+        kept = [line for line in lines if _step_of(line) <= step]
+        write_atomically(self.metrics, b"".join(kept))
+
+    def log(self, step: int, **values: float) -> None:
+        """Append one line to metrics.jsonl."""
+        if self._metrics is None:
+            self._metrics = self.metrics.open("a")
+        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+        self._metrics.flush()
+
+    def note(self, text: str) -> None:
+        """Append a line, with the time, to train.log."""
+        with (self.folder / "train.log").open("a") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def note_bad_files(self, bad: dict[str, str]) -> None:
+        """bad_files.csv: each picture that could not be read, once, with the reason."""
+        if not bad:
+            return
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerows([("path", "reason"), *sorted(bad.items())])
+        write_atomically(self.folder / "bad_files.csv", text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def _step_of(line: bytes) -> float:
+    """The step of a line of metrics; a torn last line counts as after everything."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe of a recipe.json."""
+    recipe = from_plain(read_json(path))
+    if not isinstance(recipe, Recipe):
+        raise Trouble(f"{path} holds no recipe", BAD_DATA)
+    return recipe
+
+
+def check_same(folder: Path, held: Recipe, asked: Recipe) -> None:
+    """Refuse to continue a run under other settings."""
+    if changed := differences(held, asked):
+        raise Trouble(
+            f"{folder} holds a run of other settings ({'; '.join(changed)}): choose another --out, or --overwrite",
+            USAGE,
+        )
+
+
+def move_aside(folder: Path) -> None:
+    """Keep an old run under a free name beside it."""
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+        number += 1
+    folder.rename(aside)
+
+
+def environment() -> dict[str, Any]:
+    """What a byte-equal repetition of a run depends on."""
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "machine": platform.machine(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }

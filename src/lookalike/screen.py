@@ -1,0 +1,69 @@
+"""What a person sees while a run goes on: a live line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lookalike.train import Pulse
+
+_PLAIN_SECONDS = 15.0  # between lines where there is no terminal: a log should stay readable
+
+
+class Screen:
+    """Shows pulses of one run; a context manager."""
+
+    def __init__(self, title: str, quiet: bool = False) -> None:
+        self.console = Console(quiet=quiet)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=quiet or not self.console.is_terminal,
+            transient=True,
+        )
+        self.title = title
+        self.tasks: dict[str, TaskID] = {}
+        self.next_plain = 0.0
+
+    def __enter__(self) -> Screen:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def work(self, what: str, done: int, total: int) -> None:
+        """Progress of a piece of work that is no training: decoding, embedding."""
+        self._show(what, done, total, "")
+
+    def pulse(self, pulse: Pulse) -> None:
+        """Progress of training."""
+        shown = " ".join(f"{name} {value:.3f}" for name, value in pulse.metrics.items())
+        state = (
+            f"{pulse.images_per_second:.0f} images/s  loss {pulse.loss:.3f} (guess {pulse.chance:.3f})  "
+            f"top-1 {pulse.top1:.3f}  {shown}"
+        )
+        self._show(self.title, pulse.step, pulse.total, state)
+        if not self.console.is_terminal and (time.monotonic() >= self.next_plain or pulse.step == pulse.total):
+            self.next_plain = time.monotonic() + _PLAIN_SECONDS
+            left = (pulse.total - pulse.step) * pulse.seconds_per_step
+            self.say(f"step {pulse.step}/{pulse.total}  {state}  {left / 60:.1f} min left")
+
+    def _show(self, what: str, done: int, total: int, state: str) -> None:
+        if what not in self.tasks:
+            self.tasks[what] = self.progress.add_task(what, total=total, state=state)
+        self.progress.update(self.tasks[what], completed=done, total=total, state=state)
+        if done >= total:
+            self.progress.update(self.tasks[what], visible=False)

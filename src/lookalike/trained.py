@@ -1,0 +1,141 @@
+"""A run as something to use: its encoder with the weights of a checkpoint, and what follows from features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from lookalike import checkpoint
+from lookalike.data.loader import Loader
+from lookalike.data.source import Data, Source, open_source, reference_and_query, splits
+from lookalike.dist import autocast, device
+from lookalike.evaluate.embed import Layer, embed
+from lookalike.models.encoder import Encoder
+from lookalike.pretext.image import Canvases
+from lookalike.recipe import Recipe
+from lookalike.run import Run, read_json, read_recipe, write_atomically
+from lookalike.trouble import BAD_DATA, Trouble
+from lookalike.types import Embeddings, View
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and how much there is."""
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Shows nothing."""
+
+
+class Trained(NamedTuple):
+    """An encoder and the recipe it was trained by; ``step`` 0 is the untrained network."""
+
+    recipe: Recipe
+    encoder: Encoder
+    step: int
+
+    def views(self, loader: Loader, rows: Tensor, chunk: int = 500) -> Iterator[View]:
+        """The examples at ``rows`` (N,) as the encoder is evaluated: whole, nothing random."""
+        for _, pixels, sizes in loader.batches(rows.split(chunk)):
+            yield self.recipe.pretext.evaluation(Canvases(pixels.to(device()), sizes.to(device())))
+
+    def features(
+        self,
+        loader: Loader,
+        rows: Tensor | None = None,
+        layer: Layer = "backbone",
+        progress: Progress = silent,
+        what: str = "embedding",
+    ) -> Tensor:
+        """(N, F) unit rows on the processor: of the examples at ``rows``, else of all in the order of the source."""
+        rows, done = torch.arange(len(loader)) if rows is None else rows, 0
+
+        def more(count: int) -> None:
+            nonlocal done
+            done += count
+            progress(what, done, len(rows))
+
+        with autocast(self.recipe.precision, device()):
+            return embed(self.encoder, self.views(loader, rows), layer, more)
+
+
+def load(run: str | Path, untrained: bool = False) -> Trained:
+    """The encoder of the newest whole checkpoint in a run folder; ``untrained`` gives it with its initial weights."""
+    folder = Path(run)
+    if not (folder / "recipe.json").is_file():
+        raise Trouble(
+            f"{folder} is not a run: it holds no recipe.json; lookalike pretrain DATA --out {folder} makes one",
+            BAD_DATA,
+        )
+    recipe = read_recipe(folder / "recipe.json")
+    examples = int(read_json(folder / "environment.json")["data"]["examples"])
+    learner, step = recipe.build(examples), 0
+    if not untrained:
+        path, _ = checkpoint.newest(Run(folder).checkpoints)
+        if path is None:
+            raise Trouble(
+                f"{folder} has no checkpoint yet: let the run save one, or ask for the untrained network", BAD_DATA
+            )
+        step = checkpoint.load_learner(path, learner)
+    return Trained(recipe, learner.encoder.to(device(), memory_format=torch.channels_last), step)
+
+
+class Part(NamedTuple):
+    """The features of one part of the data, with labels (N,), -1 where there is none."""
+
+    features: Tensor
+    labels: Tensor
+    paths: list[str]
+
+    @classmethod
+    def of(cls, trained: Trained, source: Source, layer: Layer, workers: int, progress: Progress, what: str) -> Part:
+        """The readable pictures of ``source``."""
+        loader = Loader(source.at(trained.recipe.canvas), workers=workers, max_bad=1.0)
+        features = trained.features(loader, None, layer, progress, f"embedding {what}")
+        good = [row for row in range(len(source)) if row not in loader.bad_rows]
+        return cls(features[good], source.labels[good], [source.paths[row] for row in good])
+
+
+def parts(
+    trained: Trained, data: Data, layer: Layer = "backbone", workers: int = 2, progress: Progress = silent
+) -> tuple[Part, Part]:
+    """What an evaluation compares with and what it asks, both labelled; raises Trouble where there are no labels."""
+    reference, query = reference_and_query(data)
+    if not bool((reference.labels >= 0).any()):
+        raise Trouble(f"{data} has no labels to evaluate by: class folders, or parquet with a label column", BAD_DATA)
+    return (
+        Part.of(trained, reference, layer, workers, progress, "reference"),
+        Part.of(trained, query, layer, workers, progress, "queries"),
+    )
+
+
+def embed_data(
+    trained: Trained, data: Data, layer: Layer = "backbone", workers: int = 2, progress: Progress = silent
+) -> Embeddings:
+    """One unit row for every readable picture of every split of ``data``: splits in turn, paths sorted."""
+    names = splits(data)
+    found = [
+        Part.of(trained, open_source(data, name), layer, workers, progress, name or "pictures")
+        for name in names or [None]
+    ]
+    return Embeddings(
+        [path for part in found for path in part.paths],
+        [name for name, part in zip(names or ["all"], found) for _ in part.paths],
+        torch.cat([part.labels for part in found]).numpy(),
+        torch.cat([part.features for part in found]).numpy(),
+    )
+
+
+def write_embeddings(table: Embeddings, path: Path) -> None:
+    """A parquet file: path, split, label, embedding (fixed-size list of float32); published by rename."""
+    width = table.vectors.shape[1]
+    embedding = pa.FixedSizeListArray.from_arrays(pa.array(table.vectors.reshape(-1)), width)
+    columns = pa.table({"path": table.path, "split": table.split, "label": table.label, "embedding": embedding})
+    sink = pa.BufferOutputStream()
+    pq.write_table(columns, sink)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, sink.getvalue().to_pybytes())

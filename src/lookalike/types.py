@@ -1,0 +1,37 @@
+"""The words every layer shares: views, batches, outcomes, embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+View = dict[str, Tensor]
+"""What an encoder is called with, by keyword: ``pixels`` (B, 3, S, S) for pictures."""
+
+
+class Batch(NamedTuple):
+    """Two views of each of B examples; ``index`` (B,) holds their rows in the source."""
+
+    index: Tensor
+    first: View
+    second: View
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """One row per example: what every evaluation, search and export reads."""
+
+    path: list[str]
+    split: list[str]
+    label: npt.NDArray[np.int64]  # (N,), -1 where there is none
+    vectors: npt.NDArray[np.float32]  # (N, F), unit rows
+
+    def __len__(self) -> int:
+        return len(self.path)
+
+
+from lookalike.trouble import BAD_DATA, IO, LOCKED, USAGE, Trouble  # noqa: F401

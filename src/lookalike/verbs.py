@@ -1,0 +1,137 @@
+"""The verbs of the command line, thin over the functions that do them; imported only when one is run."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from lookalike import cli
+from lookalike.evaluate.fewshot import Fewshot
+from lookalike.evaluate.knn import Knn
+from lookalike.pretrain import Asked, carry_out
+from lookalike.recipe import Length
+from lookalike.run import write_json
+from lookalike.screen import Screen
+from lookalike.trained import embed_data, load, parts, write_embeddings
+from lookalike.trouble import Trouble
+
+
+def run(command: cli.Demo | cli.Pretrain | cli.Knn | cli.Fewshot | cli.Embed, rest: Sequence[str]) -> int:
+    """Carry out one parsed command; ``rest`` is what the parser did not know. The exit code."""
+    match command:
+        case cli.Pretrain():
+            return pretrain(command, rest)
+    refuse_unknown(command, rest)
+    match command:
+        case cli.Knn():
+            return knn(command)
+        case cli.Fewshot():
+            return fewshot(command)
+        case cli.Embed():
+            return embed(command)
+        case cli.Demo():
+            return 0
+
+
+def refuse_unknown(command: object, rest: Sequence[str]) -> None:
+    """A flag that the verb does not have, with the nearest that it has."""
+    if rest:
+        known = [f"--{field.name.replace('_', '-')}" for field in fields(command)]  # type: ignore[arg-type]
+        near = difflib.get_close_matches(rest[0].split("=")[0], known, n=1, cutoff=0.5)
+        raise Trouble(f"unknown argument {rest[0]!r}; " + (f"did you mean {near[0]}?" if near else "see --help"))
+
+
+def overrides(command: cli.Pretrain, rest: Sequence[str]) -> list[tuple[str, str]]:
+    """(path, text) for each ``--FIELD.PATH VALUE`` or ``--FIELD.PATH=VALUE``."""
+    found, items = [], list(rest)
+    while items:
+        name = items.pop(0)
+        if not name.startswith("--"):
+            refuse_unknown(command, [name])
+        path, equals, text = name.removeprefix("--").partition("=")
+        if not equals:
+            if not items or items[0].startswith("--"):
+                refuse_unknown(command, [name])
+            text = items.pop(0)
+        found.append((path.replace("-", "_"), text))
+    return found
+
+
+def pretrain(command: cli.Pretrain, rest: Sequence[str]) -> int:
+    """Exit code 0, or 128 and the number of the signal that stopped the run."""
+    lengths = [command.epochs, command.minutes, command.steps]
+    if sum(value is not None for value in lengths) > 1:
+        raise Trouble("choose one of --minutes, --epochs and --steps")
+    if any(value is not None and value <= 0 for value in lengths):
+        raise Trouble("--minutes, --epochs and --steps must be above 0")
+    done = carry_out(
+        Asked(
+            data=command.data,
+            out=Path(command.out),
+            recipe=command.recipe,
+            length=Length(*lengths) if any(lengths) else None,  # type: ignore[arg-type]
+            overrides=overrides(command, rest),
+            split=command.split,
+            overwrite=command.overwrite,
+            init_from=Path(command.init_from) if command.init_from else None,
+            max_bad=command.max_bad,
+            workers=command.workers,
+            memory=command.memory,
+            save_every=command.save_every,
+            quiet=command.quiet,
+        )
+    )
+    return 128 + done.signal if done.signal else 0
+
+
+def knn(command: cli.Knn) -> int:
+    """Prints and writes the accuracy."""
+    trained = load(command.run, command.untrained)
+    with Screen("knn") as screen:
+        reference, query = parts(trained, command.data, command.layer, command.workers, screen.work)
+        accuracy = Knn(command.k, command.temperature).accuracy(
+            reference.features, reference.labels, query.features, query.labels
+        )
+        what = f"k {command.k}, temperature {command.temperature:g}, {command.layer}, step {trained.step}"
+        screen.say(
+            f"kNN accuracy {accuracy:.2%} on {len(query.labels)} pictures against {len(reference.labels)} ({what})"
+        )
+    report = {"accuracy": accuracy, "k": command.k, "temperature": command.temperature, "layer": command.layer}
+    counts = {"step": trained.step, "queries": len(query.labels), "reference": len(reference.labels)}
+    write_report(command.json, report | counts | {"run": command.run, "data": command.data})
+    return 0
+
+
+def fewshot(command: cli.Fewshot) -> int:
+    """Prints and writes mean and interval for each number of labels."""
+    trained = load(command.run, command.untrained)
+    report: dict[str, object] = {"layer": command.layer, "draws": command.draws, "step": trained.step}
+    with Screen("fewshot") as screen:
+        reference, query = parts(trained, command.data, command.layer, command.workers, screen.work)
+        spec = Fewshot(tuple(command.labels), command.draws)
+        found = spec.accuracies(reference.features, reference.labels, query.features, query.labels)
+        for labels, (mean, half) in found.items():
+            screen.say(f"{labels} labels a class: accuracy {mean:.2%} ± {half:.2%} (n = {command.draws} draws)")
+            report |= {f"accuracy_{labels}": mean, f"interval_{labels}": half}
+    write_report(command.json, report | {"run": command.run, "data": command.data})
+    return 0
+
+
+def embed(command: cli.Embed) -> int:
+    """Writes the table."""
+    trained = load(command.run)
+    with Screen("embed") as screen:
+        table = embed_data(trained, command.data, command.layer, command.workers, screen.work)
+        write_embeddings(table, Path(command.out))
+        screen.say(f"{len(table)} embeddings of width {table.vectors.shape[1]} in {command.out}")
+    return 0
+
+
+def write_report(path: str | None, report: dict[str, object]) -> None:
+    """``--json``: the numbers, and what was done."""
+    if path:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_json(target, report)

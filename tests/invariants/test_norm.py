@@ -1,0 +1,61 @@
+"""BatchNorm in groups equals torch's own BatchNorm run group by group, and shuffled groups hide what leaks."""
+
+import copy
+
+import torch
+from torch import nn
+
+from lookalike.models.norm import GroupedBatchNorm2d, group_norms
+
+
+def test_equals_batchnorm_of_each_group_value_gradient_and_statistics() -> None:
+    torch.manual_seed(0)
+    norm = GroupedBatchNorm2d(6, group=4).double()
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = torch.randn(12, 6, 5, 3, dtype=torch.float64).contiguous(memory_format=torch.channels_last).requires_grad_()
+    upstream = torch.randn_like(x)
+    references = [copy.deepcopy(norm) for _ in range(3)]
+    ours = norm(x)
+    grads = torch.autograd.grad(ours, (x, norm.weight, norm.bias), upstream)
+    parts = x.detach().split(4)
+    outs, grad_x, grad_weight, grad_bias = [], [], 0, 0
+    for reference, part, up in zip(references, parts, upstream.split(4), strict=True):
+        part = part.clone().requires_grad_()
+        out = nn.BatchNorm2d.forward(reference, part)
+        by = torch.autograd.grad(out, (part, reference.weight, reference.bias), up)
+        outs.append(out)
+        grad_x.append(by[0])
+        grad_weight, grad_bias = grad_weight + by[1], grad_bias + by[2]
+    for mine, theirs in zip((ours, *grads), (torch.cat(outs), torch.cat(grad_x), grad_weight, grad_bias), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-12)
+    for name in ("running_mean", "running_var"):
+        mean = torch.stack([getattr(reference, name) for reference in references]).mean(0)
+        torch.testing.assert_close(getattr(norm, name), mean, rtol=1e-6, atol=1e-9)
+
+
+def test_an_example_depends_on_its_own_group_alone() -> None:
+    norm = GroupedBatchNorm2d(3, group=4)
+    x = torch.randn(8, 3, 4, 4)
+    other = x.clone()
+    other[4:] = torch.randn(4, 3, 4, 4)
+    assert torch.equal(norm(x)[:4], norm(other)[:4])
+    assert not torch.equal(norm(x)[4:], norm(other)[4:])
+
+
+def test_evaluation_uses_running_statistics() -> None:
+    norm = GroupedBatchNorm2d(3, group=2)
+    for _ in range(3):
+        norm(torch.randn(8, 3, 4, 4) * 2 + 1)
+    norm.eval()
+    x = torch.randn(1, 3, 4, 4)
+    torch.testing.assert_close(norm(x), nn.BatchNorm2d.forward(norm, x))
+
+
+def test_replacing_keeps_names_and_shapes() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4)))
+    before = {name: value.shape for name, value in net.state_dict().items()}
+    group_norms(net, 8)
+    after = {name: value.shape for name, value in net.state_dict().items() if "num_batches" not in name}
+    assert after == {name: shape for name, shape in before.items() if "num_batches" not in name}
+    assert isinstance(net[2][0], GroupedBatchNorm2d)
