@@ -1,10 +1,10 @@
 """The small case on which the official code was run: weights, inputs and sizes from formulas, in float64.
 
 How tests/data/moco_oracle.json was made (2026-11, torch 2.14.1, one CPU process): ``MoCo`` of moco/builder.py of
-facebookresearch/moco at 132aea9 was built with ``Net`` below, dim 16, K 32, m 0.9, T 0.07 and mlp False, then True; every
-parameter of its query encoder, copied to its key encoder, and its queue were set by ``numbers``; ``.cuda()`` was made to
-return its tensor and a gloo group of one process was started; then ten steps of SGD (lr 0.1, momentum 0.9, weight decay
-1e-4) were taken on ``views``. Kept: the loss of each step and the queue after the last.
+facebookresearch/moco at 132aea9 was built with ``Net`` below, dim 16, K 32, m 0.9, T 0.07 and mlp False, then True;
+every parameter of its query encoder, copied to its key encoder, and its queue were set by ``numbers``; ``.cuda()`` was
+made to return its tensor and a gloo group of one process was started; then ten steps of SGD (lr 0.1, momentum 0.9,
+weight decay 1e-4) were taken on ``views``. Kept: the loss of each step and the queue after the last.
 """
 
 import torch

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -155,7 +156,8 @@ def test_killed_workers_are_replaced(photos: Source) -> None:
 class Deadly:
     """A source whose every row kills the worker that asks for it."""
 
-    side, paths, classes, unlisted, labels = 4, ["#0"], [""], {}, torch.zeros(1)
+    side, paths, labels = 4, ["#0"], torch.zeros(1)
+    unlisted: ClassVar[dict[str, str]] = {}
 
     def __len__(self) -> int:
         return 1

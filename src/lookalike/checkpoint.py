@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lookalike.run import read_json, sync_folder
+from lookalike.run import UNFINISHED, read_json, sync_folder
 from lookalike.trouble import BAD_DATA, IO, Trouble
 
 KEPT = 2
@@ -32,7 +32,7 @@ _NAME = re.compile(r"step-\d{9}")
 def save(folder: Path, step: int, learner: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
     """Publish ``folder/step-NNNNNNNNN`` and drop all but the newest two; a disk that refuses is ``Trouble``."""
     final = folder / f"step-{step:09d}"
-    temporary = folder / f".{final.name}.tmp"
+    temporary = folder / f".{final.name}{UNFINISHED}"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -55,8 +55,10 @@ def save(folder: Path, step: int, learner: nn.Module, optimizer: torch.optim.Opt
         raise Trouble(
             f"cannot save {final} ({error}): free some space; the checkpoints before it are whole", IO
         ) from None
-    for old in found(folder)[KEPT:]:
-        shutil.rmtree(old, ignore_errors=True)
+    kept = [path for path in found(folder) if path <= final][:KEPT]  # a later one is damaged: it was passed over
+    for path in found(folder):
+        if path not in kept:
+            shutil.rmtree(path, ignore_errors=True)
     return final
 
 
@@ -69,7 +71,7 @@ def found(folder: Path) -> list[Path]:
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose every byte is as it was written, and what is wrong with those passed over."""
-    damaged = []
+    damaged: list[str] = []
     for path in found(folder):
         reason = damage(path)
         if reason is None:
@@ -88,7 +90,9 @@ def damage(path: Path) -> str | None:
         if not isinstance(manifest, dict) or manifest.keys() != expected:
             return "its manifest names other files"
         wrong = [name for name in sorted(expected) if _sha256(path / name) != manifest[name]]
-    except (OSError, ValueError) as error:
+        if not wrong and json.loads((path / "state.json").read_bytes())["step"] != _step(path):
+            return "it is of another step than its name says"
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         return f"it cannot be read ({error})"
     return f"{wrong[0]} is damaged" if wrong else None
 
@@ -98,9 +102,8 @@ def load(path: Path, learner: nn.Module, optimizer: torch.optim.Optimizer) -> in
     state = read_json(path / "state.json")
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise Trouble(f"{path} was written by another version of lookalike: use that version, or --overwrite", BAD_DATA)
-    load_learner(path, learner)
-    _restore(path, state["optimizer"], optimizer)
-    return int(state["step"])
+    _restore(path, state.get("optimizer"), optimizer)
+    return load_learner(path, learner)
 
 
 def load_learner(path: Path, learner: nn.Module) -> int:
@@ -112,6 +115,10 @@ def load_learner(path: Path, learner: nn.Module) -> int:
             f"{path} does not hold the model of recipe.json beside it: do not mix runs in one folder", BAD_DATA
         )
     learner.load_state_dict(tensors)
+    return _step(path)
+
+
+def _step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
@@ -134,18 +141,19 @@ def _split(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[st
     return tensors, {"kind": type(optimizer).__name__, "parameters": len(state)}
 
 
-def _restore(path: Path, plain: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    if plain.get("kind") != type(optimizer).__name__:
-        raise Trouble(f"{path} holds the state of {plain.get('kind')}, not {type(optimizer).__name__}", BAD_DATA)
+def _restore(path: Path, plain: Any, optimizer: torch.optim.Optimizer) -> None:
+    if not isinstance(plain, dict) or plain.get("kind") != type(optimizer).__name__:
+        raise Trouble(f"{path} does not hold the state of {type(optimizer).__name__}: do not mix runs", BAD_DATA)
+    parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _tensors(path / "optimizer.safetensors").items():
-        index, part = name.split(".", 1)
-        state.setdefault(int(index), {})[part] = tensor
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for index, parts in state.items():
+        number, _, part = name.partition(".")
+        like = parameters.get(int(number)) if number.isdecimal() else None
+        if like is None or (tensor.dim() and tensor.shape != like.shape):
+            raise Trouble(f"{path} holds {name} of another optimizer: do not mix runs in one folder", BAD_DATA)
         # Moments keep the memory layout of their parameter, so that a resumed step takes the same fused kernel.
-        like = parameters[index]
-        state[index] = {n: torch.empty_like(like).copy_(t) if t.shape == like.shape else t for n, t in parts.items()}
+        layout = torch.empty_like(like if tensor.dim() else tensor)
+        state.setdefault(int(number), {})[part] = layout.copy_(tensor)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -145,7 +145,7 @@ Command = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, run the verb, and exit with its code; an error is one line unless ``--debug``."""
-    command, rest = tyro.cli(  # type: ignore[call-overload]
+    command, rest = tyro.cli(
         Command,
         prog="lookalike",
         description=PROGRAM,

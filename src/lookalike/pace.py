@@ -1,4 +1,4 @@
-"""When a run logs, monitors and saves, and how fast it goes."""
+"""When a run logs, checks up and saves, and how fast it goes."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from lookalike.types import Batch
 
 
 class Due:
-    """When to log, monitor and save. The first two depend on the step alone, so that a resumed run logs the same."""
+    """When to log, check up and save. The first two depend on the step alone, so that a resumed run logs the same."""
 
-    def __init__(self, total: int, monitors: int, save_every: int | None) -> None:
+    def __init__(self, total: int, checkups: int, save_every: int | None) -> None:
         self.total, self.save_every = total, save_every
         self.log_every = max(1, total // 500)
-        self.monitor_at = {round(total * (i + 1) / monitors) for i in range(monitors)}
+        self.checkup_at = {round(total * (i + 1) / checkups) for i in range(checkups)} | {total}
         self.next_save = time.perf_counter() + 60
 
     def log(self, step: int) -> bool:
         """About 500 times a run, first and last step included."""
         return step % self.log_every == 0 or step in (1, self.total)
 
-    def monitor(self, step: int) -> bool:
-        """Evenly over the run, at its end for the last time."""
-        return step in self.monitor_at
+    def checkup(self, step: int) -> bool:
+        """Evenly over the run, and at its end."""
+        return step in self.checkup_at
 
     def save(self, step: int) -> bool:
         """Every ``save_every`` steps if given, else every minute or so; always at the end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,12 +15,12 @@ from torch import Tensor
 from lookalike import checkpoint
 from lookalike.data.loader import GIB, Loader
 from lookalike.data.source import Data, Source, native_side, open_source
-from lookalike.dist import device
-from lookalike.evaluate.knn import Knn
+from lookalike.dist import autocast, device, placed
+from lookalike.evaluate.embed import fit_whitening
 from lookalike.learn.learner import Learner
 from lookalike.recipe import Length, Recipe, override
 from lookalike.recipes import recipe_named
-from lookalike.run import Run, check_same, move_aside, read_recipe
+from lookalike.run import UNFINISHED, Run, check_same, move_aside, read_recipe
 from lookalike.screen import Screen
 from lookalike.seeding import uniforms
 from lookalike.train import Finished, measured, train
@@ -67,23 +68,28 @@ def carry_out(asked: Asked) -> Finished:
     with Run(asked.out) as run, Screen(recipe.name, asked.quiet) as screen:
         held = run.recipe()
         if held is not None:
+            check_data(run, source)
             check_same(asked.out, held, as_held(recipe, held))
             recipe = held
         loader = load_data(asked, source.at(recipe.canvas), run, screen)
-        monitor = KnnMonitor.of(loader, recipe)
+        checkup = Checkup.of(loader, recipe)
         if held is None:
-            recipe = begin(asked, recipe, run, loader, monitor, screen)
-        done = train(recipe, run, loader, monitor, screen.pulse, asked.save_every)
+            recipe = begin(asked, recipe, run, loader, checkup, screen)
+        if asked.init_from is not None and not checkpoint.found(run.checkpoints):
+            initialise(Path(asked.init_from), recipe, run, loader)
+        done = train(recipe, run, loader, checkup.__call__, screen.pulse, asked.save_every)
         screen.say(summary(done, asked.out))
     return done
 
 
 def refuse_foreign(out: Path) -> None:
     """Never write into a folder that holds somebody's other files."""
-    ours = {"run.lock", "bad_files.csv", "train.log"}
+    ours = {"run.lock", "bad_files.csv", "train.log", "environment.json"}  # recipe.json comes last when a run begins
     if out.exists() and not out.is_dir():
         raise Trouble(f"{out} is a file: --out names the folder of the run")
-    if out.is_dir() and not (out / "recipe.json").exists() and {path.name for path in out.iterdir()} - ours:
+    if out.is_dir() and not (out / "recipe.json").exists() and {
+        path.name for path in out.iterdir() if not path.name.endswith(UNFINISHED)
+    } - ours:
         raise Trouble(f"{out} holds files that are no run of lookalike: choose an empty or new folder for --out")
 
 
@@ -100,9 +106,25 @@ def chosen(asked: Asked, source: Source) -> Recipe:
     return recipe.fitted(len(source))
 
 
+def named(source: Source) -> str:
+    """A hash of the paths of all rows in their order: what every step refers to."""
+    return hashlib.sha256("\n".join(source.paths).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def check_data(run: Run, source: Source) -> None:
+    """Refuse to continue a run on other data."""
+    began = run.data()
+    if began.get("rows") != named(source):
+        raise Trouble(
+            f"{run.folder} began with other pictures ({began['examples']} then, {len(source)} now): "
+            "give it the same data, or choose another --out",
+            BAD_DATA,
+        )
+
+
 def as_held(asked: Recipe, held: Recipe) -> Recipe:
-    """The recipe asked for with the steps that were measured when the run began, if it is the same length in minutes."""
-    if asked.length.minutes is not None and asked.length.minutes == held.length.minutes:
+    """The recipe asked for, with the steps that were measured when the run began if it asks for as many minutes."""
+    if asked.length.minutes is not None and asked.length == replace(held.length, steps=None):
         return replace(asked, length=held.length)
     return asked
 
@@ -121,17 +143,15 @@ def load_data(asked: Asked, source: Source, run: Run, screen: Screen) -> Loader:
     )
 
 
-def begin(asked: Asked, recipe: Recipe, run: Run, loader: Loader, monitor: KnnMonitor | None, screen: Screen) -> Recipe:
+def begin(asked: Asked, recipe: Recipe, run: Run, loader: Loader, checkup: Checkup, screen: Screen) -> Recipe:
     """Fix what a new run is, record it, and say it."""
     if recipe.length.total(1) is None:
         screen.say(f"measuring how many steps {recipe.length.minutes:g} minutes allow")
-        reserve = monitor.seconds() * recipe.monitors if monitor else 0.0
+        reserve = checkup.seconds() * recipe.checkups
         recipe = measured(recipe, loader, reserve)
     source = loader.source
-    about = {"examples": len(source), "data": str(asked.data), "split": asked.split, "bad": len(loader.bad)}
+    about = {"data": str(asked.data), "split": asked.split, "examples": len(source), "rows": named(source)}
     run.begin(recipe, about)
-    if asked.init_from is not None:
-        initialise(asked.init_from, recipe, run, loader)
     size = recipe.dictionary.size
     screen.say(
         f"{recipe.name}: {len(source)} examples, {recipe.length.total(len(source) // recipe.batch)} steps of "
@@ -162,8 +182,11 @@ def summary(done: Finished, out: Path) -> str:
     return f"step {done.step} of {done.total}: {state}; waited for data and views {done.waited:.1%} of the time; {out}"
 
 
-class KnnMonitor(NamedTuple):
-    """kNN accuracy during training, on labelled examples of the training data alone: no test example is looked at."""
+class Checkup(NamedTuple):
+    """What is done a few times during a run: fit the whitening, and measure kNN where the training data has labels.
+
+    It sees a fixed draw of training examples, a fifth of which ask the others: no test example is looked at.
+    """
 
     loader: Loader
     recipe: Recipe
@@ -171,28 +194,28 @@ class KnnMonitor(NamedTuple):
     queries: Tensor
 
     @classmethod
-    def of(cls, loader: Loader, recipe: Recipe, most: int = 5000) -> KnnMonitor | None:
-        """A fixed draw of at most ``most`` labelled rows, a fifth of which ask; None where there are no labels."""
-        labelled = (loader.source.labels >= 0).nonzero()[:, 0]
-        if len(labelled) < 20 or recipe.monitors < 1:
-            return None
-        drawn = labelled[uniforms(0, 0, labelled, 2, 1)[:, 0].argsort()][:most]
+    def of(cls, loader: Loader, recipe: Recipe, most: int = 5000) -> Checkup:
+        """A draw of at most ``most`` rows that the data alone decides."""
+        rows = torch.arange(len(loader))
+        drawn = rows[uniforms(0, 0, rows, 2, 1)[:, 0].argsort()][:most]
         return cls(loader, recipe, drawn[len(drawn) // 5 :], drawn[: len(drawn) // 5])
 
     def __call__(self, learner: Learner) -> dict[str, float]:
-        """{"knn": accuracy} of the backbone's features."""
+        """{"knn": accuracy} of the backbone's features; {} without labels."""
         trained = Trained(self.recipe, learner.encoder, 0)
-        reference, queries = (trained.features(self.loader, rows) for rows in (self.reference, self.queries))
+        with autocast(self.recipe.precision, device()):
+            fit_whitening(learner.encoder, trained.views(self.loader, self.reference))
         labels = self.loader.source.labels
-        k = min(self.recipe.monitor.k, max(1, len(self.reference) // 20))
-        return {
-            "knn": Knn(k, self.recipe.monitor.temperature).accuracy(
-                reference, labels[self.reference], queries, labels[self.queries]
-            )
-        }
+        if len(self.queries) == 0 or bool((labels[self.queries] < 0).any()) or bool((labels[self.reference] < 0).any()):
+            return {}
+        reference, queries = (trained.features(self.loader, rows) for rows in (self.reference, self.queries))
+        # As many neighbours of the whole data as the recipe's k would be of this part of it.
+        k = max(1, round(self.recipe.monitor.k * len(self.reference) / len(self.loader)))
+        knn = replace(self.recipe.monitor, k=k)
+        return {"knn": knn.accuracy(reference, labels[self.reference], queries, labels[self.queries])}
 
     def seconds(self) -> float:
         """How long one call takes, by making one."""
         began = time.perf_counter()
-        self(self.recipe.build(len(self.loader)).to(device(), memory_format=torch.channels_last))
+        self(placed(self.recipe.build(len(self.loader))))
         return time.perf_counter() - began

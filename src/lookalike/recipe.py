@@ -52,7 +52,7 @@ class Recipe:
     canvas: int = 256  # side in pixels at which pictures are kept before they are cropped
     model: ResNet | SmallResNet | Timm = ResNet()  # noqa: RUF009  (frozen)
     head: MLP = MLP()  # noqa: RUF009
-    whiten: bool = False  # features are decorrelated by running statistics when they are evaluated
+    whiten: bool = False  # the backbone ends in a map, fitted without labels, that decorrelates its features
     keys: Momentum = Momentum()  # noqa: RUF009
     dictionary: Queue = Queue()  # noqa: RUF009
     objective: InfoNCE = InfoNCE()  # noqa: RUF009
@@ -63,7 +63,7 @@ class Recipe:
     group: int = 32  # examples that share BatchNorm statistics
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of products; auto: bf16 where the device computes in it
     monitor: Knn = Knn()  # noqa: RUF009
-    monitors: int = 10  # how often the monitor runs over the whole run
+    checkups: int = 10  # how often the monitor runs, evenly over the run
     seed: int = 0
 
     def build(self, examples: int) -> Learner:
@@ -80,8 +80,9 @@ class Recipe:
         if self.batch > examples:
             advice = f"try --batch {2 ** max(1, (examples // 4).bit_length() - 1)}" if examples >= 4 else "add pictures"
             raise Trouble(f"a batch of {self.batch} is larger than the data, {examples} examples: {advice}", BAD_DATA)
-        if self.batch < 2:
-            raise Trouble("batch must be at least 2")
+        for name, least in {"batch": 2, "group": 1, "canvas": 1, "checkups": 0}.items():
+            if getattr(self, name) < least:
+                raise Trouble(f"{name} must be at least {least}")
         return replace(self, dictionary=self.dictionary.fitted(examples))
 
 
@@ -117,7 +118,28 @@ def from_plain(plain: Any) -> Any:
     known = {f.name for f in dataclasses.fields(kind)}
     if unknown := plain.keys() - known - {"kind"}:
         raise Trouble(f"unknown field {sorted(unknown)[0]!r} of {kind.__name__} in a recipe file", BAD_DATA)
-    return kind(**{name: from_plain(part) for name, part in plain.items() if name != "kind"})
+    fields = {name: from_plain(part) for name, part in plain.items() if name != "kind"}
+    hints = typing.get_type_hints(kind)
+    for name, part in fields.items():
+        if not fits(part, hints[name]):
+            raise Trouble(f"{name} of {kind.__name__} cannot be {part!r} in a recipe file", BAD_DATA)
+    try:
+        return kind(**fields)
+    except TypeError as error:
+        raise Trouble(f"a field is missing in a recipe file ({error})", BAD_DATA) from None
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type of a field; a whole number is a float, too."""
+    origin, choices = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return value in choices
+    if origin in (types.UnionType, typing.Union):
+        return any(fits(value, choice) for choice in choices)
+    if origin is tuple:
+        each = (choices[0],) * len(value) if isinstance(value, tuple) and choices[-1] is ... else choices
+        return isinstance(value, tuple) and len(value) == len(each) and all(map(fits, value, each))
+    return type(value) is hint or (hint is float and type(value) is int)
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -154,7 +176,10 @@ def _replaced(value: Any, parts: list[str], path: str, text: str) -> Any:
         return replace(value, **{name: _replaced(getattr(value, name), rest, path, text)})
     hint = typing.get_type_hints(type(value))[name]
     try:
-        return replace(value, **{name: parsed(text, hint)})
+        found = parsed(text, hint)
+        if not fits(found, hint):
+            raise ValueError(text)
+        return replace(value, **{name: found})
     except (ValueError, TypeError, SyntaxError):
         raise Trouble(f"--{path} cannot be {text!r}: it is {_readable(hint)}, now {getattr(value, name)!r}") from None
 
@@ -168,7 +193,7 @@ def _readable(hint: Any) -> str:
 
 
 def parsed(text: str, hint: Any) -> Any:
-    """``text`` as the type of a field: bool, int, float, str, a Literal, a tuple (``64,128``), or an option of these."""
+    """``text`` as the type of a field: bool, int, float, str, Literal, tuple (``64,128``), or optional."""
     origin, choices = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         if text not in choices:

@@ -1,4 +1,4 @@
-"""A run folder: what was asked (recipe.json), where it ran (environment.json), what happened (metrics.jsonl), a lock."""
+"""A run folder: what was asked (recipe.json), where it ran (environment.json), what happened (metrics.jsonl)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import io
 import json
 import os
 import platform
+import shutil
 import socket
 import sys
 import time
@@ -22,14 +23,26 @@ from lookalike.trouble import BAD_DATA, LOCKED, USAGE, Trouble
 from lookalike.trouble import IO as IO_TROUBLE
 
 
+UNFINISHED = ".tmp"
+"""How the names of files and folders end that are not published yet; they begin with a dot."""
+
+_locks: set[IO[str]] = set()
+# A worker that outlives this process for a moment would else keep its lock: a flock belongs to all who inherit it.
+os.register_at_fork(after_in_child=lambda: [lock.close() for lock in _locks])
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Publish ``data`` under ``path`` by rename: a reader, or a crash, sees the old file or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 
@@ -51,7 +64,7 @@ def read_json(path: Path) -> Any:
     """What a JSON file holds; a damaged file is ``Trouble``."""
     try:
         return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Trouble(f"{path} cannot be read ({error}): is this a run folder of lookalike?", BAD_DATA) from None
 
 
@@ -90,6 +103,9 @@ class Run:
             raise Trouble(
                 f"{self.folder} is in use by {holder}: wait for it, or choose another --out", LOCKED
             ) from None
+        _locks.add(self._lock)
+        for left in [*self.folder.glob(f".*{UNFINISHED}"), *self.checkpoints.glob(f".*{UNFINISHED}")]:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()  # by a run that was killed in a write
         self._lock.truncate(0)
         self._lock.write(f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         self._lock.flush()
@@ -99,6 +115,7 @@ class Run:
         if self._metrics is not None:
             self._metrics.close()
         if self._lock is not None:
+            _locks.discard(self._lock)
             self._lock.truncate(0)
             self._lock.close()
 
@@ -106,6 +123,14 @@ class Run:
         """The recipe that this folder holds, if any."""
         path = self.folder / "recipe.json"
         return read_recipe(path) if path.exists() else None
+
+    def data(self) -> dict[str, Any]:
+        """What was recorded of the data when the run began."""
+        found = read_json(self.folder / "environment.json")
+        data = found.get("data") if isinstance(found, dict) else None
+        if not isinstance(data, dict) or not isinstance(data.get("examples"), int):
+            raise Trouble(f"{self.folder / 'environment.json'} does not say what the data was", BAD_DATA)
+        return data
 
     def begin(self, recipe: Recipe, data: dict[str, Any]) -> None:
         """Record a new run: what was asked and where it runs."""
@@ -124,6 +149,11 @@ class Run:
             self._metrics = self.metrics.open("a")
         self._metrics.write(json.dumps({"step": step, **values}) + "\n")
         self._metrics.flush()
+
+    def sync(self) -> None:
+        """Make what was logged survive a power cut, as the checkpoint does that follows."""
+        if self._metrics is not None:
+            os.fsync(self._metrics.fileno())
 
     def note(self, text: str) -> None:
         """Append a line, with the time, to train.log."""
@@ -167,7 +197,7 @@ def check_same(folder: Path, held: Recipe, asked: Recipe) -> None:
 
 def move_aside(folder: Path) -> None:
     """Keep an old run under a free name beside it."""
-    number = 1
+    folder, number = folder.absolute(), 1  # "." has no name
     while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
         number += 1
     folder.rename(aside)

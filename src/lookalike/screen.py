@@ -18,7 +18,7 @@ class Screen:
     def __init__(self, title: str, quiet: bool = False) -> None:
         self.console = Console(quiet=quiet)
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TextColumn("{task.fields[state]}"),
@@ -42,7 +42,7 @@ class Screen:
 
     def say(self, text: str) -> None:
         """One line that stays."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def work(self, what: str, done: int, total: int) -> None:
         """Progress of a piece of work that is no training: decoding, embedding."""

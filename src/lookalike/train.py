@@ -14,7 +14,7 @@ from torch import Tensor
 from lookalike import checkpoint, optimize
 from lookalike.data.loader import Loader
 from lookalike.data.order import Order
-from lookalike.dist import autocast, device
+from lookalike.dist import autocast, device, placed
 from lookalike.learn.learner import Learner
 from lookalike.pace import Due, Waiting
 from lookalike.pretext.image import Canvases
@@ -25,7 +25,7 @@ from lookalike.signals import Signals
 from lookalike.trouble import BAD_DATA, Trouble
 from lookalike.types import Batch
 
-Monitor = Callable[[Learner], dict[str, float]]
+CheckUp = Callable[[Learner], dict[str, float]]
 
 
 class Pulse(NamedTuple):
@@ -38,7 +38,7 @@ class Pulse(NamedTuple):
     top1: float
     images_per_second: float
     seconds_per_step: float
-    metrics: dict[str, float]  # of the monitor, the last time it ran
+    metrics: dict[str, float]  # of the last check-up
 
 
 class Finished(NamedTuple):
@@ -64,17 +64,17 @@ def train(
     recipe: Recipe,
     run: Run,
     loader: Loader,
-    monitor: Monitor | None = None,
+    checkup: CheckUp = lambda _: {},
     watch: Callable[[Pulse], None] = lambda _: None,
     save_every: int | None = None,
 ) -> Finished:
     """Train ``recipe`` in ``run`` from its newest checkpoint, or from the start, to its end or to a signal."""
     order = Order(len(loader), recipe.batch, recipe.seed)
-    learner = recipe.build(len(loader)).to(device(), memory_format=torch.channels_last)
+    learner = placed(recipe.build(len(loader)))
     optimizer = recipe.optimizer.build(learner.encoder, recipe.batch)
     step = resume(run, learner, optimizer)
     total = steps_of(recipe, order)
-    due = Due(total, recipe.monitors, save_every)
+    due = Due(total, recipe.checkups, save_every)
     chance = math.log(recipe.dictionary.size + 1)
     metrics: dict[str, float] = {}
     watched = Waiting(batches(loader, recipe, order, step, total))
@@ -86,9 +86,9 @@ def train(
             optimize.apply(recipe.schedule, optimizer, (step - 1) / total)
             with autocast(recipe.precision, device()):
                 outcome = learner(batch)
-            refuse_not_finite(outcome.loss, step)
             optimizer.zero_grad()
             outcome.loss.backward()
+            refuse_not_finite(outcome.loss, learner, step)
             optimizer.step()
             if due.log(step):
                 pulse = Pulse(
@@ -105,10 +105,10 @@ def train(
             if due.log(step):
                 run.log(step, loss=pulse.loss, top1=pulse.top1, lr=optimizer.param_groups[0]["lr"])
                 watch(pulse)
-            if monitor and due.monitor(step):
-                metrics = monitor(learner)
-                run.log(step, **metrics)
+            if due.checkup(step) and (found := checkup(learner)):
+                run.log(step, **(metrics := found))
             if due.save(step) or signals.received:
+                run.sync()
                 due.saved(lambda: checkpoint.save(run.checkpoints, step, learner, optimizer))  # noqa: B023
             if signals.received:
                 break
@@ -125,11 +125,12 @@ def resume(run: Run, learner: Learner, optimizer: torch.optim.Optimizer) -> int:
     return step
 
 
-def refuse_not_finite(loss: Tensor, step: int) -> None:
-    """Stop before a loss that is not a number reaches the weights."""
-    if not bool(torch.isfinite(loss)):
+def refuse_not_finite(loss: Tensor, learner: Learner, step: int) -> None:
+    """Stop before a loss or a gradient that is not a number reaches the weights."""
+    gradients = torch.nn.utils.get_total_norm(p.grad for p in learner.encoder.parameters() if p.grad is not None)
+    if not bool(torch.isfinite(loss + gradients)):
         raise Trouble(
-            f"the loss is {loss.item()} at step {step}: the weights are as after step {step - 1}; "
+            f"the loss is {loss.item()}, the norm of its gradient {gradients.item()}, at step {step}: the weights are as after step {step - 1}; "
             "lower --optimizer.lr and start again with --overwrite",
             BAD_DATA,
         )
@@ -154,7 +155,7 @@ def measured(recipe: Recipe, loader: Loader, reserve: float = 0.0, probes: int =
         return recipe
     began = time.perf_counter()
     order = Order(len(loader), recipe.batch, recipe.seed)
-    learner = recipe.build(len(loader)).to(device(), memory_format=torch.channels_last).train()
+    learner = placed(recipe.build(len(loader))).train()
     optimizer = recipe.optimizer.build(learner.encoder, recipe.batch)
     marks: list[float] = []
     for batch in batches(loader, recipe, order, 0, probes):

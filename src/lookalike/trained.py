@@ -13,13 +13,13 @@ from torch import Tensor
 
 from lookalike import checkpoint
 from lookalike.data.loader import Loader
-from lookalike.data.source import Data, Source, open_source, reference_and_query, splits
-from lookalike.dist import autocast, device
+from lookalike.data.source import Data, Rows, Source, open_source, reference_and_query, splits
+from lookalike.dist import autocast, device, placed
 from lookalike.evaluate.embed import Layer, embed
 from lookalike.models.encoder import Encoder
 from lookalike.pretext.image import Canvases
 from lookalike.recipe import Recipe
-from lookalike.run import Run, read_json, read_recipe, write_atomically
+from lookalike.run import Run, read_recipe, write_atomically
 from lookalike.trouble import BAD_DATA, Trouble
 from lookalike.types import Embeddings, View
 
@@ -40,7 +40,7 @@ class Trained(NamedTuple):
 
     def views(self, loader: Loader, rows: Tensor, chunk: int = 500) -> Iterator[View]:
         """The examples at ``rows`` (N,) as the encoder is evaluated: whole, nothing random."""
-        for _, pixels, sizes in loader.batches(rows.split(chunk)):
+        for _, pixels, sizes in loader.batches(torch.split(rows, chunk)):
             yield self.recipe.pretext.evaluation(Canvases(pixels.to(device()), sizes.to(device())))
 
     def features(
@@ -72,8 +72,7 @@ def load(run: str | Path, untrained: bool = False) -> Trained:
             BAD_DATA,
         )
     recipe = read_recipe(folder / "recipe.json")
-    examples = int(read_json(folder / "environment.json")["data"]["examples"])
-    learner, step = recipe.build(examples), 0
+    learner, step = recipe.build(Run(folder).data()["examples"]), 0
     if not untrained:
         path, _ = checkpoint.newest(Run(folder).checkpoints)
         if path is None:
@@ -81,7 +80,7 @@ def load(run: str | Path, untrained: bool = False) -> Trained:
                 f"{folder} has no checkpoint yet: let the run save one, or ask for the untrained network", BAD_DATA
             )
         step = checkpoint.load_learner(path, learner)
-    return Trained(recipe, learner.encoder.to(device(), memory_format=torch.channels_last), step)
+    return Trained(recipe, placed(learner.encoder), step)
 
 
 class Part(NamedTuple):
@@ -105,26 +104,29 @@ def parts(
 ) -> tuple[Part, Part]:
     """What an evaluation compares with and what it asks, both labelled; raises Trouble where there are no labels."""
     reference, query = reference_and_query(data)
-    if not bool((reference.labels >= 0).any()):
-        raise Trouble(f"{data} has no labels to evaluate by: class folders, or parquet with a label column", BAD_DATA)
     return (
-        Part.of(trained, reference, layer, workers, progress, "reference"),
-        Part.of(trained, query, layer, workers, progress, "queries"),
+        Part.of(trained, labelled(reference, data), layer, workers, progress, "reference"),
+        Part.of(trained, labelled(query, data), layer, workers, progress, "queries"),
     )
+
+
+def labelled(source: Source, data: Data) -> Source:
+    """The rows that have a label."""
+    rows = (source.labels >= 0).nonzero()[:, 0]
+    if len(rows) == 0:
+        raise Trouble(f"{data} has no labels to evaluate by: class folders, or parquet with a label column", BAD_DATA)
+    return source if len(rows) == len(source) else Rows(source, rows)
 
 
 def embed_data(
     trained: Trained, data: Data, layer: Layer = "backbone", workers: int = 2, progress: Progress = silent
 ) -> Embeddings:
     """One unit row for every readable picture of every split of ``data``: splits in turn, paths sorted."""
-    names = splits(data)
-    found = [
-        Part.of(trained, open_source(data, name), layer, workers, progress, name or "pictures")
-        for name in names or [None]
-    ]
+    names: list[str | None] = [*splits(data)] or [None]
+    found = [Part.of(trained, open_source(data, name), layer, workers, progress, name or "pictures") for name in names]
     return Embeddings(
         [path for part in found for path in part.paths],
-        [name for name, part in zip(names or ["all"], found) for _ in part.paths],
+        [name or "all" for name, part in zip(names, found) for _ in part.paths],
         torch.cat([part.labels for part in found]).numpy(),
         torch.cat([part.features for part in found]).numpy(),
     )

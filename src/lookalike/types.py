@@ -16,7 +16,7 @@ View = dict[str, Tensor]
 class Batch(NamedTuple):
     """Two views of each of B examples; ``index`` (B,) holds their rows in the source."""
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # the word of the design; it hides tuple.index
     first: View
     second: View
 
@@ -34,4 +34,3 @@ class Embeddings:
         return len(self.path)
 
 
-from lookalike.trouble import BAD_DATA, IO, LOCKED, USAGE, Trouble  # noqa: F401

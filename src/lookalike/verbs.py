@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -59,13 +60,22 @@ def overrides(command: cli.Pretrain, rest: Sequence[str]) -> list[tuple[str, str
     return found
 
 
+def at_least(command: object, **limits: float) -> None:
+    """Refuse numbers below their limit."""
+    for name, limit in limits.items():
+        given = getattr(command, name)
+        if any(not value >= limit for value in (given if isinstance(given, tuple) else [given]) if value is not None):
+            raise Trouble(f"--{name.replace('_', '-')} must be at least {limit:g}")
+
+
 def pretrain(command: cli.Pretrain, rest: Sequence[str]) -> int:
     """Exit code 0, or 128 and the number of the signal that stopped the run."""
     lengths = [command.epochs, command.minutes, command.steps]
     if sum(value is not None for value in lengths) > 1:
         raise Trouble("choose one of --minutes, --epochs and --steps")
-    if any(value is not None and value <= 0 for value in lengths):
+    if any(value is not None and not 0 < value < math.inf for value in lengths):
         raise Trouble("--minutes, --epochs and --steps must be above 0")
+    at_least(command, workers=0, memory=0, max_bad=0, save_every=1)
     done = carry_out(
         Asked(
             data=command.data,
@@ -88,6 +98,7 @@ def pretrain(command: cli.Pretrain, rest: Sequence[str]) -> int:
 
 def knn(command: cli.Knn) -> int:
     """Prints and writes the accuracy."""
+    at_least(command, k=1, temperature=1e-6, workers=0)
     trained = load(command.run, command.untrained)
     with Screen("knn") as screen:
         reference, query = parts(trained, command.data, command.layer, command.workers, screen.work)
@@ -106,6 +117,7 @@ def knn(command: cli.Knn) -> int:
 
 def fewshot(command: cli.Fewshot) -> int:
     """Prints and writes mean and interval for each number of labels."""
+    at_least(command, labels=1, draws=2, workers=0)
     trained = load(command.run, command.untrained)
     report: dict[str, object] = {"layer": command.layer, "draws": command.draws, "step": trained.step}
     with Screen("fewshot") as screen:
@@ -121,6 +133,7 @@ def fewshot(command: cli.Fewshot) -> int:
 
 def embed(command: cli.Embed) -> int:
     """Writes the table."""
+    at_least(command, workers=0)
     trained = load(command.run)
     with Screen("embed") as screen:
         table = embed_data(trained, command.data, command.layer, command.workers, screen.work)

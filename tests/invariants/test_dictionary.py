@@ -1,4 +1,4 @@
-"""The queue: unit rows from step 0, first in first out across any wrap, state in the checkpoint, never its own negative."""
+"""The queue: unit rows from step 0, first in first out across any wrap, in the checkpoint, no key its own negative."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""``forward`` is pure, ``advance`` moves the twin and the queue, and the twin is the closed-form average of the encoder."""
+"""``forward`` is pure, ``advance`` moves twin and queue, and the twin is the closed-form average of the encoder."""
 
 import copy
 

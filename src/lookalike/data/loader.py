@@ -8,10 +8,10 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import NamedTuple, Protocol
 
 import torch
@@ -79,40 +79,43 @@ class Loader:
         """Whether every canvas is in memory."""
         return self._pixels is not None
 
-    def batches(self, rows_of_steps: Iterable[Tensor]) -> Iterator[Pixels]:
+    def batches(self, rows_of_steps: Iterable[Tensor]) -> Generator[Pixels, None, None]:
         """The pixels of each step's rows (B,), in order: a function of the data alone. Raises Trouble."""
         if self._pixels is None:
             tries = 1 + int(self.max_bad * len(self))  # a longer run of bad rows is too many anyway
             yield from self._decoded(rows_of_steps, self.workers, tries)
             return
         for rows in rows_of_steps:
-            yield Pixels(rows, self._pixels[rows], self._sizes[rows])
+            # Copies whole canvases: five times as fast as self._pixels[rows].
+            yield Pixels(rows, self._pixels.index_select(0, rows), self._sizes.index_select(0, rows))
 
     def _fill(self, workers: int, progress: Callable[[int], None]) -> None:
         """Decode everything once, then let each bad row have the canvas of the next good one."""
         count, side = len(self), self.source.side
         pixels, sizes = torch.empty(count, 3, side, side, dtype=torch.uint8), torch.empty(count, 2, dtype=torch.int64)
-        for batch in self._decoded(torch.split(torch.arange(count), _CHUNK), workers, tries=0):
-            here = slice(int(batch.rows[0]), int(batch.rows[-1]) + 1)
-            pixels[here], sizes[here] = batch.pixels, batch.sizes
-            progress(len(batch.rows))
+        with closing(self._decoded(torch.split(torch.arange(count), _CHUNK), workers, tries=0)) as batches:
+            for batch in batches:
+                here = slice(int(batch.rows[0]), int(batch.rows[-1]) + 1)
+                pixels[here], sizes[here] = batch.pixels, batch.sizes
+                progress(len(batch.rows))
         refuse_too_many(self.bad_rows, self.source, self.max_bad)
         for row in self.bad_rows:
             other = next((row + i) % count for i in range(1, count) if (row + i) % count not in self.bad_rows)
             pixels[row], sizes[row] = pixels[other], sizes[other]
         self._pixels, self._sizes = pixels, sizes
 
-    def _decoded(self, rows_of_steps: Iterable[Tensor], workers: int, tries: int) -> Iterator[Pixels]:
+    def _decoded(self, rows_of_steps: Iterable[Tensor], workers: int, tries: int) -> Generator[Pixels, None, None]:
         """Batches decoded here or by workers, in the order of the steps; ``tries`` 0 leaves bad rows black."""
         if workers:
             made = _in_workers(self.source, rows_of_steps, workers, tries)
         else:
             made = _here(self.source, rows_of_steps, tries)
-        for rows, (pixels, sizes, bad) in made:
-            self._note(bad)
-            if tries:
-                refuse_too_many(self.bad_rows, self.source, self.max_bad)
-            yield Pixels(rows, pixels, sizes)
+        with closing(made):  # at once, not when the last traceback is forgotten
+            for rows, (pixels, sizes, bad) in made:
+                self._note(bad)
+                if tries:
+                    refuse_too_many(self.bad_rows, self.source, self.max_bad)
+                yield Pixels(rows, pixels, sizes)
 
     def _note(self, bad: Mapping[int, str]) -> None:
         """Remember new bad rows, each once."""
@@ -157,7 +160,9 @@ def _decode(source: Source, rows: list[int], tries: int, stopped: Callable[[], b
     return _Decoded(torch.stack(pixels), torch.tensor(sizes), bad)
 
 
-def _here(source: Source, rows_of_steps: Iterable[Tensor], tries: int) -> Iterator[tuple[Tensor, _Decoded]]:
+def _here(
+    source: Source, rows_of_steps: Iterable[Tensor], tries: int
+) -> Generator[tuple[Tensor, _Decoded], None, None]:
     """Every step decoded in this process, when it is asked for."""
     for rows in rows_of_steps:
         yield rows, _decode(source, rows.tolist(), tries)
@@ -165,7 +170,7 @@ def _here(source: Source, rows_of_steps: Iterable[Tensor], tries: int) -> Iterat
 
 def _in_workers(
     source: Source, rows_of_steps: Iterable[Tensor], workers: int, tries: int
-) -> Iterator[tuple[Tensor, _Decoded]]:
+) -> Generator[tuple[Tensor, _Decoded], None, None]:
     """Every step decoded by one of ``workers`` processes, ahead of time, returned in order.
 
     torch's DataLoader is not used since it answers a killed worker with an exception in the midst of the training

@@ -93,7 +93,7 @@ def splits(data: Data) -> list[str]:
 
 
 def splits_of(data: Data, side: int = 32) -> dict[str, Source]:
-    """Every split that exists, by name, listed once; {"all": everything} where the data is not divided. Raises Trouble."""
+    """Every split that exists, listed once; {"all": everything} where the data is not divided. Raises Trouble."""
     if isinstance(data, str | os.PathLike) and data != "digits":
         place = _Place(Path(data))
         return {name: place.open(name, side) for name in place.splits} or {EVERYTHING: place.open(None, side)}
@@ -167,13 +167,15 @@ class _Place:
         found = listed(self.root, (*SUFFIXES, ".parquet"))
         tables = [path for path in found.files if path.lower().endswith(".parquet")]
         pictures = [path for path in found.files if not path.lower().endswith(".parquet")]
-        if tables and (not pictures or columns_of(schema_of(self.root / tables[0])) is not None):
+        with_pictures = [path for path in tables if columns_of(schema_of(self.root / path)) is not None]
+        if with_pictures or (tables and not pictures):
+            tables = with_pictures or tables
             self.tables, self.splits = tables, by_split(tables, table_split)
         elif pictures:
             self.tables, self.splits = [], by_split(pictures, folder_split)
         else:
             raise Trouble(_nothing(self.root, found), BAD_DATA)
-        self.listing = found._replace(files=pictures, others=found.others + len(tables))
+        self.listing = found._replace(files=pictures)
 
     def _list_file(self) -> None:
         if self.root.suffix.lower() != ".parquet":

@@ -43,3 +43,12 @@ def embed(
             rows.append(F.normalize(found.float(), dim=1).cpu())
             progress(len(found))
     return torch.cat(rows).clone() if rows else torch.empty(0, 0)
+
+
+def fit_whitening(encoder: Encoder, views: Iterable[View]) -> None:
+    """Fit the encoder's whitening, if it has one, to the features of ``views`` as its backbone gives them."""
+    if encoder.whitening is None:
+        return
+    with evaluating(encoder):
+        features = torch.cat([encoder.backbone(**view).float() for view in views])
+    encoder.whitening.fit(features.clone())

@@ -1,4 +1,4 @@
-"""Weighted k nearest neighbours (InstDisc, arXiv 1805.01978, section 3.4): no training, so it shows what features hold."""
+"""Weighted k nearest neighbours (InstDisc, arXiv 1805.01978, section 3.4): nothing is trained."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ class Knn:
 
         Classes are the values that occur in ``labels``, whatever numbers they are; of equal votes the smallest wins.
         """
-        classes, votes_for = labels.unique(return_inverse=True)
+        classes, votes_for = torch.unique(labels, return_inverse=True)
         k = min(self.k, len(reference))
         guesses = []
-        for part in queries.split(chunk):
+        for part in torch.split(queries, chunk):
             cosine, nearest = (part @ reference.T).topk(k, sorted=False)
             votes = torch.zeros(len(part), len(classes), dtype=torch.float64, device=part.device)
-            votes.scatter_add_(1, votes_for[nearest], (cosine.double() / self.temperature).exp())
+            above = cosine.double() - cosine.amax(1, keepdim=True)  # or a low temperature would overflow
+            votes.scatter_add_(1, votes_for[nearest], (above / self.temperature).exp())
             guesses.append(classes[votes.argmax(1)])
         return torch.cat(guesses) if guesses else labels.new_empty(0)
 

@@ -1,0 +1,1 @@
+"""Keys, dictionary, objective: how the encoder learns."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from lookalike.learn.dictionary import Entries
 
@@ -15,7 +15,9 @@ from lookalike.learn.dictionary import Entries
 class Objective(Protocol):
     """The mean loss of queries (B, D) against their entries."""
 
-    def __call__(self, query: Tensor, entries: Entries) -> Tensor: ...
+    def __call__(self, query: Tensor, entries: Entries) -> Tensor:
+        """A scalar, in fp32 or better."""
+        ...
 
 
 def _products_dtype(query: Tensor) -> torch.dtype:
@@ -33,7 +35,7 @@ class _LogSumExp(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, query: Tensor, negatives: Tensor, ignore: Tensor | None, temperature: float, chunk: int
+        ctx: Any, query: Tensor, negatives: Tensor, ignore: Tensor | None, temperature: float, chunk: int
     ) -> Tensor:
         dtype = _products_dtype(query)
         sums = torch.float64 if query.dtype == torch.float64 else torch.float32
@@ -54,17 +56,17 @@ class _LogSumExp(torch.autograd.Function):
             top = risen
         result = top + total.log()
         ctx.save_for_backward(query, negatives, ignore, result, mean / total.clamp_min(torch.finfo(sums).tiny))
-        ctx.temperature, ctx.chunk = temperature, chunk  # type: ignore[attr-defined]
+        ctx.temperature, ctx.chunk = temperature, chunk
         return result[:, 0]
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
-        query, negatives, ignore, result, mean = ctx.saved_tensors  # type: ignore[attr-defined]
-        temperature, chunk = ctx.temperature, ctx.chunk  # type: ignore[attr-defined]
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+        query, negatives, ignore, result, mean = ctx.saved_tensors
+        temperature, chunk = ctx.temperature, ctx.chunk
         scale = grad[:, None] / temperature
         to_negatives = None
-        if ctx.needs_input_grad[1]:  # type: ignore[attr-defined]  # keys with gradient: recompute the weights
+        if ctx.needs_input_grad[1]:  # keys with gradient: recompute the weights
             to_negatives = torch.empty_like(negatives)
             for start in range(0, len(negatives), chunk):
                 keys = negatives[start : start + chunk]

@@ -12,7 +12,7 @@ from lookalike.models.whitening import Whitening
 class Encoder(nn.Module):
     """``backbone`` maps a view to features (B, F); ``head`` maps features to what is contrasted.
 
-    ``whitening``, if any, only watches while the encoder trains; it is the last layer of what is evaluated.
+    ``whitening``, if any, is the last layer of what is evaluated; what is trained does not pass through it.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module, whitening: Whitening | None = None) -> None:
@@ -26,8 +26,5 @@ class Encoder(nn.Module):
 
     def forward(self, **view: Tensor) -> Tensor:
         """(B, D) unit-norm embedding, in fp32 or better whatever the products ran in."""
-        features: Tensor = self.backbone(**view)
-        if self.whitening is not None and self.training:
-            self.whitening.observe(features)
-        embedding: Tensor = self.head(features)
+        embedding: Tensor = self.head(self.backbone(**view))
         return F.normalize(embedding if embedding.dtype == torch.float64 else embedding.float(), dim=1)

@@ -9,7 +9,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class MLP:
-    """Linear layers of these output widths with ReLU between: ``MLP((128,))`` is MoCo v1's, ``MLP((2048, 128))`` v2's."""
+    """Linear layers of these widths with ReLU between: ``MLP((128,))`` is MoCo v1's, ``MLP((2048, 128))`` v2's."""
 
     widths: tuple[int, ...] = (128,)
 

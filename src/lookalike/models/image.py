@@ -1,4 +1,4 @@
-"""Backbones for pictures. A value says which; ``build`` gives a module that is called with ``pixels`` and its width F."""
+"""Backbones for pictures. A value says which; ``build`` gives a module that takes ``pixels``, and its width F."""
 
 from __future__ import annotations
 
@@ -65,7 +65,13 @@ class Timm:
             hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names them"
             raise Trouble(f"model.name {self.name!r} is not a model of timm; {hint}")
         net = timm.create_model(self.name, pretrained=False, num_classes=0)
-        return Pixels(group_norms(net, group)), int(getattr(net, "head_hidden_size", None) or net.num_features)
+        return Pixels(group_norms(net, group)), _width(net)
+
+
+def _width(net: nn.Module) -> int:
+    """F of a timm model, whose own attribute is wrong for the few that keep a layer after pooling."""
+    width: int = getattr(net, "head_hidden_size", None) or net.num_features  # type: ignore[assignment]
+    return width
 
 
 @dataclass(frozen=True)

@@ -6,21 +6,19 @@ on one device shuffling keys would do nothing. Groups make both independent of w
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
 class _Grouped(torch.autograd.Function):
-    """The native kernel once per group, on slices of the batch: encoding group by group would cost a quarter of the speed."""
+    """The native kernel once per group, on slices of the batch: encoding by group would cost a quarter of the speed."""
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
-    ) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, ...]:
         out = torch.empty_like(x)
         mean, scale = (torch.empty(groups, x.shape[1], dtype=weight.dtype, device=x.device) for _ in range(2))
         for part, to, m, s in zip(x.tensor_split(groups), out.tensor_split(groups), mean, scale):
@@ -28,15 +26,15 @@ class _Grouped(torch.autograd.Function):
                 part, weight, bias, None, None, True, 0.0, eps, out=to, save_mean=m, save_invstd=s
             )
         ctx.save_for_backward(x, weight, mean, scale)
-        ctx.groups, ctx.eps = groups, eps  # type: ignore[attr-defined]
+        ctx.groups, ctx.eps = groups, eps
         ctx.mark_non_differentiable(mean, scale)
         return out, mean, scale
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: FunctionCtx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, means, scales = ctx.saved_tensors  # type: ignore[attr-defined]
-        groups: int = ctx.groups  # type: ignore[attr-defined]
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, means, scales = ctx.saved_tensors
+        groups: int = ctx.groups
         to_x = torch.empty_like(x)
         to_weight, to_bias = torch.zeros_like(weight), torch.zeros_like(weight)
         slices = zip(x.tensor_split(groups), grad.tensor_split(groups), to_x.tensor_split(groups), means, scales)
@@ -51,7 +49,7 @@ class _Grouped(torch.autograd.Function):
                 scale,
                 True,
                 ctx.eps,
-                [True, True, True],  # type: ignore[attr-defined]
+                [True, True, True],
             )
             to.copy_(by_x)
             to_weight += by_weight

@@ -5,38 +5,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-_FORGETS = 0.01  # share of a new batch in the running statistics, once a hundred have been seen
-_RIDGE = 1e-3  # of the largest variance: directions below it hold rounding, not pictures
+_RIDGE = 1e-4  # of the largest variance: directions far below it hold rounding, not pictures
 
 
 class Whitening(nn.Module):
-    """Running mean and covariance of features (B, F), as BatchNorm keeps them, and the map that whitens by them.
+    """A linear map after the backbone, fitted to the features (N, F) of some examples; the identity until then.
 
     A contrastive backbone puts most variance into a few directions, which then decide every cosine. Labels are not
-    used, and nothing is trained.
+    used, and no gradient trains it. Features of whole pictures fit it well, those of augmented views do not: colour and
+    crop then pass for content (docs/results.md).
     """
 
-    running_mean: Tensor
-    running_covariance: Tensor
-    batches: Tensor
+    mean: Tensor
+    map: Tensor
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        self.register_buffer("running_mean", torch.zeros(features))
-        self.register_buffer("running_covariance", torch.eye(features))
-        self.register_buffer("batches", torch.zeros((), dtype=torch.long))
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("map", torch.eye(features))
 
     @torch.no_grad()
-    def observe(self, features: Tensor) -> None:
-        """Take the statistics of a training batch in; a plain mean over the first hundred batches."""
-        found = features.detach().to(self.running_mean.dtype)
-        self.batches += 1
-        share = (1 / self.batches).clamp_min(_FORGETS).to(found.dtype)
-        self.running_mean.lerp_(found.mean(0), share)
-        self.running_covariance.lerp_(torch.cov(found.T), share)
+    def fit(self, features: Tensor) -> None:
+        """Centre and decorrelate ``features`` (N, F), which are not normalised."""
+        variances, directions = torch.linalg.eigh(torch.cov(features.double().T))
+        scale = (variances.clamp_min(0) + _RIDGE * variances[-1]).clamp_min(1e-30).rsqrt()
+        self.mean.copy_(features.double().mean(0))
+        self.map.copy_(directions * scale)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, F) → (B, F) with zero mean and, but for the smallest directions, unit covariance."""
-        variances, directions = torch.linalg.eigh(self.running_covariance.double())
-        scale = (variances.clamp_min(0) + _RIDGE * variances[-1]).rsqrt()
-        return ((features.double() - self.running_mean) @ (directions * scale)).to(features.dtype)
+        """(B, F) → (B, F): over what it was fitted to, zero mean and (smallest directions apart) unit covariance."""
+        with torch.autocast(features.device.type, enabled=False):  # bf16 would drown the small directions
+            return (features.to(self.mean.dtype) - self.mean) @ self.map

@@ -1,7 +1,7 @@
 """Published recipes for pictures, and ``small``, the default where there is no accelerator.
 
-Every recipe is a function of the number of examples and the side of the pictures in pixels, with the data of its paper as
-defaults: ``moco_v2()`` is the published setting.
+Every recipe is a function of the number of examples and the side of the pictures in pixels, with the data of its paper
+as defaults: ``moco_v2()`` is the published setting.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ def view_side(side: int) -> int:
 
 def small_batch(examples: int) -> int:
     """256, or for little data the largest power of two that leaves at least 16 steps an epoch (never under 16)."""
-    return min(256, max(16, 2 ** ((max(examples, 1) // 16).bit_length() - 1)))
+    power = max((max(examples, 1) // 16).bit_length() - 1, 0)
+    return min(256, max(16, 1 << power))
 
 
 def small(examples: int = 50_000, side: int = 32) -> Recipe:
@@ -103,6 +104,7 @@ def small(examples: int = 50_000, side: int = 32) -> Recipe:
         canvas=size if side <= size else min(side, size * 5 // 4),
         model=SmallResNet(kernel=4 * 2**more, stride=2 * 2**more),
         head=MLP((256, 128)),
+        whiten=True,
         keys=Momentum(0.99),
         dictionary=Queue(4096),
         objective=InfoNCE(0.1),

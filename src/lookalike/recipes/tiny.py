@@ -24,5 +24,5 @@ def tiny(examples: int = 1797, side: int = 16) -> Recipe:
         group=8,
         dictionary=Queue(64),
         length=Length(steps=30),
-        monitors=2,
+        checkups=2,
     ).fitted(examples)

@@ -1,0 +1,505 @@
+"""End to end training speed of MoCo from picture files: lookalike against lightly, in turn, on the same files.
+
+    python benchmarks/throughput.py --data ../shared/data/cifar10 --json throughput.json
+
+Both train CIFAR-10's ResNet-18 (3x3 stem, no pooling, head 512-512-128) with the same views, batch 256, K 4,096,
+temperature 0.1, momentum 0.99, SGD 0.06, fp32 weights. lightly's side is its own PyTorch example
+(examples/pytorch/moco.py) with these numbers; ours is ``lookalike.train.train`` itself, with a recipe of 200 epochs that
+ends after the measured steps; saving is off, since the example does not save. What stays different is each one's way:
+lightly normalises a batch as one group in contiguous memory and makes views in two workers; lookalike normalises in groups
+of 64 whose keys are shuffled, in channels_last, keeps decoded pictures in memory and makes views in the training process.
+
+Every measurement is a fresh process, so that thread pools do not meet: a round is lookalike, lightly (with --ablate then
+lightly in channels_last), and last the machine's convolution peak, so that shares of the peak are of the same minute.
+Ratios are taken round by round. Leave the machine alone meanwhile: "busy" says how much of the cores a side got.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lookalike.data.loader import Loader, Pixels
+from lookalike.data.source import open_source
+from lookalike.dist import computes_in_bf16
+from lookalike.learn.dictionary import Queue
+from lookalike.learn.keys import Momentum
+from lookalike.learn.objective import InfoNCE
+from lookalike.models.heads import MLP
+from lookalike.optimize import SGD
+from lookalike.pretext.image import MOCO_CIFAR
+from lookalike.recipe import Recipe
+from lookalike.recipes.images import moco_cifar
+from lookalike.run import Run
+from lookalike.train import train
+from lookalike.types import Batch
+
+LIGHTLY_COMMIT = "e8d317fc5a87f4387a85a35e689869039ec249ee"  # of examples/pytorch/moco.py
+STAGES = ((64, 32), (128, 16), (256, 8), (512, 4))  # channels and side of ResNet-18's 3x3 convolutions
+TEMPERATURE, MOMENTUM, LR, DIM, WORKERS = 0.1, 0.99, 0.06, 128, 2
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one fresh process measures."""
+
+    side: str
+    folder: str
+    threads: int
+    batch: int
+    queue: int
+    group: int
+    warmup: int
+    steps: int
+    precision: str
+
+
+# ---- lookalike ----
+
+
+class Watched(Loader):
+    """The loader of a run that ends early; ``marks`` holds when each batch was asked for."""
+
+    def begin(self, steps: int) -> None:
+        self.marks: list[float] = []
+        self.clocks: list[float] = []
+        self.left = steps
+
+    def batches(self, rows_of_steps: Iterable[Tensor]) -> Generator[Pixels, None, None]:
+        for pixels in super().batches(rows_of_steps):
+            self.note()
+            if len(self.marks) > self.left:
+                return
+            yield pixels
+
+    def note(self) -> None:
+        self.marks.append(time.perf_counter())
+        self.clocks.append(time.process_time())
+
+
+def recipe_of(job: Job, examples: int) -> Recipe:
+    """moco_cifar with the head, batch and plain SGD of lightly's example."""
+    return replace(
+        moco_cifar(examples),
+        head=MLP((512, DIM)),
+        keys=Momentum(MOMENTUM),
+        dictionary=Queue(job.queue),
+        objective=InfoNCE(TEMPERATURE),
+        optimizer=SGD(LR, 0.0, 0.0),
+        batch=job.batch,
+        group=job.group,
+        precision=job.precision,  # type: ignore[arg-type]
+    )
+
+
+def ours(job: Job) -> dict[str, Any]:
+    began = time.perf_counter()
+    source = open_source(job.folder, side=32)
+    loader = Watched(source, workers=WORKERS)
+    loader.begin(job.warmup + job.steps)
+    ready = time.perf_counter() - began
+    with tempfile.TemporaryDirectory() as folder, Run(Path(folder) / "run") as run:
+        train(recipe_of(job, len(source)), run, loader, save_every=1 << 40)
+        first = json.loads(run.metrics.read_text().splitlines()[0])
+    return speed(job, loader.marks, loader.clocks) | {"ready": ready, "loss": first["loss"]}
+
+
+def speed(job: Job, marks: list[float], clocks: list[float]) -> dict[str, Any]:
+    """Images a second over the steps after the warm-up, and the share of the cores' time that the process got."""
+    marks, clocks = marks[job.warmup :], clocks[job.warmup :]
+    seconds = marks[-1] - marks[0]
+    return {
+        "images_per_second": job.batch * job.steps / seconds,
+        "busy": (clocks[-1] - clocks[0]) / seconds / job.threads,
+        "seconds_per_step": [after - before for before, after in zip(marks, marks[1:])],
+    }
+
+
+# ---- lightly, after examples/pytorch/moco.py ----
+
+
+class MoCo(nn.Module):
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        from lightly.models.modules import MoCoProjectionHead
+        from lightly.models.utils import deactivate_requires_grad
+
+        self.backbone = backbone
+        self.projection_head = MoCoProjectionHead(512, 512, DIM)
+        self.backbone_momentum = copy.deepcopy(self.backbone)
+        self.projection_head_momentum = copy.deepcopy(self.projection_head)
+        deactivate_requires_grad(self.backbone_momentum)
+        deactivate_requires_grad(self.projection_head_momentum)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query: Tensor = self.backbone(x).flatten(start_dim=1)
+        query = self.projection_head(query)
+        return query
+
+    def forward_momentum(self, x: Tensor) -> Tensor:
+        key: Tensor = self.backbone_momentum(x).flatten(start_dim=1)
+        key = self.projection_head_momentum(key).detach()
+        return key
+
+
+def lightly_loader(job: Job) -> torch.utils.data.DataLoader[Any]:
+    from lightly.data import LightlyDataset
+    from lightly.transforms.moco_transform import MoCoV2Transform
+
+    view = MOCO_CIFAR
+    transform = MoCoV2Transform(
+        input_size=view.size,
+        cj_prob=view.jitter,
+        cj_bright=view.brightness,
+        cj_contrast=view.contrast,
+        cj_sat=view.saturation,
+        cj_hue=view.hue,
+        min_scale=view.scale[0],
+        random_gray_scale=view.gray,
+        gaussian_blur=view.blur,
+        hf_prob=view.flip,
+        normalize={"mean": list(view.mean), "std": list(view.std)},
+    )
+    dataset = LightlyDataset(job.folder, transform=transform)
+    return torch.utils.data.DataLoader(dataset, batch_size=job.batch, shuffle=True, drop_last=True, num_workers=WORKERS)
+
+
+def lightly_model() -> MoCo:
+    import torchvision
+
+    resnet = torchvision.models.resnet18()
+    resnet.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
+    resnet.maxpool = nn.Identity()
+    return MoCo(nn.Sequential(*list(resnet.children())[:-1]))
+
+
+def lightly(job: Job, layout: torch.memory_format = torch.contiguous_format) -> dict[str, Any]:
+    from lightly.loss import NTXentLoss
+    from lightly.models.utils import update_momentum
+
+    began = time.perf_counter()
+    dataloader = lightly_loader(job)
+    ready = time.perf_counter() - began
+    model = lightly_model().to(memory_format=layout)  # type: ignore[call-overload]
+    criterion = NTXentLoss(temperature=TEMPERATURE, memory_bank_size=(job.queue, DIM))
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    marks, clocks, losses = [time.perf_counter()], [time.process_time()], []
+    while True:
+        total_loss = torch.zeros(())
+        for batch in dataloader:
+            x_query, x_key = batch[0]
+            update_momentum(model.backbone, model.backbone_momentum, m=MOMENTUM)
+            update_momentum(model.projection_head, model.projection_head_momentum, m=MOMENTUM)
+            x_query, x_key = x_query.to(memory_format=layout), x_key.to(memory_format=layout)
+            query = model(x_query)
+            key = model.forward_momentum(x_key)
+            loss = criterion(query, key)
+            total_loss += loss.detach()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+            marks.append(time.perf_counter())
+            clocks.append(time.process_time())
+            if len(losses) == job.warmup + job.steps:
+                return speed(job, marks, clocks) | {"ready": ready, "loss": losses[0]}
+
+
+def lightly_channels_last(job: Job) -> dict[str, Any]:
+    """The ablation: nothing but the memory layout of lightly's loop is another."""
+    return lightly(job, torch.channels_last)
+
+
+# ---- what the machine can do ----
+
+
+def best_of(run: Callable[[], object], repeats: int = 3) -> float:
+    """Seconds of the fastest of some calls, after one that is not counted."""
+    run()
+    marks = [time.perf_counter()]
+    for _ in range(repeats):
+        run()
+        marks.append(time.perf_counter())
+    return min(after - before for before, after in zip(marks, marks[1:]))
+
+
+def peak(job: Job) -> dict[str, Any]:
+    """GFLOP/s of ResNet-18's 3x3 convolutions alone, forward and backward, in both memory layouts."""
+    dtype = torch.bfloat16 if job.precision == "bf16" else torch.float32
+    table: dict[str, dict[str, float]] = {}
+    for channels, side in STAGES:
+        billions = 2 * 9 * channels**2 * side**2 * job.batch / 1e9
+        for name, layout in (("contiguous", torch.contiguous_format), ("channels_last", torch.channels_last)):
+            x = torch.randn(job.batch, channels, side, side).to(dtype=dtype, memory_format=layout).requires_grad_()
+            w = torch.randn(channels, channels, 3, 3).to(dtype=dtype, memory_format=layout).requires_grad_()
+            forward, backward = convolution(x, w)
+            table[f"{channels}x{side}x{side} {name}"] = {
+                "forward": billions / (took := best_of(forward)),
+                "backward": 2 * billions / (back := best_of(backward)),
+                "both": 3 * billions / (took + back),
+            }
+    return {"gflops": max(max(row.values()) for row in table.values()), "table": table}
+
+
+def convolution(x: Tensor, w: Tensor) -> tuple[Callable[[], object], Callable[[], object]]:
+    """A call that goes forward and one that goes backward, to input and weight."""
+    out = F.conv2d(x, w, padding=1)
+    grad = torch.ones_like(out)
+
+    def forward() -> object:
+        with torch.no_grad():
+            return F.conv2d(x, w, padding=1)
+
+    return forward, lambda: torch.autograd.grad(out, (x, w), grad, retain_graph=True)
+
+
+def flops(job: Job, count: int = 16) -> dict[str, Any]:
+    """Multiplications and additions a picture of one step: encoder both ways, twin, products with the queue."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    learner = recipe_of(job, 50_000).build(50_000).train()
+    first, second = ({"pixels": torch.randn(count, 3, 32, 32)} for _ in range(2))
+    batch = Batch(torch.arange(count), first, second)
+    with FlopCounterMode(display=False) as counter:
+        learner(batch).loss.backward()
+    by_kind = {str(kind): number / count for kind, number in counter.get_flop_counts()["Global"].items()}
+    return {"per_image": counter.get_total_flops() / count, "by_kind": by_kind}
+
+
+SIDES: dict[str, Callable[[Job], dict[str, Any]]] = {
+    "lookalike": ours,
+    "lightly": lightly,
+    "lightly, channels_last": lightly_channels_last,
+    "peak": peak,
+    "flops": flops,
+}
+
+
+# ---- fresh processes ----
+
+
+def child(text: str) -> None:
+    """In the fresh process: measure, and answer with one line of JSON."""
+    job = Job(**json.loads(text))
+    warnings.simplefilter("ignore")  # lightly's own deprecations
+    torch.set_num_threads(job.threads)
+    torch.manual_seed(0)
+    print(json.dumps(SIDES[job.side](job)), flush=True)
+
+
+def measured(job: Job) -> dict[str, Any]:
+    """What a fresh process answers; its complaints are shown if it fails."""
+    load = os.getloadavg()[0]
+    command = [sys.executable, str(Path(__file__).resolve()), "--child", json.dumps(asdict(job))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{job.side} failed ({done.returncode}):\n{done.stderr[-4000:]}")
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer | {"load_before": load}
+
+
+def export(data: Path, folder: Path, most: int | None) -> int:
+    """The training pictures of a parquet file or folder as files, byte for byte; how many."""
+    import pyarrow.parquet as pq
+
+    files = sorted(data.glob("train-*.parquet")) if data.is_dir() else [data]
+    count = 0
+    for file in files:
+        for part in pq.ParquetFile(file).iter_batches(columns=[image_column(pq.read_schema(file).names)]):
+            for picture in part.column(0).field("bytes"):
+                if count == most:
+                    return count
+                content: bytes = picture.as_py()
+                suffix = "png" if content.startswith(b"\x89PNG") else "jpg"
+                (folder / f"{count:06d}.{suffix}").write_bytes(content)
+                count += 1
+    if not count:
+        raise SystemExit(f"{data}: no train-*.parquet with pictures")
+    return count
+
+
+def image_column(names: list[str]) -> str:
+    return next((name for name in ("image", "img") if name in names), names[0])
+
+
+# ---- telling ----
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What a number depends on besides the code."""
+    flags: set[str] = set()
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+        named = {key.strip(): value.strip() for key, value in lines.items()}
+        model, flags = named.get("model name", model), set(named.get("flags", "").split())
+    telling = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
+    names = ("torch", "torchvision", "lightly", "pillow", "lookalike")
+    return {
+        "processor": model,
+        "flags": {flag: flag in flags for flag in telling},
+        "torch_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "cores_allowed": len(os.sched_getaffinity(0)),
+        "threads": threads,
+        "python": platform.python_version(),
+        "versions": {name: installed(name) for name in names},
+        "lightly_example_commit": LIGHTLY_COMMIT,
+        "environment": {
+            name: os.environ[name] for name in sorted(os.environ) if name.startswith(("OMP", "KMP", "MKL"))
+        },
+    }
+
+
+def installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def describe(about: dict[str, Any]) -> str:
+    flags = ", ".join(f"{name} {'yes' if has else 'no'}" for name, has in about["flags"].items())
+    versions = ", ".join(f"{name} {number or 'not installed'}" for name, number in about["versions"].items())
+    return (
+        f"{about['processor']}, {about['cores_allowed']} of {about['cores']} cores, {about['threads']} thread(s); {flags}\n"
+        f"Python {about['python']}, {versions}"
+    )
+
+
+def spread(values: list[float], form: str = ".1f") -> str:
+    """The median, with the least and the most."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def precision_of(side: str, asked: str) -> str:
+    """The type in which a side multiplies; lightly's example knows fp32 alone."""
+    if side != "lookalike" or asked == "fp32":
+        return "fp32"
+    return "bf16" if asked == "bf16" or computes_in_bf16(torch.device("cpu")) else "fp32"
+
+
+def one_round(job: Job, sides: list[str], asked: str, per_image: float) -> dict[str, Any]:
+    """Every side once, then the peak in each type that was used; shares of it are filled in."""
+    found: dict[str, Any] = {side: measured(replace(job, side=side)) for side in sides}
+    kinds = sorted({precision_of(side, asked) for side in sides})
+    peaks = {kind: measured(replace(job, side="peak", precision=kind)) for kind in kinds}
+    for side in sides:
+        gflops = found[side]["images_per_second"] * per_image / 1e9
+        found[side] |= {"gflops": gflops, "share": gflops / peaks[precision_of(side, asked)]["gflops"]}
+    return found | {"peaks": peaks}
+
+
+def told(number: int, found: dict[str, Any], sides: list[str]) -> str:
+    parts = [
+        f"{side} {found[side]['images_per_second']:.1f} ({found[side]['share']:.0%} of peak, busy {found[side]['busy']:.0%})"
+        for side in sides
+    ]
+    peaks = ", ".join(f"{kind} {peak['gflops']:.0f}" for kind, peak in found["peaks"].items())
+    return f"round {number}: {'; '.join(parts)}; peak {peaks} GFLOP/s; ratio {ratio(found):.3f}"
+
+
+def ratio(found: dict[str, Any], side: str = "lookalike", base: str = "lightly") -> float:
+    quotient: float = found[side]["images_per_second"] / found[base]["images_per_second"]
+    return quotient
+
+
+def summary(rounds: list[dict[str, Any]], sides: list[str], asked: str, examples: int) -> dict[str, Any]:
+    """The table at the end, printed and kept."""
+    kept: dict[str, Any] = {}
+    print(f"\nmedian of {len(rounds)} rounds (least to most)")
+    for side in sides:
+        rates, shares = ([found[side][name] for found in rounds] for name in ("images_per_second", "share"))
+        ready = statistics.median(found[side]["ready"] for found in rounds)
+        epoch = ready + examples / statistics.median(rates)
+        ratios = [ratio(found, side) for found in rounds]
+        kept[side] = {
+            "precision": precision_of(side, asked),
+            "images_per_second": statistics.median(rates),
+            "ratio_to_lightly": {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)},
+            "share_of_peak": statistics.median(shares),
+            "seconds_until_data_is_ready": ready,
+            "first_epoch_seconds": epoch,
+        }
+        print(
+            f"  {side:22s} {kept[side]['precision']}  {spread(rates)} images/s;  {spread(ratios, '.3f')} x lightly;  "
+            f"{spread(shares, '.0%')} of peak;  data ready after {ready:.1f} s, a first epoch {epoch:.0f} s"
+        )
+    return kept
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="MoCo training from files, images a second: lookalike and lightly in turn.",
+        epilog="example: python benchmarks/throughput.py --data ../shared/data/cifar10 --json throughput.json",
+    )
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/cifar10"), help="parquet with pictures")
+    parser.add_argument("--rounds", type=int, default=5, help="paired rounds (%(default)s)")
+    parser.add_argument("--steps", type=int, default=5, help="measured steps a side and round (%(default)s)")
+    parser.add_argument("--warmup", type=int, default=2, help="steps before them (%(default)s)")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="(%(default)s)")
+    parser.add_argument("--batch", type=int, default=256, help="(%(default)s)")
+    parser.add_argument("--queue", type=int, default=4096, help="K (%(default)s)")
+    parser.add_argument("--group", type=int, default=64, help="lookalike's BatchNorm group (%(default)s)")
+    parser.add_argument("--examples", type=int, help="export only so many pictures, for a trial")
+    parser.add_argument("--ours-precision", choices=("fp32", "bf16", "auto"), default="auto", help="(%(default)s)")
+    parser.add_argument("--ablate", action="store_true", help="add lightly's loop in channels_last")
+    parser.add_argument("--json", type=Path, help="write everything here")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    return parser
+
+
+def main() -> None:
+    asked = arguments().parse_args()
+    if asked.child:
+        return child(asked.child)
+    about = machine(asked.threads)
+    print(describe(about), flush=True)
+    sides = ["lookalike", "lightly", *(["lightly, channels_last"] if asked.ablate else [])]
+    with tempfile.TemporaryDirectory(prefix="throughput-") as folder:
+        examples = export(asked.data, Path(folder), asked.examples)
+        job = Job(
+            "flops", folder, asked.threads, asked.batch, asked.queue, asked.group,
+            asked.warmup, asked.steps, asked.ours_precision,
+        )  # fmt: skip
+        counted = measured(job)
+        per_image = counted["per_image"]
+        print(
+            f"{examples} files; batch {asked.batch}, K {asked.queue}; {per_image / 1e9:.2f} GFLOP a picture and step; "
+            f"{asked.warmup} + {asked.steps} steps a side; images/s:",
+            flush=True,
+        )
+        rounds: list[dict[str, Any]] = []
+        for number in range(1, asked.rounds + 1):
+            rounds.append(one_round(job, sides, asked.ours_precision, per_image))
+            print(told(number, rounds[-1], sides), flush=True)
+    kept = summary(rounds, sides, asked.ours_precision, examples)
+    if asked.json:
+        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(asked).items()}
+        settings.pop("child")
+        whole = {"machine": about, "settings": settings, "flops": counted, "summary": kept, "rounds": rounds}
+        asked.json.write_text(json.dumps(whole, indent=2) + "\n")
+        print(f"written to {asked.json}")
+    return None
+
+
+if __name__ == "__main__":
+    main()
