@@ -3,15 +3,18 @@
     python benchmarks/throughput.py --data ../shared/data/cifar10 --json throughput.json
 
 Both train CIFAR-10's ResNet-18 (3x3 stem, no pooling, head 512-512-128) with the same views, batch 256, K 4,096,
-temperature 0.1, momentum 0.99, SGD 0.06, fp32 weights. lightly's side is its own PyTorch example
-(examples/pytorch/moco.py) with these numbers; ours is ``lookalike.train.train`` itself, with a recipe of 200 epochs that
-ends after the measured steps; saving is off, since the example does not save. What stays different is each one's way:
-lightly normalises a batch as one group in contiguous memory and makes views in two workers; lookalike normalises in groups
-of 64 whose keys are shuffled, in channels_last, keeps decoded pictures in memory and makes views in the training process.
+temperature 0.1, momentum 0.99 and plain SGD 0.06, fp32 weights. lightly's side is its own PyTorch example
+(examples/pytorch/moco.py) with these numbers; ours is ``lookalike.train.train`` itself with a recipe of 200 epochs that
+ends after the measured steps. Saving is off, since the example saves nothing.
 
-Every measurement is a fresh process, so that thread pools do not meet: a round is lookalike, lightly (with --ablate then
-lightly in channels_last), and last the machine's convolution peak, so that shares of the peak are of the same minute.
-Ratios are taken round by round. Leave the machine alone meanwhile: "busy" says how much of the cores a side got.
+What stays different is each one's way: lightly normalises a batch as one group in contiguous memory and makes views in
+two workers. lookalike normalises in groups of 64 and shuffles the keys' groups, uses channels_last (and bf16 where the
+processor computes in it), keeps decoded pictures in memory and makes views in the training process.
+
+Every measurement is a fresh process, so that thread pools do not meet. A round is lookalike, lightly (with --ablate
+then its loop in channels_last), and the machine's convolution peak, so that a share of the peak is of the same minute.
+Ratios are taken round by round. Leave the machine alone meanwhile: "busy" is the share of the threads' time that the
+training process got (lightly's workers are not in it).
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +133,7 @@ def speed(job: Job, marks: list[float], clocks: list[float]) -> dict[str, Any]:
     return {
         "images_per_second": job.batch * job.steps / seconds,
         "busy": (clocks[-1] - clocks[0]) / seconds / job.threads,
-        "seconds_per_step": [after - before for before, after in zip(marks, marks[1:])],
+        "seconds_per_step": [after - before for before, after in pairwise(marks)],
     }
 
 
@@ -150,14 +154,12 @@ class MoCo(nn.Module):
         deactivate_requires_grad(self.projection_head_momentum)
 
     def forward(self, x: Tensor) -> Tensor:
-        query: Tensor = self.backbone(x).flatten(start_dim=1)
-        query = self.projection_head(query)
+        query: Tensor = self.projection_head(self.backbone(x).flatten(start_dim=1))
         return query
 
     def forward_momentum(self, x: Tensor) -> Tensor:
-        key: Tensor = self.backbone_momentum(x).flatten(start_dim=1)
-        key = self.projection_head_momentum(key).detach()
-        return key
+        key: Tensor = self.projection_head_momentum(self.backbone_momentum(x).flatten(start_dim=1))
+        return key.detach()
 
 
 def lightly_loader(job: Job) -> torch.utils.data.DataLoader[Any]:
@@ -238,7 +240,7 @@ def best_of(run: Callable[[], object], repeats: int = 3) -> float:
     for _ in range(repeats):
         run()
         marks.append(time.perf_counter())
-    return min(after - before for before, after in zip(marks, marks[1:]))
+    return min(after - before for before, after in pairwise(marks))
 
 
 def peak(job: Job) -> dict[str, Any]:
@@ -380,7 +382,8 @@ def describe(about: dict[str, Any]) -> str:
     flags = ", ".join(f"{name} {'yes' if has else 'no'}" for name, has in about["flags"].items())
     versions = ", ".join(f"{name} {number or 'not installed'}" for name, number in about["versions"].items())
     return (
-        f"{about['processor']}, {about['cores_allowed']} of {about['cores']} cores, {about['threads']} thread(s); {flags}\n"
+        f"{about['processor']}, {about['cores_allowed']} of {about['cores']} cores, {about['threads']} thread(s); "
+        f"{flags}\n"
         f"Python {about['python']}, {versions}"
     )
 
@@ -410,8 +413,9 @@ def one_round(job: Job, sides: list[str], asked: str, per_image: float) -> dict[
 
 def told(number: int, found: dict[str, Any], sides: list[str]) -> str:
     parts = [
-        f"{side} {found[side]['images_per_second']:.1f} ({found[side]['share']:.0%} of peak, busy {found[side]['busy']:.0%})"
+        f"{side} {now['images_per_second']:.1f} ({now['share']:.0%} of peak, busy {now['busy']:.0%})"
         for side in sides
+        for now in (found[side],)
     ]
     peaks = ", ".join(f"{kind} {peak['gflops']:.0f}" for kind, peak in found["peaks"].items())
     return f"round {number}: {'; '.join(parts)}; peak {peaks} GFLOP/s; ratio {ratio(found):.3f}"

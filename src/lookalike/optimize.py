@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def _learning(module: nn.Module) -> list[nn.Parameter]:
@@ -46,6 +46,79 @@ class AdamW:
         groups: list[dict[str, Any]] = [{"params": matrices}, {"params": rest, "weight_decay": 0.0}]
         lr = self.lr * batch / 256
         return _noted(torch.optim.AdamW(groups, lr, self.betas, weight_decay=self.weight_decay))
+
+
+@dataclass(frozen=True)
+class Muon:
+    """Momentum whose direction is orthogonalised, matrix by matrix (Jordan 2024, kellerjordan.github.io/posts/muon).
+
+    Kernels (out, in, h, w) are matrices (out, in·h·w), which torch.optim.Muon does not take. Vectors, such as BatchNorm's,
+    step by their momentum at unit root mean square. ``lr`` is for 256 examples and grows with the batch's square root.
+    """
+
+    lr: float = 0.02
+    vector_lr: float = 1e-3
+    momentum: float = 0.95
+    weight_decay: float = 0.01
+
+    def build(self, module: nn.Module, batch: int) -> torch.optim.Optimizer:
+        """An optimizer of the parameters of ``module`` that learn."""
+        scale = math.sqrt(batch / 256)
+        matrices = [p for p in _learning(module) if p.dim() > 1]
+        vectors = [p for p in _learning(module) if p.dim() <= 1]
+        groups: list[dict[str, Any]] = [
+            {"params": matrices, "lr": self.lr * scale, "weight_decay": self.weight_decay},
+            {"params": vectors, "lr": self.vector_lr * scale, "weight_decay": 0.0},
+        ]
+        return _noted(MuonOptimizer([group for group in groups if group["params"]], self.momentum))
+
+
+class MuonOptimizer(torch.optim.Optimizer):
+    """Holds one momentum per parameter."""
+
+    def __init__(self, groups: list[dict[str, Any]], momentum: float) -> None:
+        super().__init__(groups, {"momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002
+        """One step along the orthogonalised (matrices) or normalised (vectors) Nesterov momentum."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    direction = self._direction(parameter, group["momentum"])
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction, alpha=group["lr"])
+
+    def _direction(self, parameter: nn.Parameter, momentum: float) -> Tensor:
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        assert parameter.grad is not None
+        state["momentum"].lerp_(parameter.grad, 1 - momentum)
+        ahead = parameter.grad.lerp(state["momentum"], momentum)
+        if parameter.dim() == 1:
+            return ahead / ahead.square().mean().sqrt().clamp_min(1e-12)
+        matrix = ahead.reshape(len(ahead), -1)
+        stretch = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
+        return (stretch * orthogonalised(matrix)).view_as(ahead)
+
+
+def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
+    """About UVᵀ for ``matrix`` = USVᵀ: Newton-Schulz with Jordan's quintic, which moves singular values into 0.7 to 1.2.
+
+    Iterates on the Gram matrix of the shorter side and multiplies the long matrix once at the end: a third of the
+    products of the usual form.
+    """
+    if matrix.shape[0] > matrix.shape[1]:
+        return orthogonalised(matrix.T, iterations).T
+    matrix = matrix / matrix.norm().clamp_min(1e-7)
+    gram = matrix @ matrix.T
+    product = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    for _ in range(iterations):
+        polynomial = -4.7750 * gram + 2.0315 * (gram @ gram)
+        polynomial.diagonal().add_(3.4445)
+        product = polynomial @ product
+        gram = polynomial @ (polynomial @ gram)
+    return product @ matrix
 
 
 def _noted(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

@@ -19,7 +19,7 @@ from lookalike.models.encoder import Encoder
 from lookalike.models.heads import MLP
 from lookalike.models.image import ResNet, SmallResNet, Timm
 from lookalike.models.whitening import Whitening
-from lookalike.optimize import SGD, AdamW, Cosine, Steps
+from lookalike.optimize import SGD, AdamW, Cosine, Muon, Steps
 from lookalike.pretext.image import ImageView, TwoViews
 from lookalike.seeding import reseed
 from lookalike.trouble import BAD_DATA, Trouble
@@ -56,7 +56,7 @@ class Recipe:
     keys: Momentum = Momentum()  # noqa: RUF009
     dictionary: Queue = Queue()  # noqa: RUF009
     objective: InfoNCE = InfoNCE()  # noqa: RUF009
-    optimizer: SGD | AdamW = SGD()  # noqa: RUF009
+    optimizer: SGD | AdamW | Muon = SGD()  # noqa: RUF009
     schedule: Cosine | Steps = Steps()  # noqa: RUF009
     length: Length = Length(epochs=200)
     batch: int = 256  # examples a step, over all processes
@@ -90,7 +90,7 @@ KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
         Recipe, Length, TwoViews, ImageView, ResNet, SmallResNet, Timm, MLP, Momentum, Queue, InfoNCE,
-        SGD, AdamW, Cosine, Steps, Knn,
+        SGD, AdamW, Muon, Cosine, Steps, Knn,
     )
 }  # fmt: skip
 """The only classes a file may name."""

@@ -12,6 +12,7 @@ import shutil
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -160,7 +161,7 @@ class Run:
         with (self.folder / "train.log").open("a") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
-    def note_bad_files(self, bad: dict[str, str]) -> None:
+    def note_bad_files(self, bad: Mapping[str, str]) -> None:
         """bad_files.csv: each picture that could not be read, once, with the reason."""
         if not bad:
             return

@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from lookalike import cli
+from lookalike.demo import demo
 from lookalike.evaluate.fewshot import Fewshot
 from lookalike.evaluate.knn import Knn
 from lookalike.pretrain import Asked, carry_out
@@ -33,7 +34,7 @@ def run(command: cli.Demo | cli.Pretrain | cli.Knn | cli.Fewshot | cli.Embed, re
         case cli.Embed():
             return embed(command)
         case cli.Demo():
-            return 0
+            return demo(Path(command.out), command.overwrite)
 
 
 def refuse_unknown(command: object, rest: Sequence[str]) -> None:

@@ -76,14 +76,11 @@ def _width(net: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class SmallResNet:
-    """A ResNet for processors without an accelerator: few wide layers at low resolution, which matrix units like.
+    """A ResNet for processors without an accelerator: its first convolution shrinks the picture by ``stride``."""
 
-    ``patch`` is the side and stride of the first convolution: pictures of S pixels become S/patch at once.
-    """
-
-    widths: tuple[int, ...] = (64, 128, 256)
-    blocks: tuple[int, ...] = (1, 1, 1)
-    kernel: int = 4
+    widths: tuple[int, ...] = (32, 64, 128, 256)  # of the stages, each of which halves the resolution of the one before
+    blocks: tuple[int, ...] = (1, 1, 1, 1)
+    kernel: int = 3  # side of the first convolution
     stride: int = 2
 
     def build(self, group: int) -> tuple[nn.Module, int]:
@@ -103,7 +100,7 @@ class _Block(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or before != width:
             self.shortcut = nn.Sequential(
-                nn.AvgPool2d(stride) if stride > 1 else nn.Identity(),
+                nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity(),  # 3 pixels become 2, as beside
                 nn.Conv2d(before, width, 1, bias=False),
                 GroupedBatchNorm2d(width, group),
             )

@@ -218,6 +218,7 @@ class TwoViews:
 
     first: ImageView
     second: ImageView | None = None  # the same kind as the first where not given
+    whole: int | None = None  # pixels a side at which evaluations see pictures: the first view's size where not given
 
     def __call__(self, canvases: Canvases, rows: Tensor, seed: int, epoch: int) -> tuple[View, View]:
         """Two views of the examples at ``rows`` (B,) of the source."""
@@ -225,8 +226,8 @@ class TwoViews:
         return self.first(canvases, rows, seed, epoch, 0), second(canvases, rows, seed, epoch, 1)
 
     def evaluation(self, canvases: Canvases, share: float = 1.0) -> View:
-        """What evaluations encode: ``ImageView.evaluation`` of the first view."""
-        return self.first.evaluation(canvases, share)
+        """What evaluations encode: ``ImageView.evaluation`` of the first view, at ``whole`` pixels."""
+        return replace(self.first, size=self.whole or self.first.size).evaluation(canvases, share)
 
 
 MOCO_V1 = ImageView(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4, jitter=1.0, gray=0.2, order="gray first")

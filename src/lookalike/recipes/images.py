@@ -13,7 +13,7 @@ from lookalike.learn.keys import Momentum
 from lookalike.learn.objective import InfoNCE
 from lookalike.models.heads import MLP
 from lookalike.models.image import ResNet, SmallResNet
-from lookalike.optimize import SGD, AdamW, Cosine, Steps
+from lookalike.optimize import SGD, Cosine, Muon, Steps
 from lookalike.pretext.image import MOCO_CIFAR, MOCO_V1, MOCO_V2, TwoViews
 from lookalike.recipe import Length, Recipe
 
@@ -79,38 +79,39 @@ def moco_cifar(examples: int = 50_000, side: int = 32) -> Recipe:
     ).fitted(examples)
 
 
-def view_side(side: int) -> int:
-    """The side in pixels at which ``small`` looks at pictures of this side: itself in steps of 16, from 32 to 128."""
+def whole_side(side: int) -> int:
+    """The side in pixels at which ``small`` sees whole pictures of this side: in steps of 16, from 32 to 128."""
     return min(128, max(32, round(side / 16) * 16))
 
 
 def small_batch(examples: int) -> int:
-    """256, or for little data the largest power of two that leaves at least 16 steps an epoch (never under 16)."""
+    """128, or for little data the largest power of two that leaves 16 steps an epoch, but not under 16."""
     power = max((max(examples, 1) // 16).bit_length() - 1, 0)
-    return min(256, max(16, 1 << power))
+    return min(128, max(16, 1 << power))
 
 
 def small(examples: int = 50_000, side: int = 32) -> Recipe:
     """The default on a processor without an accelerator: the best kNN that ten minutes on two cores can buy.
 
-    It adapts to the data: batch by ``small_batch``, K 4,096 but at most half the examples, pictures by ``view_side``
-    (twice the side, one more stage), temperature and momentum as measured for runs of minutes (docs/results.md).
+    It adapts to the data: the batch by ``small_batch``, K 4,096 but at most half the examples, whole pictures by
+    ``whole_side`` and crops at three quarters of that, where an object appears as large as in the whole picture
+    (Touvron et al. 2019, arXiv 1906.06423) at half the cost. docs/results.md has what was tried.
     """
-    size = view_side(side)
-    more = max(0, (size - 1) // 48)  # 32: 0; 64 and 96: 1; 128: 2 more halvings before the first stage
+    whole = whole_side(side)
+    halvings = (whole - 1) // 48  # 32: none; 64 and 96: one more before the first stage; 128: two
     return Recipe(
         name="small",
-        pretext=TwoViews(replace(MOCO_CIFAR, size=size)),
-        canvas=size if side <= size else min(side, size * 5 // 4),
-        model=SmallResNet(kernel=4 * 2**more, stride=2 * 2**more),
-        head=MLP((256, 128)),
+        pretext=TwoViews(replace(MOCO_CIFAR, size=whole * 3 // 4, scale=(0.2, 1.0)), whole=whole),
+        canvas=whole,
+        model=SmallResNet(widths=(32, 64, 128, 256), blocks=(1, 1, 1, 1), kernel=(2 << halvings) + 1, stride=2 << halvings),
+        head=MLP((128,)),
         whiten=True,
         keys=Momentum(0.99),
         dictionary=Queue(4096),
         objective=InfoNCE(0.1),
-        optimizer=AdamW(lr=1e-3),
+        optimizer=Muon(),
         schedule=Cosine(warmup=0.05),
         length=Length(minutes=10),
         batch=small_batch(examples),
-        group=32,
+        group=min(32, small_batch(examples) // 2),
     ).fitted(examples)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from lookalike.learn.dictionary import Queue
 from lookalike.models.image import SmallResNet
+from lookalike.pretext.image import TwoViews
 from lookalike.recipe import Length, Recipe
 from lookalike.recipes.images import small
 
@@ -17,7 +18,7 @@ def tiny(examples: int = 1797, side: int = 16) -> Recipe:
     return replace(
         recipe,
         name="tiny",
-        pretext=replace(recipe.pretext, first=view),
+        pretext=TwoViews(view),
         canvas=16,
         model=SmallResNet(widths=(8, 16), blocks=(1, 1), kernel=4, stride=2),
         batch=16,

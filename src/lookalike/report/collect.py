@@ -1,0 +1,69 @@
+"""What a run folder holds for a report: its recipe, where it ran, and its curves."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lookalike.recipe import Recipe
+from lookalike.run import read_json, read_recipe
+
+Point = tuple[float, float]
+"""Step and value; the value may be NaN."""
+
+
+class History(NamedTuple):
+    """One run as it was recorded."""
+
+    folder: Path
+    recipe: Recipe
+    environment: dict[str, Any]
+    curves: dict[str, list[Point]]  # by the name of the metric
+
+    def guess(self) -> float:
+        """The loss of guessing: log(K + 1) for each of the recipe's directions."""
+        return (2 if self.recipe.keys.symmetric else 1) * math.log(self.recipe.dictionary.size + 1)
+
+    def last(self, name: str) -> float | None:
+        """The newest finite value of a metric."""
+        return next((value for _, value in reversed(self.curves.get(name, [])) if math.isfinite(value)), None)
+
+    def steps(self) -> int:
+        """The newest step that was logged."""
+        return int(max((points[-1][0] for points in self.curves.values()), default=0))
+
+    def examples(self) -> int:
+        """How many examples the run learned from."""
+        return int(self.about().get("examples", 0))
+
+    def about(self) -> dict[str, Any]:
+        """What environment.json says of the data."""
+        found = self.environment.get("data")
+        return found if isinstance(found, dict) else {}
+
+
+def collect(folder: Path) -> History:
+    """Read a run folder; raises Trouble where it is none. Runs that are still going may be read."""
+    recipe = read_recipe(folder / "recipe.json")
+    environment = read_json(folder / "environment.json")
+    curves: dict[str, list[Point]] = {}
+    for step, name, value in logged(folder / "metrics.jsonl"):
+        curves.setdefault(name, []).append((step, value))
+    return History(folder, recipe, environment, curves)
+
+
+def logged(path: Path) -> Iterator[tuple[float, str, float]]:
+    """(step, metric, value) in the order of the file; what is no number, and a torn last line, are passed over."""
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    for line in lines:
+        try:
+            values = json.loads(line)
+            step = float(values.pop("step"))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+        for name, value in values.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                yield step, str(name), float(value)

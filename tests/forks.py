@@ -1,0 +1,149 @@
+"""The command line in processes of their own, killed at chosen moments: a server that has imported torch forks them.
+
+A process that imports torch costs seconds, a fork of one milliseconds. Nothing of the product is replaced: the moments
+are counted by an audit hook, which Python calls whenever a file is opened, renamed or removed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_TOUCHES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"}
+
+
+class Moment(NamedTuple):
+    """The ``count``-th time that a process touches a path with ``where`` in it, it sends itself ``number``."""
+
+    where: str
+    count: int
+    number: int = signal.SIGKILL
+
+
+class Ended(NamedTuple):
+    """How a process ended: its exit code, minus a signal's number, or None while it is stopped."""
+
+    code: int | None
+    pid: int
+    errors: str
+
+
+class Forks:
+    """A context manager; ``run`` is one command."""
+
+    def __enter__(self) -> Forks:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        self._server = subprocess.Popen(
+            [sys.executable, "-W", "error", __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._server.stdin
+        assert self._server.stdout
+        self._server.stdin.close()
+        self._server.stdout.close()
+        assert self._server.wait(30) == 0
+
+    def run(self, arguments: Sequence[object], at: Moment | None = None, seconds: float | None = None) -> Ended:
+        """``lookalike ARGUMENTS``, with a signal at a moment or SIGKILL after seconds; waits until it ends or stops."""
+        return self._ask(arguments=[str(argument) for argument in arguments], at=at, seconds=seconds)
+
+    def kill(self, pid: int) -> Ended:
+        """SIGKILL to a process that was stopped."""
+        return self._ask(kill=pid)
+
+    def _ask(self, **asked: Any) -> Ended:
+        assert self._server.stdin
+        assert self._server.stdout
+        self._server.stdin.write(json.dumps(asked) + "\n")
+        self._server.stdin.flush()
+        return Ended(*json.loads(self._server.stdout.readline()))
+
+
+def _serve() -> None:
+    import torch
+
+    import lookalike.verbs  # noqa: F401  (all that a command imports)
+
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if "kill" in asked:
+            os.kill(asked["kill"], signal.SIGKILL)
+            print(json.dumps(_wait(asked["kill"])), flush=True)
+            continue
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            _child(asked["arguments"], asked["at"], writing)
+        os.close(writing)
+        if asked["seconds"] is not None:
+            time.sleep(asked["seconds"])
+            os.kill(pid, signal.SIGKILL)
+        ended = _wait(pid)
+        if ended[0] is not None and ended[0] >= 0:  # else workers that are left may hold the pipe for a moment
+            with os.fdopen(reading) as pipe:
+                ended[2] = pipe.read()
+        else:
+            os.close(reading)
+        print(json.dumps(ended), flush=True)
+
+
+def _wait(pid: int) -> list[Any]:
+    _, status = os.waitpid(pid, os.WUNTRACED)
+    return [None if os.WIFSTOPPED(status) else os.waitstatus_to_exitcode(status), pid, ""]
+
+
+def _child(arguments: list[str], at: list[Any] | None, errors: int) -> None:
+    from lookalike.cli import main
+
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+    os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+    os.dup2(errors, 2)
+    if at is not None:
+        _arm(Moment(*at))
+    code: Any = 70  # an exception that the command line lets through
+    try:
+        main(arguments)
+    except SystemExit as stopped:
+        code = stopped.code
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _arm(moment: Moment) -> None:
+    left = moment.count
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal left
+        if event in _TOUCHES and isinstance(arguments[0], str | Path) and moment.where in str(arguments[0]):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), moment.number)
+
+    sys.addaudithook(hook)
+
+
+def digest(run: Path) -> dict[str, bytes]:
+    """All that a run leaves of what it learned, byte for byte, and what it logged: there are no times in it."""
+    last = max((run / "checkpoints").iterdir())
+    names = ["learner.safetensors", "optimizer.safetensors", "state.json"]
+    return {name: (last / name).read_bytes() for name in names} | {"metrics": (run / "metrics.jsonl").read_bytes()}
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,142 @@
+"""A run that is killed, stopped, or continued with other workers ends as one that never was, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.forks import Ended, Forks, Moment, digest
+
+STEPS = 12
+POINTS = 2  # 1 tries every moment; the odd ones hold one on each side of every rename
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    with Forks() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 pictures of noise in two classes."""
+    folder = tmp_path_factory.mktemp("pictures")
+    noise = np.random.default_rng(0)
+    for i in range(48):
+        path = folder / "ab"[i % 2] / f"{i:02}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(noise.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+def command(data: Path, out: Path, *more: object, steps: int = STEPS, save: int = 3) -> list[object]:
+    return [
+        *("pretrain", data, "--out", out, "--recipe", "tiny", "--steps", steps, "--save-every", save),
+        *("--workers", 0, "--quiet", "--model.widths", "4,8", "--head.widths", "16", *more),
+    ]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(forks: Forks, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("reference") / "run"
+    done(forks.run(command(pictures, out)))
+    assert len(digest(out)["metrics"].splitlines()) == STEPS + 2  # two check-ups
+    return digest(out)
+
+
+def done(ended: Ended) -> None:
+    assert ended.code == 0, ended.errors
+
+
+def unfinished(run: Path) -> list[Path]:
+    return list(run.rglob(".*"))
+
+
+def test_killed_ten_times_it_ends_as_if_it_never_was(
+    forks: Forks, pictures: Path, uninterrupted: dict[str, bytes], tmp_path: Path
+) -> None:
+    out, chance = tmp_path / "run", random.Random(1)
+    done(forks.run(command(pictures, tmp_path / "timed")))
+    kills = {"in a save": 0, "at a time": 0}
+    while sum(kills.values()) < 10:
+        kind = min(kills, key=lambda kind: kills[kind])
+        if kind == "in a save":  # a save touches its temporary folder some ten times
+            ended = forks.run(command(pictures, out), Moment(".step-", chance.randint(1, 16)))
+        else:
+            ended = forks.run(command(pictures, out), seconds=chance.uniform(0.1, 0.6))
+        assert ended.code in (0, -signal.SIGKILL), ended.errors
+        if ended.code:
+            kills[kind] += 1
+        elif sum(kills.values()) < 10:  # it was done before its time came: start another
+            assert digest(out) == uninterrupted
+            out = tmp_path / f"run {sum(kills.values())}"
+    done(forks.run(command(pictures, out)))
+    assert digest(out) == uninterrupted
+    assert unfinished(out) == []
+
+
+def test_every_moment_at_which_a_run_touches_its_folder_is_safe(forks: Forks, pictures: Path, tmp_path: Path) -> None:
+    reference = tmp_path / "reference"
+    done(forks.run(command(pictures, reference, "--checkups", 0, steps=1)))
+    for point in range(1, 100, POINTS):
+        out = tmp_path / str(point)
+        ended = forks.run(command(pictures, out, "--checkups", 0, steps=1), Moment(str(out), point))
+        if ended.code == 0:
+            assert point > 25  # there were so many moments to choose from
+            return
+        assert ended.code == -signal.SIGKILL
+        done(forks.run(command(pictures, out, "--checkups", 0, steps=1)))
+        assert digest(out) == digest(reference), point
+        assert unfinished(out) == [], point
+    pytest.fail("the run never ended")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_step_saves_and_the_same_command_goes_on(
+    forks: Forks, pictures: Path, uninterrupted: dict[str, bytes], tmp_path: Path, number: int, code: int
+) -> None:
+    out = tmp_path / "run"
+    # metrics.jsonl is opened for its first line, in step 1, after it was made new: written, renamed.
+    ended = forks.run(command(pictures, out, save=100), Moment("metrics.jsonl", 3, number))
+    assert (ended.code, ended.errors) == (code, "")
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-000000001"]
+    done(forks.run(command(pictures, out)))
+    assert digest(out) == uninterrupted
+
+
+def test_a_stopped_run_keeps_its_lock_and_a_killed_one_frees_it_at_once(
+    forks: Forks, pictures: Path, uninterrupted: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    streaming = command(pictures, out, "--workers", 2, "--memory", 0)  # its workers inherit all open files
+    holder = forks.run(streaming, Moment(".step-000000006", 5, signal.SIGSTOP))
+    assert holder.code is None
+    second = forks.run(command(pictures, out))
+    assert second.code == 75
+    assert f"pid {holder.pid} on " in second.errors
+    assert second.errors.count("\n") == 1
+    assert forks.kill(holder.pid).code == -signal.SIGKILL
+    done(forks.run(command(pictures, out, "--workers", 1)))  # cached now, by another number of workers
+    assert digest(out) == uninterrupted
+
+
+def test_minutes_are_measured_once_and_a_resume_keeps_their_steps(forks: Forks, pictures: Path, tmp_path: Path) -> None:
+    out, other = tmp_path / "run", tmp_path / "other"
+    measured = ["--minutes" if word == "--steps" else word for word in command(pictures, out, steps=0, save=2)]
+    measured[measured.index(0)] = 0.02
+    ended = forks.run(measured, Moment(".step-", 3))
+    assert ended.code == -signal.SIGKILL, ended.errors
+    length = json.loads((out / "recipe.json").read_text())["length"]
+    assert length["minutes"] == 0.02
+    done(forks.run(measured))
+    assert json.loads((out / "recipe.json").read_text())["length"] == length
+    assert json.loads(digest(out)["state.json"])["step"] == length["steps"]
+    done(forks.run(command(pictures, other, steps=length["steps"])))
+    assert digest(other) == digest(out)
