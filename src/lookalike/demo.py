@@ -45,7 +45,7 @@ def demo(out: Path, overwrite: bool = False, recipe: Recipe | None = None) -> in
 
 
 def compared(out: Path) -> Accuracies:
-    """Accuracy with few labels, on digits that were not labelled, of pixels, of the untrained and the trained network."""
+    """Accuracy with few labels of raw pixels, of the untrained and of the pretrained network."""
     reference, query = reference_and_query(DATA)
     rows = {
         "raw pixels": few(pixels(reference), pixels(query), reference, query),
@@ -53,8 +53,8 @@ def compared(out: Path) -> Accuracies:
         "pretrained network": by_network(load(out), reference, query),
     }
     caption = (
-        f"Accuracy on {len(query)} digits by the nearest class mean. Mean and 95 % interval over {FEW.draws} draws of the "
-        f"labelled digits from the {len(reference)} others; every row has the same draws."
+        f"Accuracy on {len(query)} digits by the nearest class mean. Mean and 95 % interval over {FEW.draws} draws of "
+        f"the labelled digits from the {len(reference)} others; every row has the same draws."
     )
     columns = [f"{count} label{'s' if count > 1 else ''} a class" for count in FEW.labels]
     return Accuracies("Accuracy with few labels", columns, rows, caption)

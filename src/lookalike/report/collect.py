@@ -27,6 +27,11 @@ class History(NamedTuple):
         """The loss of guessing: log(K + 1) for each of the recipe's directions."""
         return (2 if self.recipe.keys.symmetric else 1) * math.log(self.recipe.dictionary.size + 1)
 
+    def after_filling(self, points: list[Point]) -> list[Point]:
+        """The points from when the random keys that a queue starts with have left it; all, if that never was."""
+        filled = self.recipe.dictionary.size / (self.recipe.batch * (2 if self.recipe.keys.symmetric else 1))
+        return [point for point in points if point[0] > filled + 1] or points
+
     def last(self, name: str) -> float | None:
         """The newest finite value of a metric."""
         return next((value for _, value in reversed(self.curves.get(name, [])) if math.isfinite(value)), None)

@@ -86,8 +86,8 @@ def opening(history: History, lead: str) -> Iterator[str]:
         yield f'<p class="lead">{shown(lead)}</p>'
     size = recipe.pretext.first.size
     yield (
-        f'<p class="quiet">{history.examples():,} examples without labels · {history.steps():,} steps of {recipe.batch} · '
-        f"views of {size} × {size} pixels · queue of {recipe.dictionary.size:,} keys · "
+        f'<p class="quiet">{history.examples():,} examples without labels · {history.steps():,} steps '
+        f"of {recipe.batch} · views of {size} × {size} pixels · queue of {recipe.dictionary.size:,} keys · "
         f"temperature {recipe.objective.temperature:g}</p>"
     )
 
@@ -102,8 +102,8 @@ def curves_section(history: History) -> Iterator[str]:
     """A chart for each metric that was logged."""
     yield "<h2>While it learned</h2>"
     yield (
-        "<p>A query has to pick the other view of its own picture among the keys of the queue. "
-        f"Guessing costs {history.guess():.2f}; the training data's labels, if it has any, were never used for learning.</p>"
+        "<p>A query has to pick the other view of its own picture among the keys of the queue. Labels, where there are "
+        f"any, only measure kNN. Curves begin when the queue holds keys of pictures: before, telling is no art.</p>"
     )
     boxes = [f'<div class="panel"><h3>{shown(chart.title)}</h3>{svg(chart)}</div>' for chart in charts(history)]
     yield f'<div class="curves">{"".join(boxes)}</div>'
@@ -111,12 +111,13 @@ def curves_section(history: History) -> Iterator[str]:
 
 def charts(history: History) -> list[Chart]:
     """Loss, top-1 and kNN first, then whatever else was logged but the learning rate."""
+    curves = {name: history.after_filling(points) for name, points in history.curves.items()}
     guess = Guide("guess, log(K + 1)", history.guess())
-    first = [Chart("Loss", history.curves.get("loss", []), guess)]
+    first = [Chart("Loss", curves.get("loss", []), guess)]
     named = {"top1": "Queries that pick their own key", "knn": "kNN accuracy at check-ups"}
-    first += [Chart(title, history.curves[name], None, True) for name, title in named.items() if name in history.curves]
-    rest = [name for name in history.curves if name not in {"loss", "lr", *named}]
-    return first + [Chart(name, history.curves[name]) for name in rest]
+    first += [Chart(title, curves[name], None, True) for name, title in named.items() if name in curves]
+    rest = [name for name in curves if name not in {"loss", "lr", *named}]
+    return first + [Chart(name, curves[name]) for name in rest]
 
 
 def views_section(strips: Sequence[Strip]) -> Iterator[str]:

@@ -78,11 +78,11 @@ class Sample:
 
     def whole(self, chosen: Tensor) -> Tensor:
         """uint8 (N, 3, S, S) as evaluations encode them."""
-        view = self.trained.recipe.pretext.first
-        return view.displayable(view.evaluation(self.canvases(chosen))).cpu()
+        pretext = self.trained.recipe.pretext
+        return pretext.first.displayable(pretext.evaluation(self.canvases(chosen))).cpu()
 
     def some(self, count: int) -> Tensor:
-        """``count`` pictures: of each class in turn if there are labels, else the first; the sample's order is random."""
+        """``count`` pictures: of each class in turn if there are labels, else the first; the order is random."""
         seen: dict[int, int] = {}
         turn = []
         for label in self.labels.tolist():
@@ -153,7 +153,7 @@ def strip(
     alt: str = "",
     apart: bool = False,
 ) -> Strip:
-    """Pictures uint8 (3, S, S) side by side, framed where ``right`` says True or False; ``apart`` sets the first off."""
+    """Pictures uint8 (3, S, S) side by side, framed where ``right`` is a bool; ``apart`` sets the first off."""
     tiles = [tile(picture, mark) for picture, mark in zip(pictures, [*right, *[None] * len(pictures)])]
     side, space = tiles[0].width, 3 * GAP if apart else 0
     sheet = Image.new("RGBA", (len(tiles) * (side + GAP) - GAP + space, side))

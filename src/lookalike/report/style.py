@@ -6,7 +6,8 @@ CSS = """
 :root {
   color-scheme: light dark;
   --paper: #fbfbf9; --panel: #ffffff; --ink: #1c2024; --soft: #626a73; --rule: #e3e4e0; --track: #eceeeb;
-  --line: #1f5fbf; --faint: #b7cbe9; --guide: #b4540a; --fill: #9aa7b5; --best: #1f5fbf; --right: #009e73; --wrong: #d55e00;
+  --line: #1f5fbf; --faint: #b7cbe9; --guide: #b4540a; --fill: #9aa7b5; --best: #1f5fbf;
+  --right: #009e73; --wrong: #d55e00;
 }
 @media (prefers-color-scheme: dark) {
   :root {
@@ -47,16 +48,19 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .bar .track { fill: var(--track); } .bar .fill { fill: var(--fill); } .bar .best { fill: var(--best); }
 .bar .whisker { fill: var(--ink); }
 .sheet { margin-top: 14px; }
-.sheet th { font-weight: 500; font-size: 0.9rem; text-align: right; padding: 0 16px 0 0; max-width: 14rem; overflow-wrap: anywhere; }
+.sheet th { font-weight: 500; font-size: 0.9rem; text-align: right; padding: 0 16px 0 0; }
+.sheet tbody th { max-width: 14rem; overflow-wrap: anywhere; }
 .sheet thead th { color: var(--soft); font-size: 0.88rem; text-align: left; padding: 0 0 6px; }
 .sheet td { padding: 2px 0; }
 .sheet img { display: block; }
 .key { display: inline-block; width: 0.8em; height: 0.8em; border-radius: 2px; vertical-align: -0.05em; }
 .key.right { background: var(--right); } .key.wrong { background: var(--wrong); }
 .facts { font-size: 0.88rem; }
-.facts th { font-weight: 400; color: var(--soft); text-align: left; padding: 3px 24px 3px 0; vertical-align: top; white-space: nowrap; }
+.facts th { font-weight: 400; color: var(--soft); text-align: left; padding: 3px 24px 3px 0; }
+.facts th { vertical-align: top; white-space: nowrap; }
 .facts td { padding: 3px 0; overflow-wrap: anywhere; }
-.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 12px 40px; align-items: start; margin-top: 14px; }
+.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 12px 40px; }
+.columns { align-items: start; margin-top: 14px; }
 code { font: 0.92em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 @media print { body { background: #fff; } .panel, .accuracies { break-inside: avoid; } }
 """
