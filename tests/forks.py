@@ -99,6 +99,7 @@ def _serve() -> None:
         else:
             os.close(reading)
         print(json.dumps(ended), flush=True)
+    os._exit(0)  # at once: torch takes its time to leave
 
 
 def _wait(pid: int) -> list[Any]:

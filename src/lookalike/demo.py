@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lookalike.data.loader import Loader
 from lookalike.data.source import Source, open_source, reference_and_query
 from lookalike.dist import autocast, device
-from lookalike.evaluate.embed import fit_whitening
+from lookalike.evaluate.embed import settle
 from lookalike.evaluate.fewshot import Fewshot, Interval
 from lookalike.pretrain import Asked, carry_out
 from lookalike.recipe import Recipe
@@ -23,7 +23,7 @@ from lookalike.screen import Screen
 from lookalike.trained import Trained, load
 
 DATA = "digits"
-FEW = Fewshot(labels=(1, 5, 10), draws=200)
+FEW = Fewshot(labels=(1, 5, 10), draws=100)
 LEAD = (
     "1,797 handwritten digits of 8 × 8 pixels, learned from without a single label. "
     "Then a few labels a class decide how well new digits are named."
@@ -72,7 +72,7 @@ def by_network(trained: Trained, reference: Source, query: Source) -> list[Inter
     if trained.step == 0 and trained.encoder.whitening is not None:
         whole = Loader(open_source(DATA, side=trained.recipe.canvas), workers=0)
         with autocast(trained.recipe.precision, device()):
-            fit_whitening(trained.encoder, trained.views(whole, torch.arange(len(whole))))
+            settle(trained.encoder, trained.views(whole, torch.arange(len(whole))))
     known, asked = (trained.features(loader) for loader in loaders)
     return few(known, asked, reference, query)
 

@@ -52,8 +52,9 @@ class AdamW:
 class Muon:
     """Momentum whose direction is orthogonalised, matrix by matrix (Jordan 2024, kellerjordan.github.io/posts/muon).
 
-    Kernels (out, in, h, w) are matrices (out, in·h·w), which torch.optim.Muon does not take. Vectors, such as BatchNorm's,
-    step by their momentum at unit root mean square. ``lr`` is for 256 examples and grows with the batch's square root.
+    Kernels (out, in, h, w) are matrices (out, in·h·w), which torch.optim.Muon does not take. Vectors, such as those
+    of BatchNorm, step by their momentum at unit root mean square. ``lr`` is for 256 examples and grows with the square
+    root of the batch.
     """
 
     lr: float = 0.02
@@ -80,7 +81,7 @@ class MuonOptimizer(torch.optim.Optimizer):
         super().__init__(groups, {"momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step along the orthogonalised (matrices) or normalised (vectors) Nesterov momentum."""
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -103,13 +104,13 @@ class MuonOptimizer(torch.optim.Optimizer):
 
 
 def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """About UVᵀ for ``matrix`` = USVᵀ: Newton-Schulz with Jordan's quintic, which moves singular values into 0.7 to 1.2.
+    """About UVᵀ for ``matrix`` = USVᵀ: Newton-Schulz with Jordan's quintic, which moves singular values near 1.
 
     Iterates on the Gram matrix of the shorter side and multiplies the long matrix once at the end: a third of the
     products of the usual form.
     """
     if matrix.shape[0] > matrix.shape[1]:
-        return orthogonalised(matrix.T, iterations).T
+        return orthogonalised(matrix.mT, iterations).transpose(0, 1)
     matrix = matrix / matrix.norm().clamp_min(1e-7)
     gram = matrix @ matrix.T
     product = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
@@ -118,7 +119,8 @@ def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
         polynomial.diagonal().add_(3.4445)
         product = polynomial @ product
         gram = polynomial @ (polynomial @ gram)
-    return product @ matrix
+    found: Tensor = product @ matrix
+    return found
 
 
 def _noted(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

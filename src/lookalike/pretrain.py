@@ -16,7 +16,7 @@ from lookalike import checkpoint
 from lookalike.data.loader import GIB, Loader
 from lookalike.data.source import Data, Source, native_side, open_source
 from lookalike.dist import autocast, device, placed
-from lookalike.evaluate.embed import fit_whitening
+from lookalike.evaluate.embed import settle
 from lookalike.learn.learner import Learner
 from lookalike.recipe import Length, Recipe, override
 from lookalike.recipes import recipe_named
@@ -87,9 +87,11 @@ def refuse_foreign(out: Path) -> None:
     ours = {"run.lock", "bad_files.csv", "train.log", "environment.json"}  # recipe.json comes last when a run begins
     if out.exists() and not out.is_dir():
         raise Trouble(f"{out} is a file: --out names the folder of the run")
-    if out.is_dir() and not (out / "recipe.json").exists() and {
-        path.name for path in out.iterdir() if not path.name.endswith(UNFINISHED)
-    } - ours:
+    if (
+        out.is_dir()
+        and not (out / "recipe.json").exists()
+        and {path.name for path in out.iterdir() if not path.name.endswith(UNFINISHED)} - ours
+    ):
         raise Trouble(f"{out} holds files that are no run of lookalike: choose an empty or new folder for --out")
 
 
@@ -190,29 +192,29 @@ class Checkup(NamedTuple):
 
     loader: Loader
     recipe: Recipe
-    reference: Tensor  # rows
-    queries: Tensor
+    rows: Tensor
 
     @classmethod
     def of(cls, loader: Loader, recipe: Recipe, most: int = 5000) -> Checkup:
         """A draw of at most ``most`` rows that the data alone decides."""
         rows = torch.arange(len(loader))
-        drawn = rows[uniforms(0, 0, rows, 2, 1)[:, 0].argsort()][:most]
-        return cls(loader, recipe, drawn[len(drawn) // 5 :], drawn[: len(drawn) // 5])
+        return cls(loader, recipe, rows[uniforms(0, 0, rows, 2, 1)[:, 0].argsort()][:most])
 
     def __call__(self, learner: Learner) -> dict[str, float]:
         """{"knn": accuracy} of the backbone's features; {} without labels."""
         trained = Trained(self.recipe, learner.encoder, 0)
         with autocast(self.recipe.precision, device()):
-            fit_whitening(learner.encoder, trained.views(self.loader, self.reference))
-        labels = self.loader.source.labels
-        if len(self.queries) == 0 or bool((labels[self.queries] < 0).any()) or bool((labels[self.reference] < 0).any()):
+            features = settle(learner.encoder, trained.views(self.loader, self.rows))
+        labels, ask = self.loader.source.labels[self.rows], len(self.rows) // 5
+        if ask == 0 or bool((labels < 0).any()):
             return {}
-        reference, queries = (trained.features(self.loader, rows) for rows in (self.reference, self.queries))
         # As many neighbours of the whole data as the recipe's k would be of this part of it.
-        k = max(1, round(self.recipe.monitor.k * len(self.reference) / len(self.loader)))
-        knn = replace(self.recipe.monitor, k=k)
-        return {"knn": knn.accuracy(reference, labels[self.reference], queries, labels[self.queries])}
+        k = max(1, round(self.recipe.monitor.k * (len(labels) - ask) / len(self.loader)))
+        return {
+            "knn": replace(self.recipe.monitor, k=k).accuracy(
+                features[ask:], labels[ask:], features[:ask], labels[:ask]
+            )
+        }
 
     def seconds(self) -> float:
         """How long one call takes, by making one."""

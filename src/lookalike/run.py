@@ -23,7 +23,6 @@ from lookalike.recipe import Recipe, differences, from_plain, to_plain
 from lookalike.trouble import BAD_DATA, LOCKED, USAGE, Trouble
 from lookalike.trouble import IO as IO_TROUBLE
 
-
 UNFINISHED = ".tmp"
 """How the names of files and folders end that are not published yet; they begin with a dot."""
 

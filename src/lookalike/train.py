@@ -130,8 +130,8 @@ def refuse_not_finite(loss: Tensor, learner: Learner, step: int) -> None:
     gradients = torch.nn.utils.get_total_norm(p.grad for p in learner.encoder.parameters() if p.grad is not None)
     if not bool(torch.isfinite(loss + gradients)):
         raise Trouble(
-            f"the loss is {loss.item()}, the norm of its gradient {gradients.item()}, at step {step}: the weights are as after step {step - 1}; "
-            "lower --optimizer.lr and start again with --overwrite",
+            f"the loss is {loss.item()}, the norm of its gradient {gradients.item()}, at step {step}: the weights are "
+            f"as after step {step - 1}; lower --optimizer.lr and start again with --overwrite",
             BAD_DATA,
         )
 

@@ -15,7 +15,7 @@ from lookalike import checkpoint
 from lookalike.data.loader import Loader
 from lookalike.data.source import Data, Rows, Source, open_source, reference_and_query, splits
 from lookalike.dist import autocast, device, placed
-from lookalike.evaluate.embed import Layer, embed
+from lookalike.evaluate.embed import Layer, embed, settle
 from lookalike.models.encoder import Encoder
 from lookalike.pretext.image import Canvases
 from lookalike.recipe import Recipe
@@ -103,11 +103,20 @@ def parts(
     trained: Trained, data: Data, layer: Layer = "backbone", workers: int = 2, progress: Progress = silent
 ) -> tuple[Part, Part]:
     """What an evaluation compares with and what it asks, both labelled; raises Trouble where there are no labels."""
-    reference, query = reference_and_query(data)
+    reference, query = (labelled(source, data) for source in reference_and_query(data))
+    if trained.step == 0:
+        whiten_untrained(trained, reference)
     return (
-        Part.of(trained, labelled(reference, data), layer, workers, progress, "reference"),
-        Part.of(trained, labelled(query, data), layer, workers, progress, "queries"),
+        Part.of(trained, reference, layer, workers, progress, "reference"),
+        Part.of(trained, query, layer, workers, progress, "queries"),
     )
+
+
+def whiten_untrained(trained: Trained, source: Source, most: int = 5000) -> None:
+    """Give a network that was never trained its whitening as training would have: the fair baseline."""
+    few = Rows(source, torch.arange(len(source))[:: -(-len(source) // most)]).at(trained.recipe.canvas)
+    loader = Loader(few, workers=0, max_bad=1.0)
+    settle(trained.encoder, trained.views(loader, torch.arange(len(few))))
 
 
 def labelled(source: Source, data: Data) -> Source:

@@ -32,5 +32,3 @@ class Embeddings:
 
     def __len__(self) -> int:
         return len(self.path)
-
-

@@ -45,10 +45,11 @@ def embed(
     return torch.cat(rows).clone() if rows else torch.empty(0, 0)
 
 
-def fit_whitening(encoder: Encoder, views: Iterable[View]) -> None:
-    """Fit the encoder's whitening, if it has one, to the features of ``views`` as its backbone gives them."""
-    if encoder.whitening is None:
-        return
+def settle(encoder: Encoder, views: Iterable[View]) -> Tensor:
+    """Fit the encoder's whitening, if it has one, to whole pictures, and return their features: (N, F) unit rows."""
     with evaluating(encoder):
-        features = torch.cat([encoder.backbone(**view).float() for view in views])
-    encoder.whitening.fit(features.clone())
+        features = torch.cat([encoder.backbone(**view).float() for view in views]).clone()
+    if encoder.whitening is not None:
+        encoder.whitening.fit(features)
+        features = encoder.whitening(features)
+    return F.normalize(features, dim=1).cpu()

@@ -103,7 +103,9 @@ def small(examples: int = 50_000, side: int = 32) -> Recipe:
         name="small",
         pretext=TwoViews(replace(MOCO_CIFAR, size=whole * 3 // 4, scale=(0.2, 1.0)), whole=whole),
         canvas=whole,
-        model=SmallResNet(widths=(32, 64, 128, 256), blocks=(1, 1, 1, 1), kernel=(2 << halvings) + 1, stride=2 << halvings),
+        model=SmallResNet(
+            widths=(32, 64, 128, 256), blocks=(1, 1, 1, 1), kernel=(2 << halvings) + 1, stride=2 << halvings
+        ),
         head=MLP((128,)),
         whiten=True,
         keys=Momentum(0.99),
@@ -114,4 +116,5 @@ def small(examples: int = 50_000, side: int = 32) -> Recipe:
         length=Length(minutes=10),
         batch=small_batch(examples),
         group=min(32, small_batch(examples) // 2),
+        checkups=5,
     ).fitted(examples)

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from lookalike.report.collect import Point
 
-WIDTH, HEIGHT = 400, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 50, 12, 36  # around the plot; the last value stands in the right margin
+WIDTH, HEIGHT = 320, 210
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 52, 12, 40  # around the plot; the last value stands in the right margin
 _MANY = 60  # points from which a running mean is drawn over them
 
 
@@ -130,9 +130,9 @@ def _grid(x_axis: Axis, y_axis: Axis, xs: list[float], ys: list[float], percent:
         )
     for x in xs:
         label = number(x)
-        lines.append(f'<text class="tick" x="{x_axis.at(x):.2f}" y="{HEIGHT - 18}" text-anchor="middle">{label}</text>')
+        lines.append(f'<text class="tick" x="{x_axis.at(x):.2f}" y="{HEIGHT - 21}" text-anchor="middle">{label}</text>')
     middle = (x_axis.start + x_axis.stop) / 2
-    lines.append(f'<text class="tick" x="{middle}" y="{HEIGHT - 3}" text-anchor="middle">step</text>')
+    lines.append(f'<text class="tick" x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">step</text>')
     return lines
 
 

@@ -103,7 +103,7 @@ def curves_section(history: History) -> Iterator[str]:
     yield "<h2>While it learned</h2>"
     yield (
         "<p>A query has to pick the other view of its own picture among the keys of the queue. Labels, where there are "
-        f"any, only measure kNN. Curves begin when the queue holds keys of pictures: before, telling is no art.</p>"
+        "any, only measure kNN. Curves begin once the queue holds keys of pictures: it starts with random ones.</p>"
     )
     boxes = [f'<div class="panel"><h3>{shown(chart.title)}</h3>{svg(chart)}</div>' for chart in charts(history)]
     yield f'<div class="curves">{"".join(boxes)}</div>'

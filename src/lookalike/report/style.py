@@ -27,10 +27,10 @@ h3 { font-size: 0.95rem; font-weight: 600; margin: 0 0 4px; }
 p { margin: 0 0 14px; max-width: 74ch; }
 .lead { color: var(--soft); font-size: 1.05rem; }
 .quiet { color: var(--soft); font-size: 0.88rem; margin-top: 8px; }
-.panel { background: var(--panel); border: 1px solid var(--rule); border-radius: 10px; padding: 18px 20px; }
-.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 16px; margin-top: 14px; }
+.panel { background: var(--panel); border: 1px solid var(--rule); border-radius: 10px; padding: 16px 16px 12px; }
+.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 14px; margin-top: 14px; }
 .curves svg { display: block; width: 100%; height: auto; }
-svg text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; fill: var(--soft); }
+svg text { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; fill: var(--soft); }
 svg .last { fill: var(--line); font-weight: 650; }
 svg .grid { stroke: var(--rule); stroke-width: 1; }
 svg .guide { stroke: var(--guide); stroke-width: 1.5; stroke-dasharray: 5 4; }
@@ -40,11 +40,11 @@ svg .dot { fill: var(--line); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .wide { overflow-x: auto; }
 .accuracies { width: 100%; margin-top: 14px; background: var(--panel); }
-.accuracies td, .accuracies th { padding: 11px 18px 12px 0; text-align: left; border-bottom: 1px solid var(--rule); }
+.accuracies td, .accuracies th { padding: 11px 18px 12px 16px; text-align: left; border-bottom: 1px solid var(--rule); }
 .accuracies thead th { font-weight: 500; color: var(--soft); font-size: 0.88rem; padding-bottom: 6px; }
 .accuracies tbody th { font-weight: 500; }
 .accuracies tbody td { width: 25%; min-width: 150px; white-space: nowrap; }
-.bar { display: block; width: 100%; height: 8px; margin-top: 5px; border-radius: 4px; }
+.bar { display: block; width: 100%; height: 10px; margin-top: 6px; border-radius: 5px; }
 .bar .track { fill: var(--track); } .bar .fill { fill: var(--fill); } .bar .best { fill: var(--best); }
 .bar .whisker { fill: var(--ink); }
 .sheet { margin-top: 14px; }

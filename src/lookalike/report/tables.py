@@ -48,7 +48,7 @@ def bar(cell: Interval, best: bool) -> str:
     ]
     if math.isfinite(cell.half):
         low, high = (_clamped(100 * (cell.mean + sign * cell.half)) for sign in (-1, 1))
-        parts.append(f'<rect class="whisker" x="{low:.2f}" y="3" width="{high - low:.2f}" height="2"/>')
+        parts.append(f'<rect class="whisker" x="{low:.2f}" y="2" width="{high - low:.2f}" height="4"/>')
     return "".join([*parts, "</svg>"])
 
 
