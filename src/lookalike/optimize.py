@@ -100,7 +100,8 @@ class MuonOptimizer(torch.optim.Optimizer):
             return ahead / ahead.square().mean().sqrt().clamp_min(1e-12)
         matrix = ahead.reshape(len(ahead), -1)
         stretch = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
-        return (stretch * orthogonalised(matrix)).view_as(ahead)
+        direction: Tensor = stretch * orthogonalised(matrix)
+        return direction.view_as(ahead)
 
 
 def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:

@@ -118,7 +118,7 @@ def knn(command: cli.Knn) -> int:
 
 def fewshot(command: cli.Fewshot) -> int:
     """Prints and writes mean and interval for each number of labels."""
-    at_least(command, labels=1, draws=2, workers=0)
+    at_least(command, labels=1, draws=4, workers=0)
     trained = load(command.run, command.untrained)
     report: dict[str, object] = {"layer": command.layer, "draws": command.draws, "step": trained.step}
     with Screen("fewshot") as screen:

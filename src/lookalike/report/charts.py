@@ -11,7 +11,7 @@ from typing import NamedTuple
 from lookalike.report.collect import Point
 
 WIDTH, HEIGHT = 320, 210
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 52, 12, 40  # around the plot; the last value stands in the right margin
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 56, 12, 40  # around the plot; the last value stands in the right margin
 _MANY = 60  # points from which a running mean is drawn over them
 
 

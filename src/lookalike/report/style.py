@@ -26,7 +26,7 @@ h2 { font-size: 1.2rem; letter-spacing: -0.01em; margin: 52px 0 6px; }
 h3 { font-size: 0.95rem; font-weight: 600; margin: 0 0 4px; }
 p { margin: 0 0 14px; max-width: 74ch; }
 .lead { color: var(--soft); font-size: 1.05rem; }
-.quiet { color: var(--soft); font-size: 0.88rem; margin-top: 8px; }
+.quiet { color: var(--soft); font-size: 0.88rem; margin-top: 8px; max-width: 100ch; }
 .panel { background: var(--panel); border: 1px solid var(--rule); border-radius: 10px; padding: 16px 16px 12px; }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 14px; margin-top: 14px; }
 .curves svg { display: block; width: 100%; height: auto; }
@@ -60,7 +60,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .facts th { vertical-align: top; white-space: nowrap; }
 .facts td { padding: 3px 0; overflow-wrap: anywhere; }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 12px 40px; }
-.columns { align-items: start; margin-top: 14px; }
+.columns { align-items: start; justify-items: start; margin-top: 14px; }
 code { font: 0.92em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 @media print { body { background: #fff; } .panel, .accuracies { break-inside: avoid; } }
 """
