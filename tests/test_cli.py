@@ -78,7 +78,9 @@ def test_the_same_command_again_continues_and_here_there_is_nothing_left_to_do(
 def test_knn_and_fewshot_print_and_write_their_numbers(
     say: Callable[..., Said], pictures: Path, trained: Path, tmp_path: Path
 ) -> None:
-    code, out, err = say("evaluate", "knn", trained, pictures, "--k", 5, "--json", tmp_path / "a/knn.json", "--workers", 0)
+    code, out, err = say(
+        "evaluate", "knn", trained, pictures, "--k", 5, "--json", tmp_path / "a/knn.json", "--workers", 0
+    )
     assert (code, err) == (0, "")
     knn = json.loads((tmp_path / "a" / "knn.json").read_text())
     assert knn["accuracy"] == 1.0  # bright and dark
@@ -109,9 +111,7 @@ def test_brackets_in_a_path_are_no_markup(say: Callable[..., Said], pictures: Pa
     assert str(out) in printed
 
 
-def test_overwrite_moves_the_old_run_aside(
-    say: Callable[..., Said], pictures: Path, tmp_path: Path
-) -> None:
+def test_overwrite_moves_the_old_run_aside(say: Callable[..., Said], pictures: Path, tmp_path: Path) -> None:
     command = ("pretrain", pictures, "--out", tmp_path / "run", "--quiet", *LIGHT)
     assert say(*command, "--steps", 1) == (0, "", "")
     old = snapshot(tmp_path / "run")
@@ -193,7 +193,9 @@ def test_a_folder_that_cannot_be_written_to(say: Callable[..., Said], pictures: 
     assert (tmp_path / "file").read_text() == "precious"
 
 
-@pytest.mark.parametrize("names", [["notes.txt"], ["checkpoints/model.pt"], ["metrics.jsonl"], ["run.lock", "thesis.tex"]])
+@pytest.mark.parametrize(
+    "names", [["notes.txt"], ["checkpoints/model.pt"], ["metrics.jsonl"], ["run.lock", "thesis.tex"]]
+)
 @pytest.mark.parametrize("flag", [(), ("--overwrite",)])
 def test_a_folder_of_somebody_elses_files(
     say: Callable[..., Said], pictures: Path, tmp_path: Path, names: list[str], flag: tuple[str, ...]
@@ -300,6 +302,8 @@ def test_every_public_name_is_there_and_importing_costs_no_torch() -> None:
     assert callable(__import__("lookalike.pretrain").pretrain)
     with pytest.raises(AttributeError, match="'lookalike' has no attribute 'nothing'"):
         _ = lookalike.nothing
-    check = "import sys, lookalike, lookalike.cli; assert 'torch' not in sys.modules, 'torch'; print(lookalike.__version__)"
+    check = (
+        "import sys, lookalike, lookalike.cli; assert 'torch' not in sys.modules, 'torch'; print(lookalike.__version__)"
+    )
     found = subprocess.run([sys.executable, "-W", "error", "-c", check], capture_output=True, text=True, timeout=60)
     assert (found.stderr, found.stdout.strip()) == ("", lookalike.__version__)

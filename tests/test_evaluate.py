@@ -237,7 +237,9 @@ def test_a_table_of_embeddings(trained: tuple[Recipe, Learner], tmp_path: Path, 
     assert vectors.shape == (1797, width)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
     again = model.features(Loader(source, workers=0), torch.tensor([5, 1000, 3]), layer)  # type: ignore[arg-type]
-    np.testing.assert_allclose(vectors[[5, 1000, 3]], again.numpy(), atol=1e-5)  # batches of other sizes round otherwise
+    np.testing.assert_allclose(
+        vectors[[5, 1000, 3]], again.numpy(), atol=1e-5
+    )  # batches of other sizes round otherwise
 
 
 class Half:

@@ -178,7 +178,9 @@ def test_a_recipe_file_with_an_unknown_kind_field_or_type_is_refused(
     assert refused.value.code == BAD_DATA
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"null", b"[" * 100_000, b"\xff\xfe", b'{"kind": "Queue"}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"3", b"null", b"[" * 100_000, b"\xff\xfe", b'{"kind": "Queue"}']
+)
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "recipe.json").write_bytes(content)
     with pytest.raises(Trouble) as refused:
