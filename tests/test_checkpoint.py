@@ -23,7 +23,7 @@ from lookalike.learn.learner import Learner
 from lookalike.models.heads import MLP
 from lookalike.models.image import SmallResNet
 from lookalike.optimize import SGD, AdamW, Muon
-from lookalike.pretrain import pretrain
+from lookalike.pretraining import pretrain
 from lookalike.recipe import Length, Recipe
 from lookalike.recipes import tiny
 from lookalike.run import read_recipe

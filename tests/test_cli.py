@@ -299,7 +299,7 @@ def test_every_public_name_is_there_and_importing_costs_no_torch() -> None:
     for name in lookalike.__all__:
         assert getattr(lookalike, name) is not None
     assert callable(lookalike.pretrain)  # and not the module of this name, which was imported above
-    assert callable(__import__("lookalike.pretrain").pretrain)
+    assert callable(__import__("lookalike.pretraining").pretrain)
     with pytest.raises(AttributeError, match="'lookalike' has no attribute 'nothing'"):
         _ = lookalike.nothing
     check = (

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from lookalike.evaluate.fewshot import Interval
-from lookalike.pretrain import pretrain
+from lookalike.pretraining import pretrain
 from lookalike.recipe import Length
 from lookalike.recipes.tiny import tiny
 from lookalike.report import charts

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from lookalike.learn.dictionary import Queue
 from lookalike.optimize import AdamW
-from lookalike.pretrain import Asked, carry_out
+from lookalike.pretraining import Asked, carry_out
 from lookalike.recipe import KINDS, Length, differences, flat, from_plain, override, to_plain
 from lookalike.recipes import RECIPES, recipe_named
 from lookalike.recipes.images import moco_cifar, moco_v1, small
@@ -206,11 +206,12 @@ def test_a_kind_in_a_file_never_imports(tmp_path: Path) -> None:
     assert all(kind.__module__.startswith("lookalike.") and dataclasses.is_dataclass(kind) for kind in KINDS.values())
 
 
+NAMES = st.sampled_from(["kind", "batch", "size"]) | st.text(max_size=5)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["kind", "batch", "size"]) | st.text(), inner, max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
     max_leaves=8,
-)  # fmt: skip
+)
 
 
 @settings(max_examples=50, deadline=None)
@@ -218,10 +219,9 @@ JSON = st.recursive(
 def test_whatever_a_file_holds_is_a_recipe_or_is_refused(name: str, value: object) -> None:
     try:
         recipe = from_plain(plain() | {name: value})
-    except Trouble as trouble:
-        assert trouble.code == BAD_DATA
-    else:
-        assert type(getattr(recipe, name)) is not dict
+    except Trouble:
+        return
+    assert type(getattr(recipe, name)) is not dict
 
 
 # What fits the data

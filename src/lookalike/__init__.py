@@ -5,13 +5,11 @@ They are imported when they are first asked for: ``import lookalike`` alone cost
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lookalike.pretrain import pretrain
+    from lookalike.pretraining import pretrain
     from lookalike.recipe import Recipe
     from lookalike.recipes import RECIPES, recipe_named
     from lookalike.trained import embed_data as embed
@@ -28,7 +26,7 @@ _HOMES = {
     "Trouble": ("lookalike.trouble", "Trouble"),
     "embed": ("lookalike.trained", "embed_data"),
     "load": ("lookalike.trained", "load"),
-    "pretrain": ("lookalike.pretrain", "pretrain"),
+    "pretrain": ("lookalike.pretraining", "pretrain"),
     "recipe_named": ("lookalike.recipes", "recipe_named"),
 }
 
@@ -44,14 +42,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """Keeps ``lookalike.pretrain`` the function: the module of that name would take its place when it is imported."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in __all__ and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

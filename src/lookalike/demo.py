@@ -14,7 +14,7 @@ from lookalike.data.source import Source, open_source, reference_and_query
 from lookalike.dist import autocast, device
 from lookalike.evaluate.embed import settle
 from lookalike.evaluate.fewshot import Fewshot, Interval
-from lookalike.pretrain import Asked, carry_out
+from lookalike.pretraining import Asked, carry_out
 from lookalike.recipe import Recipe
 from lookalike.recipes.digits import digits
 from lookalike.report.page import write_report

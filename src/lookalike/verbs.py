@@ -12,7 +12,7 @@ from lookalike import cli
 from lookalike.demo import demo
 from lookalike.evaluate.fewshot import Fewshot
 from lookalike.evaluate.knn import Knn
-from lookalike.pretrain import Asked, carry_out
+from lookalike.pretraining import Asked, carry_out
 from lookalike.recipe import Length
 from lookalike.run import write_json
 from lookalike.screen import Screen

@@ -47,7 +47,7 @@ def accuracy_on_noise(shuffle: bool, seed: int) -> float:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_without_the_shuffle_the_pretext_task_is_solved_where_it_cannot_be(seed: int) -> None:
-    # Measured on seeds 0 to 2: 0.81, 0.85, 0.75 without and 0.26, 0.26, 0.35 with the shuffle. It stays above one in 257
-    # since the twin moves fast here: keys in the queue are of other weights than those of the step.
+    # Measured on seeds 0 to 2: 0.81, 0.85, 0.75 without and 0.26, 0.26, 0.35 with the shuffle. That stays above one in
+    # 257 since the twin moves fast here: keys in the queue are of other weights than those of the step.
     cheated, honest = accuracy_on_noise(shuffle=False, seed=seed), accuracy_on_noise(shuffle=True, seed=seed)
     assert cheated > honest + 0.2
