@@ -13,8 +13,9 @@ processor computes in it), keeps decoded pictures in memory and makes views in t
 
 Every measurement is a fresh process, so that thread pools do not meet. A round is lookalike, lightly (with --ablate
 then its loop in channels_last), and the machine's convolution peak, so that a share of the peak is of the same minute.
-Ratios are taken round by round. Leave the machine alone meanwhile: "busy" is the share of the threads' time that the
-training process got (lightly's workers are not in it).
+Ratios are taken round by round. "busy" is the share of the threads' time that the training process got (lightly's
+workers are not in it). A round beside which others computed, or whose steps were uneven, is marked as disturbed; it
+stays in the medians, and the summary then says that it is no result.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import copy
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -58,6 +60,7 @@ from lookalike.types import Batch
 
 LIGHTLY_COMMIT = "e8d317fc5a87f4387a85a35e689869039ec249ee"  # of examples/pytorch/moco.py
 STAGES = ((64, 32), (128, 16), (256, 8), (512, 4))  # channels and side of ResNet-18's 3x3 convolutions
+MOST_OTHERS, MOST_UNEVEN = 0.1, 1.25  # cores, and slowest step over fastest: beyond them a round is disturbed
 TEMPERATURE, MOMENTUM, LR, DIM, WORKERS = 0.1, 0.99, 0.06, 128, 2
 
 
@@ -309,13 +312,44 @@ def child(text: str) -> None:
 
 def measured(job: Job) -> dict[str, Any]:
     """What a fresh process answers; its complaints are shown if it fails."""
-    load = os.getloadavg()[0]
+    before = time.perf_counter(), spent_by_all(), spent_by_children()
     command = [sys.executable, str(Path(__file__).resolve()), "--child", json.dumps(asdict(job))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SystemExit(f"{job.side} failed ({done.returncode}):\n{done.stderr[-4000:]}")
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer | {"load_before": load}
+    passed, everyone, own = (
+        now - then for now, then in zip((time.perf_counter(), spent_by_all(), spent_by_children()), before)
+    )
+    return answer | {"others": max(0.0, everyone - own) / passed}
+
+
+def spent_by_all() -> float:
+    """Seconds of processor time that the whole machine has spent, those that its host took away included."""
+    if not Path("/proc/stat").exists():
+        return 0.0
+    user, nice, system, _, _, irq, softirq, steal, *_ = Path("/proc/stat").read_text().split("\n")[0].split()[1:]
+    return sum(map(int, (user, nice, system, irq, softirq, steal))) / os.sysconf("SC_CLK_TCK")
+
+
+def spent_by_children() -> float:
+    """Seconds of processor time of the measuring processes that have ended, their workers included."""
+    found = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return found.ru_utime + found.ru_stime
+
+
+def disturbances(found: dict[str, Any], sides: list[str]) -> list[str]:
+    """Why a round is not to be trusted: others computed meanwhile, or one step took far longer than its fellows."""
+    reasons = [
+        f"others kept {now['others']:.2f} cores busy beside {name}"
+        for name, now in {**{side: found[side] for side in sides}, **found["peaks"]}.items()
+        if now["others"] > MOST_OTHERS
+    ]
+    for side in sides:
+        steps = found[side]["seconds_per_step"]
+        if max(steps) > MOST_UNEVEN * min(steps):
+            reasons.append(f"steps of {side} took {min(steps):.1f} to {max(steps):.1f} s")
+    return reasons
 
 
 def export(data: Path, folder: Path, most: int | None) -> int:
@@ -408,7 +442,8 @@ def one_round(job: Job, sides: list[str], asked: str, per_image: float) -> dict[
     for side in sides:
         gflops = found[side]["images_per_second"] * per_image / 1e9
         found[side] |= {"gflops": gflops, "share": gflops / peaks[precision_of(side, asked)]["gflops"]}
-    return found | {"peaks": peaks}
+    found["peaks"] = peaks
+    return found | {"disturbed": disturbances(found, sides)}
 
 
 def told(number: int, found: dict[str, Any], sides: list[str]) -> str:
@@ -418,7 +453,9 @@ def told(number: int, found: dict[str, Any], sides: list[str]) -> str:
         for now in (found[side],)
     ]
     peaks = ", ".join(f"{kind} {peak['gflops']:.0f}" for kind, peak in found["peaks"].items())
-    return f"round {number}: {'; '.join(parts)}; peak {peaks} GFLOP/s; ratio {ratio(found):.3f}"
+    return f"round {number}: {'; '.join(parts)}; peak {peaks} GFLOP/s; ratio {ratio(found):.3f}" + "".join(
+        f"\n  DISTURBED: {reason}" for reason in found["disturbed"]
+    )
 
 
 def ratio(found: dict[str, Any], side: str = "lookalike", base: str = "lightly") -> float:
@@ -428,14 +465,18 @@ def ratio(found: dict[str, Any], side: str = "lookalike", base: str = "lightly")
 
 def summary(rounds: list[dict[str, Any]], sides: list[str], asked: str, examples: int) -> dict[str, Any]:
     """The table at the end, printed and kept."""
-    kept: dict[str, Any] = {}
-    print(f"\nmedian of {len(rounds)} rounds (least to most)")
+    kept: dict[str, Any] = {"sides": {}}
+    disturbed = sum(bool(found["disturbed"]) for found in rounds)
+    print(f"\nmedian of {len(rounds)} rounds (least to most), {disturbed} of them disturbed, none left out")
+    if disturbed:
+        print("  NOT A RESULT: run it again on an idle machine")
+    kept["disturbed_rounds"] = disturbed
     for side in sides:
         rates, shares = ([found[side][name] for found in rounds] for name in ("images_per_second", "share"))
         ready = statistics.median(found[side]["ready"] for found in rounds)
         epoch = ready + examples / statistics.median(rates)
         ratios = [ratio(found, side) for found in rounds]
-        kept[side] = {
+        kept["sides"][side] = now = {
             "precision": precision_of(side, asked),
             "images_per_second": statistics.median(rates),
             "ratio_to_lightly": {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)},
@@ -444,7 +485,7 @@ def summary(rounds: list[dict[str, Any]], sides: list[str], asked: str, examples
             "first_epoch_seconds": epoch,
         }
         print(
-            f"  {side:22s} {kept[side]['precision']}  {spread(rates)} images/s;  {spread(ratios, '.3f')} x lightly;  "
+            f"  {side:22s} {now['precision']}  {spread(rates)} images/s;  {spread(ratios, '.3f')} x lightly;  "
             f"{spread(shares, '.0%')} of peak;  data ready after {ready:.1f} s, a first epoch {epoch:.0f} s"
         )
     return kept

@@ -60,8 +60,9 @@ class QueueOfKeys(Dictionary):
         super().__init__()
         if size < 1:
             raise ValueError(f"a queue needs room for at least one key, not {size}")
-        # Random unit rows make the first loss log(K + 1); zeros or unnormalised rows break the early steps.
-        self.register_buffer("keys", F.normalize(torch.randn(size, dim), dim=1))
+        # Zeros or unnormalised rows break the early steps. In place: a long queue exists once, not three times.
+        keys = torch.randn(size, dim)
+        self.register_buffer("keys", F.normalize(keys, dim=1, out=keys))
         self.register_buffer("oldest", torch.zeros((), dtype=torch.long))
 
     def look_up(self, query: Tensor, key: Tensor, index: Tensor) -> Entries:

@@ -38,7 +38,7 @@ def digits(examples: int = 1797, side: int = 8) -> Recipe:
         objective=InfoNCE(0.1),
         optimizer=AdamW(lr=1e-3),
         schedule=Cosine(warmup=0.05),
-        length=Length(epochs=80),
+        length=Length(epochs=60),
         batch=128,
         group=32,
         precision="fp32",
