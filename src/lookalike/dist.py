@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -80,8 +81,12 @@ def distributed(module: nn.Module) -> nn.Module:
     """The module with gradients that are means over ranks; it is itself where there is one rank."""
     if world() == 1:
         return module
-    # Every rank builds the same weights from the seed; a bank's rows must not be overwritten by the first rank's.
-    return DistributedDataParallel(module, broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True)
+    # Of a kernel of one pixel, whose strides may be written in two ways: nothing is copied for it.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.14 has a new name for broadcast_buffers, 2.9 not yet
+        # Every rank builds the same weights from the seed; a bank's rows must not be overwritten by the first rank's.
+        return DistributedDataParallel(module, broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True)
 
 
 def silent(module: nn.Module) -> AbstractContextManager[None]:

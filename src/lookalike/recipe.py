@@ -18,8 +18,9 @@ from lookalike.learn.objective import DCL, NCE, InfoNCE, SupCon
 from lookalike.models.encoder import Encoder
 from lookalike.models.heads import MLP
 from lookalike.models.image import ResNet, SmallResNet, Timm
+from lookalike.models.vit import ViT
 from lookalike.models.whitening import Whitening
-from lookalike.optimize import SGD, AdamW, Cosine, Muon, Steps
+from lookalike.optimize import LARS, SGD, AdamW, Cosine, Muon, Steps
 from lookalike.pretext.image import ImageView, OneView, TwoViews
 from lookalike.seeding import reseed
 from lookalike.trouble import BAD_DATA, Trouble
@@ -50,14 +51,14 @@ class Recipe:
     name: str
     pretext: TwoViews | OneView
     canvas: int = 256  # side in pixels at which pictures are kept before they are cropped
-    model: ResNet | SmallResNet | Timm = ResNet()  # noqa: RUF009  (frozen)
+    model: ResNet | SmallResNet | ViT | Timm = ResNet()  # noqa: RUF009  (frozen)
     head: MLP = MLP()  # noqa: RUF009
     whiten: bool = False  # the backbone ends in a map, fitted without labels, that decorrelates its features
     predictor: MLP | None = None  # between the query's head and the query (MoCo v3)
     keys: Momentum | EndToEnd | Stored = Momentum()  # noqa: RUF009
     dictionary: Queue | InBatch | MemoryBank | Neighbours = Queue()  # noqa: RUF009
     objective: InfoNCE | DCL | SupCon | NCE = InfoNCE()  # noqa: RUF009
-    optimizer: SGD | AdamW | Muon = SGD()  # noqa: RUF009
+    optimizer: SGD | LARS | AdamW | Muon = SGD()  # noqa: RUF009
     schedule: Cosine | Steps = Steps()  # noqa: RUF009
     length: Length = Length(epochs=200)
     batch: int = 256  # examples a step, over all processes
@@ -74,11 +75,11 @@ class Recipe:
             raise Trouble(f"recipe {self.name} makes no sense: {nonsense}")
         reseed(self.seed, 0)
         backbone, features = self.model.build(self.group)
-        encoder = Encoder(backbone, self.head.build(features), Whitening(features) if self.whiten else None)
+        encoder = Encoder(backbone, self.head.build(features, self.group), Whitening(features) if self.whiten else None)
         dim = self.head.widths[-1]
         dictionary = self.dictionary.build(dim, examples)
         keys = self.keys.build(encoder, dictionary)
-        predictor = self.predictor.build(dim) if self.predictor else None
+        predictor = self.predictor.build(dim, self.group) if self.predictor else None
         return Learner(encoder, keys, dictionary, self.objective.build(examples), predictor)
 
     def fitted(self, examples: int) -> Recipe:
@@ -114,8 +115,8 @@ def meaningless(recipe: Recipe) -> str | None:
         "the predictor ends in another width than the head, so queries and keys cannot be compared": (
             recipe.predictor is not None and recipe.predictor.widths[-1] != recipe.head.widths[-1]
         ),
-        "slices need keys that are made before the queries: momentum keys, and no queries among the entries": (
-            recipe.slices > 1 and (isinstance(keys, EndToEnd) or (batch and dictionary.queries))  # type: ignore[union-attr]
+        "slices need entries that are there before the batch: those of a queue or a bank, and keys without gradient": (
+            recipe.slices > 1 and (isinstance(keys, EndToEnd) or isinstance(dictionary, InBatch | Neighbours))
         ),
         "the Z of NCE comes from the first batch whole: it cannot be worked on in slices": (
             recipe.slices > 1 and isinstance(objective, NCE)
@@ -141,8 +142,9 @@ def uneven(recipe: Recipe, world: int) -> str | None:
 KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        Recipe, Length, TwoViews, OneView, ImageView, ResNet, SmallResNet, Timm, MLP, Momentum, EndToEnd, Stored,
-        Queue, InBatch, MemoryBank, Neighbours, InfoNCE, DCL, SupCon, NCE, SGD, AdamW, Muon, Cosine, Steps, Knn,
+        Recipe, Length, TwoViews, OneView, ImageView, ResNet, SmallResNet, ViT, Timm, MLP, Momentum, EndToEnd,
+        Stored, Queue, InBatch, MemoryBank, Neighbours, InfoNCE, DCL, SupCon, NCE, SGD, LARS, AdamW, Muon,
+        Cosine, Steps, Knn,
     )
 }  # fmt: skip
 """The only classes a file may name."""
