@@ -122,6 +122,8 @@ class SmallResNet:
 
     def build(self, group: int) -> tuple[nn.Module, int]:
         """Random weights; the width of the last stage is F."""
+        if len(self.widths) != len(self.blocks):
+            raise Trouble(f"model.widths has {len(self.widths)} stages, model.blocks {len(self.blocks)}: set both")
         return SmallResNetBackbone(self, group), self.widths[-1]
 
 
