@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lookalike.models.norm import GroupedBatchNorm2d, group_norms
+from lookalike.models.winograd import fewer_products
 from lookalike.trouble import Trouble
 
 
@@ -49,7 +50,7 @@ class ResNet:
             net.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
             nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
             net.maxpool = nn.Identity()
-        return Pixels(group_norms(net, group)), features
+        return Pixels(fewer_products(group_norms(net, group))), features
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Timm:
             hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names them"
             raise Trouble(f"model.name {self.name!r} is not a model of timm; {hint}")
         net = timm.create_model(self.name, pretrained=False, num_classes=0)
-        return Pixels(group_norms(net, group)), _width(net)
+        return Pixels(fewer_products(group_norms(net, group))), _width(net)
 
 
 def _width(net: nn.Module) -> int:
@@ -85,7 +86,7 @@ class SmallResNet:
 
     def build(self, group: int) -> tuple[nn.Module, int]:
         """Random weights; the width of the last stage is F."""
-        return SmallResNetBackbone(self, group), self.widths[-1]
+        return fewer_products(SmallResNetBackbone(self, group)), self.widths[-1]
 
 
 class _Block(nn.Module):
