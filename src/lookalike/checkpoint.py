@@ -57,7 +57,10 @@ def size_of(recipe: Recipe, examples: int) -> int:
         for parameter in learner.parameters():
             parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
         optimizer.step()
-    return _bytes(learner, optimizer)
+        state = dict(learner.state_dict())
+        for name, shard in shards(learner).items():  # without a word to the other ranks, who do not ask
+            state[name] = state[name].new_empty(shard.total, *state[name].shape[1:])
+        return _bytes(state, optimizer)
 
 
 def save(folder: Path, step: int, learner: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
@@ -109,7 +112,7 @@ def _publish(final: Path, step: int, state: dict[str, Tensor], optimizer: torch.
         sync_folder(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        needed, free = _bytes(learner, optimizer), shutil.disk_usage(folder.parent).free
+        needed, free = _bytes(state, optimizer), shutil.disk_usage(folder.parent).free
         raise Trouble(
             f"cannot save {final} ({error}), which needs {needed} bytes where {free} are free: free some space; "
             "the checkpoints before it are whole",
@@ -231,8 +234,8 @@ def _portions(tensors: Mapping[str, Tensor]) -> Iterator[list[tuple[str, Any]]]:
     yield portion
 
 
-def _bytes(learner: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    return sum(tensor.nbytes for tensor in (*learner.state_dict().values(), *_split(optimizer)[0].values()))
+def _bytes(state: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
+    return sum(tensor.nbytes for tensor in (*state.values(), *_split(optimizer)[0].values()))
 
 
 def _split(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

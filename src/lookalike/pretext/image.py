@@ -119,7 +119,7 @@ class ImageView:
             planes = ops.cropped(pixels.index_select(0, examples[part]), axes.at(part))
             self._recolour(planes, plan, colours, part)
             out.index_copy_(0, here[part], ops.normalised(planes, self.mean, self.std))
-        return [{"pixels": view.permute(0, 3, 1, 2)} for view in out.split(len(rows))]
+        return [{"pixels": view.permute(0, 3, 1, 2)} for view in torch.split(out, len(rows))]
 
     def evaluation(self, canvases: Canvases, share: float = 1.0) -> View:
         """The centre square of each picture, its side ``share`` of the short side; nothing is random."""
