@@ -1,9 +1,9 @@
-"""3×3 convolutions with fewer multiplications, for processors whose fast type is fp32 (Winograd 1980; Lavin & Gray 2016).
+"""3×3 convolutions with fewer products, for processors whose fast type is fp32 (Lavin & Gray, arXiv 1509.09308).
 
-A tile of 4×4 results of a 3×3 convolution takes 36 products instead of 144: ``A ((G w) * (B x))`` along rows and columns,
-where * goes element by element and, over channels, is 36 matrix products. Those run at the speed of any matrix product,
-so what is saved is time. The matrices come from interpolation at a few points, which decide how rounding grows. Tiles
-are made and used up in chunks that stay in the cache; nothing but the input is kept for the gradient.
+Winograd's tile of 4×4 results takes 36 products instead of 144: ``A ((G w) * (B x))`` along rows and columns, where *
+goes element by element and, over channels, is 36 matrix products. Those run as fast as any, so what is saved is time.
+The matrices come from interpolation at a few points, which decide how rounding grows. Tiles are made and used up in
+chunks that stay in the cache; nothing but the input is kept for the gradient.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ least rounding. The usual 0, ±1, ±2 have twice the error; whole numbers would 
 
 
 def interpolation(outputs: int, taps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A (outputs, n), G (n, taps), B (n, n) in float64, n = outputs + taps - 1 (Toom-Cook; arXiv 1509.09308, section 4)."""
+    """A (outputs, n), G (n, taps), B (n, n) in float64, n = outputs + taps - 1 (Toom and Cook)."""
     n = outputs + taps - 1
     points = _POINTS[n]
     a, g, b = (torch.zeros(*shape, dtype=torch.float64) for shape in ((outputs, n), (n, taps), (n, n)))
@@ -55,7 +55,7 @@ class Scheme:
     enter: Tensor  # (n, n): a line of a tile of input, to n factors; rows first, then columns
     weigh: Tensor  # (n·n, 9): a kernel, to n·n factors
     leave: Tensor  # (side·side, n·n): the products, to side·side results
-    n: int
+    n: int  # side + 2
 
     def turned(self) -> Scheme:
         """For the kernel turned about, which the gradient by the input needs."""
@@ -78,94 +78,93 @@ def best_side(size: int) -> int:
     return min((4, 3, 2), key=lambda side: -(-size // side) * (side + 2))
 
 
-class _Chunk:
-    """Buffers in which ``count`` pictures pass row of tiles by row of tiles; channels are innermost everywhere."""
+class _Buffers:
+    """Room for one row of tiles of ``count`` pictures; every view is made once, since making one costs microseconds."""
 
-    def __init__(self, scheme: Scheme, like: Tensor, count: int) -> None:
-        _, self.height, width, channels = like.shape
+    def __init__(self, scheme: Scheme, source: Tensor, results: Tensor, count: int) -> None:
+        _, self.height, width, channels = source.shape
         n, side, tiles = scheme.n, scheme.side, -(-width // scheme.side)
         self.scheme = scheme
-        self.lines = like.new_empty(count, n, width, channels)
-        self.tiles = like.new_zeros(n, n, tiles, count, channels)  # what no copy reaches is padding
-        self.factors = like.new_empty(n * n, tiles * count, channels)
-        to, whole, cut = self.tiles.permute(3, 0, 2, 1, 4), width // side, width - width % side
-        copies = [
-            (to[:, :, :whole, 1:-1], self.lines[:, :, :cut].unflatten(2, (whole, side))),
-            (to[:, :, whole:, 1 : 1 + width - cut], self.lines[:, :, None, cut:]),
-            (to[:, :, 1:, 0], self.lines[:, :, side - 1 : -1 : side]),
-            (to[:, :, : tiles - 1, -1], self.lines[:, :, side::side]),
-        ]
-        self.copies = [pair for pair in copies if pair[0].numel()]
+        lines = source.new_empty(count, n, width, channels)
+        stretches = source.new_zeros(n, n, tiles, count, channels)  # what no copy reaches is padding
+        self.lines, self.stretches = lines.flatten(2), stretches.flatten(2)
+        self.factors = source.new_empty(n * n, tiles * count, channels)
+        self.by_column = self.factors.view(n, n, -1)
+        self.products = source.new_empty(n * n, tiles * count, results.shape[3])
+        self.spread = self.products.flatten(1)
+        self.rows, self.columns = scheme.enter.expand(count, -1, -1), scheme.enter.expand(n, -1, -1)
+        tiles_of = source.new_zeros(side, side, tiles, count, results.shape[3])
+        self.results, self.pixels = tiles_of.view(side * side, -1), tiles_of.permute(3, 0, 2, 1, 4)
+        self.whole, self.cut = width // side, width - width % side
+        self.copies = list(self._overlapping(stretches.permute(3, 0, 2, 1, 4), lines))
+
+    def _overlapping(self, to: Tensor, lines: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """(tiles with their neighbours' edges, lines of pictures) pairs of views that are to hold the same."""
+        side, whole, cut = self.scheme.side, self.whole, self.cut
+        yield to[:, :, :whole, 1:-1], lines[:, :, :cut].view(*lines.shape[:2], whole, side, lines.shape[3])
+        if to.shape[2] > whole:
+            yield to[:, :, whole, 1 : 1 + lines.shape[2] - cut], lines[:, :, cut:]
+        if to.shape[2] > 1:
+            yield to[:, :, 1:, 0], lines[:, :, side - 1 : -1 : side]
+            yield to[:, :, :-1, -1], lines[:, :, side::side]
 
     def enter(self, pictures: Tensor, row: int) -> Tensor:
         """The factors (n·n, tiles·count, C) of one row of tiles of (count, H, W, C)."""
-        n, top = self.scheme.n, row * self.scheme.side - 1
-        first, last = max(0, -top), min(n, self.height - top)
-        lines = pictures[:, top + first : top + last].flatten(2)
-        torch.bmm(self.scheme.enter[:, first:last].expand(len(lines), -1, -1), lines, out=self.lines.flatten(2))
+        top = row * self.scheme.side - 1
+        first, last = max(0, -top), min(self.scheme.n, self.height - top)
+        torch.bmm(self.rows[:, :, first:last], pictures[:, top + first : top + last].flatten(2), out=self.lines)
         for to, part in self.copies:
             to.copy_(part)
-        torch.bmm(self.scheme.enter.expand(n, -1, -1), self.tiles.flatten(2), out=self.factors.view(n, n, -1))
+        torch.bmm(self.columns, self.stretches, out=self.by_column)
         return self.factors
 
-
-class _Results:
-    """One row of tiles of results, (side, side, tiles, count, channels), beside the pictures (count, H, W, channels)."""
-
-    def __init__(self, scheme: Scheme, like: Tensor, count: int) -> None:
-        _, self.height, width, channels = like.shape
-        side = self.side = scheme.side
-        self.whole, self.rest = width // side, width % side
-        self.flat = like.new_zeros(side * side, (self.whole + (self.rest > 0)) * count * channels)
-        self.view = self.flat.view(side, side, -1, count, channels).permute(3, 0, 2, 1, 4)
-
-    def beside(self, pictures: Tensor, row: int) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """The part of ``flat`` that has lines in the pictures, and (tiles, pictures) pairs of views of the same."""
-        part = pictures[:, row * self.side : (row + 1) * self.side]
-        lines, cut = part.shape[1], self.whole * self.side
-        pairs = [
-            (self.view[:, :lines, : self.whole], part[:, :, :cut].unflatten(2, (self.whole, self.side))),
-            (self.view[:, :lines, self.whole :, : self.rest], part[:, :, None, cut:]),
-        ]
-        return self.flat[: self.side * lines], [pair for pair in pairs if pair[0].numel()]
+    def beside(self, pictures: Tensor, row: int) -> tuple[int, list[tuple[Tensor, Tensor]]]:
+        """How many lines of ``results`` are in the pictures, and (results, pictures) pairs of views of the same."""
+        side, whole, cut = self.scheme.side, self.whole, self.cut
+        part = pictures[:, row * side : (row + 1) * side]
+        lines = part.shape[1]
+        pairs = [(self.pixels[:, :lines, :whole], part[:, :, :cut].view(len(part), lines, whole, side, part.shape[3]))]
+        if cut < part.shape[2]:
+            pairs.append((self.pixels[:, :lines, whole, : part.shape[2] - cut], part[:, :, cut:]))
+        return lines * side, pairs
 
 
-def _chunks(scheme: Scheme, source: Tensor, results: Tensor, rows: int) -> Iterator[tuple[slice, int, _Chunk, _Results]]:
+def _walk(scheme: Scheme, source: Tensor, results: Tensor, rows: int) -> Iterator[tuple[Tensor, Tensor, int, _Buffers]]:
     """Every row of tiles of every chunk of pictures, with the buffers to use."""
-    down, across = (-(-size // scheme.side) for size in results.shape[1:3])
+    down, across = (-(-size // scheme.side) for size in source.shape[1:3])
     count = max(1, min(len(source), rows // across))
-    buffers: tuple[_Chunk, _Results] | None = None
-    for start in range(0, len(source), count):
-        part = slice(start, min(start + count, len(source)))
-        if buffers is None or part.stop - start < count:
-            buffers = _Chunk(scheme, source[part], part.stop - start), _Results(scheme, results, part.stop - start)
+    buffers: _Buffers | None = None
+    cuts = list(range(count, len(source), count))
+    for part, whole in zip(source.tensor_split(cuts), results.tensor_split(cuts)):
+        if buffers is None or len(part) < count:
+            buffers = _Buffers(scheme, part, whole, len(part))
         for row in range(down):
-            yield part, row, *buffers
+            yield part, whole, row, buffers
 
 
 def convolve(source: Tensor, kernels: Tensor, scheme: Scheme, rows: int = _ROWS) -> Tensor:
     """(N, H, W, C) by ``kernels`` (n·n, C, D) → (N, H, W, D), in products of about ``rows`` rows."""
     results = source.new_empty(*source.shape[:3], kernels.shape[2])
-    for part, row, chunk, tiles in _chunks(scheme, source, results, rows):
-        flat, pairs = tiles.beside(results[part], row)
-        products = torch.bmm(chunk.enter(source[part], row), kernels)
-        torch.mm(scheme.leave[: len(flat)], products.flatten(1), out=flat)
-        for tile, picture in pairs:
-            picture.copy_(tile)
+    for part, to, row, buffers in _walk(scheme, source, results, rows):
+        torch.bmm(buffers.enter(part, row), kernels, out=buffers.products)
+        used, pairs = buffers.beside(to, row)
+        torch.mm(scheme.leave[:used], buffers.spread, out=buffers.results[:used])
+        for tiles, pictures in pairs:
+            pictures.copy_(tiles)
     return results
 
 
 def correlate(source: Tensor, upstream: Tensor, scheme: Scheme, rows: int = _ROWS) -> Tensor:
     """The gradient (3, 3, D, C) by the kernel, from the input (N, H, W, C) and the gradient (N, H, W, D)."""
-    n, wide, deep = scheme.n, upstream.shape[3], source.shape[3]
-    kernels = source.new_zeros(n * n, wide, deep)
-    for part, row, chunk, tiles in _chunks(scheme, source, upstream, rows):
-        flat, pairs = tiles.beside(upstream[part], row)
-        for tile, picture in pairs:
-            tile.copy_(picture)
-        products = (scheme.leave[: len(flat)].t() @ flat).view(n * n, -1, wide)
-        kernels.baddbmm_(products.transpose(1, 2), chunk.enter(source[part], row))
-    return (scheme.weigh.t() @ kernels.flatten(1)).view(3, 3, wide, deep)
+    kernels = source.new_zeros(scheme.n**2, upstream.shape[3], source.shape[3])
+    back = scheme.leave.t().contiguous()
+    for part, gradient, row, buffers in _walk(scheme, source, upstream, rows):
+        used, pairs = buffers.beside(gradient, row)
+        for tiles, pictures in pairs:
+            tiles.copy_(pictures)
+        torch.mm(back[:, :used], buffers.results[:used], out=buffers.spread)
+        kernels.baddbmm_(buffers.products.transpose(1, 2), buffers.enter(part, row))
+    return (scheme.weigh.t() @ kernels.flatten(1)).view(3, 3, *kernels.shape[1:])
 
 
 def _last(x: Tensor) -> Tensor:
@@ -173,11 +172,12 @@ def _last(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-class _Winograd(torch.autograd.Function):
+class Convolution(torch.autograd.Function):
     """A 3×3 convolution with stride and padding 1 of (N, C, H, W) by (D, C, 3, 3), in channels_last."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        """→ (N, D, H, W)."""
         ctx.save_for_backward(x, weight)
         plan = scheme(best_side(max(x.shape[2:])), x.dtype)
         return convolve(_last(x), plan.weighed(weight).transpose(1, 2), plan).permute(0, 3, 1, 2)
@@ -185,6 +185,7 @@ class _Winograd(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The input passes the transform once more: to keep its factors would be 2.25 times its memory."""
         x, weight = ctx.saved_tensors
         plan, upstream, to_x, to_weight = scheme(best_side(max(x.shape[2:])), x.dtype), _last(grad), None, None
         if ctx.needs_input_grad[0]:
@@ -195,14 +196,28 @@ class _Winograd(torch.autograd.Function):
 
 
 def pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether this was measured to be faster than torch's own convolution, by ... (docs/results.md)."""
+    """Whether this was measured to be faster than torch's own convolution (docs/results.md).
+
+    Measured with AVX2 and MKL alone. Under 64 channels the transforms cost more than they save; in little batches those
+    of the weights do. A traced graph should hold one convolution, not these loops.
+    """
+    height, width = x.shape[2:]
+    side = best_side(max(height, width))
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and torch.backends.mkl.is_available()
-        and min(weight.shape[:2]) >= 64
+        and _measured()
+        and min(weight.shape[:2]) >= (64 if min(height, width) > 6 else 96)
+        and len(x) * -(-height // side) * -(-width // side) >= 64
+        and not (torch.jit.is_tracing() or torch.compiler.is_compiling())  # type: ignore[attr-defined, no-untyped-call]
     )
+
+
+@lru_cache
+def _measured() -> bool:
+    mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    return mkl and torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 class WinogradConv2d(nn.Conv2d):
@@ -212,7 +227,7 @@ class WinogradConv2d(nn.Conv2d):
         """(N, C, H, W) → (N, D, H, W)."""
         if not pays(x, self.weight):
             return super().forward(x)
-        return cast("Tensor", _Winograd.apply(x, self.weight))
+        return cast("Tensor", Convolution.apply(x, self.weight))
 
 
 def _fits(module: nn.Module) -> bool:
