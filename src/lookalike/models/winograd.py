@@ -156,14 +156,16 @@ def convolve(source: Tensor, kernels: Tensor, scheme: Scheme, rows: int = _ROWS)
 
 def correlate(source: Tensor, upstream: Tensor, scheme: Scheme, rows: int = _ROWS) -> Tensor:
     """The gradient (3, 3, D, C) by the kernel, from the input (N, H, W, C) and the gradient (N, H, W, D)."""
-    kernels = source.new_zeros(scheme.n**2, upstream.shape[3], source.shape[3])
+    kernels = source.new_empty(scheme.n**2, upstream.shape[3], source.shape[3])
+    known = 0.0  # how much of ``kernels`` counts: the first product overwrites what was in the memory
     back = scheme.leave.t().contiguous()
     for part, gradient, row, buffers in _walk(scheme, source, upstream, rows):
         used, pairs = buffers.beside(gradient, row)
         for tiles, pictures in pairs:
             tiles.copy_(pictures)
         torch.mm(back[:, :used], buffers.results[:used], out=buffers.spread)
-        kernels.baddbmm_(buffers.products.transpose(1, 2), buffers.enter(part, row))
+        kernels.baddbmm_(buffers.products.transpose(1, 2), buffers.enter(part, row), beta=known)
+        known = 1.0
     return (scheme.weigh.t() @ kernels.flatten(1)).view(3, 3, *kernels.shape[1:])
 
 
