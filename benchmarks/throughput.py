@@ -277,11 +277,14 @@ def convolution(x: Tensor, w: Tensor) -> tuple[Callable[[], object], Callable[[]
 
 
 def flops(job: Job, count: int = 16) -> dict[str, Any]:
-    """Multiplications and additions a picture of one step: encoder both ways, twin, products with the queue."""
+    """Multiplications and additions a picture of one step: encoder both ways, twin, products with the queue.
+
+    In float64, where convolutions are torch's own: what a quicker algorithm saves does not make the work less.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
-    learner = recipe_of(job, 50_000).build(50_000).train()
-    first, second = ({"pixels": torch.randn(count, 3, 32, 32)} for _ in range(2))
+    learner = recipe_of(job, 50_000).build(50_000).train().double()
+    first, second = ({"pixels": torch.randn(count, 3, 32, 32).double()} for _ in range(2))
     batch = Batch(torch.arange(count), first, second)
     with FlopCounterMode(display=False) as counter:
         learner(batch).loss.backward()

@@ -18,6 +18,7 @@ from lookalike.data.loader import Loader
 from lookalike.data.order import Order
 from lookalike.dist import autocast, device, placed
 from lookalike.learn.learner import Learner, Outcome
+from lookalike.memory import keep_freed
 from lookalike.pace import Due, Waiting
 from lookalike.pretext.image import Canvases
 from lookalike.recipe import Recipe, uneven
@@ -71,6 +72,7 @@ def train(
     save_every: int | None = None,
 ) -> Finished:
     """Train ``recipe`` in ``run`` from its newest checkpoint, or from the start, to its end or to a signal."""
+    keep_freed()
     order = Order(len(loader), recipe.batch, recipe.seed)
     learner = begun(recipe, loader)
     optimizer = recipe.optimizer.build(learner, recipe.batch)

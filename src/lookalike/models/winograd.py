@@ -1,9 +1,9 @@
-"""3×3 convolutions with fewer multiplications, for processors whose fast type is fp32 (Winograd 1980; Lavin & Gray 2016).
+"""3×3 convolutions with fewer products, for processors whose fast type is fp32 (Lavin & Gray, arXiv 1509.09308).
 
-A tile of 4×4 results of a 3×3 convolution takes 36 products instead of 144: ``A ((G w) * (B x))`` along rows and columns,
-where * goes element by element and, over channels, is 36 matrix products. Those run at the speed of any matrix product,
-so what is saved is time. The matrices come from interpolation at a few points, which decide how rounding grows. Tiles
-are made and used up in chunks that stay in the cache; nothing but the input is kept for the gradient.
+Winograd's tile of 4×4 results takes 36 products instead of 144: ``A ((G w) * (B x))`` along rows and columns, where *
+goes element by element and, over channels, is 36 matrix products. Those run as fast as any, so what is saved is time.
+The matrices come from interpolation at a few points, which decide how rounding grows. Tiles are made and used up in
+chunks that stay in the cache; nothing but the input is kept for the gradient.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ least rounding. The usual 0, ±1, ±2 have twice the error; whole numbers would 
 
 
 def interpolation(outputs: int, taps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A (outputs, n), G (n, taps), B (n, n) in float64, n = outputs + taps - 1 (Toom-Cook; arXiv 1509.09308, section 4)."""
+    """A (outputs, n), G (n, taps), B (n, n) in float64, n = outputs + taps - 1 (Toom and Cook)."""
     n = outputs + taps - 1
     points = _POINTS[n]
     a, g, b = (torch.zeros(*shape, dtype=torch.float64) for shape in ((outputs, n), (n, taps), (n, n)))
@@ -55,7 +55,7 @@ class Scheme:
     enter: Tensor  # (n, n): a line of a tile of input, to n factors; rows first, then columns
     weigh: Tensor  # (n·n, 9): a kernel, to n·n factors
     leave: Tensor  # (side·side, n·n): the products, to side·side results
-    n: int
+    n: int  # side + 2
 
     def turned(self) -> Scheme:
         """For the kernel turned about, which the gradient by the input needs."""
@@ -101,7 +101,7 @@ class _Buffers:
     def _overlapping(self, to: Tensor, lines: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """(tiles with their neighbours' edges, lines of pictures) pairs of views that are to hold the same."""
         side, whole, cut = self.scheme.side, self.whole, self.cut
-        yield to[:, :, :whole, 1:-1], lines[:, :, :cut].unflatten(2, (whole, side))
+        yield to[:, :, :whole, 1:-1], lines[:, :, :cut].view(*lines.shape[:2], whole, side, lines.shape[3])
         if to.shape[2] > whole:
             yield to[:, :, whole, 1 : 1 + lines.shape[2] - cut], lines[:, :, cut:]
         if to.shape[2] > 1:
@@ -123,7 +123,7 @@ class _Buffers:
         side, whole, cut = self.scheme.side, self.whole, self.cut
         part = pictures[:, row * side : (row + 1) * side]
         lines = part.shape[1]
-        pairs = [(self.pixels[:, :lines, :whole], part[:, :, :cut].unflatten(2, (whole, side)))]
+        pairs = [(self.pixels[:, :lines, :whole], part[:, :, :cut].view(len(part), lines, whole, side, part.shape[3]))]
         if cut < part.shape[2]:
             pairs.append((self.pixels[:, :lines, whole, : part.shape[2] - cut], part[:, :, cut:]))
         return lines * side, pairs
@@ -134,7 +134,8 @@ def _walk(scheme: Scheme, source: Tensor, results: Tensor, rows: int) -> Iterato
     down, across = (-(-size // scheme.side) for size in source.shape[1:3])
     count = max(1, min(len(source), rows // across))
     buffers: _Buffers | None = None
-    for part, whole in zip(source.split(count), results.split(count)):
+    cuts = list(range(count, len(source), count))
+    for part, whole in zip(source.tensor_split(cuts), results.tensor_split(cuts)):
         if buffers is None or len(part) < count:
             buffers = _Buffers(scheme, part, whole, len(part))
         for row in range(down):
@@ -155,14 +156,16 @@ def convolve(source: Tensor, kernels: Tensor, scheme: Scheme, rows: int = _ROWS)
 
 def correlate(source: Tensor, upstream: Tensor, scheme: Scheme, rows: int = _ROWS) -> Tensor:
     """The gradient (3, 3, D, C) by the kernel, from the input (N, H, W, C) and the gradient (N, H, W, D)."""
-    kernels = source.new_zeros(scheme.n**2, upstream.shape[3], source.shape[3])
+    kernels = source.new_empty(scheme.n**2, upstream.shape[3], source.shape[3])
+    known = 0.0  # how much of ``kernels`` counts: the first product overwrites what was in the memory
     back = scheme.leave.t().contiguous()
     for part, gradient, row, buffers in _walk(scheme, source, upstream, rows):
         used, pairs = buffers.beside(gradient, row)
         for tiles, pictures in pairs:
             tiles.copy_(pictures)
         torch.mm(back[:, :used], buffers.results[:used], out=buffers.spread)
-        kernels.baddbmm_(buffers.products.transpose(1, 2), buffers.enter(part, row))
+        kernels.baddbmm_(buffers.products.transpose(1, 2), buffers.enter(part, row), beta=known)
+        known = 1.0
     return (scheme.weigh.t() @ kernels.flatten(1)).view(3, 3, *kernels.shape[1:])
 
 
@@ -176,6 +179,7 @@ class Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        """→ (N, D, H, W)."""
         ctx.save_for_backward(x, weight)
         plan = scheme(best_side(max(x.shape[2:])), x.dtype)
         return convolve(_last(x), plan.weighed(weight).transpose(1, 2), plan).permute(0, 3, 1, 2)
@@ -183,6 +187,7 @@ class Convolution(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The input passes the transform once more: to keep its factors would be 2.25 times its memory."""
         x, weight = ctx.saved_tensors
         plan, upstream, to_x, to_weight = scheme(best_side(max(x.shape[2:])), x.dtype), _last(grad), None, None
         if ctx.needs_input_grad[0]:
@@ -205,15 +210,16 @@ def pays(x: Tensor, weight: Tensor) -> bool:
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and _measured()
-        and min(weight.shape[:2]) >= (64 if min(height, width) > 6 else 128)
+        and min(weight.shape[:2]) >= (64 if min(height, width) > 6 else 96)
         and len(x) * -(-height // side) * -(-width // side) >= 64
-        and not (torch.jit.is_tracing() or torch.compiler.is_compiling())  # type: ignore[no-untyped-call]
+        and not (torch.jit.is_tracing() or torch.compiler.is_compiling())  # type: ignore[attr-defined, no-untyped-call]
     )
 
 
 @lru_cache
 def _measured() -> bool:
-    return torch.backends.mkl.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    return mkl and torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 class WinogradConv2d(nn.Conv2d):
