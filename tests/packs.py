@@ -141,6 +141,12 @@ def report(sources: list[Source], results: multiprocessing.SimpleQueue[list[str]
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _PACKS = {
-    **{"folder": folder, "txt": txt, "csv": comma, "parquet": parquet},
-    **{"arrow": arrow, "tar": tar, "tars": tars, "zip": zipped},
+    "folder": folder,
+    "txt": txt,
+    "csv": comma,
+    "parquet": parquet,
+    "arrow": arrow,
+    "tar": tar,
+    "tars": tars,
+    "zip": zipped,
 }

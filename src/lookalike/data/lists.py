@@ -34,17 +34,19 @@ class PathList:
 
     def __init__(self, file: Path) -> None:
         """Raises Trouble where the list cannot be read, or holds no path."""
-        rows = {printable(row.path): row for row in reversed(_rows(file)) if row.path}
+        rows: dict[str, Row] = {}
+        for row in _rows(file):
+            if row.path:
+                rows.setdefault(printable(row.path), row)
         if not rows:
             raise Trouble(f"{file}: no path in it; write one path a line", BAD_DATA)
-        self.paths = list(reversed(rows))
-        self._files = [rows[path].path for path in self.paths]
-        values = _values([rows[path].label for path in self.paths])
-        self.labels, self.classes = numbered(values)
+        self.paths = list(rows)
+        self._files = [row.path for row in rows.values()]
+        self.labels, self.classes = numbered(_values([row.label for row in rows.values()]))
         self.unlisted: dict[str, str] = {}
         self.splits: dict[str, list[int]] = {}
-        for i, path in enumerate(self.paths):
-            if (split := split_of(rows[path].split)) is not None:
+        for i, row in enumerate(rows.values()):
+            if (split := split_of(row.split)) is not None:
                 self.splits.setdefault(split, []).append(i)
         self._disk = Local(file.parent)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -105,7 +104,7 @@ def find(data: str | os.PathLike[str]) -> Place:
     """The place that a path, an address or a name on the Hub means; raises Trouble."""
     if isinstance(data, str) and data.startswith(hub.PREFIX):
         return _in_folder(Local(hub.snapshot(data, (*SUFFIXES, *_ALL))), data)
-    if isinstance(data, str) and re.match(r"[a-z][a-z0-9+.-]*://", data):
+    if isinstance(data, str) and "://" in data:
         parent, _, name = data.rpartition("/")
         remote = name and name.lower().partition("?")[0].endswith(_ALL)
         return _of_file(Remote(parent), name) if remote else _in_folder(Remote(data), data)
@@ -176,24 +175,21 @@ def _tables(files: Mapping[str, TableFile], found: Found) -> Place | None:
 
 
 def _tars(disk: Disk, found: Found) -> Place | None:
-    """Shards go before pictures where they are more: a backup beside many photos is none, nor is a logo data."""
-    if len(found.files) < found.pictures:
-        return None
-    return _archives(disk, found, list(_each(disk, found.files, lambda path: TarShard(disk, path)).values()))
+    """Shards go before pictures where they are as many: a backup beside photos is no data, nor is a logo."""
+    return _archives(TarShard, disk, found.files) if len(found.files) >= found.pictures else None
 
 
 def _zips(disk: Disk, found: Found) -> Place | None:
     """Zip archives count where there is nothing else."""
-    if found.pictures + found.others:
-        return None
-    return _archives(disk, found, [Zip(disk, path) for path in found.files])
+    return None if found.pictures + found.others else _archives(Zip, disk, found.files)
 
 
-def _archives(disk: Disk, found: Found, archives: Sequence[TarShard | Zip]) -> Place:
-    store = Archives(archives)
+def _archives(kind: type[TarShard] | type[Zip], disk: Disk, files: Sequence[str]) -> Place:
+    divided = sorted(chain(*by_split(files, table_split).values()))
+    store = Archives(list(_each(disk, divided or files, lambda path: kind(disk, path)).values()))
     if not store.paths:
-        where, reason = next(iter(store.unlisted.items()), (found.files[0], "no member ends in .jpg, .png, .webp, ..."))
-        raise Trouble(f"{disk.name(found.files[0])}: no picture in it ({where}: {reason})", BAD_DATA)
+        where, reason = next(iter(store.unlisted.items()), (files[0], "no member ends in .jpg, .png, .webp, ..."))
+        raise Trouble(f"{disk.name(files[0])}: no picture in it ({where}: {reason})", BAD_DATA)
     return Divided(store, store.splits)
 
 

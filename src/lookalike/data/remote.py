@@ -1,7 +1,7 @@
 """Remote disks: whatever fsspec can open (s3://, gs://, https://, ...), by range requests and only when named.
 
-A file that is not there is a bad row. A disk that cannot be reached is Trouble, after some tries: another picture in the
-place of one that the network lost would make the run depend on the network.
+A file that is not there is a bad row. A disk that cannot be reached is Trouble, after some tries: another picture in
+the place of one that the network lost would make the run depend on the network.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 from lookalike.data.decode import Unreadable
 from lookalike.data.files import Listing, printable
 from lookalike.data.images import MAX_BYTES
-from lookalike.trouble import IO, USAGE, Trouble
+from lookalike.trouble import BAD_DATA, IO, USAGE, Trouble
 
 _WAITS = (0.5, 2.0, 8.0)  # seconds between tries
 
@@ -37,9 +37,13 @@ class Remote(NamedTuple):
     def listed(self, suffixes: Sequence[str]) -> Listing:
         """The files that end in one of ``suffixes``, except hidden ones; raises Trouble."""
         system, root = _opened(self.url)
-        found = self._asked(lambda: system.find(root))
-        root = root.rstrip("/") + "/"  # a page of links may lead elsewhere
-        names = [path.removeprefix(root) for path in found if path.startswith(root)]
+        root = root.rstrip("/") + "/"
+        try:  # not ``find``, which leaves out the folders that it cannot list
+            walk = self._asked(lambda: list(system.walk(root, on_error="raise")))
+        except OSError as error:
+            raise Trouble(f"{self.url}: {error}; look at the address", BAD_DATA) from None
+        found = (f"{folder.rstrip('/')}/{name}" for folder, _, files in walk for name in files)
+        names = [path.removeprefix(root) for path in found if path.startswith(root)]  # a page may link elsewhere
         shown = [name for name in names if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))]
         files = sorted(name for name in shown if name.lower().endswith(tuple(suffixes)))
         return Listing(files, len(shown) - len(files), {})
@@ -62,8 +66,10 @@ class Remote(NamedTuple):
             found = self.fetch(path, start, start + length) if length else b""
         except OSError as error:
             raise Unreadable(str(error)) from None
-        if len(found) != length:
-            raise Unreadable(f"{len(found)} bytes came where {length} were asked for: the disk serves no ranges")
+        if len(found) > length:
+            raise Trouble(f"{self.name(path)}: the server gives no parts of files; copy the data here", IO)
+        if len(found) < length:
+            raise Unreadable(f"{printable(path)} ends before byte {start + length}")
         return found
 
     def whole(self, path: str) -> bytes:
