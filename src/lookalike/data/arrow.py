@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from lookalike.data.columns import Columns, columns_of, field
+from lookalike.data.columns import BROKEN, Columns, columns_of, field
 from lookalike.trouble import BAD_DATA, Trouble
 
 
@@ -25,7 +25,7 @@ class ArrowFile:
             self.schema = self._table.schema
             if (columns := columns_of(self.schema)) is not None:  # offsets of a hostile file would read out of bounds
                 self._table.column(columns.image).validate(full=True)
-        except (OSError, pa.ArrowException) as error:
+        except BROKEN as error:
             reason = (str(error).splitlines() or [""])[0][:200]
             raise Trouble(f"{path}: no Arrow file that can be read ({reason}); write it again", BAD_DATA) from None
         self.rows = self._table.num_rows
@@ -37,12 +37,12 @@ class ArrowFile:
         """All values of one column, or of one field of a struct."""
         return field(self._table.column(name.partition(".")[0]), name).to_pylist()  # type: ignore[no-any-return]
 
-    def picture(self, columns: Columns, row: int) -> Any:
-        """The bytes of one row as an Arrow scalar."""
+    def picture(self, columns: Columns, row: int) -> bytes | None:
+        """The bytes of one row."""
         column = self._table.column(columns.image)
         chunk = bisect.bisect_right(self._starts, row) - 1  # an index into the whole column walks over its chunks
         found = column.chunk(chunk)[row - self._starts[chunk]]
-        return found["bytes"] if columns.nested and found.is_valid else found
+        return (found["bytes"] if columns.nested and found.is_valid else found).as_py()  # type: ignore[no-any-return]
 
     @cached_property
     def _table(self) -> Any:

@@ -7,9 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Protocol
 
-import pyarrow as pa
-
-from lookalike.data.columns import Columns, columns_of
+from lookalike.data.columns import BROKEN, Columns, columns_of
 from lookalike.data.decode import Unreadable
 from lookalike.data.encoded import numbered
 from lookalike.trouble import BAD_DATA, Trouble
@@ -25,8 +23,8 @@ class TableFile(Protocol):
     def column(self, name: str) -> list[Any]:
         """All values of one small column, or of one field of a struct (``image.path``); raises Trouble."""
 
-    def picture(self, columns: Columns, row: int) -> Any:
-        """The bytes of one row as an Arrow scalar; raises OSError and pa.ArrowException."""
+    def picture(self, columns: Columns, row: int) -> bytes | None:
+        """The bytes of one row, None where it has none; raises BROKEN."""
 
 
 class Tables:
@@ -50,12 +48,12 @@ class Tables:
         """The bytes of one picture; raises Unreadable."""
         file = bisect.bisect_right(self._starts, row) - 1
         try:
-            found = self._files[file].picture(self._columns, row - self._starts[file]).as_py()
-        except (OSError, pa.ArrowException) as error:
-            raise Unreadable(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from None
+            found = self._files[file].picture(self._columns, row - self._starts[file])
+        except BROKEN as error:
+            raise Unreadable(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}") from None
         if found is None:
             raise Unreadable("the table holds no bytes for this row")
-        return bytes(found)
+        return found
 
 
 def _same_columns(files: Iterable[TableFile]) -> Columns:
