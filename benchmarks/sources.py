@@ -2,10 +2,11 @@
 
     python benchmarks/sources.py --data ../shared/data/imagenette128 [--side 128] [--rows 1000] [--rounds 5]
 
-Reads the training pictures of DATA (at most --most), packs them into a temporary folder, and asks for --rows random rows
-a round, kinds in turn: "bytes" fetches a picture's file, "canvas" decodes it too. Files are in the page cache. Parquet is
-measured twice: with all row groups in memory, and with room for a tenth of them, as with data beyond 512 MiB.
-The index: opening one tar shard (KEY.jpg and KEY.cls) and one zip of --members pictures of 1 KiB.
+Reads the training pictures of DATA (at most --most), packs them into a temporary folder, and asks for --rows random
+rows a round, kinds in turn: "bytes" fetches a picture's file, "canvas" decodes it too. Files are in the page cache.
+Parquet has row groups of 100, as on the Hub, and is measured twice: with room for all pictures in memory, and for a
+tenth of them, as with data beyond 512 MiB. The first round fills that memory. The index: opening one tar shard
+(KEY.jpg and KEY.cls) and one zip of --members pictures of 1 KiB.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def packed(pictures: list[bytes], root: Path) -> dict[str, Path]:
     write_zip(root / "pictures.zip", zip(names, pictures, strict=True))
     return {
         **{kind: root / kind for kind in ("folder", "parquet", "parquet, a tenth in memory", "arrow", "tar")},
-        **{"list": root / "list.txt", "zip": root / "pictures.zip"},
+        "list": root / "list.txt",
+        "zip": root / "pictures.zip",
     }
 
 
@@ -130,7 +132,8 @@ def main() -> None:
                     times.setdefault(kind, {}).setdefault(what, []).append(len(rows) / seconds(ask, rows))
         found = index_seconds(asked.members, Path(root))
     print(
-        f"{len(pictures)} pictures, {sum(map(len, pictures)) / 1e6:.0f} MB, canvas {asked.side} px; rows/s, median (range)"
+        f"{len(pictures)} pictures, {sum(map(len, pictures)) / 1e6:.0f} MB, canvas {asked.side} px; "
+        f"rows/s, median and range of {asked.rounds} rounds"
     )
     for kind, measured in times.items():
         cells = [f"{what} {statistics.median(v):8,.0f} ({min(v):,.0f}-{max(v):,.0f})" for what, v in measured.items()]

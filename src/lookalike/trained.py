@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lookalike import checkpoint
 from lookalike.data.loader import Loader
-from lookalike.data.source import Data, Rows, Source, open_source, reference_and_query, splits
+from lookalike.data.source import Data, Rows, Source, reference_and_query, splits_of
 from lookalike.dist import autocast, device, placed
 from lookalike.evaluate.embed import Layer, embed, settle
 from lookalike.models.encoder import Encoder
@@ -123,7 +123,10 @@ def labelled(source: Source, data: Data) -> Source:
     """The rows that have a label."""
     rows = (source.labels >= 0).nonzero()[:, 0]
     if len(rows) == 0:
-        raise Trouble(f"{data} has no labels to evaluate by: class folders, or parquet with a label column", BAD_DATA)
+        raise Trouble(
+            f"{data} has no labels to evaluate by: class folders, a table or list with a label column, or tar with .cls",
+            BAD_DATA,
+        )
     return source if len(rows) == len(source) else Rows(source, rows)
 
 
@@ -131,13 +134,12 @@ def embed_data(
     trained: Trained, data: Data, layer: Layer = "backbone", workers: int = 2, progress: Progress = silent
 ) -> Embeddings:
     """One unit row for every readable picture of every split of ``data``: splits in turn, paths sorted."""
-    names: list[str | None] = [*splits(data)] or [None]
-    found = [Part.of(trained, open_source(data, name), layer, workers, progress, name or "pictures") for name in names]
+    found = {name: Part.of(trained, source, layer, workers, progress, name) for name, source in splits_of(data).items()}
     return Embeddings(
-        [path for part in found for path in part.paths],
-        [name or "all" for name, part in zip(names, found) for _ in part.paths],
-        torch.cat([part.labels for part in found]).numpy(),
-        torch.cat([part.features for part in found]).numpy(),
+        [path for part in found.values() for path in part.paths],
+        [name for name, part in found.items() for _ in part.paths],
+        torch.cat([part.labels for part in found.values()]).numpy(),
+        torch.cat([part.features for part in found.values()]).numpy(),
     )
 
 

@@ -28,7 +28,7 @@ class Archives:
 
     def __init__(self, archives: Sequence[Archive]) -> None:
         self._archives = archives
-        self._starts = list(accumulate((len(archive.names) for archive in archives), initial=0))
+        self.starts = list(accumulate((len(archive.names) for archive in archives), initial=0))
         self._names = list(chain.from_iterable(archive.names for archive in archives))
         self.paths = [f"{archive.path}/{name}" for archive in archives for name in archive.names]
         self.unlisted = {path: reason for archive in archives for path, reason in archive.unlisted.items()}
@@ -40,8 +40,8 @@ class Archives:
 
     def read(self, row: int) -> bytes:
         """The bytes of one picture; raises Unreadable."""
-        archive = bisect.bisect_right(self._starts, row) - 1
-        return self._archives[archive].read(row - self._starts[archive])
+        archive = bisect.bisect_right(self.starts, row) - 1
+        return self._archives[archive].read(row - self.starts[archive])
 
     def _divided(self) -> tuple[dict[str, list[int]], int]:
         """The rows of each split, by the archives' names, else by the first folder inside; and how deep classes lie."""
@@ -49,7 +49,7 @@ class Archives:
         if by_archive:
             numbers = {archive.path: i for i, archive in enumerate(self._archives)}
             rows = {
-                name: [row for path in paths for row in range(*self._starts[numbers[path] :][:2])]
+                name: [row for path in paths for row in range(*self.starts[numbers[path] :][:2])]
                 for name, paths in by_archive.items()
             }
             return rows, 0

@@ -31,7 +31,7 @@ class ArrowFile:
         self.rows = self._table.num_rows
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_table", "_starts")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_table", "starts")}
 
     def column(self, name: str) -> list[Any]:
         """All values of one column, or of one field of a struct."""
@@ -40,8 +40,8 @@ class ArrowFile:
     def picture(self, columns: Columns, row: int) -> bytes | None:
         """The bytes of one row."""
         column = self._table.column(columns.image)
-        chunk = bisect.bisect_right(self._starts, row) - 1  # an index into the whole column walks over its chunks
-        found = column.chunk(chunk)[row - self._starts[chunk]]
+        chunk = bisect.bisect_right(self.starts, row) - 1  # an index into the whole column walks over its chunks
+        found = column.chunk(chunk)[row - self.starts[chunk]]
         return (found["bytes"] if columns.nested and found.is_valid else found).as_py()  # type: ignore[no-any-return]
 
     @cached_property
@@ -53,7 +53,8 @@ class ArrowFile:
                 return pa.ipc.open_file(mapped).read_all()
 
     @cached_property
-    def _starts(self) -> list[int]:
+    def starts(self) -> list[int]:
+        """The first row of each record batch, and the number of rows."""
         starts = [0]
         for batch in self._table.column(0).chunks:
             starts.append(starts[-1] + len(batch))

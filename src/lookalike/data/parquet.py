@@ -80,9 +80,9 @@ class ParquetFile:
             ) from None
         self.rows = self._meta.num_rows
         self._pages: dict[int, tuple[Chunk | None, list[Page]]] = {}
-        self._starts = [0]
+        self.starts = [0]
         for number in range(self._meta.num_row_groups):
-            self._starts.append(self._starts[-1] + self._meta.row_group(number).num_rows)
+            self.starts.append(self.starts[-1] + self._meta.row_group(number).num_rows)
 
     def column(self, name: str) -> list[Any]:
         """All values of one small column, or of one field of a struct; raises Trouble."""
@@ -98,8 +98,8 @@ class ParquetFile:
 
     def picture(self, columns: Columns, row: int) -> bytes | None:
         """The bytes of one row; raises BROKEN."""
-        group = bisect.bisect_right(self._starts, row) - 1
-        row -= self._starts[group]
+        group = bisect.bisect_right(self.starts, row) - 1
+        row -= self.starts[group]
         name = f"{columns.image}.bytes" if columns.nested else columns.image
         if group not in self._pages:
             self._pages[group] = self._paged(group, name)
