@@ -1,12 +1,15 @@
 """Schedules and optimizers by their formulas."""
 
+import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from lookalike.optimize import SGD, AdamW, Cosine, Muon, Steps, apply, orthogonalised
+from lookalike import checkpoint
+from lookalike.optimize import LARS, SGD, AdamW, Cosine, Muon, Steps, apply, orthogonalised
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (16, 40), (40, 16), (1, 5)])
@@ -33,8 +36,8 @@ def test_orthogonalised_equals_the_iteration_written_out() -> None:
     torch.testing.assert_close(orthogonalised(matrix), x, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("spec", [SGD(lr=0.03), AdamW(lr=0.01), Muon()])
-def test_a_convex_problem_is_solved_and_the_rate_follows_the_schedule(spec: SGD | AdamW | Muon) -> None:
+@pytest.mark.parametrize("spec", [SGD(lr=0.03), AdamW(lr=0.01), Muon(), LARS(lr=4.0, trust=0.02)])
+def test_a_convex_problem_is_solved_and_the_rate_follows_the_schedule(spec: SGD | AdamW | Muon | LARS) -> None:
     torch.manual_seed(0)
     net = nn.Linear(6, 3)
     target = nn.Linear(6, 3).requires_grad_(False)
@@ -52,9 +55,10 @@ def test_a_convex_problem_is_solved_and_the_rate_follows_the_schedule(spec: SGD 
     assert optimizer.param_groups[0]["lr"] == pytest.approx(spec.lr * 0.5 * (1 + math.cos(math.pi * 599 / 600)))
 
 
-def test_sgd_and_adamw_grow_linearly_with_the_batch_and_muon_by_its_root() -> None:
+def test_sgd_lars_and_adamw_grow_linearly_with_the_batch_and_muon_by_its_root() -> None:
     net = nn.Linear(2, 2)
     assert SGD(lr=0.03).build(net, 512).param_groups[0]["lr"] == pytest.approx(0.06)
+    assert LARS(lr=0.3).build(net, 4096).param_groups[0]["lr"] == pytest.approx(4.8)
     assert AdamW(lr=0.001).build(net, 128).param_groups[0]["lr"] == pytest.approx(0.0005)
     assert Muon(lr=0.02).build(net, 64).param_groups[0]["lr"] == pytest.approx(0.01)
 
@@ -66,6 +70,73 @@ def test_sgd_decays_every_parameter_and_adamw_only_matrices() -> None:
     assert (matrices["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
     assert all(p.dim() > 1 for p in matrices["params"])
     assert len(rest["params"]) == 3
+
+
+def convolutions() -> nn.Sequential:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 5))
+    return net.to(memory_format=torch.channels_last)
+
+
+def stepped(net: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    """Each step has a learning rate and a batch of its own."""
+    for step in steps:
+        apply(Cosine(warmup=0.3), optimizer, step / 10)
+        x = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        net(x.to(next(net.parameters()).dtype)).square().mean().backward()
+        optimizer.step()
+
+
+def test_lars_equals_its_algorithm_written_out() -> None:
+    """You et al., algorithm 1, with the norm of the decayed gradient and vectors left alone, as SimCLR and MoCo v3."""
+    net = convolutions().double()
+    with torch.no_grad():
+        net[3].weight.zero_()  # no norm to trust: its first step is that of the plain gradient
+    plain = copy.deepcopy(net)
+    spec = LARS(lr=0.4, momentum=0.8, weight_decay=0.01, trust=0.02)
+    stepped(net, spec.build(net, 512), range(6))
+    momenta = {name: torch.zeros_like(parameter) for name, parameter in plain.named_parameters()}
+    for step in range(6):
+        x = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(step)).double()
+        grads = torch.autograd.grad(plain(x).square().mean(), list(plain.parameters()))
+        for (name, parameter), grad in zip(plain.named_parameters(), grads, strict=True):
+            if parameter.dim() > 1:
+                value = parameter.detach()
+                grad = grad + 0.01 * value
+                size, length = math.sqrt(value.square().sum()), math.sqrt(grad.square().sum())
+                grad = grad * (0.02 * size / length if size > 0 and length > 0 else 1)
+            momenta[name] = 0.8 * momenta[name] + grad
+            parameter.data -= 0.8 * Cosine(warmup=0.3).share(step / 10) * momenta[name]
+    for mine, theirs in zip(net.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_lars_continues_bit_for_bit_from_a_checkpoint(tmp_path: Path) -> None:
+    spec = LARS(lr=0.4, trust=0.02)
+    straight, resumed = convolutions(), convolutions()
+    optimizer = spec.build(straight, 512)
+    stepped(straight, optimizer, range(3))
+    path = checkpoint.save(tmp_path, 3, straight, optimizer)
+    again = spec.build(resumed, 512)
+    assert checkpoint.load(path, resumed, again) == 3
+    for parameter in resumed.parameters():
+        assert again.state[parameter].keys() == {"momentum"}
+        assert again.state[parameter]["momentum"].stride() == parameter.stride()
+    stepped(straight, optimizer, range(3, 6))
+    stepped(resumed, again, range(3, 6))
+    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
+
+
+def test_lars_leaves_frozen_and_unused_parameters_alone() -> None:
+    net = convolutions()
+    net[0].weight.requires_grad_(False)
+    optimizer = LARS().build(net, 256)
+    assert all(parameter is not net[0].weight for parameter in optimizer.param_groups[0]["params"])
+    before = net[3].weight.clone()
+    net[1](torch.randn(4, 4, 2, 2)).square().sum().backward()
+    optimizer.step()
+    assert torch.equal(net[3].weight, before)
 
 
 def test_schedules() -> None:

@@ -19,6 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lookalike import dist
+from lookalike.learn.entries import Dictionary, Shard
 from lookalike.run import UNFINISHED, read_json, sync_folder
 from lookalike.trouble import BAD_DATA, IO, Trouble
 
@@ -30,16 +32,42 @@ _NAME = re.compile(r"step-\d{9}")
 
 
 def save(folder: Path, step: int, learner: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
-    """Publish ``folder/step-NNNNNNNNN`` and drop all but the newest two; a disk that refuses is ``Trouble``."""
-    final = folder / f"step-{step:09d}"
+    """Publish ``folder/step-NNNNNNNNN`` and drop all but the newest two; a disk that refuses is ``Trouble``.
+
+    Every rank calls it, the first one writes: what is kept does not depend on the number of ranks.
+    """
+    final, state = folder / f"step-{step:09d}", whole_state(learner)
+    dist.on_first_rank(lambda: _publish(final, step, state, optimizer))
+    return final
+
+
+def whole_state(learner: nn.Module) -> dict[str, Tensor]:
+    """The state of a learner, with the parts that ranks hold of a tensor put together."""
+    state = dict(learner.state_dict())
+    for name, shard in shards(learner).items():
+        padded = nn.functional.pad(state[name], (0, 0, 0, shard.block - len(state[name])))
+        state[name] = dist.gather(padded)[: shard.total]
+    return state
+
+
+def shards(learner: nn.Module) -> dict[str, Shard]:
+    """The tensors of the state of which this rank holds a part, by name."""
+    return {
+        f"{prefix}.{name}".lstrip("."): shard
+        for prefix, module in learner.named_modules()
+        if isinstance(module, Dictionary)
+        for name, shard in module.shards().items()
+    }
+
+
+def _publish(final: Path, step: int, state: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+    folder = final.parent
     temporary = folder / f".{final.name}{UNFINISHED}"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         tensors, plain = _split(optimizer)
-        save_file(
-            {name: part.contiguous() for name, part in learner.state_dict().items()}, temporary / "learner.safetensors"
-        )
+        save_file({name: part.contiguous() for name, part in state.items()}, temporary / "learner.safetensors")
         save_file(tensors, temporary / "optimizer.safetensors")
         (temporary / "state.json").write_text(json.dumps({"format": FORMAT, "step": step, "optimizer": plain}))
         manifest = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
@@ -59,7 +87,6 @@ def save(folder: Path, step: int, learner: nn.Module, optimizer: torch.optim.Opt
     for path in found(folder):
         if path not in kept:
             shutil.rmtree(path, ignore_errors=True)
-    return final
 
 
 def found(folder: Path) -> list[Path]:
@@ -80,6 +107,12 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
     if damaged:
         raise Trouble(f"no whole checkpoint is left ({'; '.join(damaged)}): start again with --overwrite", BAD_DATA)
     return None, []
+
+
+def newest_name(folder: Path) -> tuple[str | None, list[str]]:
+    """``newest`` in words that ranks can tell each other."""
+    path, damaged = newest(folder)
+    return path.name if path else None, damaged
 
 
 def damage(path: Path) -> str | None:
@@ -110,6 +143,9 @@ def load_learner(path: Path, learner: nn.Module) -> int:
     """Restore the learner alone and return the step; names and shapes must be those of the recipe."""
     tensors = _tensors(path / "learner.safetensors")
     expected = learner.state_dict()
+    for name, shard in shards(learner).items():
+        if name in tensors and len(tensors[name]) == shard.total:
+            tensors[name] = tensors[name][shard.first : shard.first + shard.block]
     if tensors.keys() != expected.keys() or any(tensors[name].shape != expected[name].shape for name in expected):
         raise Trouble(
             f"{path} does not hold the model of recipe.json beside it: do not mix runs in one folder", BAD_DATA

@@ -49,6 +49,54 @@ class AdamW:
 
 
 @dataclass(frozen=True)
+class LARS:
+    """SGD whose step in each matrix is ``trust`` of the matrix's norm (You et al., arXiv 1708.03888, algorithm 1).
+
+    As published for SimCLR and MoCo v3, ``lr`` is for 256 examples and grows linearly, and vectors, such as biases and
+    those of BatchNorm, are neither adapted nor decayed. MoCo v3's ResNet-50: 0.6 for 100 epochs, 0.3 for more.
+    """
+
+    lr: float = 0.3
+    momentum: float = 0.9
+    weight_decay: float = 1e-6
+    trust: float = 0.001
+
+    def build(self, module: nn.Module, batch: int) -> torch.optim.Optimizer:
+        """An optimizer of the parameters of ``module`` that learn."""
+        defaults = {"lr": self.lr * batch / 256, "weight_decay": self.weight_decay, "trust": self.trust}
+        return _noted(LARSOptimizer(_learning(module), {**defaults, "momentum": self.momentum}))
+
+
+class LARSOptimizer(torch.optim.Optimizer):
+    """Holds one momentum per parameter, of directions without the learning rate, which may change between steps."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step along the momentum of the adapted (matrices) or plain (vectors) gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                direction = parameter.grad
+                if parameter.dim() > 1:
+                    direction = trusted(
+                        parameter, direction.add(parameter, alpha=group["weight_decay"]), group["trust"]
+                    )
+                state["momentum"].mul_(group["momentum"]).add_(direction)
+                parameter.sub_(state["momentum"], alpha=group["lr"])
+
+
+def trusted(parameter: Tensor, direction: Tensor, trust: float) -> Tensor:
+    """``direction`` at ``trust`` of the norm of ``parameter``; as it is where either is zero. Waits for no device."""
+    norm, length = parameter.norm(), direction.norm()
+    adapted = (norm > 0) & (length > 0)
+    return direction * torch.where(adapted, trust * norm / length, 1.0)
+
+
+@dataclass(frozen=True)
 class Muon:
     """Momentum whose direction is orthogonalised, matrix by matrix (Jordan 2024, kellerjordan.github.io/posts/muon).
 

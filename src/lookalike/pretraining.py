@@ -12,15 +12,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lookalike import checkpoint
+from lookalike import checkpoint, dist
 from lookalike.data.loader import GIB, Loader
 from lookalike.data.source import Data, Source, native_side, open_source
 from lookalike.dist import autocast, device, placed
 from lookalike.evaluate.embed import settle
 from lookalike.learn.learner import Learner
-from lookalike.recipe import Length, Recipe, override
+from lookalike.recipe import Length, Recipe, from_plain, override, to_plain
 from lookalike.recipes import recipe_named
-from lookalike.run import UNFINISHED, Run, check_same, move_aside, read_recipe
+from lookalike.run import UNFINISHED, Run, check_same, move_aside, opened, read_recipe
 from lookalike.screen import Screen
 from lookalike.seeding import uniforms
 from lookalike.train import Finished, measured, train
@@ -57,29 +57,50 @@ def pretrain(data: Data, out: str | Path, recipe: str | Recipe | None = None, **
 
 
 def carry_out(asked: Asked) -> Finished:
-    """The whole of ``pretrain``."""
-    refuse_foreign(asked.out)
-    source = open_source(asked.data, asked.split)
-    recipe = chosen(asked, source)
-    if asked.overwrite and (asked.out / "recipe.json").exists():
-        with Run(asked.out):  # not while somebody trains there
-            pass
-        move_aside(asked.out)
-    with Run(asked.out) as run, Screen(recipe.name, asked.quiet) as screen:
-        held = run.recipe()
-        if held is not None:
-            check_data(run, source)
-            check_same(asked.out, held, as_held(recipe, held))
-            recipe = held
-        loader = load_data(asked, source.at(recipe.canvas), run, screen)
-        checkup = Checkup.of(loader, recipe)
-        if held is None:
-            recipe = begin(asked, recipe, run, loader, checkup, screen)
-        if asked.init_from is not None and not checkpoint.found(run.checkpoints):
-            initialise(Path(asked.init_from), recipe, run, loader)
-        done = train(recipe, run, loader, checkup.__call__, screen.pulse, asked.save_every)
-        screen.say(summary(done, asked.out))
+    """The whole of ``pretrain``, with the processes that torchrun started."""
+    with dist.together():
+        dist.on_first_rank(lambda: refuse_foreign(asked.out))
+        source = open_source(asked.data, asked.split)
+        recipe = chosen(asked, source)
+        if asked.overwrite:
+            dist.on_first_rank(lambda: make_room(asked.out))
+        with opened(asked.out) as run, Screen(recipe.name, asked.quiet or not dist.first()) as screen:
+            return trained(asked, recipe, source, run, screen)
+
+
+def trained(asked: Asked, recipe: Recipe, source: Source, run: Run, screen: Screen) -> Finished:
+    """Begin or continue in an open run folder."""
+    held = from_plain(dist.on_first_rank(lambda: to_plain(run.recipe())))
+    if held is not None:
+        check_data(run, source)
+        check_same(asked.out, held, as_held(recipe, held))
+        recipe = held
+    loader = load_data(asked, source.at(recipe.canvas), run, screen)
+    checkup = Checkup.of(loader, recipe)
+    if held is None:
+        recipe = begin(asked, recipe, run, loader, checkup, screen)
+    if asked.init_from is not None and not dist.agree(bool(checkpoint.found(run.checkpoints))):
+        initialise(Path(asked.init_from), recipe, run, loader)
+    done = train(recipe, run, loader, checkup.__call__, screen.pulse, asked.save_every)
+    note_all_bad(run, loader)
+    screen.say(summary(done, asked.out))
     return done
+
+
+def make_room(out: Path) -> None:
+    """Move an old run aside, but not while somebody trains there."""
+    if (out / "recipe.json").exists():
+        with Run(out):
+            pass
+        move_aside(out)
+
+
+def note_all_bad(run: Run, loader: Loader) -> None:
+    """bad_files.csv with what every rank met; one that reads each batch anew meets its own share only."""
+    bad: dict[str, str] = {}
+    for rank in range(dist.world()):
+        bad |= dist.agree(loader.bad, rank)
+    run.note_bad_files(bad)
 
 
 def refuse_foreign(out: Path) -> None:
@@ -149,15 +170,15 @@ def begin(asked: Asked, recipe: Recipe, run: Run, loader: Loader, checkup: Check
     """Fix what a new run is, record it, and say it."""
     if recipe.length.total(1) is None:
         screen.say(f"measuring how many steps {recipe.length.minutes:g} minutes allow")
-        reserve = checkup.seconds() * recipe.checkups
+        reserve = dist.agree(checkup.seconds()) * recipe.checkups
         recipe = measured(recipe, loader, reserve)
     source = loader.source
     about = {"data": str(asked.data), "split": asked.split, "examples": len(source), "rows": named(source)}
     run.begin(recipe, about)
-    size = recipe.dictionary.size
+    processes = f" on {dist.world()} processes" if dist.world() > 1 else ""
     screen.say(
         f"{recipe.name}: {len(source)} examples, {recipe.length.total(len(source) // recipe.batch)} steps of "
-        f"{recipe.batch}, queue {size}, views of {recipe.pretext.first.size} px, into {asked.out}"
+        f"{recipe.batch}{processes}, {recipe.dictionary}, views of {recipe.pretext.first.size} px, into {asked.out}"
     )
     return recipe
 
@@ -174,8 +195,8 @@ def initialise(other: Path, recipe: Recipe, run: Run, loader: Loader) -> None:
     checkpoint.load_learner(path, donor)
     learner = recipe.build(len(loader))
     learner.encoder.load_state_dict(donor.encoder.state_dict())
-    learner.keys = recipe.keys.build(learner.encoder)
-    checkpoint.save(run.checkpoints, 0, learner, recipe.optimizer.build(learner.encoder, recipe.batch))
+    learner.keys = recipe.keys.build(learner.encoder, learner.dictionary)
+    checkpoint.save(run.checkpoints, 0, learner, recipe.optimizer.build(learner, recipe.batch))
 
 
 def summary(done: Finished, out: Path) -> str:

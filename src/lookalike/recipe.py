@@ -11,16 +11,17 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lookalike.evaluate.knn import Knn
-from lookalike.learn.dictionary import Queue
-from lookalike.learn.keys import Momentum
+from lookalike.learn.dictionary import InBatch, MemoryBank, Neighbours, Queue
+from lookalike.learn.keys import EndToEnd, Momentum, Stored
 from lookalike.learn.learner import Learner
-from lookalike.learn.objective import InfoNCE
+from lookalike.learn.objective import DCL, NCE, InfoNCE, SupCon
 from lookalike.models.encoder import Encoder
 from lookalike.models.heads import MLP
 from lookalike.models.image import ResNet, SmallResNet, Timm
+from lookalike.models.vit import ViT
 from lookalike.models.whitening import Whitening
-from lookalike.optimize import SGD, AdamW, Cosine, Muon, Steps
-from lookalike.pretext.image import ImageView, TwoViews
+from lookalike.optimize import LARS, SGD, AdamW, Cosine, Muon, Steps
+from lookalike.pretext.image import ImageView, OneView, TwoViews
 from lookalike.seeding import reseed
 from lookalike.trouble import BAD_DATA, Trouble
 
@@ -48,49 +49,102 @@ class Recipe:
     """What is learned, how, and for how long; two runs of one recipe on the same data and machine are equal."""
 
     name: str
-    pretext: TwoViews
+    pretext: TwoViews | OneView
     canvas: int = 256  # side in pixels at which pictures are kept before they are cropped
-    model: ResNet | SmallResNet | Timm = ResNet()  # noqa: RUF009  (frozen)
+    model: ResNet | SmallResNet | ViT | Timm = ResNet()  # noqa: RUF009  (frozen)
     head: MLP = MLP()  # noqa: RUF009
     whiten: bool = False  # the backbone ends in a map, fitted without labels, that decorrelates its features
-    keys: Momentum = Momentum()  # noqa: RUF009
-    dictionary: Queue = Queue()  # noqa: RUF009
-    objective: InfoNCE = InfoNCE()  # noqa: RUF009
-    optimizer: SGD | AdamW | Muon = SGD()  # noqa: RUF009
+    predictor: MLP | None = None  # between the query's head and the query (MoCo v3)
+    keys: Momentum | EndToEnd | Stored = Momentum()  # noqa: RUF009
+    dictionary: Queue | InBatch | MemoryBank | Neighbours = Queue()  # noqa: RUF009
+    objective: InfoNCE | DCL | SupCon | NCE = InfoNCE()  # noqa: RUF009
+    optimizer: SGD | LARS | AdamW | Muon = SGD()  # noqa: RUF009
     schedule: Cosine | Steps = Steps()  # noqa: RUF009
     length: Length = Length(epochs=200)
     batch: int = 256  # examples a step, over all processes
     group: int = 32  # examples that share BatchNorm statistics
+    slices: int = 1  # parts in which a batch is worked on: less memory, the same mathematics
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of products; auto: bf16 where the device computes in it
     monitor: Knn = Knn()  # noqa: RUF009
     checkups: int = 10  # how often the monitor runs, evenly over the run
     seed: int = 0
 
     def build(self, examples: int) -> Learner:
-        """A learner with the initial weights that ``seed`` decides; same seed, same weights."""
+        """A learner with the initial weights that ``seed`` decides; same seed, same weights. Raises Trouble."""
+        if nonsense := meaningless(self):
+            raise Trouble(f"recipe {self.name} makes no sense: {nonsense}")
         reseed(self.seed, 0)
         backbone, features = self.model.build(self.group)
-        encoder = Encoder(backbone, self.head.build(features), Whitening(features) if self.whiten else None)
-        return Learner(
-            encoder, self.keys.build(encoder), self.dictionary.build(self.head.widths[-1], examples), self.objective
-        )
+        encoder = Encoder(backbone, self.head.build(features, self.group), Whitening(features) if self.whiten else None)
+        dim = self.head.widths[-1]
+        dictionary = self.dictionary.build(dim, examples)
+        keys = self.keys.build(encoder, dictionary)
+        predictor = self.predictor.build(dim, self.group) if self.predictor else None
+        return Learner(encoder, keys, dictionary, self.objective.build(examples), predictor)
 
     def fitted(self, examples: int) -> Recipe:
         """The recipe for this many examples; refuses what cannot work."""
         if self.batch > examples:
             advice = f"try --batch {2 ** max(1, (examples // 4).bit_length() - 1)}" if examples >= 4 else "add pictures"
             raise Trouble(f"a batch of {self.batch} is larger than the data, {examples} examples: {advice}", BAD_DATA)
-        for name, least in {"batch": 2, "group": 1, "canvas": 1, "checkups": 0}.items():
+        for name, least in {"batch": 2, "group": 1, "canvas": 1, "checkups": 0, "slices": 1}.items():
             if getattr(self, name) < least:
                 raise Trouble(f"{name} must be at least {least}")
         return replace(self, dictionary=self.dictionary.fitted(examples))
+
+    def guess(self, examples: int) -> float:
+        """The loss of scoring all entries alike: what a run starts near."""
+        return self.keys.directions * self.objective.guess(self.dictionary.negatives(self.batch, examples))
+
+
+def meaningless(recipe: Recipe) -> str | None:
+    """Why the parts of a recipe do not fit together, in words; None where they do."""
+    keys, dictionary, objective = recipe.keys, recipe.dictionary, recipe.objective
+    stored, bank, batch = isinstance(keys, Stored), isinstance(dictionary, MemoryBank), isinstance(dictionary, InBatch)
+    refusals = {
+        "stored keys are rows of a memory bank, which alone has one for every example": stored and not bank,
+        "one view a step is only enough where its key is stored from before: use TwoViews": (
+            isinstance(recipe.pretext, OneView) and not stored
+        ),
+        "supervised contrast must know the labels of its entries: the dictionary is InBatch": (
+            isinstance(objective, SupCon) and not batch
+        ),
+        "NCE stands for a softmax that is too long to sum: give the memory bank draws, or take InfoNCE over all rows": (
+            isinstance(objective, NCE) and bank and dictionary.draws is None  # type: ignore[union-attr]
+        ),
+        "the predictor ends in another width than the head, so queries and keys cannot be compared": (
+            recipe.predictor is not None and recipe.predictor.widths[-1] != recipe.head.widths[-1]
+        ),
+        "slices need entries that are there before the batch: those of a queue or a bank, and keys without gradient": (
+            recipe.slices > 1 and (isinstance(keys, EndToEnd) or isinstance(dictionary, InBatch | Neighbours))
+        ),
+        "the Z of NCE comes from the first batch whole: it cannot be worked on in slices": (
+            recipe.slices > 1 and isinstance(objective, NCE)
+        ),
+    }
+    return next((words for words, refused in refusals.items() if refused), None)
+
+
+def uneven(recipe: Recipe, world: int) -> str | None:
+    """Why a batch cannot be shared by ``world`` processes with the same mathematics; None where it can."""
+    if world * recipe.slices == 1:
+        return None
+    part = recipe.group * world * recipe.slices
+    if recipe.batch % part == 0:
+        return None
+    fits = [n for n in range(1, 65) if recipe.batch % (recipe.group * n * recipe.slices) == 0]
+    return (
+        f"a batch of {recipe.batch} is not whole groups of {recipe.group} in {recipe.slices} slices on {world} "
+        f"processes: give --batch a multiple of {part}, or start {' or '.join(map(str, fits)) or 'fewer'} processes"
+    )
 
 
 KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        Recipe, Length, TwoViews, ImageView, ResNet, SmallResNet, Timm, MLP, Momentum, Queue, InfoNCE,
-        SGD, AdamW, Muon, Cosine, Steps, Knn,
+        Recipe, Length, TwoViews, OneView, ImageView, ResNet, SmallResNet, ViT, Timm, MLP, Momentum, EndToEnd,
+        Stored, Queue, InBatch, MemoryBank, Neighbours, InfoNCE, DCL, SupCon, NCE, SGD, LARS, AdamW, Muon,
+        Cosine, Steps, Knn,
     )
 }  # fmt: skip
 """The only classes a file may name."""

@@ -12,13 +12,15 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 import torchvision
 
+from lookalike import dist
 from lookalike.recipe import Recipe, differences, from_plain, to_plain
 from lookalike.trouble import BAD_DATA, LOCKED, USAGE, Trouble
 from lookalike.trouble import IO as IO_TROUBLE
@@ -168,6 +170,39 @@ class Run:
         writer = csv.writer(text)
         writer.writerows([("path", "reason"), *sorted(bad.items())])
         write_atomically(self.folder / "bad_files.csv", text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+class Onlooker(Run):
+    """The run folder as every rank but the first has it: it reads what the first writes."""
+
+    def __enter__(self) -> Run:
+        return self
+
+    def begin(self, recipe: Recipe, data: dict[str, Any]) -> None:
+        """Left to the first rank, as all that follows."""
+
+    def rewind(self, step: int) -> None:
+        """Left to the first rank."""
+
+    def log(self, step: int, **values: float) -> None:
+        """Left to the first rank."""
+
+    def note(self, text: str) -> None:
+        """Left to the first rank."""
+
+    def note_bad_files(self, bad: Mapping[str, str]) -> None:
+        """Left to the first rank."""
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[Run]:
+    """The run folder, locked by the first rank for all."""
+    run = Run(folder) if dist.first() else Onlooker(folder)
+    dist.on_first_rank(lambda: run.__enter__() and None)
+    try:
+        yield run
+    finally:
+        run.__exit__()
 
 
 def _step_of(line: bytes) -> float:

@@ -52,7 +52,7 @@ class Screen:
         """Progress of training."""
         shown = " ".join(f"{name} {value:.3f}" for name, value in pulse.metrics.items())
         state = (
-            f"{pulse.images_per_second:.0f} images/s  loss {pulse.loss:.3f} (guess {pulse.chance:.3f})  "
+            f"{pulse.images_per_second:.0f} images/s  loss {pulse.loss:.3f} (guess {pulse.guess:.3f})  "
             f"top-1 {pulse.top1:.3f}  {shown}"
         )
         self._show(self.title, pulse.step, pulse.total, state)

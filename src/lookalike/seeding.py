@@ -53,6 +53,14 @@ def uniforms(seed: int, epoch: int, rows: Tensor, view: int, n: int) -> Tensor:
     return _shift_right(scramble(base[:, None] + counters), 40).float() / (1 << 24)
 
 
+def integers(seed: int, stream: int, rows: Tensor, n: int, below: int) -> Tensor:
+    """(B, n) int64 draws from range(below), a function of (seed, stream, row) alone; ``rows`` is (B,) int64."""
+    base = scramble(rows * _signed(_GOLDEN) + hashed(seed, stream))
+    counters = torch.arange(1, n + 1, device=rows.device) * _signed(_GOLDEN)
+    # 63 bits modulo ``below``: the bias is below 2^-33 for a billion rows.
+    return _shift_right(scramble(base[:, None] + counters), 1) % below
+
+
 def reseed(*counters: int) -> None:
     """Set torch's global generators (dropout) from counters, so that a resumed step draws what it drew before."""
     torch.manual_seed(hashed(*counters) & (_WORD >> 1))

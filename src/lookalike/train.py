@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lookalike import checkpoint, optimize
+from lookalike import checkpoint, dist, optimize
 from lookalike.data.loader import Loader
 from lookalike.data.order import Order
 from lookalike.dist import autocast, device, placed
-from lookalike.learn.learner import Learner
+from lookalike.learn.learner import Learner, Outcome
 from lookalike.pace import Due, Waiting
 from lookalike.pretext.image import Canvases
-from lookalike.recipe import Recipe
+from lookalike.recipe import Recipe, uneven
 from lookalike.run import Run
 from lookalike.seeding import reseed
 from lookalike.signals import Signals
@@ -34,7 +35,7 @@ class Pulse(NamedTuple):
     step: int
     total: int
     loss: float
-    chance: float  # log(K + 1), the loss of a guess
+    guess: float  # the loss of scoring all entries alike: log(K + 1) for InfoNCE
     top1: float
     images_per_second: float
     seconds_per_step: float
@@ -52,8 +53,8 @@ class Finished(NamedTuple):
 
 
 def batches(loader: Loader, recipe: Recipe, order: Order, start: int, stop: int) -> Iterator[Batch]:
-    """The two views of every step from ``start`` on: a pure function of the recipe and the data."""
-    rows_of_steps = (order.rows(step) for step in range(start, stop))
+    """This rank's share of the two views of every step from ``start`` on: a pure function of recipe and data."""
+    rows_of_steps = (order.rows(step, dist.rank(), dist.world()) for step in range(start, stop))
     where = device()
     for step, (rows, pixels, sizes) in enumerate(loader.batches(rows_of_steps), start):
         rows, canvases = rows.to(where), Canvases(pixels.to(where), sizes.to(where))
@@ -70,65 +71,114 @@ def train(
 ) -> Finished:
     """Train ``recipe`` in ``run`` from its newest checkpoint, or from the start, to its end or to a signal."""
     order = Order(len(loader), recipe.batch, recipe.seed)
-    learner = placed(recipe.build(len(loader)))
-    optimizer = recipe.optimizer.build(learner.encoder, recipe.batch)
+    learner = begun(recipe, loader)
+    optimizer = recipe.optimizer.build(learner, recipe.batch)
     step = resume(run, learner, optimizer)
     total = steps_of(recipe, order)
     due = Due(total, recipe.checkups, save_every)
-    chance = math.log(recipe.dictionary.size + 1)
-    metrics: dict[str, float] = {}
-    watched = Waiting(batches(loader, recipe, order, step, total))
+    watched = Watched(recipe, total, len(loader), batches(loader, recipe, order, step, total))
+    model = dist.distributed(learner)
     learner.train()
 
     with Signals() as signals:
         for step, batch in enumerate(watched, step + 1):  # noqa: B020  (steps count on from the checkpoint)
             reseed(recipe.seed, step)
             optimize.apply(recipe.schedule, optimizer, (step - 1) / total)
-            with autocast(recipe.precision, device()):
-                outcome = learner(batch)
             optimizer.zero_grad()
-            outcome.loss.backward()
+            outcome = backward(model, learner, batch, recipe)
             refuse_not_finite(outcome.loss, learner, step)
             optimizer.step()
             if due.log(step):
-                pulse = Pulse(
-                    step,
-                    total,
-                    outcome.loss.item(),
-                    chance,
-                    outcome.top1().item(),
-                    watched.rate(recipe.batch),
-                    watched.pace,
-                    metrics,
-                )
+                pulse = watched.pulse(step, outcome)
             learner.advance(outcome, batch, step / total)
             if due.log(step):
                 run.log(step, loss=pulse.loss, top1=pulse.top1, lr=optimizer.param_groups[0]["lr"])
                 watch(pulse)
-            if due.checkup(step) and (found := checkup(learner)):
-                run.log(step, **(metrics := found))
-            if due.save(step) or signals.received:
+            if due.checkup(step) and (found := checked(learner, checkup)):
+                watched.metrics = found
+                run.log(step, **found)
+            save, signal = dist.largest([due.save(step), signals.received or 0])
+            if save or signal:
                 run.sync()
                 due.saved(lambda: checkpoint.save(run.checkpoints, step, learner, optimizer))  # noqa: B023
-            if signals.received:
-                break
-    return Finished(step, total, learner, watched.share(), signals.received)
+            if signal:
+                return Finished(step, total, learner, watched.share(), int(signal))
+    return Finished(step, total, learner, watched.share(), None)
+
+
+def begun(recipe: Recipe, loader: Loader) -> Learner:
+    """A learner with its initial weights, where it will train; refuses what cannot be trained so."""
+    if reason := uneven(recipe, dist.world()):
+        raise Trouble(reason)
+    learner = placed(recipe.build(len(loader)))
+    if recipe.objective.supervised:
+        learner.labels = loader.source.labels.to(device())
+        if bool((learner.labels < 0).any()):
+            raise Trouble(f"{recipe.name} learns from labels, and some examples have none", BAD_DATA)
+    return learner
+
+
+def backward(model: nn.Module, learner: Learner, batch: Batch, recipe: Recipe) -> Outcome:
+    """Add the gradient of a batch, slice by slice; the keys of all slices are made first, as their shuffle asks."""
+    cast = partial(autocast, recipe.precision, device())
+    with cast():
+        made = learner.keys.made(batch) if recipe.slices > 1 else ()
+    keys = zip(*(key.chunk(recipe.slices) for key in made)) if made else [()] * recipe.slices
+    outcomes = []
+    for number, (part, its_keys) in enumerate(zip(batch.slices(recipe.slices), keys), 1):
+        with dist.silent(model) if number < recipe.slices else nullcontext():
+            with cast():
+                outcome = model(part, its_keys)
+            (outcome.loss / recipe.slices).backward()
+        outcomes.append(outcome)
+    return Outcome.of_slices(outcomes)
+
+
+def checked(learner: Learner, checkup: CheckUp) -> dict[str, float]:
+    """A check-up by the first rank; what it fits is everybody's."""
+    found = dist.on_first_rank(lambda: checkup(learner))
+    if learner.encoder.whitening is not None:
+        dist.copy_from_first(list(learner.encoder.whitening.buffers()))
+    return found
+
+
+class Watched:
+    """Iterates the batches of a run and keeps what a pulse tells of it."""
+
+    def __init__(self, recipe: Recipe, total: int, examples: int, source: Iterator[Batch]) -> None:
+        self.recipe, self.total = recipe, total
+        self.waiting = Waiting(source)
+        self.guess = recipe.guess(examples)
+        self.metrics: dict[str, float] = {}
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.waiting)
+
+    def share(self) -> float:
+        """The share of the time in which the step waited."""
+        return self.waiting.share()
+
+    def pulse(self, step: int, outcome: Outcome) -> Pulse:
+        """After a step and before ``advance``; the means over ranks."""
+        loss, top1 = dist.mean(torch.stack([outcome.loss.detach(), outcome.top1().to(outcome.loss.dtype)])).tolist()
+        rate, pace = self.waiting.rate(self.recipe.batch), self.waiting.pace
+        return Pulse(step, self.total, loss, self.guess, top1, rate, pace, self.metrics)
 
 
 def resume(run: Run, learner: Learner, optimizer: torch.optim.Optimizer) -> int:
     """Restore the newest whole checkpoint, if there is one; the steps that are done."""
-    path, damaged = checkpoint.newest(run.checkpoints)
+    name, damaged = dist.on_first_rank(lambda: checkpoint.newest_name(run.checkpoints))
     for reason in damaged:
         run.note(f"passed over a damaged checkpoint: {reason}")
-    step = checkpoint.load(path, learner, optimizer) if path else 0
+    step = checkpoint.load(run.checkpoints / name, learner, optimizer) if name else 0
     run.rewind(step)
     return step
 
 
 def refuse_not_finite(loss: Tensor, learner: Learner, step: int) -> None:
     """Stop before a loss or a gradient that is not a number reaches the weights."""
-    gradients = torch.nn.utils.get_total_norm(p.grad for p in learner.encoder.parameters() if p.grad is not None)
-    if not bool(torch.isfinite(loss + gradients)):
+    gradients = nn.utils.get_total_norm(p.grad for p in learner.parameters() if p.grad is not None)
+    if not bool(torch.isfinite(loss.detach() + gradients)):
         raise Trouble(
             f"the loss is {loss.item()}, the norm of its gradient {gradients.item()}, at step {step}: the weights are "
             f"as after step {step - 1}; lower --optimizer.lr and start again with --overwrite",
@@ -155,20 +205,18 @@ def measured(recipe: Recipe, loader: Loader, reserve: float = 0.0, probes: int =
         return recipe
     began = time.perf_counter()
     order = Order(len(loader), recipe.batch, recipe.seed)
-    learner = placed(recipe.build(len(loader))).train()
-    optimizer = recipe.optimizer.build(learner.encoder, recipe.batch)
+    learner = begun(recipe, loader).train()
+    model, optimizer = dist.distributed(learner), recipe.optimizer.build(learner, recipe.batch)
     marks: list[float] = []
     for batch in batches(loader, recipe, order, 0, probes):
-        with autocast(recipe.precision, device()):
-            outcome = learner(batch)
         optimizer.zero_grad()
-        outcome.loss.backward()
+        outcome = backward(model, learner, batch, recipe)
         optimizer.step()
         learner.advance(outcome, batch, 0.0)
         marks.append(time.perf_counter())
-        if marks[-1] - began > 0.1 * 60 * minutes:
+        if dist.largest([marks[-1] - began])[0] > 0.1 * 60 * minutes:
             break
     durations = sorted(after - before for before, after in zip([began, *marks], marks))
     left = 60 * minutes - (time.perf_counter() - began) - reserve
-    steps = max(1, int(left / durations[len(durations) // 2]))
+    steps = dist.agree(max(1, int(left / durations[len(durations) // 2])))
     return replace(recipe, length=replace(recipe.length, steps=steps))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +20,17 @@ class Batch(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # the word of the design; it hides tuple.index
     first: View
     second: View
+
+    def slices(self, count: int) -> Iterator[Batch]:
+        """``count`` equal consecutive parts."""
+        views = zip(*(_slices(view, count) for view in (self.first, self.second)))
+        for index, (first, second) in zip(self.index.chunk(count), views):
+            yield Batch(index, first, second)
+
+
+def _slices(view: View, count: int) -> Iterator[View]:
+    for parts in zip(*(part.chunk(count) for part in view.values())):
+        yield dict(zip(view, parts))
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 
-from lookalike.models.norm import GroupedBatchNorm2d, group_norms
+from lookalike.models.norm import GroupedBatchNorm1d, GroupedBatchNorm2d, group_norms
 
 
 def test_equals_batchnorm_of_each_group_value_gradient_and_statistics() -> None:
@@ -34,6 +35,49 @@ def test_equals_batchnorm_of_each_group_value_gradient_and_statistics() -> None:
         torch.testing.assert_close(getattr(norm, name), mean, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("affine", [True, False])
+def test_rows_equal_batchnorm1d_of_each_group_value_gradient_and_statistics(affine: bool) -> None:
+    torch.manual_seed(0)
+    norm = GroupedBatchNorm1d(5, group=4, affine=affine).double()
+    if affine:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    references = [copy.deepcopy(norm) for _ in range(3)]
+    x = torch.randn(12, 5, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn_like(x)
+    ours = norm(x)
+    theirs = torch.cat([nn.BatchNorm1d.forward(ref, part) for ref, part in zip(references, x.split(4), strict=True)])
+    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
+    wanted = [(x, *each.parameters()) for each in (norm, *references)]
+    by_x, *by_ours = torch.autograd.grad(ours, wanted[0], upstream)
+    grads = torch.autograd.grad(theirs, [x, *(p for each in wanted[1:] for p in each[1:])], upstream)
+    torch.testing.assert_close(by_x, grads[0], rtol=1e-11, atol=1e-12)
+    for i, mine in enumerate(by_ours):
+        torch.testing.assert_close(mine, torch.stack(grads[1 + i :: len(by_ours)]).sum(0), rtol=1e-11, atol=1e-12)
+    for name in ("running_mean", "running_var"):
+        mean = torch.stack([getattr(reference, name) for reference in references]).mean(0)
+        torch.testing.assert_close(getattr(norm, name), mean, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(norm.eval()(x), nn.BatchNorm1d.forward(norm, x))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_the_gradient_is_that_of_small_differences(affine: bool) -> None:
+    torch.manual_seed(0)
+    norm = GroupedBatchNorm1d(3, group=3, affine=affine).double()
+    assert torch.autograd.gradcheck(norm, torch.randn(7, 3, dtype=torch.float64, requires_grad=True))
+
+
+def test_rows_in_bf16_have_statistics_in_fp32() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 5) + 3
+    for affine in (True, False):
+        coarse, fine = (GroupedBatchNorm1d(5, group=16, affine=affine) for _ in range(2))
+        out = coarse(x.bfloat16())
+        assert out.dtype == torch.bfloat16
+        torch.testing.assert_close(out.float(), fine(x.bfloat16().float()), rtol=0, atol=0.02)  # bf16 has 8 bits
+        torch.testing.assert_close(coarse.running_var, fine.running_var, rtol=1e-5, atol=1e-6)
+
+
 def test_an_example_depends_on_its_own_group_alone() -> None:
     norm = GroupedBatchNorm2d(3, group=4)
     x = torch.randn(8, 3, 4, 4)
@@ -53,9 +97,11 @@ def test_evaluation_uses_running_statistics() -> None:
 
 
 def test_replacing_keeps_names_and_shapes() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4)))
+    rows = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.BatchNorm1d(4, affine=False))
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4)), rows)
     before = {name: value.shape for name, value in net.state_dict().items()}
     group_norms(net, 8)
     after = {name: value.shape for name, value in net.state_dict().items() if "num_batches" not in name}
     assert after == {name: shape for name, shape in before.items() if "num_batches" not in name}
     assert isinstance(net[2][0], GroupedBatchNorm2d)
+    assert isinstance(net[3][1], GroupedBatchNorm1d)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from lookalike.models.encoder import Encoder
+from lookalike import dist
+from lookalike.learn.bank import BankOfKeys
+from lookalike.learn.entries import Dictionary
+from lookalike.models.encoder import Encoder, unit
 from lookalike.seeding import hashed, scramble
 from lookalike.types import Batch, View
 
@@ -18,16 +21,46 @@ Pair = tuple[Tensor, Tensor]
 """Queries (B, D), which carry gradient, and the keys (B, D) of the same examples."""
 
 
+Made = tuple[Tensor, ...]
+"""Keys (B, D) without gradient, one of each pair."""
+
+
+class Asker:
+    """How a learner turns a view into a query, in the two halves between which end-to-end takes its keys."""
+
+    def __init__(self, encoder: Encoder, predictor: nn.Module | None) -> None:
+        self._encoder, self._predictor = encoder, predictor
+
+    def project(self, view: View) -> Tensor:
+        """(B, D) the head's output."""
+        return self._encoder.project(**view)
+
+    def predict(self, projected: Tensor) -> Tensor:
+        """(B, D) unit queries: through the predictor, where there is one."""
+        return unit(projected if self._predictor is None else self._predictor(projected))
+
+    def query(self, view: View) -> Tensor:
+        """Both."""
+        return self.predict(self.project(view))
+
+
 class Keys(nn.Module, ABC):
     """Turns two views of each example into (query, key) pairs."""
 
     @abstractmethod
-    def pairs(self, query: Callable[..., Tensor], batch: Batch) -> list[Pair]:
-        """One pair, or two when both views are queries; ``query`` encodes a view with gradient."""
+    def pairs(self, asker: Asker, batch: Batch, made: Made = ()) -> list[Pair]:
+        """One pair, or two when both views are queries; ``made`` are keys that were made before."""
 
-    @abstractmethod
+    def made(self, batch: Batch) -> Made:
+        """The keys (B, D) that can be made before the queries; the batch may then be worked on in slices."""
+        return ()
+
     def follow(self, encoder: Encoder, progress: float) -> None:
         """Move what makes the keys after the optimizer step; ``progress`` runs from 0 to 1 over the run."""
+
+    def kept(self, query: Tensor, key: Tensor) -> Tensor:
+        """What the dictionary absorbs of a pair (B, D)."""
+        return key
 
 
 @dataclass(frozen=True)
@@ -37,10 +70,22 @@ class Momentum:
     momentum: float = 0.999
     symmetric: bool = False  # both views are queries: twice the cost of a step (MoCo v3, arXiv 2104.02057)
     shuffle: bool = True  # keys are normalised in other groups than their queries (shuffling BN, section 3.3)
+    rising: bool = False  # to 1 by half a cosine over the run (MoCo v3, as BYOL, arXiv 2006.07733)
 
-    def build(self, encoder: Encoder) -> MomentumKeys:
+    def build(self, encoder: Encoder, dictionary: Dictionary | None = None) -> MomentumKeys:
         """A twin that starts as a copy of ``encoder``."""
         return MomentumKeys(self, encoder)
+
+    @property
+    def directions(self) -> int:
+        """Pairs an example."""
+        return 2 if self.symmetric else 1
+
+    def at(self, progress: float) -> float:
+        """The momentum at a share of the run."""
+        if not self.rising:
+            return self.momentum
+        return 1 - (1 - self.momentum) * (1 + math.cos(math.pi * progress)) / 2
 
 
 class MomentumKeys(Keys):
@@ -52,29 +97,98 @@ class MomentumKeys(Keys):
         self.twin = copy.deepcopy(encoder).requires_grad_(False)
         self.twin.whitening = None  # nobody evaluates the twin
 
-    def pairs(self, query: Callable[..., Tensor], batch: Batch) -> list[Pair]:
+    def pairs(self, asker: Asker, batch: Batch, made: Made = ()) -> list[Pair]:
         """The first view asks for the second and, if symmetric, the second for the first."""
-        pairs = [(query(**batch.first), self._encode(batch.second, batch.index))]
-        if self.spec.symmetric:
-            pairs.append((query(**batch.second), self._encode(batch.first, batch.index)))
-        return pairs
+        views = (batch.first, batch.second) if self.spec.symmetric else (batch.first,)
+        return list(zip([asker.query(view) for view in views], made or self.made(batch)))
+
+    def made(self, batch: Batch) -> Made:
+        """Those of the second view and, if symmetric, of the first."""
+        views = (batch.second, batch.first) if self.spec.symmetric else (batch.second,)
+        return tuple(self._encode(view, batch.index) for view in views)
 
     @torch.no_grad()
     def _encode(self, view: View, index: Tensor) -> Tensor:
         if not self.spec.shuffle:
             keys: Tensor = self.twin(**view)
             return keys
-        order = shuffled(index)
-        keys = self.twin(**{name: part[order] for name, part in view.items()})
-        return keys[order.argsort()]
+        order = shuffled(dist.gather(index))
+        keys = self.twin(**{name: dist.exchange(part, order) for name, part in view.items()})
+        return dist.share(dist.gather(keys)[order.argsort()])
 
     @torch.no_grad()
     def follow(self, encoder: Encoder, progress: float) -> None:
         """Average the parameters, head included, in one fused pass; BatchNorm's buffers are the twin's own."""
-        torch._foreach_lerp_(list(self.twin.parameters()), list(encoder.parameters()), 1 - self.spec.momentum)
+        weight = 1 - self.spec.at(progress)
+        torch._foreach_lerp_(list(self.twin.parameters()), list(encoder.parameters()), weight)
 
 
 def shuffled(index: Tensor) -> Tensor:
     """A permutation (B,) that depends on the rows of the batch alone: equal on every process, and no state to save."""
     salt = scramble(index.sum() + hashed(len(index)))
     return scramble(index + salt).argsort(stable=True)
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """Keys from the encoder itself, with gradient: SimCLR (arXiv 2002.05709), figure 2(a) of the MoCo paper."""
+
+    symmetric: bool = True  # each view asks for the other
+
+    def build(self, encoder: Encoder, dictionary: Dictionary | None = None) -> EncodedKeys:
+        """Nothing is stored."""
+        return EncodedKeys(self.symmetric)
+
+    @property
+    def directions(self) -> int:
+        """Pairs an example."""
+        return 2 if self.symmetric else 1
+
+
+class EncodedKeys(Keys):
+    """Both views go through the encoder once; the predictor, where there is one, makes queries alone."""
+
+    def __init__(self, symmetric: bool) -> None:
+        super().__init__()
+        self.symmetric = symmetric
+
+    def pairs(self, asker: Asker, batch: Batch, made: Made = ()) -> list[Pair]:
+        """The first view asks for the second and, if symmetric, the second for the first."""
+        first, second = asker.project(batch.first), asker.project(batch.second)
+        pairs = [(asker.predict(first), unit(second))]
+        if self.symmetric:
+            pairs.append((asker.predict(second), unit(first)))
+        return pairs
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Keys that the dictionary holds: InstDisc (arXiv 1805.01978), figure 2(b) of the MoCo paper."""
+
+    def build(self, encoder: Encoder, dictionary: Dictionary | None = None) -> StoredKeys:
+        """Only a memory bank knows the row of an example."""
+        if not isinstance(dictionary, BankOfKeys):
+            raise ValueError("stored keys need a memory bank: no other dictionary has a row for every example")
+        return StoredKeys(dictionary)
+
+    @property
+    def directions(self) -> int:
+        """Pairs an example."""
+        return 1
+
+
+class StoredKeys(Keys):
+    """One view a step: its query finds its example's row, and is what the row then moves toward."""
+
+    def __init__(self, bank: BankOfKeys) -> None:
+        super().__init__()
+        self._bank = (bank,)  # in a tuple: it is the learner's module, not ours
+
+    def pairs(self, asker: Asker, batch: Batch, made: Made = ()) -> list[Pair]:
+        """The first view asks for the stored row."""
+        query = asker.query(batch.first)
+        return [(query, self._bank[0].stored(batch.index).to(query.dtype))]
+
+    def kept(self, query: Tensor, key: Tensor) -> Tensor:
+        """The query."""
+        return query

@@ -2,22 +2,202 @@
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
-from lookalike.learn.dictionary import Entries
+from lookalike import dist
+from lookalike.learn.entries import Entries
 
 
-class Objective(Protocol):
+class Objective(ABC):
     """The mean loss of queries (B, D) against their entries."""
 
+    supervised = False  # whether labels, not rows, say which examples are alike
+
+    @abstractmethod
     def __call__(self, query: Tensor, entries: Entries) -> Tensor:
         """A scalar, in fp32 or better."""
-        ...
+
+    @abstractmethod
+    def guess(self, negatives: int) -> float:
+        """The loss of scoring all entries alike."""
+
+    def build(self, examples: int) -> Objective:
+        """What a learner scores with: the value itself, where it has no state."""
+        return self
+
+    def settle(self, query: Tensor, entries: Entries) -> None:  # noqa: B027  (most objectives have none)
+        """Move what state there is; called once, after the optimizer step."""
+
+
+@dataclass(frozen=True)
+class InfoNCE(Objective):
+    """−log(exp(q·k⁺/τ) / (exp(q·k⁺/τ) + Σ exp(q·k⁻/τ))): MoCo (arXiv 1911.05722, equation 1), CPC (1807.03748).
+
+    Over a whole memory bank it is the full softmax of InstDisc (arXiv 1805.01978, equation 2). ``chunk`` is how many
+    negatives are scored at a time: it bounds memory and changes no value. ``weight`` multiplies the loss, which is a
+    sum over directions: one half makes it SimCLR's mean over both, 2τ MoCo v3's.
+    """
+
+    temperature: float = 0.07
+    chunk: int = 8192
+    weight: float = 1.0
+
+    def guess(self, negatives: int) -> float:
+        """log(K + 1), weighted."""
+        return self.weight * math.log(negatives + 1)
+
+    def __call__(self, query: Tensor, entries: Entries) -> Tensor:
+        """The mean over B queries, in fp32 or better."""
+        positive = (query * entries.positive).sum(1) / self.temperature
+        negative = log_sum_exp(query, entries, self.temperature, self.chunk)
+        return self.weight * (torch.logaddexp(positive.to(negative.dtype), negative) - positive).mean()
+
+
+@dataclass(frozen=True)
+class DCL(Objective):
+    """−log(exp(q·k⁺/τ) / Σ exp(q·k⁻/τ)): the positive is left out of the denominator (arXiv 2110.06848, equation 6)."""
+
+    temperature: float = 0.1
+    chunk: int = 8192
+    weight: float = 1.0
+
+    def guess(self, negatives: int) -> float:
+        """log K, weighted."""
+        return self.weight * math.log(negatives)
+
+    def __call__(self, query: Tensor, entries: Entries) -> Tensor:
+        """The mean over B queries, in fp32 or better."""
+        positive = (query * entries.positive).sum(1) / self.temperature
+        return self.weight * (log_sum_exp(query, entries, self.temperature, self.chunk) - positive).mean()
+
+
+@dataclass(frozen=True)
+class SupCon(Objective):
+    """The mean of −log softmax over all positives of a query, which labels name (arXiv 2004.11362, equation 2)."""
+
+    temperature: float = 0.1
+    chunk: int = 8192
+    weight: float = 1.0
+
+    supervised = True
+
+    def guess(self, negatives: int) -> float:
+        """log(K + 1), weighted."""
+        return self.weight * math.log(negatives + 1)
+
+    def __call__(self, query: Tensor, entries: Entries) -> Tensor:
+        """The mean over B queries, in fp32 or better."""
+        if entries.alike is None or entries.ignore is None:
+            raise ValueError("supervised contrast needs entries that say which are alike: those of a batch")
+        positive = (query * entries.positive).sum(1) / self.temperature
+        others = entries._replace(ignore=entries.ignore & ~entries.alike)
+        total = torch.logaddexp(positive, log_sum_exp(query, others, self.temperature, self.chunk))
+        alike = entries.alike.to(query.dtype)
+        found = (entries.positive + alike @ entries.negatives) / (1 + alike.sum(1, keepdim=True))
+        return self.weight * (total - (query * found).sum(1) / self.temperature).mean()
+
+
+@dataclass(frozen=True)
+class NCE(Objective):
+    """Is an entry the example, or one of K that noise drew? (InstDisc, arXiv 1805.01978, equations 3 to 8.)
+
+    The probability of an entry is exp(q·k/τ) / Z, the noise's is 1/N. ``build`` keeps Z as the first batch gives it,
+    over all ranks. Called as a plain value it takes the entries for all the data and Z from them.
+    """
+
+    temperature: float = 0.07
+
+    def build(self, examples: int) -> NoiseContrast:
+        """The same with Z as state, for N = ``examples``."""
+        return NoiseContrast(self, examples)
+
+    def guess(self, negatives: int) -> float:
+        """log(K + 1) + K log(1 + 1/K): every entry is the example with the odds 1 to K."""
+        return math.log(negatives + 1) + negatives * math.log1p(1 / negatives)
+
+    def __call__(self, query: Tensor, entries: Entries) -> Tensor:
+        """The mean over B queries, in fp32 or better."""
+        examples = entries.negatives.shape[-2] + 1
+        return self.loss(query, entries, examples, self.log_z(query, entries, examples))
+
+    def loss(self, query: Tensor, entries: Entries, examples: int, log_z: Tensor) -> Tensor:
+        """−log h(k⁺) − Σ log(1 − h(k⁻)) with h = p / (p + K/N), from its logits: nothing overflows."""
+        positive, negative = self._logits(query, entries)
+        log_noise = math.log(negative.shape[1] / examples)
+        missed = F.softplus(log_noise - (positive - log_z))
+        fooled = F.softplus(negative - log_z - log_noise)
+        if entries.ignore is not None:
+            fooled = fooled.masked_fill(entries.ignore, 0.0)
+        return (missed + fooled.sum(1)).mean()
+
+    @torch.no_grad()
+    def log_z(self, query: Tensor, entries: Entries, examples: int) -> Tensor:
+        """log(N · mean of exp(q·k/τ)) over a batch, the positives included, and over ranks."""
+        positive, negative = self._logits(query, entries)
+        logits = torch.cat([positive[:, None], negative], 1).flatten()
+        mean = torch.logsumexp(logits, 0) - math.log(len(logits))
+        every = dist.gather(mean[None])
+        return torch.logsumexp(every, 0) - math.log(len(every)) + math.log(examples)
+
+    def _logits(self, query: Tensor, entries: Entries) -> tuple[Tensor, Tensor]:
+        positive = (query * entries.positive).sum(1) / self.temperature
+        return positive, _scores(query, entries.negatives.to(query.dtype)) / self.temperature
+
+
+class NoiseContrast(nn.Module, Objective):
+    """``log_z`` is NaN until the first batch has given it."""
+
+    kept: Tensor
+
+    def __init__(self, spec: NCE, examples: int) -> None:
+        super().__init__()
+        self.spec, self.examples = spec, examples
+        self.register_buffer("kept", torch.tensor(math.nan))
+
+    def guess(self, negatives: int) -> float:
+        """As the value says."""
+        return self.spec.guess(negatives)
+
+    def forward(self, query: Tensor, entries: Entries) -> Tensor:
+        """The mean over B queries, in fp32 or better."""
+        return self.spec.loss(query, entries, self.examples, self._log_z(query, entries))
+
+    __call__ = nn.Module.__call__
+
+    def settle(self, query: Tensor, entries: Entries) -> None:
+        """Fix Z."""
+        self.kept.copy_(self._log_z(query, entries))
+
+    def _log_z(self, query: Tensor, entries: Entries) -> Tensor:
+        return torch.where(self.kept.isnan(), self.spec.log_z(query, entries, self.examples), self.kept)
+
+
+# ---- scores ----
+
+
+def _scores(query: Tensor, keys: Tensor) -> Tensor:
+    """(B, K) products of queries (B, D) with keys (K, D), or each with its own (B, K, D)."""
+    return query @ keys.T if keys.dim() == 2 else torch.bmm(keys, query[:, :, None])[:, :, 0]
+
+
+def _mixed(weights: Tensor, keys: Tensor) -> Tensor:
+    """(B, D) sums of keys (K, D) or (B, K, D) by weights (B, K)."""
+    return weights @ keys if keys.dim() == 2 else torch.bmm(weights[:, None], keys)[:, 0]
+
+
+def _chunks(entries: Entries, size: int) -> list[tuple[Tensor, Tensor | None]]:
+    """Negatives in parts of ``size``, and which of them to ignore."""
+    keys = torch.split(entries.negatives, size, dim=-2)
+    ignore = torch.split(entries.ignore, size, dim=1) if entries.ignore is not None else [None] * len(keys)
+    return list(zip(keys, ignore))
 
 
 def _products_dtype(query: Tensor) -> torch.dtype:
@@ -27,7 +207,7 @@ def _products_dtype(query: Tensor) -> torch.dtype:
 
 
 class _LogSumExp(torch.autograd.Function):
-    """log Σⱼ exp(q·kⱼ/τ) over (K, D) negatives in chunks of K, so that memory does not grow with K.
+    """log Σⱼ exp(q·kⱼ/τ) over K negatives in chunks, so that memory does not grow with K.
 
     The running sums are those of exact attention in blocks (Milakov & Gimelshein 2018): beside the sum it carries
     the softmax-weighted mean of the negatives, which is the query's gradient, so the backward pass multiplies nothing.
@@ -43,16 +223,16 @@ class _LogSumExp(torch.autograd.Function):
         top = torch.full((len(query), 1), -torch.inf, dtype=sums, device=query.device)
         total = torch.zeros_like(top)
         mean = torch.zeros(query.shape, dtype=sums, device=query.device)
-        for start in range(0, len(negatives), chunk):
-            keys = negatives[start : start + chunk].to(dtype)
-            logits = (scaled @ keys.T).to(sums)
-            if ignore is not None:
-                logits.masked_fill_(ignore[:, start : start + chunk], -torch.inf)
+        for part, ignored in _chunks(Entries(query, negatives, ignore), chunk):
+            keys = part.to(dtype)
+            logits = _scores(scaled, keys).to(sums)
+            if ignored is not None:
+                logits.masked_fill_(ignored, -torch.inf)
             risen = torch.maximum(top, logits.amax(1, keepdim=True))
             fade = (top - risen).exp().nan_to_num_(0.0)  # -inf minus -inf: nothing was summed yet
             weights = logits.sub_(risen.nan_to_num(neginf=0.0)).exp_()
             total = total * fade + weights.sum(1, keepdim=True)
-            mean = mean * fade + (weights.to(dtype) @ keys).to(sums)
+            mean = mean * fade + _mixed(weights.to(dtype), keys).to(sums)
             top = risen
         result = top + total.log()
         ctx.save_for_backward(query, negatives, ignore, result, mean / total.clamp_min(torch.finfo(sums).tiny))
@@ -63,47 +243,41 @@ class _LogSumExp(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         query, negatives, ignore, result, mean = ctx.saved_tensors
-        temperature, chunk = ctx.temperature, ctx.chunk
-        scale = grad[:, None] / temperature
+        scale = grad[:, None] / ctx.temperature
         to_negatives = None
         if ctx.needs_input_grad[1]:  # keys with gradient: recompute the weights
-            to_negatives = torch.empty_like(negatives)
-            for start in range(0, len(negatives), chunk):
-                keys = negatives[start : start + chunk]
-                logits = query @ keys.T / temperature
-                if ignore is not None:
-                    logits = logits.masked_fill(ignore[:, start : start + chunk], -torch.inf)
-                to_negatives[start : start + chunk] = ((logits - result).exp().nan_to_num(0.0) * scale).T.to(
-                    query.dtype
-                ) @ query
+            parts = []
+            for keys, ignored in _chunks(Entries(query, negatives, ignore), ctx.chunk):
+                logits = _scores(query, keys) / ctx.temperature
+                if ignored is not None:
+                    logits = logits.masked_fill(ignored, -torch.inf)
+                weights = ((logits - result).exp().nan_to_num(0.0) * scale).to(query.dtype)
+                parts.append(weights.T @ query if keys.dim() == 2 else weights[:, :, None] * query[:, None])
+            to_negatives = torch.cat(parts, -2)
         return (scale * mean).to(query.dtype), to_negatives, None, None, None
 
 
-@dataclass(frozen=True)
-class InfoNCE:
-    """−log(exp(q·k⁺/τ) / (exp(q·k⁺/τ) + Σ exp(q·k⁻/τ))): MoCo (arXiv 1911.05722, equation 1), CPC (1807.03748).
-
-    ``chunk`` is how many negatives are scored at a time: it bounds memory and changes no value.
-    """
-
-    temperature: float = 0.07
-    chunk: int = 8192
-
-    def __call__(self, query: Tensor, entries: Entries) -> Tensor:
-        """The mean over B queries, in fp32 or better."""
-        positive = (query * entries.positive).sum(1) / self.temperature
-        negative: Tensor = _LogSumExp.apply(query, entries.negatives, entries.ignore, self.temperature, self.chunk)
-        return (torch.logaddexp(positive.to(negative.dtype), negative) - positive).mean()
+def log_sum_exp(query: Tensor, entries: Entries, temperature: float, chunk: int) -> Tensor:
+    """(B,) log Σ exp(q·k⁻/τ) over the negatives of all ranks; −∞ where there is none."""
+    if not entries.sharded:
+        own: Tensor = _LogSumExp.apply(query, entries.negatives, entries.ignore, temperature, chunk)
+        return own
+    # The queries travel, not the rows: each rank sums over its part for the queries of all.
+    here: Tensor = _LogSumExp.apply(dist.gather(query), entries.negatives, entries.ignore, temperature, chunk)
+    return dist.share(dist.gather(here).view(dist.world(), -1).logsumexp(0))
 
 
 @torch.no_grad()
 def top1(query: Tensor, entries: Entries, chunk: int = 8192) -> Tensor:
     """The share of queries whose positive scores above every negative: the pretext task's accuracy, a scalar."""
     positive = (query * entries.positive).sum(1)
-    won = torch.ones(len(query), dtype=torch.bool, device=query.device)
-    for start in range(0, len(entries.negatives), chunk):
-        scores = query @ entries.negatives[start : start + chunk].to(query.dtype).T
-        if entries.ignore is not None:
-            scores = scores.masked_fill(entries.ignore[:, start : start + chunk], -torch.inf)
-        won &= positive > scores.amax(1)
-    return won.float().mean()
+    asking = dist.gather(query) if entries.sharded else query
+    best = torch.full((len(asking),), -torch.inf, dtype=query.dtype, device=query.device)
+    for keys, ignored in _chunks(entries, chunk):
+        scores = _scores(asking, keys.to(query.dtype))
+        if ignored is not None:
+            scores = scores.masked_fill(ignored, -torch.inf)
+        best = torch.maximum(best, scores.amax(1))
+    if entries.sharded:
+        best = dist.share(dist.gather(best).view(dist.world(), -1).amax(0))
+    return (positive > best).float().mean()

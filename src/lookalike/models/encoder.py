@@ -24,7 +24,16 @@ class Encoder(nn.Module):
         features: Tensor = self.backbone(**view)
         return self.whitening(features) if self.whitening is not None else features
 
+    def project(self, **view: Tensor) -> Tensor:
+        """(B, D) the head's output, before it is normalised."""
+        projected: Tensor = self.head(self.backbone(**view))
+        return projected
+
     def forward(self, **view: Tensor) -> Tensor:
-        """(B, D) unit-norm embedding, in fp32 or better whatever the products ran in."""
-        embedding: Tensor = self.head(self.backbone(**view))
-        return F.normalize(embedding if embedding.dtype == torch.float64 else embedding.float(), dim=1)
+        """(B, D) unit-norm embedding."""
+        return unit(self.project(**view))
+
+
+def unit(rows: Tensor) -> Tensor:
+    """Rows of unit norm, in fp32 or better whatever the products ran in."""
+    return F.normalize(rows if rows.dtype == torch.float64 else rows.float(), dim=1)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 import torch
@@ -52,11 +53,34 @@ class ResNet:
         return Pixels(group_norms(net, group)), features
 
 
+class TimmPixels(Pixels):
+    """A network of timm, many of which take pictures of one size only and say so in their own ways."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) → (B, F)."""
+        try:
+            return super().forward(pixels)
+        except (AssertionError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError) or not re.search("height|width|size", str(error)):
+                raise
+            height, width = pixels.shape[2:]
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise Trouble(
+                f"this model of timm cannot take pictures of {height} by {width} pixels ({reason}): "
+                f"try --model.size {height}, other sizes of views, or another model.name"
+            ) from error
+
+
 @dataclass(frozen=True)
 class Timm:
-    """Any backbone of timm by its name, without a classifier."""
+    """Any backbone of timm by its name, without a classifier.
+
+    Transformers whose positions timm can resample take any size that their patches divide; ``size`` says at which they
+    are learned. Others see pictures of that size only.
+    """
 
     name: str = "resnet50"
+    size: int | None = None  # side in pixels that a transformer is made for; None: what timm made it for
 
     def build(self, group: int) -> tuple[nn.Module, int]:
         """Random weights; BatchNorm, where the model has it, in groups of ``group`` examples."""
@@ -64,8 +88,21 @@ class Timm:
             near = timm.list_models(f"*{self.name.split('_')[0].split('.')[0]}*")[:3]
             hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names them"
             raise Trouble(f"model.name {self.name!r} is not a model of timm; {hint}")
-        net = timm.create_model(self.name, pretrained=False, num_classes=0)
-        return Pixels(group_norms(net, group)), _width(net)
+        net = self._create()
+        return TimmPixels(group_norms(net, group)), _width(net)
+
+    def _create(self) -> nn.Module:
+        """Asked for any size first: only some constructors know that word, and the others refuse it at once."""
+        sized: dict[str, Any] = {} if self.size is None else {"img_size": self.size}
+        for options in ({"dynamic_img_size": True, **sized}, sized):
+            try:
+                net: nn.Module = timm.create_model(self.name, pretrained=False, num_classes=0, **options)
+                return net
+            except TypeError as error:
+                refused = error
+        if self.size is None:
+            raise refused
+        raise Trouble(f"model.size: {self.name} of timm is not made for one size; leave it out") from refused
 
 
 def _width(net: nn.Module) -> int:

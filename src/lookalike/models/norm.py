@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class _Grouped(torch.autograd.Function):
@@ -57,19 +58,20 @@ class _Grouped(torch.autograd.Function):
         return to_x, to_weight, to_bias, None, None
 
 
-class GroupedBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d over groups of ``group`` consecutive examples; evaluation uses the running statistics as usual."""
+class _GroupedBatchNorm(_BatchNorm):
+    """BatchNorm over groups of ``group`` consecutive examples; evaluation uses the running statistics as usual."""
 
-    def __init__(self, features: int, group: int) -> None:
-        super().__init__(features)
+    def __init__(self, features: int, group: int, affine: bool = True) -> None:
+        super().__init__(features, affine=affine)
         self.group = group
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → the same; a batch that is no multiple of ``group`` is split as evenly as may be."""
+        """(B, C, ...) → the same; a batch that is no multiple of ``group`` is split as evenly as may be."""
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         groups = max(1, len(x) // self.group)
-        out, mean, scale = cast("tuple[Tensor, ...]", _Grouped.apply(x, self.weight, self.bias, groups, self.eps))
+        weight, bias = (self.weight, self.bias) if self.affine else self._neutral()
+        out, mean, scale = cast("tuple[Tensor, ...]", _Grouped.apply(x, weight, bias, groups, self.eps))
         self._remember(mean, scale, x.numel() // x.shape[1] // groups)
         return out
 
@@ -82,12 +84,28 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         self.running_mean.lerp_(mean.mean(0).to(self.running_mean.dtype), 0.1)
         self.running_var.lerp_(variance.mean(0).to(self.running_var.dtype), 0.1)
 
+    def _neutral(self) -> tuple[Tensor, Tensor]:
+        """Scale 1 and shift 0 in the precision of the statistics, which the kernel takes from them."""
+        assert self.running_var is not None
+        return torch.ones_like(self.running_var), torch.zeros_like(self.running_var)
+
+
+class GroupedBatchNorm1d(_GroupedBatchNorm, nn.BatchNorm1d):
+    """For (B, C), such as what heads pass on."""
+
+
+class GroupedBatchNorm2d(_GroupedBatchNorm, nn.BatchNorm2d):
+    """For (B, C, H, W)."""
+
+
+_GROUPED = {nn.BatchNorm1d: GroupedBatchNorm1d, nn.BatchNorm2d: GroupedBatchNorm2d}
+
 
 def group_norms(module: nn.Module, group: int) -> nn.Module:
-    """Replace every BatchNorm2d below ``module`` by a grouped one; names and shapes of the state stay the same."""
+    """Replace every BatchNorm1d and 2d below ``module`` by a grouped one; names and shapes of the state stay."""
     for name, child in module.named_children():
-        if type(child) is nn.BatchNorm2d:
-            setattr(module, name, GroupedBatchNorm2d(child.num_features, group))
+        if isinstance(child, _BatchNorm) and type(child) in _GROUPED:
+            setattr(module, name, _GROUPED[type(child)](child.num_features, group, child.affine))
         else:
             group_norms(child, group)
     return module

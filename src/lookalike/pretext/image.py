@@ -230,8 +230,18 @@ class TwoViews:
         return replace(self.first, size=self.whole or self.first.size).evaluation(canvases, share)
 
 
+@dataclass(frozen=True)
+class OneView(TwoViews):
+    """One random view a step, where keys are stored from steps before (InstDisc); it stands in both places."""
+
+    def __call__(self, canvases: Canvases, rows: Tensor, seed: int, epoch: int) -> tuple[View, View]:
+        """One view of the examples at ``rows`` (B,) of the source, twice."""
+        view = self.first(canvases, rows, seed, epoch, 0)
+        return view, view
+
+
 MOCO_V1 = ImageView(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4, jitter=1.0, gray=0.2, order="gray first")
-"""He et al. 2019, arXiv 1911.05722; moco/main_moco.py without ``--aug-plus``."""
+"""He et al. 2019, arXiv 1911.05722; moco/main_moco.py without ``--aug-plus``, and InstDisc's lemniscate.pytorch."""
 
 MOCO_V2 = replace(MOCO_V1, hue=0.1, jitter=0.8, blur=0.5, order="jitter first")
 """Chen et al. 2020, arXiv 2003.04297; moco/main_moco.py with ``--aug-plus``."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lookalike.learn.dictionary import Queue
 from lookalike.recipe import Recipe
 from lookalike.run import read_json, read_recipe
 
@@ -24,12 +25,13 @@ class History(NamedTuple):
     curves: dict[str, list[Point]]  # by the name of the metric
 
     def guess(self) -> float:
-        """The loss of guessing: log(K + 1) for each of the recipe's directions."""
-        return (2 if self.recipe.keys.symmetric else 1) * math.log(self.recipe.dictionary.size + 1)
+        """The loss of guessing."""
+        return self.recipe.guess(self.examples())
 
     def after_filling(self, points: list[Point]) -> list[Point]:
         """The points from when the random keys that a queue starts with have left it; all, if that never was."""
-        filled = self.recipe.dictionary.size / (self.recipe.batch * (2 if self.recipe.keys.symmetric else 1))
+        held = self.recipe.dictionary.size if isinstance(self.recipe.dictionary, Queue) else 0
+        filled = held / (self.recipe.batch * self.recipe.keys.directions)
         return [point for point in points if point[0] > filled + 1] or points
 
     def last(self, name: str) -> float | None:

@@ -87,7 +87,7 @@ def opening(history: History, lead: str) -> Iterator[str]:
     size = recipe.pretext.first.size
     yield (
         f'<p class="quiet">{history.examples():,} examples without labels · {history.steps():,} steps '
-        f"of {recipe.batch} · views of {size} × {size} pixels · queue of {recipe.dictionary.size:,} keys · "
+        f"of {recipe.batch} · views of {size} × {size} pixels · {recipe.dictionary} · "
         f"temperature {recipe.objective.temperature:g}</p>"
     )
 

@@ -1,0 +1,50 @@
+"""Entries, and the contract of whatever supplies them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+Precision = Literal["fp32", "bf16", "fp16"]
+"""Of the rows that a dictionary stores; sums over them are never narrower than fp32."""
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Entries(NamedTuple):
+    """What B queries are scored against; all rows have unit norm."""
+
+    positive: Tensor  # (B, D): what each query should find
+    negatives: Tensor  # (K, D) shared by all queries, or (B, K, D) drawn for each
+    ignore: Tensor | None = None  # (B, K), True where a negative is none: itself, its own positive
+    alike: Tensor | None = None  # (B, K), True where an entry is one more positive (labels say so)
+    sharded: bool = False  # ``negatives`` are this rank's part of K, ``ignore`` is for the queries of all ranks
+
+
+class Shard(NamedTuple):
+    """Rows ``first`` to ``first + block`` of a tensor with ``total`` rows; the last rank's part may be shorter."""
+
+    first: int
+    block: int
+    total: int
+
+
+class Dictionary(nn.Module, ABC):
+    """Supplies entries and, after the step, absorbs the keys that the step made."""
+
+    @abstractmethod
+    def look_up(self, query: Tensor, key: Tensor, index: Tensor) -> Entries:
+        """The entries for queries (B, D) with keys (B, D) of the examples in rows ``index`` (B,); changes nothing.
+
+        Each rank asks for its own share of the batch.
+        """
+
+    def absorb(self, query: Tensor, key: Tensor, index: Tensor) -> None:
+        """Take in what a step made on all ranks, in the global order; called once, after the optimizer step."""
+
+    def shards(self) -> dict[str, Shard]:
+        """Those tensors of the state of which this rank holds a part only."""
+        return {}

@@ -1,0 +1,142 @@
+"""A vision transformer whose positions are fixed, so that it takes any size of picture and any part of its patches."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lookalike.trouble import Trouble
+
+
+@dataclass(frozen=True)
+class ViT:
+    """The vision transformer (arXiv 2010.11929) as MoCo v3 trains it (arXiv 2104.02057, section 4).
+
+    The defaults are ViT-S of that paper, which has 12 heads where other ViT-S have 6.
+    """
+
+    width: int = 384
+    depth: int = 12
+    heads: int = 12
+    patch: int = 16  # side in pixels
+    pool: Literal["class", "mean"] = "class"  # features: those of the class token, or the mean over patches
+    frozen_patches: bool = False  # the patch projection stays random, which keeps training stable (section 4.2)
+
+    def build(self, group: int) -> tuple[nn.Module, int]:
+        """Random weights and F; ``group`` is for BatchNorm, which a transformer does without."""
+        for name in ("width", "depth", "heads", "patch"):
+            if getattr(self, name) < 1:
+                raise Trouble(f"model.{name} must be at least 1")
+        if self.width % self.heads or self.width % 4:
+            raise Trouble(
+                f"model.width {self.width} must be a multiple of model.heads ({self.heads}) and, for positions, of 4"
+            )
+        return ViTBackbone(self), self.width
+
+
+class ViTBackbone(nn.Module):
+    """Patches, a class token if asked for, pre-norm blocks, a last norm.
+
+    Names below ``blocks`` and ``norm`` are timm's; ``patches`` is its ``patch_embed.proj`` with the kernel as a row.
+    """
+
+    def __init__(self, spec: ViT) -> None:
+        super().__init__()
+        self.side = spec.patch
+        self.patches = nn.Linear(3 * spec.patch**2, spec.width)
+        # One dimension, so that no optimizer here decays it.
+        self.token = nn.Parameter(torch.empty(spec.width)) if spec.pool == "class" else None
+        self.blocks = nn.Sequential(*(_Block(spec.width, spec.heads) for _ in range(spec.depth)))
+        self.norm = nn.LayerNorm(spec.width, eps=1e-6)
+        self._initialise()
+        self.patches.requires_grad_(not spec.frozen_patches)
+
+    def _initialise(self) -> None:
+        """MoCo v3's: Glorot's uniform, for queries, keys and values each by itself; no biases."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                parts = 3 if name.endswith("qkv") else 1
+                bound = math.sqrt(6 / (module.out_features / parts + module.in_features))
+                nn.init.uniform_(module.weight, -bound, bound)
+                nn.init.zeros_(module.bias)
+        if self.token is not None:
+            nn.init.normal_(self.token, std=1e-6)
+
+    def forward(self, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
+        """(B, 3, H, W) → (B, F); of patches, numbered by rows, only those at ``keep`` (B, n) are seen and paid for."""
+        height, width = self._grid(pixels)
+        patches = pixels.reshape(-1, 3, height, self.side, width, self.side).permute(0, 2, 4, 1, 3, 5)
+        where = positions(height, width, self.norm.normalized_shape[0], pixels.device).to(self.norm.weight.dtype)
+        if keep is None:
+            seen = patches.flatten(1, 2)
+        else:
+            example = torch.arange(len(keep), device=keep.device)[:, None]
+            seen, where = patches[example, keep // width, keep % width], where[keep]
+        x = self.patches(seen.flatten(2)) + where
+        if self.token is not None:
+            x = torch.cat([self.token.expand(len(x), 1, -1), x], dim=1)
+        x = self.norm(self.blocks(x))
+        features: Tensor = x[:, 0] if self.token is not None else x.mean(1)
+        return features
+
+    def _grid(self, pixels: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        height, width = pixels.shape[2:]
+        if height % self.side or width % self.side or not height or not width:
+            raise Trouble(
+                f"pictures of {height} by {width} pixels do not divide into patches of {self.side}: "
+                f"choose sizes of views that are multiples of it, or another model.patch"
+            )
+        return height // self.side, width // self.side
+
+
+class _Block(nn.Module):
+    """Attention, then a layer of four times the width, each on normed input and added to it."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = _Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        layers = {"fc1": nn.Linear(width, 4 * width), "act": nn.GELU(), "fc2": nn.Linear(4 * width, width)}
+        self.mlp = nn.Sequential(OrderedDict(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
+class _Attention(nn.Module):
+    """Scaled dot products of every token with every other, ``heads`` times side by side."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+def positions(rows: int, columns: int, width: int, device: torch.device | None = None) -> Tensor:
+    """(rows · columns, width) sines and cosines, half of the width for the row and half for the column of a patch.
+
+    Frequencies fall from 1 to almost 1/10,000 as in MoCo v3. They count patches, so an object of the same size in
+    pixels has the same differences of positions in a picture of any size.
+    """
+    frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64, device=device) / (width // 4))
+    row, column = (torch.arange(n, device=device)[:, None] * frequencies for n in (rows, columns))
+    by_row = torch.cat([row.sin(), row.cos()], dim=1)[:, None].expand(rows, columns, -1)
+    by_column = torch.cat([column.sin(), column.cos()], dim=1).expand(rows, columns, -1)
+    return torch.cat([by_row, by_column], dim=2).flatten(0, 1)
