@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pytest
@@ -57,6 +59,57 @@ def test_refusals(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(Trouble, match=r"lookalike\[hub\]"):
         hub.snapshot("hub:owner/name", [".png"])
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the Hub as a download asks for: what a dataset's repository holds, and its files."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+    fetched: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        path, _, name = self.path.partition("?")[0].partition(f"{COMMIT}/")
+        if path == "/api/datasets/owner/name/revision/main":
+            return self.send(json.dumps({"id": "owner/name", "sha": COMMIT, "siblings": []}).encode())
+        if path == f"/api/datasets/owner/name/tree/{COMMIT}":
+            tree = [{"type": "file", "path": n, "size": len(d), "oid": n} for n, d in self.files.items()]
+            return self.send(json.dumps(tree).encode())
+        if path != "/datasets/owner/name/resolve/" or name not in self.files:
+            return self.send_error(404)
+        self.fetched.append(name)
+        return self.send(self.files[name], ETag=f'"{name}"', **{"X-Repo-Commit": COMMIT})
+
+    do_HEAD = do_GET
+
+    def send(self, data: bytes, **headers: str) -> None:
+        self.send_response(200)
+        for key, value in {"Content-Length": str(len(data)), **headers}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_dataset_is_fetched_once_and_only_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants", reason="huggingface_hub is not installed")
+    pack("parquet", GIVEN, tmp_path / "made")
+    table = (tmp_path / "made" / "0000.parquet").read_bytes()
+    Hub.files = {"README.md": b"# words", "name.py": b"raise SystemExit", "plain/test-00000.parquet": table}
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        source = open_source("hub:owner/name", "test")
+        again = open_source("hub:owner/name", "test")
+        server.shutdown()
+    assert [source[row].bad for row in range(6)] == [None] * 6
+    assert again.paths == source.paths == [f"plain/test-00000.parquet#{row}" for row in range(6)]
+    assert set(Hub.fetched) == {"plain/test-00000.parquet"}
 
 
 # Arrow

@@ -35,6 +35,14 @@ def test_a_row_costs_one_picture(kind: str, server: Server) -> None:
     assert server.sent < (8 * one if kind == "parquet" else one + 100)
 
 
+def test_a_range_of_shards(server: Server) -> None:
+    pack("tars", GIVEN, server.root / "data")
+    source = open_source(f"{server.url}/data/shard-{{000000..000001}}.tar")
+    assert source.paths == open_source(server.root / "data").paths
+    with pytest.raises(Trouble, match="no such file"):
+        open_source(f"{server.url}/data/shard-{{000000..000002}}.tar")
+
+
 def test_a_passing_illness_is_waited_for(server: Server) -> None:
     data = pack("tars", GIVEN, server.root / "data")
     source = open_source(f"{server.url}/{data.name}")

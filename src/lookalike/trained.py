@@ -124,7 +124,7 @@ def labelled(source: Source, data: Data) -> Source:
     rows = (source.labels >= 0).nonzero()[:, 0]
     if len(rows) == 0:
         raise Trouble(
-            f"{data} has no labels to evaluate by: class folders, a table or list with a label column, or tar with .cls",
+            f"{data} has no labels to evaluate by: class folders, a label column, or .cls in tar shards",
             BAD_DATA,
         )
     return source if len(rows) == len(source) else Rows(source, rows)

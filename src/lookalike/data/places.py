@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -120,19 +121,29 @@ def find(data: str | os.PathLike[str]) -> Place:
 
 
 def _of_file(disk: Disk, name: str) -> Place:
-    """One file that holds many pictures, or names them."""
+    """One file that holds many pictures, or names them; on a remote disk also ``shard-{000000..000099}.tar``."""
     lower = name.lower().partition("?")[0]
+    files = [name] if isinstance(disk, Local) else _expanded(name)
     if isinstance(disk, Local) and lower.endswith(lists.SUFFIXES):
         listed = lists.PathList(disk.root / name)
         return Divided(listed, listed.splits)
     for kind in KINDS:
-        if lower.endswith(kind.suffixes) and (place := kind.open(disk, Found([name], 0, 0))) is not None:
+        if lower.endswith(kind.suffixes) and (place := kind.open(disk, Found(files, 0, 0))) is not None:
             return place
     raise Trouble(
         f"{disk.name(name)}: a file that is no .parquet, .arrow, .tar, .zip, .txt or .csv; "
         "name the folder that holds the pictures",
         BAD_DATA,
     )
+
+
+def _expanded(name: str) -> list[str]:
+    """The names that a range in braces stands for: WebDataset's word for shards on a server that lists nothing."""
+    found = re.fullmatch(r"([^{}]*)\{(\d{1,9})\.\.(\d{1,9})\}([^{}]*)", name)
+    if found is None:
+        return [name]
+    before, first, last, after = found.groups()
+    return [f"{before}{number:0{len(first)}}{after}" for number in range(int(first), int(last) + 1)] or [name]
 
 
 def _in_folder(disk: Disk, name: str) -> Place:
