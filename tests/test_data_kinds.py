@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -123,6 +126,29 @@ def test_pickled_sources_carry_no_pictures(opened: Make) -> None:
     for kind in KINDS:
         digest(opened(kind))
         assert len(pickle.dumps(opened(kind))) < 15_000 < COUNT * NATIVE**2 * 3
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "tar", "zip"])
+def test_names_that_are_no_unicode(
+    kind: str, given: list[Picture], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shut").mkdir()
+    made = pack(kind, given, tmp_path / "made")
+    made = next(made.glob("*.arrow"), next(made.glob("*.parquet"), made))
+    made.rename(tmp_path / f"\udcff{made.suffix}")
+    shutil.rmtree(tmp_path / "made")
+    scandir = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("shut/"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    source = open_source(tmp_path, None, SIDE)
+    assert source.paths[0].startswith(f"\\xff{made.suffix}")
+    assert [source[row].bad for row in range(COUNT)] == [None] * COUNT
+    assert source.unlisted == {"shut/": "Permission denied"}
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "arrow", "tars", "zip", "tar"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import json
+import mmap
 import os
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from lookalike.data.columns import BROKEN, Columns, columns_of, field
+from lookalike.data.disk import Local
+from lookalike.data.files import printable
 from lookalike.trouble import BAD_DATA, Trouble
 
 
@@ -20,14 +23,16 @@ class ArrowFile:
 
     def __init__(self, path: Path) -> None:
         """Maps the file; raises Trouble."""
-        self.where, self._path = str(path), path
+        self.where, self._path = printable(str(path)), path
         try:
             self.schema = self._table.schema
             if (columns := columns_of(self.schema)) is not None:  # offsets of a hostile file would read out of bounds
                 self._table.column(columns.image).validate(full=True)
         except BROKEN as error:
             reason = (str(error).splitlines() or [""])[0][:200]
-            raise Trouble(f"{path}: no Arrow file that can be read ({reason}); write it again", BAD_DATA) from None
+            raise Trouble(
+                f"{self.where}: no Arrow file that can be read ({reason}); write it again", BAD_DATA
+            ) from None
         self.rows = self._table.num_rows
 
     def __getstate__(self) -> dict[str, Any]:
@@ -46,11 +51,12 @@ class ArrowFile:
 
     @cached_property
     def _table(self) -> Any:
-        with pa.memory_map(os.fspath(self._path)) as mapped:
-            try:
-                return pa.ipc.open_stream(mapped).read_all()
-            except pa.ArrowInvalid:
-                return pa.ipc.open_file(mapped).read_all()
+        with Local(self._path.parent).file(self._path.name) as file:  # pa.memory_map wants names that are Unicode
+            mapped = pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        try:
+            return pa.ipc.open_stream(mapped).read_all()
+        except pa.ArrowInvalid:
+            return pa.ipc.open_file(mapped).read_all()
 
     @cached_property
     def starts(self) -> list[int]:

@@ -78,6 +78,11 @@ class Divided:
         self.splits = [name for name in (TRAIN, VALIDATION, TEST) if name in splits]
         self._splits = {name: torch.tensor(splits[name]) for name in self.splits}
 
+    def beside(self, unreadable: Mapping[str, str]) -> Place:
+        """The same place, where the listing met folders that could not be read."""
+        self._source.unlisted = {**unreadable, **self._source.unlisted}
+        return self
+
     def rows(self, split: str | None, side: int) -> Source:
         """One split, or everything."""
         if not self._splits:
@@ -98,7 +103,7 @@ class Kind(NamedTuple):
     """Files that hold many pictures. ``open`` gives None where others beside them are what is meant; raises Trouble."""
 
     suffixes: tuple[str, ...]
-    open: Callable[[Disk, Found], Place | None]
+    open: Callable[[Disk, Found], Divided | None]
 
 
 def find(data: str | os.PathLike[str]) -> Place:
@@ -154,25 +159,25 @@ def _in_folder(disk: Disk, name: str) -> Place:
         files = [path for path in found.files if path.lower().endswith(kind.suffixes)]
         others = len(found.files) - len(files) - len(pictures)
         if files and (place := kind.open(disk, Found(files, len(pictures), others))) is not None:
-            return place
+            return place.beside(found.unreadable)
     if not pictures:
         raise Trouble(_nothing(name, found), BAD_DATA)
     return Pictures(disk, found._replace(files=pictures))
 
 
-def _parquet(disk: Disk, found: Found) -> Place | None:
+def _parquet(disk: Disk, found: Found) -> Divided | None:
     recent = Recent()
     return _tables(_each(disk, found.files, lambda path: ParquetFile(disk, path, recent)), found)
 
 
-def _arrow(disk: Disk, found: Found) -> Place | None:
+def _arrow(disk: Disk, found: Found) -> Divided | None:
     if not isinstance(disk, Local):
         raise Trouble(f"{disk.name(found.files[0])}: Arrow files are mapped into memory; copy them here", BAD_DATA)
     files = saved(disk.root, found.files)
     return _tables({path: ArrowFile(disk.root / path) for path in files}, found) if files else None
 
 
-def _tables(files: Mapping[str, TableFile], found: Found) -> Place | None:
+def _tables(files: Mapping[str, TableFile], found: Found) -> Divided | None:
     """Tables with pictures go before picture files, a few of which a dataset's repository often holds too."""
     names = [path for path, file in files.items() if columns_of(file.schema) is not None]
     if not names and found.pictures + found.others:
@@ -185,17 +190,17 @@ def _tables(files: Mapping[str, TableFile], found: Found) -> Place | None:
     return Divided(store, {name: store.rows_of(paths) for name, paths in splits.items()})
 
 
-def _tars(disk: Disk, found: Found) -> Place | None:
+def _tars(disk: Disk, found: Found) -> Divided | None:
     """Shards go before pictures where they are as many: a backup beside photos is no data, nor is a logo."""
     return _archives(TarShard, disk, found.files) if len(found.files) >= found.pictures else None
 
 
-def _zips(disk: Disk, found: Found) -> Place | None:
+def _zips(disk: Disk, found: Found) -> Divided | None:
     """Zip archives count where there is nothing else."""
     return None if found.pictures + found.others else _archives(Zip, disk, found.files)
 
 
-def _archives(kind: type[TarShard] | type[Zip], disk: Disk, files: Sequence[str]) -> Place:
+def _archives(kind: type[TarShard] | type[Zip], disk: Disk, files: Sequence[str]) -> Divided:
     divided = sorted(chain(*by_split(files, table_split).values()))
     store = Archives(list(_each(disk, divided or files, lambda path: kind(disk, path)).values()))
     if not store.paths:
@@ -204,7 +209,7 @@ def _archives(kind: type[TarShard] | type[Zip], disk: Disk, files: Sequence[str]
     return Divided(store, store.splits)
 
 
-def _compressed(disk: Disk, found: Found) -> Place | None:
+def _compressed(disk: Disk, found: Found) -> Divided | None:
     if found.pictures + found.others:
         return None
     where = disk.name(found.files[0])

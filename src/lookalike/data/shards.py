@@ -17,6 +17,7 @@ from lookalike.data.columns import LABELS
 from lookalike.data.decode import SUFFIXES, Unreadable
 from lookalike.data.disk import Disk
 from lookalike.data.encoded import Value
+from lookalike.data.files import printable
 from lookalike.data.images import MAX_BYTES
 from lookalike.data.tar import Damaged, Member, Window, members
 from lookalike.trouble import BAD_DATA, Trouble
@@ -30,8 +31,8 @@ class TarShard:
 
     def __init__(self, disk: Disk, path: str) -> None:
         """Raises Trouble where the file cannot be opened."""
-        self.path, self._disk = path, disk
-        walk = _Walk(path)
+        self.path, self._file, self._disk = printable(path), path, disk
+        walk = _Walk(self.path)
         try:
             with disk.file(path) as file:
                 walk.run(Window(file, disk.piece))
@@ -48,7 +49,7 @@ class TarShard:
         start, size = self._spans[2 * index], self._spans[2 * index + 1]
         if size > MAX_BYTES:
             raise Unreadable(f"{size} bytes are more than the limit of {MAX_BYTES}")
-        return self._disk.span(self.path, start, size)
+        return self._disk.span(self._file, start, size)
 
 
 class _Walk:

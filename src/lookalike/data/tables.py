@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from lookalike.data.columns import BROKEN, Columns, columns_of
 from lookalike.data.decode import Unreadable
 from lookalike.data.encoded import numbered
+from lookalike.data.files import printable
 from lookalike.trouble import BAD_DATA, Trouble
 
 
@@ -86,7 +87,7 @@ def _paths(files: Mapping[str, TableFile], columns: Columns) -> list[str]:
         stored = [path for file in files.values() for path in file.column(f"{columns.image}.path")]
         if all(stored) and len(set(stored)) == len(stored):
             return stored
-    return [f"{name}#{row}" for name, file in files.items() for row in range(file.rows)]
+    return [f"{printable(name)}#{row}" for name, file in files.items() for row in range(file.rows)]
 
 
 def _labelled(files: Sequence[TableFile], columns: Columns) -> tuple[list[int], list[str]]:

@@ -12,6 +12,7 @@ from lookalike.data.archives import plain
 from lookalike.data.decode import SUFFIXES, Unreadable
 from lookalike.data.disk import Disk
 from lookalike.data.encoded import Value
+from lookalike.data.files import printable
 from lookalike.trouble import BAD_DATA, Trouble
 
 _LARGEST = 128 << 20  # bytes of one picture when inflated, which 130 KB can ask for
@@ -23,7 +24,7 @@ class Zip:
 
     def __init__(self, disk: Disk, path: str) -> None:
         """Raises Trouble where there is no central directory to read."""
-        self.path, self._disk = path, disk
+        self.path, self._file, self._disk = printable(path), path, disk
         self.unlisted: dict[str, str] = {}
         found: dict[str, ZipInfo] = {}
         try:
@@ -42,10 +43,10 @@ class Zip:
     def read(self, index: int) -> bytes:
         """The bytes of one picture; raises Unreadable."""
         at, packed, size, crc, method = self._members[5 * index : 5 * index + 5]
-        mark, name, extra = _HEADER.unpack(self._disk.span(self.path, at, _HEADER.size))
+        mark, name, extra = _HEADER.unpack(self._disk.span(self._file, at, _HEADER.size))
         if mark != b"PK\3\4":
             raise Unreadable("the archive's directory leads to no member")
-        data = self._disk.span(self.path, at + _HEADER.size + name + extra, packed)
+        data = self._disk.span(self._file, at + _HEADER.size + name + extra, packed)
         if method == ZIP_DEFLATED:
             data = _inflated(data, size)
         if len(data) != size or zlib.crc32(data) != crc:
