@@ -20,7 +20,7 @@ _KEEP = 512 << 20  # bytes of pictures kept in memory, per process
 _HEADER = 4096  # bytes that are read to find the next page
 
 
-class Rows(NamedTuple):
+class Held(NamedTuple):
     """The pictures of one page or row group, None where the table holds none."""
 
     rows: list[bytes | None]
@@ -36,7 +36,7 @@ class Recent:
 
     def __init__(self, keep: int = _KEEP) -> None:
         self.keep = keep
-        self._held: OrderedDict[tuple[str, int, int], Rows] = OrderedDict()
+        self._held: OrderedDict[tuple[str, int, int], Held] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
@@ -48,7 +48,7 @@ class Recent:
         """Bytes in memory now."""
         return self._bytes
 
-    def get(self, key: tuple[str, int, int], make: Callable[[], Rows]) -> Rows:
+    def get(self, key: tuple[str, int, int], make: Callable[[], Held]) -> Held:
         """The rows of ``key``, made if they are not held."""
         with self._lock:
             if key in self._held:
@@ -119,7 +119,7 @@ class ParquetFile:
         except Unknown:
             return None, []
 
-    def _page(self, group: int, number: int) -> Rows:
+    def _page(self, group: int, number: int) -> Held:
         """One page, with the dictionary of its group if that is needed: from memory if it was asked for lately."""
         chunk, found = self._pages[group]
         assert chunk is not None
@@ -127,17 +127,17 @@ class ParquetFile:
         if page.encoding and found[0].first < 0:
             dictionary = self._page(group, 0).rows
 
-        def make() -> Rows:
-            return Rows(values(self._disk.span(self._path, page.start, page.size), page, chunk, dictionary))
+        def make() -> Held:
+            return Held(values(self._disk.span(self._path, page.start, page.size), page, chunk, dictionary))
 
         return self._recent.get((self._path, group, number), make)
 
-    def _group(self, number: int, name: str) -> Rows:
+    def _group(self, number: int, name: str) -> Held:
         """One column of one row group. A fresh handle each time (80 ms per 5,000 rows in all): forks share none."""
         with (
             self._disk.file(self._path) as file,
             pq.ParquetFile(file, metadata=self._meta, pre_buffer=False) as table,
         ):
-            return Rows(
+            return Held(
                 field(table.read_row_group(number, columns=[name], use_threads=False).column(0), name).to_pylist()
             )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, Self, TypeVar
 
 import torch
 
@@ -78,7 +78,7 @@ class Divided:
         self.splits = [name for name in (TRAIN, VALIDATION, TEST) if name in splits]
         self._splits = {name: torch.tensor(splits[name]) for name in self.splits}
 
-    def beside(self, unreadable: Mapping[str, str]) -> Place:
+    def beside(self, unreadable: Mapping[str, str]) -> Self:
         """The same place, where the listing met folders that could not be read."""
         self._source.unlisted = {**unreadable, **self._source.unlisted}
         return self
