@@ -47,6 +47,7 @@ def test_what_is_no_picture_is_a_bad_row(tmp_path: Path) -> None:
 def test_a_table_with_labels_and_splits(tmp_path: Path) -> None:
     text = 'Label,"File",note,SPLIT\ndog,a.png,x,train\n"a, b",b.png,,dev\n,c.png,x,train\ndog,d.png\n'
     data = written(tmp_path, "list.csv", text)
+    written(tmp_path, "a.png", PNG)
     assert splits(data) == ["train", "validation"]
     train = open_source(data)
     assert (train.paths, train.labels.tolist()) == (["a.png", "c.png"], [1, -1])
@@ -54,6 +55,7 @@ def test_a_table_with_labels_and_splits(tmp_path: Path) -> None:
 
 
 def test_numbers_are_numbered_as_numbers(tmp_path: Path) -> None:
+    written(tmp_path, "a", PNG)
     source = open_source(written(tmp_path, "list.csv", "path,class\na,10\nb,9\nc,-1\nd,\n"))
     assert source.classes == ["9", "10"]
     assert source.labels.tolist() == [1, 0, -1, -1]
@@ -63,6 +65,7 @@ def test_numbers_are_numbered_as_numbers(tmp_path: Path) -> None:
     ("name", "text", "words"),
     [
         ("a.txt", "\n\n", "no path in it"),
+        ("a.txt", "Some words,\nno paths.\0\n" + "x" * 5000, "none leads to a file, as Some words"),
         ("a.csv", "", "names no column path"),
         ("a.csv", "x,y\n1,2\n", "names no column path"),
         ("a.csv", "path,label\n", "no path in it"),

@@ -7,7 +7,9 @@ split. Paths are relative to the list's folder, or absolute: a list is its owner
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +21,7 @@ from lookalike.trouble import BAD_DATA, Trouble
 
 SUFFIXES = (".txt", ".csv")
 _PATHS = ("path", "image", "file", "file_name", "filename", "filepath", "image_path")
+_LOOKS = 1000  # paths of which one must be there: a text that is no list of pictures is said to be none
 
 
 class Row(NamedTuple):
@@ -33,13 +36,16 @@ class PathList:
     """The pictures of a list; a path that stands there twice is one row, and one that leads nowhere a bad row."""
 
     def __init__(self, file: Path) -> None:
-        """Raises Trouble where the list cannot be read, or holds no path."""
+        """Raises Trouble where the list cannot be read, holds no path, or none of its first leads anywhere."""
         rows: dict[str, Row] = {}
         for row in _rows(file):
             if row.path:
                 rows.setdefault(printable(row.path), row)
         if not rows:
             raise Trouble(f"{file}: no path in it; write one path a line", BAD_DATA)
+        if not any(os.path.lexists(file.parent / row.path) for row in islice(rows.values(), _LOOKS)):
+            first = next(iter(rows))[:100]
+            raise Trouble(f"{file}: a list of paths, but none leads to a file, as {first}; see the paths", BAD_DATA)
         self.paths = list(rows)
         self._files = [row.path for row in rows.values()]
         self.labels, self.classes = numbered(_values([row.label for row in rows.values()]))
