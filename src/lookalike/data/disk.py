@@ -52,8 +52,8 @@ class Local(NamedTuple):
 
     @property
     def at_once(self) -> int:
-        """One: headers come from memory, and the parsing holds Python's lock."""
-        return 1
+        """Four: a share answers them side by side, and where all comes from memory it costs nothing."""
+        return 4
 
     def listed(self, suffixes: Sequence[str]) -> Listing:
         """The files that end in one of ``suffixes``."""

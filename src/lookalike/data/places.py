@@ -217,9 +217,7 @@ def _compressed(disk: Disk, found: Found) -> Divided | None:
 
 
 def _each(disk: Disk, files: Sequence[str], open_one: Callable[[str], T]) -> dict[str, T]:
-    """Every file opened, some at once where the disk is far away."""
-    if disk.at_once == 1:
-        return {path: open_one(path) for path in files}
+    """Every file opened, some at once."""
     with ThreadPoolExecutor(disk.at_once) as pool:
         return dict(zip(files, pool.map(open_one, files)))
 
