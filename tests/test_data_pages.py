@@ -87,6 +87,13 @@ def test_memory_and_reading_do_not_grow_with_the_row_group(tmp_path: Path, dicti
         assert 0 < recent.held <= 2 * page
 
 
+def test_a_large_page_that_its_codec_made_larger(tmp_path: Path) -> None:
+    given = [random.Random(i).randbytes(32_000) for i in range(1030)]
+    pq.write_table(pa.table({"image": given}), tmp_path / "a.parquet", compression="SNAPPY")
+    file = ParquetFile(Local(tmp_path), "a.parquet", Recent())
+    assert [file.picture(FLAT, row) == given[row] for row in (0, 1023, 1024, 1029)] == [True] * 4
+
+
 @given(st.integers(0, 2**32), st.integers(1, 40), WAYS)
 @settings(max_examples=80, deadline=None)
 def test_damage_makes_bad_rows(

@@ -73,7 +73,11 @@ def pages(window: Window, chunk: Chunk) -> list[Page]:
             raise Damaged("its pages hold fewer rows than its footer says")
         header, length = _header(window, at)
         page = _page(header, first, at + length)
-        if not 0 <= page.size <= page.whole + 1024 or not 0 <= page.rows <= _MOST or page.whole > _LARGEST:
+        if (
+            not 0 <= page.size <= chunk.end - page.start
+            or not 0 <= page.rows <= _MOST
+            or not 0 <= page.whole <= _LARGEST
+        ):
             raise Damaged("a page's header that makes no sense")
         if page.encoding != _PLAIN and page.encoding not in _DICTIONARIES:
             raise Unknown
