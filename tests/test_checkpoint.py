@@ -8,10 +8,11 @@ import pickle
 import resource
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -320,3 +321,55 @@ def test_no_pickle_is_ever_opened(tmp_path: Path) -> None:
     for encoder in (trained.encoder, state[0].encoder, again.learner.encoder):
         for name, tensor in finished.learner.encoder.state_dict().items():
             assert torch.equal(tensor, encoder.state_dict()[name]), name
+
+
+# Room on the disk and in memory
+
+
+def test_the_size_of_a_checkpoint_is_known_before_there_is_one(tmp_path: Path) -> None:
+    for optimizer in (SGD(), AdamW(), Muon()):
+        state = begun(recipe(optimizer))
+        stepped(state, 0)
+        path = checkpoint.save(tmp_path, 1, *state)
+        written = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+        assert 0 <= written - checkpoint.size_of(recipe(optimizer), 64) < 20_000  # names and shapes
+
+
+def test_a_run_that_its_disk_cannot_hold_does_not_begin(tmp_path: Path) -> None:
+    vast = [("model.widths", "4,4000000"), ("head.widths", "16")]  # 2,304 TB of kernels: only shapes are made
+    with pytest.raises(Trouble, match=r"needs \d+ bytes for checkpoints and its disk has \d+ free: ") as refused:
+        pretrain(torch.rand(40, 8, 8), tmp_path / "run", "tiny", overrides=vast, workers=0, quiet=True)
+    assert refused.value.code == IO
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.lock"]
+
+
+def test_what_is_kept_already_counts_as_room(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = int(1.1 * 3 * checkpoint.size_of(recipe(), 64))
+    kept = sum(file.stat().st_size for file in two.rglob("*") if file.is_file())
+    usage = shutil.disk_usage(two)
+    for free, refused in ((needed - kept, False), (needed - kept - 1, True)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
+        with pytest.raises(Trouble) if refused else nullcontext():
+            checkpoint.refuse_full(two, recipe(), 64)
+
+
+def test_a_long_queue_is_read_a_piece_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state, resumed = begun(recipe()), begun(replace(recipe(), seed=1))
+    path = checkpoint.save(tmp_path, 1, *state)
+    stepped(state, 0)
+    path = checkpoint.save(tmp_path, 2, *state)
+    sizes: list[int] = []
+    taken = checkpoint._portions
+
+    def listen(tensors: Mapping[str, torch.Tensor]) -> Iterator[list[tuple[str, Any]]]:
+        for portion in taken(tensors):
+            sizes.append(sum(tensors[name][rows].nbytes for name, rows in portion))
+            yield portion
+
+    monkeypatch.setattr(checkpoint, "_PIECE", 200)  # of a queue of 24 rows of 64 bytes
+    monkeypatch.setattr(checkpoint, "_portions", listen)
+    assert checkpoint.load(path, *resumed) == 2
+    assert same(state, resumed)
+    widest = max(part[0].nbytes for part in everything(state) if part.dim())
+    assert max(sizes) <= 200 + widest
+    assert sum(sizes) == sum(part.nbytes for part in everything(state))

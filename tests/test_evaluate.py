@@ -14,9 +14,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lookalike.data.files import listed
 from lookalike.data.loader import Loader
 from lookalike.data.source import open_source
 from lookalike.evaluate.embed import embed, evaluating, settle
@@ -210,6 +212,23 @@ def test_the_monitor_of_a_training_model_sees_what_a_later_evaluation_sees() -> 
 def trained() -> tuple[Recipe, Learner]:
     recipe = replace(tiny(1797, 8), model=SmallResNet((8, 16), (1, 1), 2, 2), head=MLP((16, 8)))
     return recipe, recipe.build(1797)
+
+
+def test_a_folder_with_splits_is_listed_once_and_embedded_split_by_split(
+    trained: tuple[Recipe, Learner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i, split in enumerate(["test", "train", "val"] * 2):
+        (tmp_path / split / "a").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), (40 * i, 0, 0)).save(tmp_path / split / "a" / f"{i}.png")
+    listings: list[Path] = []
+    monkeypatch.setattr("lookalike.data.source.listed", lambda root, ends: listings.append(root) or listed(root, ends))
+    table = embed_data(Trained(trained[0], trained[1].encoder, 0), tmp_path, workers=0)
+    assert listings == [tmp_path]
+    assert list(zip(table.split, table.path)) == [
+        *(("train", "train/a/1.png"), ("train", "train/a/4.png")),
+        *(("validation", "val/a/2.png"), ("validation", "val/a/5.png")),
+        *(("test", "test/a/0.png"), ("test", "test/a/3.png")),
+    ]
 
 
 @pytest.mark.parametrize("layer", ["backbone", "head"])

@@ -54,6 +54,16 @@ def test_a_large_view_does_not_depend_on_its_batch_either():
         assert torch.equal(view(pick(batch, index), rows[index], 0, 0, 0)["pixels"], whole[index])
 
 
+@pytest.mark.parametrize("size", [31, 96])
+def test_two_views_made_together_are_the_two_made_one_by_one(size):
+    view, rows = replace(EVERYTHING, size=size), torch.arange(30) * 7
+    batch = canvases(30, side=130, square=False)
+    together = TwoViews(view)(batch, rows, 3, 4)
+    for number, made in enumerate(together):
+        assert torch.equal(made["pixels"], view(batch, rows, 3, 4, number)["pixels"])
+        assert made["pixels"].is_contiguous(memory_format=torch.channels_last)
+
+
 def test_a_view_is_a_function_of_seed_epoch_row_and_number():
     batch, rows = canvases(8), torch.arange(8)
     pretext = TwoViews(image.MOCO_CIFAR)

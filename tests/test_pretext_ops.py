@@ -261,9 +261,7 @@ def test_a_picture_smaller_than_the_blur():
 def test_normalised_is_channels_last_and_comes_back():
     pixels = pictures(2)
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
-    out = torch.empty(2, SIZE, SIZE, 3)
-    ops.normalise_into(planes_of(pixels), mean, std, out)
-    view = out.permute(0, 3, 1, 2)
+    view = ops.normalised(planes_of(pixels), mean, std).permute(0, 3, 1, 2)
     assert view.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(view, reference.normalize(pixels / 255, mean, std))
     assert torch.equal(ops.displayable(view, mean, std), pixels)

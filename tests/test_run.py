@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,14 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from lookalike.data.loader import Loader
+from lookalike.data.source import open_source
 from lookalike.learn.dictionary import Queue
 from lookalike.optimize import AdamW
-from lookalike.pretraining import Asked, carry_out
+from lookalike.pretraining import Asked, Checkup, begin, carry_out
 from lookalike.recipe import KINDS, Length, differences, flat, from_plain, override, to_plain
 from lookalike.recipes import RECIPES, recipe_named
 from lookalike.recipes.images import moco_cifar, moco_v1, small
 from lookalike.recipes.tiny import tiny
 from lookalike.run import Run, move_aside, read_recipe, write_atomically, write_json
+from lookalike.screen import Screen
+from lookalike.train import steps_within
 from lookalike.trouble import BAD_DATA, LOCKED, USAGE, Trouble
 
 PICTURES = torch.rand(48, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -389,3 +394,39 @@ def test_what_a_run_was_asked_and_where_it_ran_is_on_record(tmp_path: Path) -> N
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert all({"loss", "top1", "lr"} == line.keys() - {"step"} for line in lines)
     assert finished.step == finished.total == 4
+
+
+# How long a run is
+
+
+@given(st.floats(0.001, 10), st.integers(2, 9), st.floats(-100, 10_000))
+def test_steps_fill_the_seconds_that_are_left(step: float, usual: int, seconds: float) -> None:
+    steps = steps_within(seconds, [50 * step, *[step] * usual])  # the first one is slow
+    assert steps == 1 or steps * step <= seconds * (1 + 1e-9)
+    assert (steps + 1) * step > seconds * (1 - 1e-9)
+
+
+@pytest.mark.parametrize(("waited", "enough"), [(0, True), (3599, False), (3601, False)])
+def test_minutes_count_from_when_the_person_began_to_wait(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], waited: float, enough: bool
+) -> None:
+    source = open_source(PICTURES)
+    loader = Loader(source, workers=0)
+    spec = replace(tiny(48, 8), length=Length(minutes=60), checkups=4)
+    with Run(tmp_path) as run, Screen("test") as screen:
+        checkup = Checkup.of(loader, spec)
+        began = time.perf_counter() - waited  # listing and decoding took this long
+        recipe = begin(asked(tmp_path), spec, run, loader, checkup, screen, began)
+    assert recipe == read_recipe(tmp_path / "recipe.json")
+    assert recipe.length.steps is not None
+    if enough:
+        assert recipe.length.steps > 1000
+    else:
+        assert recipe.length.steps < 1000
+    assert ("give more --minutes" in capsys.readouterr().out) == (recipe.length.steps == 1)
+
+
+def test_stages_without_blocks_are_refused_before_anything_is_decoded(tmp_path: Path) -> None:
+    with pytest.raises(Trouble, match=r"model\.widths has 3 stages, model\.blocks 2: set both"):
+        carry_out(asked(tmp_path / "run", ("model.widths", "4,8,16")))
+    carry_out(asked(tmp_path / "run", ("model.widths", "4,8,16"), ("model.blocks", "1,1,1"), steps=1))

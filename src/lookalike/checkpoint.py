@@ -11,16 +11,19 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lookalike import dist
 from lookalike.learn.entries import Dictionary, Shard
+from lookalike.recipe import Recipe
 from lookalike.run import UNFINISHED, read_json, sync_folder
 from lookalike.trouble import BAD_DATA, IO, Trouble
 
@@ -29,6 +32,35 @@ KEPT = 2
 
 FORMAT = 1
 _NAME = re.compile(r"step-\d{9}")
+_PIECE = 16 << 20  # bytes of a file that are in memory while it is read
+_SPARE = 1.1  # for metrics, the report, and what else fills the disk meanwhile
+
+
+def refuse_full(folder: Path, recipe: Recipe, examples: int) -> None:
+    """Raise Trouble if the disk has no room for the checkpoints kept and the one that is written beside them."""
+    there = sum(file.stat().st_size for path in found(folder) for file in path.iterdir())
+    needed = int(_SPARE * (KEPT + 1) * size_of(recipe, examples)) - there
+    free = shutil.disk_usage(folder.parent).free
+    if free < needed:
+        raise Trouble(
+            f"{folder} needs {needed} bytes for checkpoints and its disk has {free} free: free some space, "
+            "or choose another --out",
+            IO,
+        )
+
+
+def size_of(recipe: Recipe, examples: int) -> int:
+    """Bytes of the tensors of a checkpoint, counted on a copy of the run that has shapes but no numbers."""
+    with torch.device("meta"):
+        learner = recipe.build(examples)
+        optimizer = recipe.optimizer.build(learner, recipe.batch)
+        for parameter in learner.parameters():
+            parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+        optimizer.step()
+        state = dict(learner.state_dict())
+        for name, shard in shards(learner).items():  # without a word to the other ranks, who do not ask
+            state[name] = state[name].new_empty(shard.total, *state[name].shape[1:])
+        return _bytes(state, optimizer)
 
 
 def save(folder: Path, step: int, learner: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
@@ -80,8 +112,11 @@ def _publish(final: Path, step: int, state: dict[str, Tensor], optimizer: torch.
         sync_folder(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        needed, free = _bytes(state, optimizer), shutil.disk_usage(folder.parent).free
         raise Trouble(
-            f"cannot save {final} ({error}): free some space; the checkpoints before it are whole", IO
+            f"cannot save {final} ({error}), which needs {needed} bytes where {free} are free: free some space; "
+            "the checkpoints before it are whole",
+            IO,
         ) from None
     kept = [path for path in found(folder) if path <= final][:KEPT]  # a later one is damaged: it was passed over
     for path in found(folder):
@@ -141,16 +176,15 @@ def load(path: Path, learner: nn.Module, optimizer: torch.optim.Optimizer) -> in
 
 def load_learner(path: Path, learner: nn.Module) -> int:
     """Restore the learner alone and return the step; names and shapes must be those of the recipe."""
-    tensors = _tensors(path / "learner.safetensors")
-    expected = learner.state_dict()
-    for name, shard in shards(learner).items():
-        if name in tensors and len(tensors[name]) == shard.total:
-            tensors[name] = tensors[name][shard.first : shard.first + shard.block]
-    if tensors.keys() != expected.keys() or any(tensors[name].shape != expected[name].shape for name in expected):
+    file, expected, held = path / "learner.safetensors", learner.state_dict(), shards(learner)
+    whole = {
+        name: (held[name].total, *part.shape[1:]) if name in held else part.shape for name, part in expected.items()
+    }
+    if _shapes(file) != {name: tuple(shape) for name, shape in whole.items()}:
         raise Trouble(
             f"{path} does not hold the model of recipe.json beside it: do not mix runs in one folder", BAD_DATA
         )
-    learner.load_state_dict(tensors)
+    _fill(file, expected, {name: shard.first for name, shard in held.items()})
     return _step(path)
 
 
@@ -158,11 +192,50 @@ def _step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor in a file, whose header alone is read."""
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise Trouble(f"{path} is damaged ({error})", BAD_DATA) from None
+
+
+@torch.no_grad()
+def _fill(path: Path, into: Mapping[str, Tensor], firsts: Mapping[str, int] = MappingProxyType({})) -> None:
+    """Copy the tensors of a file over those of the same names, from row ``firsts`` on where this rank holds a part.
+
+    The file is mapped anew for every few of its bytes, since the pages that were read stay in memory while it is: so a
+    long queue is there once, not twice.
+    """
+    for portion in _portions(into):
+        with safe_open(path, "pt") as file:
+            for name, rows in portion:
+                into[name][rows].copy_(file.get_slice(name)[_moved(rows, firsts.get(name, 0))])
+
+
+def _moved(rows: Any, by: int) -> Any:
+    return slice(rows.start + by, rows.stop + by) if isinstance(rows, slice) else rows
+
+
+def _portions(tensors: Mapping[str, Tensor]) -> Iterator[list[tuple[str, Any]]]:
+    """Names and rows of about ``_PIECE`` bytes at a time; a number, which has no rows, is ``...``."""
+    portion: list[tuple[str, Any]] = []
+    size = 0
+    for name, tensor in tensors.items():
+        many = max(1, _PIECE * max(1, len(tensor)) // max(1, tensor.nbytes)) if tensor.dim() else 1
+        for start in range(0, len(tensor) if tensor.dim() else 1, many):
+            rows = slice(start, min(start + many, len(tensor))) if tensor.dim() else ...
+            portion.append((name, rows))
+            size += tensor[rows].nbytes
+            if size >= _PIECE:
+                yield portion
+                portion, size = [], 0
+    yield portion
+
+
+def _bytes(state: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
+    return sum(tensor.nbytes for tensor in (*state.values(), *_split(optimizer)[0].values()))
 
 
 def _split(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -180,16 +253,17 @@ def _split(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[st
 def _restore(path: Path, plain: Any, optimizer: torch.optim.Optimizer) -> None:
     if not isinstance(plain, dict) or plain.get("kind") != type(optimizer).__name__:
         raise Trouble(f"{path} does not hold the state of {type(optimizer).__name__}: do not mix runs", BAD_DATA)
+    file = path / "optimizer.safetensors"
     parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
     state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in _tensors(path / "optimizer.safetensors").items():
+    for name, shape in _shapes(file).items():
         number, _, part = name.partition(".")
         like = parameters.get(int(number)) if number.isdecimal() else None
-        if like is None or (tensor.dim() and tensor.shape != like.shape):
+        if like is None or (shape and shape != like.shape):
             raise Trouble(f"{path} holds {name} of another optimizer: do not mix runs in one folder", BAD_DATA)
         # Moments keep the memory layout of their parameter, so that a resumed step takes the same fused kernel.
-        layout = torch.empty_like(like if tensor.dim() else tensor)
-        state.setdefault(int(number), {})[part] = layout.copy_(tensor)
+        state.setdefault(int(number), {})[part] = torch.empty_like(like) if shape else torch.empty(())
+    _fill(file, {f"{number}.{part}": tensor for number, parts in state.items() for part, tensor in parts.items()})
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

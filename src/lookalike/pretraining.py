@@ -58,6 +58,7 @@ def pretrain(data: Data, out: str | Path, recipe: str | Recipe | None = None, **
 
 def carry_out(asked: Asked) -> Finished:
     """The whole of ``pretrain``, with the processes that torchrun started."""
+    began = time.perf_counter()
     with dist.together():
         dist.on_first_rank(lambda: refuse_foreign(asked.out))
         source = open_source(asked.data, asked.split)
@@ -65,20 +66,21 @@ def carry_out(asked: Asked) -> Finished:
         if asked.overwrite:
             dist.on_first_rank(lambda: make_room(asked.out))
         with opened(asked.out) as run, Screen(recipe.name, asked.quiet or not dist.first()) as screen:
-            return trained(asked, recipe, source, run, screen)
+            return trained(asked, recipe, source, run, screen, began)
 
 
-def trained(asked: Asked, recipe: Recipe, source: Source, run: Run, screen: Screen) -> Finished:
+def trained(asked: Asked, recipe: Recipe, source: Source, run: Run, screen: Screen, began: float) -> Finished:
     """Begin or continue in an open run folder."""
     held = from_plain(dist.on_first_rank(lambda: to_plain(run.recipe())))
     if held is not None:
         check_data(run, source)
         check_same(asked.out, held, as_held(recipe, held))
         recipe = held
+    dist.on_first_rank(lambda: checkpoint.refuse_full(run.checkpoints, recipe, len(source)))
     loader = load_data(asked, source.at(recipe.canvas), run, screen)
     checkup = Checkup.of(loader, recipe)
     if held is None:
-        recipe = begin(asked, recipe, run, loader, checkup, screen)
+        recipe = begin(asked, recipe, run, loader, checkup, screen, began)
     if asked.init_from is not None and not dist.agree(bool(checkpoint.found(run.checkpoints))):
         initialise(Path(asked.init_from), recipe, run, loader)
     done = train(recipe, run, loader, checkup.__call__, screen.pulse, asked.save_every)
@@ -166,12 +168,16 @@ def load_data(asked: Asked, source: Source, run: Run, screen: Screen) -> Loader:
     )
 
 
-def begin(asked: Asked, recipe: Recipe, run: Run, loader: Loader, checkup: Checkup, screen: Screen) -> Recipe:
-    """Fix what a new run is, record it, and say it."""
+def begin(
+    asked: Asked, recipe: Recipe, run: Run, loader: Loader, checkup: Checkup, screen: Screen, began: float
+) -> Recipe:
+    """Fix what a new run is, record it, and say it; its minutes count from ``began``."""
     if recipe.length.total(1) is None:
         screen.say(f"measuring how many steps {recipe.length.minutes:g} minutes allow")
-        reserve = dist.agree(checkup.seconds()) * recipe.checkups
-        recipe = measured(recipe, loader, reserve)
+        checkups = dist.agree(checkup.seconds()) * recipe.checkups
+        recipe = measured(recipe, loader, time.perf_counter() - began + checkups)
+        if recipe.length.steps == 1:
+            screen.say("decoding, measuring and check-ups take all of them: one step is left; give more --minutes")
     source = loader.source
     about = {"data": str(asked.data), "split": asked.split, "examples": len(source), "rows": named(source)}
     run.begin(recipe, about)

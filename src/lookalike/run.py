@@ -21,6 +21,7 @@ import torch
 import torchvision
 
 from lookalike import dist
+from lookalike.board import Board
 from lookalike.recipe import Recipe, differences, from_plain, to_plain
 from lookalike.trouble import BAD_DATA, LOCKED, USAGE, Trouble
 from lookalike.trouble import IO as IO_TROUBLE
@@ -77,6 +78,7 @@ class Run:
         self.folder = folder
         self._lock: IO[str] | None = None
         self._metrics: IO[str] | None = None
+        self._board: Board | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -116,6 +118,8 @@ class Run:
     def __exit__(self, *_: object) -> None:
         if self._metrics is not None:
             self._metrics.close()
+        if self._board is not None:
+            self._board.close()
         if self._lock is not None:
             _locks.discard(self._lock)
             self._lock.truncate(0)
@@ -144,18 +148,30 @@ class Run:
         lines = self.metrics.read_bytes().splitlines(keepends=True) if self.metrics.exists() else []
         kept = [line for line in lines if _step_of(line) <= step]
         write_atomically(self.metrics, b"".join(kept))
+        self._board = Board.open(self.folder / "tb", step)
 
     def log(self, step: int, **values: float) -> None:
-        """Append one line to metrics.jsonl."""
+        """Append one line to metrics.jsonl, and to TensorBoard's file where that is installed."""
         if self._metrics is None:
             self._metrics = self.metrics.open("a")
         self._metrics.write(json.dumps({"step": step, **values}) + "\n")
         self._metrics.flush()
+        self._show(step, "train" if "loss" in values else "val", values)
+
+    def pace(self, step: int, **values: float) -> None:
+        """What depends on the machine and the hour, for TensorBoard alone: metrics.jsonl repeats exactly."""
+        self._show(step, "perf", values)
+
+    def _show(self, step: int, group: str, values: Mapping[str, float]) -> None:
+        if self._board is not None:
+            self._board.add(step, {f"{group}/{name}": value for name, value in values.items()})
 
     def sync(self) -> None:
         """Make what was logged survive a power cut, as the checkpoint does that follows."""
         if self._metrics is not None:
             os.fsync(self._metrics.fileno())
+        if self._board is not None:
+            self._board.sync()
 
     def note(self, text: str) -> None:
         """Append a line, with the time, to train.log."""
@@ -185,6 +201,9 @@ class Onlooker(Run):
         """Left to the first rank."""
 
     def log(self, step: int, **values: float) -> None:
+        """Left to the first rank."""
+
+    def pace(self, step: int, **values: float) -> None:
         """Left to the first rank."""
 
     def note(self, text: str) -> None:

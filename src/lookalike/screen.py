@@ -51,15 +51,14 @@ class Screen:
     def pulse(self, pulse: Pulse) -> None:
         """Progress of training."""
         shown = " ".join(f"{name} {value:.3f}" for name, value in pulse.metrics.items())
-        state = (
-            f"{pulse.images_per_second:.0f} images/s  loss {pulse.loss:.3f} (guess {pulse.guess:.3f})  "
-            f"top-1 {pulse.top1:.3f}  {shown}"
-        )
+        speed = f"{pulse.images_per_second:.0f} images/s  " if pulse.seconds_per_step else ""  # known from step 2 on
+        state = f"{speed}loss {pulse.loss:.3f} (guess {pulse.guess:.3f})  top-1 {pulse.top1:.3f}  {shown}".rstrip()
         self._show(self.title, pulse.step, pulse.total, state)
         if not self.console.is_terminal and (time.monotonic() >= self.next_plain or pulse.step == pulse.total):
             self.next_plain = time.monotonic() + _PLAIN_SECONDS
-            left = (pulse.total - pulse.step) * pulse.seconds_per_step
-            self.say(f"step {pulse.step}/{pulse.total}  {state}  {left / 60:.1f} min left")
+            minutes = (pulse.total - pulse.step) * pulse.seconds_per_step / 60
+            left = f"  {minutes:.1f} min left" if minutes else ""
+            self.say(f"step {pulse.step}/{pulse.total}  {state}{left}")
 
     def _show(self, what: str, done: int, total: int, state: str) -> None:
         if what not in self.tasks:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -93,6 +94,7 @@ def train(
             learner.advance(outcome, batch, step / total)
             if due.log(step):
                 run.log(step, loss=pulse.loss, top1=pulse.top1, lr=optimizer.param_groups[0]["lr"])
+                run.pace(step, images_per_s=pulse.images_per_second, data_wait=watched.share())
                 watch(pulse)
             if due.checkup(step) and (found := checked(learner, checkup)):
                 watched.metrics = found
@@ -198,7 +200,7 @@ def measured(recipe: Recipe, loader: Loader, reserve: float = 0.0, probes: int =
     """The recipe with minutes turned into steps, by timing steps of a throw-away copy of the run.
 
     The run itself then starts at step 0 with its length known, so that a resume repeats it exactly. ``reserve`` is how
-    many seconds of the minutes to leave for other work.
+    many seconds of the minutes belong to other work, before and after.
     """
     minutes = recipe.length.minutes
     if minutes is None or recipe.length.steps is not None:
@@ -216,7 +218,11 @@ def measured(recipe: Recipe, loader: Loader, reserve: float = 0.0, probes: int =
         marks.append(time.perf_counter())
         if dist.largest([marks[-1] - began])[0] > 0.1 * 60 * minutes:
             break
-    durations = sorted(after - before for before, after in zip([began, *marks], marks))
-    left = 60 * minutes - (time.perf_counter() - began) - reserve
-    steps = dist.agree(max(1, int(left / durations[len(durations) // 2])))
+    durations = [after - before for before, after in zip([began, *marks], marks)]
+    steps = dist.agree(steps_within(60 * minutes - (time.perf_counter() - began) - reserve, durations))
     return replace(recipe, length=replace(recipe.length, steps=steps))
+
+
+def steps_within(seconds: float, durations: Sequence[float]) -> int:
+    """How many steps take ``seconds``, by the median of some; 1 where there is no time left, so that a run exists."""
+    return max(1, int(seconds / statistics.median(durations)))

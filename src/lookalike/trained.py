@@ -123,10 +123,7 @@ def labelled(source: Source, data: Data) -> Source:
     """The rows that have a label."""
     rows = (source.labels >= 0).nonzero()[:, 0]
     if len(rows) == 0:
-        raise Trouble(
-            f"{data} has no labels to evaluate by: class folders, a label column, or .cls in tar shards",
-            BAD_DATA,
-        )
+        raise Trouble(f"{data} has no labels to evaluate by: class folders, or parquet with a label column", BAD_DATA)
     return source if len(rows) == len(source) else Rows(source, rows)
 
 
@@ -134,12 +131,13 @@ def embed_data(
     trained: Trained, data: Data, layer: Layer = "backbone", workers: int = 2, progress: Progress = silent
 ) -> Embeddings:
     """One unit row for every readable picture of every split of ``data``: splits in turn, paths sorted."""
-    found = {name: Part.of(trained, source, layer, workers, progress, name) for name, source in splits_of(data).items()}
+    sources = splits_of(data)
+    found = [Part.of(trained, source, layer, workers, progress, name) for name, source in sources.items()]
     return Embeddings(
-        [path for part in found.values() for path in part.paths],
-        [name for name, part in found.items() for _ in part.paths],
-        torch.cat([part.labels for part in found.values()]).numpy(),
-        torch.cat([part.features for part in found.values()]).numpy(),
+        [path for part in found for path in part.paths],
+        [name for name, part in zip(sources, found) for _ in part.paths],
+        torch.cat([part.labels for part in found]).numpy(),
+        torch.cat([part.features for part in found]).numpy(),
     )
 
 

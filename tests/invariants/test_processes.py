@@ -135,7 +135,7 @@ def compare(found: Trace, expected: Trace, tolerance: float, what: str) -> None:
     for name, value in expected.state.items():
         # A key that is stored in bf16 may round the other way at the last bit of 8.
         allowed = 2**-8 if "bf16" in what and name == "dictionary.keys" else tolerance
-        scale = max(float(np.abs(value).max()), 1e-3)  # what should be 0 is rounding
+        scale = max(float(np.abs(value).max()), 0.1)  # what should be 0 is the rounding of larger numbers
         np.testing.assert_allclose(found.state[name], value, rtol=0, atol=allowed * scale, err_msg=f"{what}: {name}")
 
 

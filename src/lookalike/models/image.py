@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lookalike.models.norm import GroupedBatchNorm2d, group_norms
+from lookalike.models.winograd import fewer_products
 from lookalike.trouble import Trouble
 
 
@@ -50,7 +51,7 @@ class ResNet:
             net.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
             nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
             net.maxpool = nn.Identity()
-        return Pixels(group_norms(net, group)), features
+        return Pixels(fewer_products(group_norms(net, group))), features
 
 
 class TimmPixels(Pixels):
@@ -89,7 +90,7 @@ class Timm:
             hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names them"
             raise Trouble(f"model.name {self.name!r} is not a model of timm; {hint}")
         net = self._create()
-        return TimmPixels(group_norms(net, group)), _width(net)
+        return TimmPixels(fewer_products(group_norms(net, group))), _width(net)
 
     def _create(self) -> nn.Module:
         """Asked for any size first: only some constructors know that word, and the others refuse it at once."""
@@ -122,7 +123,9 @@ class SmallResNet:
 
     def build(self, group: int) -> tuple[nn.Module, int]:
         """Random weights; the width of the last stage is F."""
-        return SmallResNetBackbone(self, group), self.widths[-1]
+        if len(self.widths) != len(self.blocks):
+            raise Trouble(f"model.widths has {len(self.widths)} stages, model.blocks {len(self.blocks)}: set both")
+        return fewer_products(SmallResNetBackbone(self, group)), self.widths[-1]
 
 
 class _Block(nn.Module):

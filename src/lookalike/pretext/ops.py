@@ -118,9 +118,10 @@ def cropped(pixels: Tensor, axes: Axes) -> Tensor:
     result = torch.empty(3, count, *down.shape[1:2] * 2, device=pixels.device)
     if pixels.device.type == "cpu" and height * width >= _LARGE:
         return _cropped_singly(pixels, axes, down, across, result)
-    planes = torch.empty(3, count, height, width, device=pixels.device).copy_(pixels.transpose(0, 1))
-    for plane, into in zip(planes.unbind(0), result.unbind(0)):
-        torch.bmm(down[..., :height], torch.bmm(plane, across[..., :width].mT), out=into)
+    # One product for the rows of all three colours, and the larger products are the faster ones.
+    narrow = torch.bmm(pixels.float().view(count, 3 * height, width), across[..., :width].mT)
+    for colour, into in zip(narrow.view(count, 3, height, -1).unbind(1), result.unbind(0)):
+        torch.bmm(down[..., :height], colour, out=into)
     return result
 
 
@@ -219,11 +220,12 @@ def solarized(planes: Tensor) -> Tensor:
 # ---- in and out of the encoder's format ----
 
 
-def normalise_into(planes: Tensor, mean: tuple[float, ...], std: tuple[float, ...], out: Tensor) -> None:
-    """Fill ``out`` (B, H, W, 3), which is (B, 3, H, W) in channels_last; the planes are used up."""
-    for plane, shift, scale in zip(planes.unbind(0), mean, std):
-        plane.sub_(shift).div_(scale)
-    out.copy_(planes.permute(1, 2, 3, 0))
+def normalised(planes: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(B, H, W, 3), which is (B, 3, H, W) in channels_last; the planes are used up."""
+    out = torch.empty(*planes.shape[1:], len(planes), device=planes.device)
+    for plane, shift, scale, into in zip(planes.unbind(0), mean, std, out.unbind(3)):
+        torch.div(plane.sub_(shift), scale, out=into)
+    return out
 
 
 def displayable(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

@@ -1,0 +1,54 @@
+"""No recipe holds a tensor on the wrong device: forward and advance on fake CUDA tensors, without a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from lookalike.learn.dictionary import MemoryBank
+from lookalike.recipe import Recipe
+from lookalike.recipes import RECIPES
+from lookalike.types import Batch
+
+EXAMPLES, BATCH = 5000, 8
+
+
+def shrunk(recipe: Recipe) -> Recipe:
+    """The recipe at a batch and a queue that take no time to pretend."""
+    return replace(recipe, batch=BATCH, group=4, dictionary=recipe.dictionary.fitted(64))
+
+
+def on_fake_cuda(module: nn.Module) -> None:
+    """Every parameter and buffer becomes one that has a shape, a type and the device, but no numbers."""
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                fake = torch.empty_strided(parameter.shape, parameter.stride(), dtype=parameter.dtype, device="cuda")
+                part._parameters[name] = nn.Parameter(fake, parameter.requires_grad)
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cuda")
+
+
+NAMES = ["moco_v2", "moco_v3", *(name for name in RECIPES if name.startswith("small"))]  # each mechanism, each model
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_on_an_accelerator_every_tensor_of_a_step_is_there(name: str) -> None:
+    recipe = shrunk(RECIPES[name](EXAMPLES, 32))
+    learner = recipe.build(EXAMPLES).train()
+    with FakeTensorMode():
+        on_fake_cuda(learner)
+        learner.labels = torch.zeros(EXAMPLES, dtype=torch.long, device="cuda")
+        side = recipe.pretext.first.size
+        views = [{"pixels": torch.empty(BATCH, 3, side, side, device="cuda")} for _ in range(2)]
+        batch = Batch(torch.zeros(BATCH, dtype=torch.long, device="cuda"), views[0], views[1])
+        outcome = learner(batch)
+        assert outcome.loss.device.type == "cuda"
+        assert outcome.top1().device.type == "cuda"
+        if not isinstance(recipe.dictionary, MemoryBank):  # which asks how many rows differ: fakes have no numbers
+            learner.advance(outcome, batch, 0.5)
