@@ -73,6 +73,8 @@ def pages(window: Window, chunk: Chunk) -> list[Page]:
             raise Damaged("its pages hold fewer rows than its footer says")
         header, length = _header(window, at)
         page = _page(header, first, at + length)
+        if not all(isinstance(number, int) for number in page):
+            raise Damaged("a page's header that makes no sense")
         if (
             not 0 <= page.size <= chunk.end - page.start
             or not 0 <= page.rows <= _MOST
@@ -99,7 +101,7 @@ def _page(header: dict[int, Any], first: int, start: int) -> Page:
             return Page(first, inside[1], start, size, whole, kind, inside[4], inside[5], inside.get(7, True))
         if kind == _DICTIONARY:
             return Page(-1, header[7][1], start, size, whole, kind, _PLAIN, 0, True)
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, AttributeError):
         raise Damaged("a page's header that makes no sense") from None
     raise Unknown
 
