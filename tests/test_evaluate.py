@@ -221,7 +221,7 @@ def test_a_folder_with_splits_is_listed_once_and_embedded_split_by_split(
         (tmp_path / split / "a").mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (9, 9), (40 * i, 0, 0)).save(tmp_path / split / "a" / f"{i}.png")
     listings: list[Path] = []
-    monkeypatch.setattr("lookalike.data.source.listed", lambda root, ends: listings.append(root) or listed(root, ends))
+    monkeypatch.setattr("lookalike.data.disk.listed", lambda root, ends: listings.append(root) or listed(root, ends))
     table = embed_data(Trained(trained[0], trained[1].encoder, 0), tmp_path, workers=0)
     assert listings == [tmp_path]
     assert list(zip(table.split, table.path)) == [

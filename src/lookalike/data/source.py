@@ -1,13 +1,10 @@
-"""From what a person names to a source: a folder, parquet, ``digits``, a tensor, a dataset."""
+"""From what a person names to a source: a place (``places.py``), ``digits``, a tensor, a dataset."""
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Sequence
 from hashlib import blake2b
-from pathlib import Path
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +12,11 @@ import torch
 from torch import Tensor
 
 from lookalike.data.arrays import Arrays, Mapped, MapStyle, digits
-from lookalike.data.decode import SUFFIXES, Unreadable
+from lookalike.data.decode import Unreadable
 from lookalike.data.example import Example, Source
-from lookalike.data.files import TEST, TRAIN, VALIDATION, Listing, by_split, folder_split, listed, split_of, table_split
-from lookalike.data.images import Images
-from lookalike.data.tables import Tables, columns_of, schema_of
+from lookalike.data.files import TEST, TRAIN, VALIDATION, split_of
+from lookalike.data.places import Place, find
+from lookalike.data.rows import Rows
 from lookalike.trouble import BAD_DATA, USAGE, Trouble
 
 __all__ = [
@@ -39,36 +36,6 @@ Data = str | os.PathLike[str] | Tensor | npt.NDArray[np.generic] | MapStyle
 EVERYTHING = "all"  # the name of no split: every row of every split
 
 
-class Rows:
-    """Some rows of a source, as a source."""
-
-    def __init__(self, source: Source, rows: Tensor) -> None:
-        self._source, self._rows = source, rows
-        self.side, self.classes, self.unlisted = source.side, source.classes, source.unlisted
-        self.paths = [source.paths[row] for row in rows.tolist()]
-
-    @property
-    def labels(self) -> Tensor:
-        """(N,) int64, -1 where there is none."""
-        return self._source.labels[self._rows]
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, row: int) -> Example:
-        return self._source[int(self._rows[row])]
-
-    def size(self, row: int) -> tuple[int, int]:
-        """Upright (height, width) in pixels; raises Unreadable."""
-        return self._source.size(int(self._rows[row]))
-
-    def at(self, side: int) -> Self:
-        """The same rows on canvases of another side."""
-        other = copy.copy(self)
-        other._source, other.side = self._source.at(side), side
-        return other
-
-
 def open_source(data: Data, split: str | None = None, side: int = 32) -> Source:
     """The rows of one split on canvases of ``side`` pixels; None is train where it exists, else everything.
 
@@ -84,19 +51,20 @@ def open_source(data: Data, split: str | None = None, side: int = 32) -> Source:
     if data == "digits":
         _refuse_split(split, [])
         return digits(side)
-    return _Place(Path(data)).open(split, side)
+    place = find(data)
+    return place.rows(_chosen(split, place), side)
 
 
 def splits(data: Data) -> list[str]:
     """Which of train, validation and test exist, in this order; [] where the data is not divided. Raises Trouble."""
-    return list(_Place(Path(data)).splits) if isinstance(data, str | os.PathLike) and data != "digits" else []
+    return list(find(data).splits) if isinstance(data, str | os.PathLike) and data != "digits" else []
 
 
 def splits_of(data: Data, side: int = 32) -> dict[str, Source]:
     """Every split that exists, listed once; {"all": everything} where the data is not divided. Raises Trouble."""
     if isinstance(data, str | os.PathLike) and data != "digits":
-        place = _Place(Path(data))
-        return {name: place.open(name, side) for name in place.splits} or {EVERYTHING: place.open(None, side)}
+        place = find(data)
+        return {name: place.rows(name, side) for name in place.splits} or {EVERYTHING: place.rows(None, side)}
     return {EVERYTHING: open_source(data, None, side)}
 
 
@@ -145,65 +113,16 @@ def native_side(source: Source, looks: int = 256) -> int:
     return sorted(sides)[len(sides) // 2]
 
 
-class _Place:
-    """A file or folder, listed once; raises Trouble where it holds nothing to learn from."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        try:
-            if root.is_dir():
-                os.scandir(root).close()
-            elif not root.exists():
-                raise Trouble(f"{root}: no such file or folder; name pictures, a parquet file, or digits", BAD_DATA)
-        except OSError as error:
-            raise Trouble(f"{root}: {error.strerror}; check its permissions", BAD_DATA) from None
-        if root.is_dir():
-            self._list_folder()
-        else:
-            self._list_file()
-
-    def _list_folder(self) -> None:
-        """Parquet with pictures goes before picture files, a few of which a dataset's repository often holds too."""
-        found = listed(self.root, (*SUFFIXES, ".parquet"))
-        tables = [path for path in found.files if path.lower().endswith(".parquet")]
-        pictures = [path for path in found.files if not path.lower().endswith(".parquet")]
-        with_pictures = [path for path in tables if columns_of(schema_of(self.root / path)) is not None]
-        if with_pictures or (tables and not pictures):
-            tables = with_pictures or tables
-            self.tables, self.splits = tables, by_split(tables, table_split)
-        elif pictures:
-            self.tables, self.splits = [], by_split(pictures, folder_split)
-        else:
-            raise Trouble(_nothing(self.root, found), BAD_DATA)
-        self.listing = found._replace(files=pictures)
-
-    def _list_file(self) -> None:
-        if self.root.suffix.lower() != ".parquet":
-            raise Trouble(f"{self.root}: a file that is no .parquet; name the folder that holds the pictures", BAD_DATA)
-        self.tables, self.splits = [self.root.name], {}
-        self.root = self.root.parent
-
-    def open(self, split: str | None, side: int) -> Source:
-        """One split, as open_source describes it."""
-        name = self._chosen(split)
-        if not self.tables:
-            return Images(self.root, self.listing, name, side)
-        every = [path for files in self.splits.values() for path in files] or self.tables
-        source = Tables(self.root, sorted(every), self.splits[name] if name else sorted(every), side)
-        if not len(source):
-            raise Trouble(f"{self.root / source.files[0]}: a table without a row; fetch it again", BAD_DATA)
-        return source
-
-    def _chosen(self, split: str | None) -> str | None:
-        """The split's own name, None for everything; raises Trouble."""
-        if split is None:
-            return TRAIN if TRAIN in self.splits else None
-        if split == EVERYTHING:
-            return None
-        name = split_of(split)
-        if name is None or name not in self.splits:
-            _refuse_split(split, list(self.splits))
-        return name
+def _chosen(split: str | None, place: Place) -> str | None:
+    """The split's own name, None for everything; raises Trouble."""
+    if split is None:
+        return TRAIN if TRAIN in place.splits else None
+    if split == EVERYTHING:
+        return None
+    name = split_of(split)
+    if name is None or name not in place.splits:
+        _refuse_split(split, place.splits)
+    return name
 
 
 def _refuse_split(split: str | None, existing: Sequence[str]) -> None:
@@ -211,19 +130,6 @@ def _refuse_split(split: str | None, existing: Sequence[str]) -> None:
     if split not in (None, EVERYTHING):
         there = f"there are {', '.join(existing)} and {EVERYTHING}" if existing else "the data is not divided"
         raise Trouble(f"no split {split!r}: {there}; choose with --split, or leave it out", USAGE)
-
-
-def _nothing(root: Path, found: Listing) -> str:
-    """The message for a folder without a picture."""
-    if found.unreadable:
-        folder, reason = next(iter(found.unreadable.items()))
-        count = len(found.unreadable)
-        return f"{root}: no picture, and {count} folders cannot be read, first {folder} ({reason}); check permissions"
-    if not found.others:
-        return f"{root}: the folder is empty; name one that holds pictures (.jpg, .png, .webp, ...) or .parquet files"
-    return (
-        f"{root}: no picture among its {found.others} files; pictures end in .jpg, .png, .webp, ..., tables in .parquet"
-    )
 
 
 def _not_empty(dataset: MapStyle) -> MapStyle:

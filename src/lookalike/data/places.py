@@ -1,0 +1,246 @@
+"""What a person may name, and how each kind is opened: one table."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple, Protocol, Self, TypeVar
+
+import torch
+
+from lookalike.data import hub, lists
+from lookalike.data.archives import Archives
+from lookalike.data.arrow import ArrowFile, saved
+from lookalike.data.columns import columns_of
+from lookalike.data.decode import SUFFIXES
+from lookalike.data.disk import Disk, Local
+from lookalike.data.encoded import Encoded, Store
+from lookalike.data.example import Source
+from lookalike.data.files import TEST, TRAIN, VALIDATION, Listing, by_split, folder_split, table_split
+from lookalike.data.images import Images
+from lookalike.data.parquet import ParquetFile, Recent
+from lookalike.data.remote import Remote
+from lookalike.data.rows import Rows
+from lookalike.data.shards import TarShard
+from lookalike.data.tables import TableFile, Tables
+from lookalike.data.zipped import Zip
+from lookalike.trouble import BAD_DATA, Trouble
+
+T = TypeVar("T")
+
+
+class Place(Protocol):
+    """A file or folder, listed once."""
+
+    @property
+    def splits(self) -> Sequence[str]:
+        """Which of train, validation and test exist."""
+
+    def rows(self, split: str | None, side: int) -> Source:
+        """One split, or everything."""
+
+
+class Pictures:
+    """Picture files in folders, here or on a remote disk."""
+
+    def __init__(self, disk: Disk, listing: Listing) -> None:
+        self._disk, self._listing = disk, listing
+        self.splits = list(by_split(listing.files, folder_split))
+
+    def rows(self, split: str | None, side: int) -> Source:
+        """One split, or everything."""
+        if isinstance(self._disk, Local):
+            return Images(self._disk.root, self._listing, split, side)
+        return _Elsewhere(self._disk, self._listing, split, side)
+
+
+class _Elsewhere(Images):
+    """Pictures on another disk, divided and labelled as a folder of this one would be."""
+
+    def __init__(self, disk: Disk, listing: Listing, split: str | None, side: int) -> None:
+        super().__init__(Path(), listing, split, side)
+        self._disk = disk
+
+    def read(self, row: int) -> bytes:
+        """The bytes of one file; raises Unreadable, and Trouble where the disk cannot be reached."""
+        return self._disk.whole(self.files[row])
+
+
+class Divided:
+    """A store whose rows belong to splits; those that belong to none are left out where any do."""
+
+    def __init__(self, store: Store, splits: Mapping[str, Sequence[int]]) -> None:
+        self._source = Encoded(store, side=1)
+        self.splits = [name for name in (TRAIN, VALIDATION, TEST) if name in splits]
+        self._splits = {name: torch.tensor(splits[name]) for name in self.splits}
+
+    def beside(self, unreadable: Mapping[str, str]) -> Self:
+        """The same place, where the listing met folders that could not be read."""
+        self._source.unlisted = {**unreadable, **self._source.unlisted}
+        return self
+
+    def rows(self, split: str | None, side: int) -> Source:
+        """One split, or everything."""
+        if not self._splits:
+            return self._source.at(side)
+        every = torch.cat(list(self._splits.values())).sort().values
+        return Rows(self._source, self._splits[split] if split else every).at(side)
+
+
+class Found(NamedTuple):
+    """The files of one kind, and how many others there are: pictures, and files of other kinds."""
+
+    files: list[str]
+    pictures: int
+    others: int
+
+
+class Kind(NamedTuple):
+    """Files that hold many pictures. ``open`` gives None where others beside them are what is meant; raises Trouble."""
+
+    suffixes: tuple[str, ...]
+    open: Callable[[Disk, Found], Divided | None]
+
+
+def find(data: str | os.PathLike[str]) -> Place:
+    """The place that a path, an address or a name on the Hub means; raises Trouble."""
+    if isinstance(data, str) and data.startswith(hub.PREFIX):
+        return _in_folder(Local(hub.snapshot(data, (*SUFFIXES, *_ALL))), data)
+    if isinstance(data, str) and "://" in data:
+        parent, _, name = data.rpartition("/")
+        remote = name and name.lower().partition("?")[0].endswith(_ALL)
+        return _of_file(Remote(parent), name) if remote else _in_folder(Remote(data), data)
+    root = Path(data)
+    try:
+        if root.is_dir():
+            os.scandir(root).close()
+        elif not root.exists():
+            raise Trouble(f"{root}: no such file or folder; name pictures, tables or archives, or digits", BAD_DATA)
+    except OSError as error:
+        raise Trouble(f"{root}: {error.strerror}; check its permissions", BAD_DATA) from None
+    return _in_folder(Local(root), str(root)) if root.is_dir() else _of_file(Local(root.parent), root.name)
+
+
+def _of_file(disk: Disk, name: str) -> Place:
+    """One file that holds many pictures, or names them; on a remote disk also ``shard-{000000..000099}.tar``."""
+    lower = name.lower().partition("?")[0]
+    files = [name] if isinstance(disk, Local) else _expanded(name)
+    if isinstance(disk, Local) and lower.endswith(lists.SUFFIXES):
+        listed = lists.PathList(disk.root / name)
+        return Divided(listed, listed.splits)
+    for kind in KINDS:
+        if lower.endswith(kind.suffixes) and (place := kind.open(disk, Found(files, 0, 0))) is not None:
+            return place
+    raise Trouble(
+        f"{disk.name(name)}: a file that is no .parquet, .arrow, .tar, .zip, .txt or .csv; "
+        "name the folder that holds the pictures",
+        BAD_DATA,
+    )
+
+
+def _expanded(name: str) -> list[str]:
+    """The names that a range in braces stands for: WebDataset's word for shards on a server that lists nothing."""
+    found = re.fullmatch(r"([^{}]*)\{(\d{1,9})\.\.(\d{1,9})\}([^{}]*)", name)
+    if found is None:
+        return [name]
+    before, first, last, after = found.groups()
+    return [f"{before}{number:0{len(first)}}{after}" for number in range(int(first), int(last) + 1)] or [name]
+
+
+def _in_folder(disk: Disk, name: str) -> Place:
+    """The first kind of the table that the folder holds, else its pictures."""
+    found = disk.listed((*SUFFIXES, *_ALL))
+    pictures = [path for path in found.files if path.lower().endswith(SUFFIXES)]
+    for kind in KINDS:
+        files = [path for path in found.files if path.lower().endswith(kind.suffixes)]
+        others = len(found.files) - len(files) - len(pictures)
+        if files and (place := kind.open(disk, Found(files, len(pictures), others))) is not None:
+            return place.beside(found.unreadable)
+    if not pictures:
+        raise Trouble(_nothing(name, found), BAD_DATA)
+    return Pictures(disk, found._replace(files=pictures))
+
+
+def _parquet(disk: Disk, found: Found) -> Divided | None:
+    recent = Recent()
+    return _tables(_each(disk, found.files, lambda path: ParquetFile(disk, path, recent)), found)
+
+
+def _arrow(disk: Disk, found: Found) -> Divided | None:
+    if not isinstance(disk, Local):
+        raise Trouble(f"{disk.name(found.files[0])}: Arrow files are mapped into memory; copy them here", BAD_DATA)
+    files = saved(disk.root, found.files)
+    return _tables({path: ArrowFile(disk.root / path) for path in files}, found) if files else None
+
+
+def _tables(files: Mapping[str, TableFile], found: Found) -> Divided | None:
+    """Tables with pictures go before picture files, a few of which a dataset's repository often holds too."""
+    names = [path for path, file in files.items() if columns_of(file.schema) is not None]
+    if not names and found.pictures + found.others:
+        return None
+    splits = by_split(names or list(files), table_split)
+    names = sorted(chain(*splits.values())) or names or list(files)
+    store = Tables({path: files[path] for path in names})
+    if not store.paths:
+        raise Trouble(f"{files[names[0]].where}: a table without a row; fetch it again", BAD_DATA)
+    return Divided(store, {name: store.rows_of(paths) for name, paths in splits.items()})
+
+
+def _tars(disk: Disk, found: Found) -> Divided | None:
+    """Shards go before pictures where they are as many: a backup beside photos is no data, nor is a logo."""
+    return _archives(TarShard, disk, found.files) if len(found.files) >= found.pictures else None
+
+
+def _zips(disk: Disk, found: Found) -> Divided | None:
+    """Zip archives count where there is nothing else."""
+    return None if found.pictures + found.others else _archives(Zip, disk, found.files)
+
+
+def _archives(kind: type[TarShard] | type[Zip], disk: Disk, files: Sequence[str]) -> Divided:
+    divided = sorted(chain(*by_split(files, table_split).values()))
+    store = Archives(list(_each(disk, divided or files, lambda path: kind(disk, path)).values()))
+    if not store.paths:
+        where, reason = next(iter(store.unlisted.items()), (files[0], "no member ends in .jpg, .png, .webp, ..."))
+        raise Trouble(f"{disk.name(files[0])}: no picture in it ({where}: {reason})", BAD_DATA)
+    return Divided(store, store.splits)
+
+
+def _compressed(disk: Disk, found: Found) -> Divided | None:
+    if found.pictures + found.others:
+        return None
+    where = disk.name(found.files[0])
+    raise Trouble(f"{where}: a compressed tar cannot be read at random; decompress it, or extract it", BAD_DATA)
+
+
+def _each(disk: Disk, files: Sequence[str], open_one: Callable[[str], T]) -> dict[str, T]:
+    """Every file opened, some at once."""
+    with ThreadPoolExecutor(disk.at_once) as pool:
+        return dict(zip(files, pool.map(open_one, files)))
+
+
+KINDS = (
+    Kind((".parquet",), _parquet),
+    Kind((".arrow",), _arrow),
+    Kind((".tar",), _tars),
+    Kind((".zip",), _zips),
+    Kind((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"), _compressed),
+)
+_ALL = tuple(suffix for kind in KINDS for suffix in kind.suffixes)
+
+
+def _nothing(name: str, found: Listing) -> str:
+    """The message for a folder without a picture."""
+    if found.unreadable:
+        folder, reason = next(iter(found.unreadable.items()))
+        count = len(found.unreadable)
+        return f"{name}: no picture, and {count} folders cannot be read, first {folder} ({reason}); check permissions"
+    if not found.others:
+        return f"{name}: the folder is empty; name one that holds pictures (.jpg, .png, .webp, ...), tables or archives"
+    return (
+        f"{name}: no picture among its {found.others} files; "
+        "pictures end in .jpg, .png, .webp, ..., tables in .parquet, archives in .tar or .zip"
+    )

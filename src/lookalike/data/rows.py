@@ -1,0 +1,40 @@
+"""Some rows of a source."""
+
+from __future__ import annotations
+
+import copy
+from typing import Self
+
+from torch import Tensor
+
+from lookalike.data.example import Example, Source
+
+
+class Rows:
+    """Some rows of a source, as a source."""
+
+    def __init__(self, source: Source, rows: Tensor) -> None:
+        self._source, self._rows = source, rows
+        self.side, self.classes, self.unlisted = source.side, source.classes, source.unlisted
+        self.paths = [source.paths[row] for row in rows.tolist()]
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64, -1 where there is none."""
+        return self._source.labels[self._rows]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: int) -> Example:
+        return self._source[int(self._rows[row])]
+
+    def size(self, row: int) -> tuple[int, int]:
+        """Upright (height, width) in pixels; raises Unreadable."""
+        return self._source.size(int(self._rows[row]))
+
+    def at(self, side: int) -> Self:
+        """The same rows on canvases of another side."""
+        other = copy.copy(self)
+        other._source, other.side = self._source.at(side), side
+        return other
