@@ -123,7 +123,9 @@ def compare(job: Job, rounds: int) -> dict[str, list[float]]:
     print(f"\n{job.folder.name}, {job.side} px, pictures/s: median of {rounds} alternating rounds (min to max)")
     for name, values in rates.items():
         middle = statistics.median(values)
-        print(f"  {name:20s} {middle:9.0f}  ({min(values):.0f} to {max(values):.0f})  {middle / base:6.2f} x torchvision")
+        print(
+            f"  {name:20s} {middle:9.0f}  ({min(values):.0f} to {max(values):.0f})  {middle / base:6.2f} x torchvision"
+        )
     return rates
 
 

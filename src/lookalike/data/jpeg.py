@@ -17,7 +17,11 @@ except ImportError:  # pragma: no cover
     simplejpeg = None
 
 ORIENTATION = 0x0112  # the EXIF tag
-_SIZES = (0xC0, 0xC1, 0xC2)  # SOF of baseline, extended and progressive Huffman coding; the others are Pillow's to judge
+_SIZES = (
+    0xC0,
+    0xC1,
+    0xC2,
+)  # SOF of baseline, extended and progressive Huffman coding; the others are Pillow's to judge
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/"
 
 
