@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import re
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, UnidentifiedImageError, _imaging, features
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -80,6 +81,20 @@ class _Quiet:
 _quiet = _Quiet()
 
 
+def _silence_libtiff() -> None:
+    """Keep libtiff from writing a line to the terminal for every odd tag; what matters reaches Pillow as an error.
+
+    Pillow has no switch for it, so the library is asked itself, by its own names; one that hides them stays loud.
+    """
+    library = ctypes.CDLL(_imaging.__file__)
+    for name in ("TIFFSetWarningHandler", "TIFFSetErrorHandler"):
+        with suppress(AttributeError):
+            getattr(library, name)(None)
+
+
+_silence_libtiff()
+
+
 def decode(data: bytes, side: int) -> Canvas:
     """The picture in ``data`` as a canvas of ``side`` pixels; raises Unreadable and nothing else."""
     found = jpeg.frame(data)
@@ -139,6 +154,9 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
             yield image
     except Unreadable:
         raise
+    except Image.DecompressionBombError as error:  # Pillow's own limit, which is higher, comes first
+        count = re.search(r"\d+", str(error))
+        raise Unreadable(_too_many(count[0] if count else "far too many")) from None
     except UnidentifiedImageError:
         raise Unreadable("no picture, or its first bytes are damaged") from None
     except Exception as error:
@@ -148,9 +166,13 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
 def _refuse_huge(width: int, height: int) -> None:
     """Stop before a decoder allocates what a few bytes of header ask for."""
     if width * height > MAX_PIXELS:
-        raise Unreadable(f"{width}x{height} pixels are more than the limit of {MAX_PIXELS // 1_000_000} million")
+        raise Unreadable(_too_many(f"{width}x{height}"))
     if width * height < 1:
         raise Unreadable(f"{width}x{height} pixels: there is no pixel")
+
+
+def _too_many(count: str) -> str:
+    return f"{count} pixels are more than the limit of {MAX_PIXELS // 1_000_000} million"
 
 
 def _line(error: Exception) -> str:

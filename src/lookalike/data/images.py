@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import stat
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from lookalike.data.decode import Unreadable, decode, header
 from lookalike.data.example import Example, broken, whole
-from lookalike.data.files import Listing, by_split, folder_split, printable
+from lookalike.data.files import Listing, Names, by_split, folder_split, printable
 
 MAX_BYTES = 1 << 30  # of one file: more is no picture that anybody wants to learn from
 
@@ -28,15 +29,16 @@ class Images:
         below = 1 if splits else 0
         everything = [path for files in splits.values() for path in files] if splits else listing.files
         self.root, self.side = root, side
-        self.files = sorted(everything) if split is None else splits[split]
-        self.paths = [printable(path) for path in self.files]
+        files = sorted(everything) if split is None else splits[split]
+        self.files = Names(files)
+        self.paths = self.files.shown()
         self.unlisted = listing.unreadable
         names, labels = _classes(everything, below), None
         if len(names) > 1:
-            labels = _labels(self.files, below, {name: i for i, name in enumerate(names)})
+            labels = _labels(files, below, {name: i for i, name in enumerate(names)})
         self.classes = [] if labels is None else [printable(name) for name in names]
-        self.labels: Tensor = torch.full((len(self.files),), -1) if labels is None else torch.tensor(labels)
-        self._labels: list[int] = self.labels.tolist()  # a tensor takes microseconds to index
+        self.labels: Tensor = torch.full((len(files),), -1) if labels is None else torch.tensor(labels)
+        self._labels = array("q", self.labels.numpy().tobytes())  # a tensor takes microseconds to index
 
     def __len__(self) -> int:
         return len(self.files)

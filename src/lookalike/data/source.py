@@ -218,7 +218,7 @@ def _nothing(root: Path, found: Listing) -> str:
     if found.unreadable:
         folder, reason = next(iter(found.unreadable.items()))
         count = len(found.unreadable)
-        return f"{root}: no picture, and {count} folders cannot be read, first {folder} ({reason}); check permissions"
+        return f"{root}: no picture, and {count} entries cannot be read, first {folder} ({reason}); check permissions"
     if not found.others:
         return f"{root}: the folder is empty; name one that holds pictures (.jpg, .png, .webp, ...) or .parquet files"
     return (
