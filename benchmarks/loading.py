@@ -5,9 +5,10 @@
 torchvision is ``ImageFolder`` + ``RandomResizedCrop`` (PIL) + ``ToTensor`` in a ``DataLoader`` with persistent workers.
 lookalike streams (``--memory 0``): every epoch opens, checks, decodes and resizes every file again, as a first epoch
 does. Its batches are uint8 canvases, of which views are made on the device, so a line says what it costs with the same
-kind of crop made of every canvas. Each contestant runs alone in a process of its own, on the same files in its own
-shuffled order; rounds alternate between the contestants. The time runs from before the workers start to the last
-batch. Files come from the page cache, as they do for data sets smaller than memory: this compares work, not disks.
+kind of crop made of every canvas in the main process. Each contestant runs alone in a process of its own, on the same
+files in its own shuffled order; rounds alternate between the contestants. The time runs from before the workers start
+until the last of ``--pictures``. Files come from the page cache, as they do for data sets smaller than memory: this
+compares work, not disks.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
@@ -35,7 +37,7 @@ from lookalike.data.order import Order
 from lookalike.data.source import open_source
 from lookalike.pretext.image import Canvases, ImageView
 
-FOLDERS = {"imagenette128": 2, "clothing_small": 24}  # epochs a round: some thousands of pictures in each
+FOLDERS = ("imagenette128", "clothing_small")
 BATCH = 64
 SCALE = (0.2, 1.0)  # area of the crop
 
@@ -45,8 +47,8 @@ class Job(NamedTuple):
 
     folder: Path
     side: int
-    epochs: int
     workers: int
+    pictures: int  # after so many the clock stops
 
 
 def torchvision_pil(job: Job) -> Iterator[int]:
@@ -59,7 +61,7 @@ def torchvision_pil(job: Job) -> Iterator[int]:
         num_workers=job.workers,
         persistent_workers=job.workers > 0,
     )
-    for _ in range(job.epochs):
+    while True:
         for pixels, _ in loader:
             yield len(pixels)
 
@@ -67,7 +69,7 @@ def torchvision_pil(job: Job) -> Iterator[int]:
 def canvases(job: Job, memory: int = 0) -> Iterator[int]:
     loader = Loader(open_source(job.folder, "train", job.side), memory, job.workers)
     order = Order(len(loader), BATCH, seed=0)
-    for batch in loader.batches(order.rows(step) for step in range(job.epochs * order.steps_per_epoch)):
+    for batch in loader.batches(order.rows(step) for step in count()):
         yield len(batch.rows)
 
 
@@ -75,14 +77,14 @@ def cached(job: Job) -> Iterator[int]:
     loader = Loader(open_source(job.folder, "train", job.side), workers=job.workers)
     order = Order(len(loader), BATCH, seed=0)
     yield 0  # the clock starts here: decoding is over
-    for batch in loader.batches(order.rows(step) for step in range(job.epochs * order.steps_per_epoch)):
+    for batch in loader.batches(order.rows(step) for step in count()):
         yield len(batch.rows)
 
 
 def cropped(job: Job) -> Iterator[int]:
     loader = Loader(open_source(job.folder, "train", job.side), 0, job.workers)
     order, view = Order(len(loader), BATCH, seed=0), ImageView(job.side, SCALE, flip=0)
-    for batch in loader.batches(order.rows(step) for step in range(job.epochs * order.steps_per_epoch)):
+    for batch in loader.batches(order.rows(step) for step in count()):
         view(Canvases(batch.pixels, batch.sizes), batch.rows, 0, 0, 0)
         yield len(batch.rows)
 
@@ -98,13 +100,14 @@ CONTESTANTS: dict[str, Callable[[Job], Iterator[int]]] = {
 def rate(name: str, job: Job) -> float:
     """Pictures a second."""
     torch.set_num_threads(1)
-    start = time.perf_counter()
-    count = 0
+    start, done = time.perf_counter(), 0
     for found in CONTESTANTS[name](job):
-        count += found
+        done += found
         if not found:
             start = time.perf_counter()
-    return count / (time.perf_counter() - start)
+        if done >= job.pictures:
+            return done / (time.perf_counter() - start)
+    raise RuntimeError("the batches ended")
 
 
 def alone(name: str, job: Job) -> float:
@@ -142,13 +145,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--side", type=int, default=128)
+    parser.add_argument("--pictures", type=int, default=6000, help="a round of each contestant")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     versions = ", ".join(installed(name) for name in ("torch", "torchvision", "pillow", "simplejpeg"))
     print(f"{len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, {versions}")
     found = {
-        name: compare(Job(asked.data / name, asked.side, epochs, asked.workers), asked.rounds)
-        for name, epochs in FOLDERS.items()
+        name: compare(Job(asked.data / name, asked.side, asked.workers, asked.pictures), asked.rounds)
+        for name in FOLDERS
         if (asked.data / name).is_dir()
     }
     if asked.json:

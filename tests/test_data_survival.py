@@ -17,6 +17,7 @@ from PIL import Image
 
 from lookalike.data.decode import SUFFIXES, Unreadable, decode
 from lookalike.data.files import printable
+from tests.conftest import SHARED
 from tests.forks import Ended, Forks, digest
 from tests.test_data_decode import bomb, encoded
 
@@ -119,7 +120,7 @@ def odd_files(root: Path, shared: Path) -> dict[str, str]:
 
 
 def train(forks: Forks, data: Path, out: Path, workers: int, memory: float) -> Ended:
-    fixed = ["--recipe", "tiny", "--max-bad", "1.0", "--quiet"]
+    fixed = ["--recipe", "tiny", "--steps", 12, "--checkups", 1, "--max-bad", "1.0", "--quiet"]
     ended = forks.run(["pretrain", data, "--out", out, *fixed, "--workers", workers, "--memory", memory])
     assert ended.code == 0, ended.errors
     return ended
@@ -134,27 +135,16 @@ def noted(out: Path) -> dict[str, str]:
 
 
 def test_a_run_survives_all_of_it(tmp_path: Path, forks: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
-    survive(tmp_path, forks, monkeypatch, None)
-
-
-@pytest.mark.shared
-def test_a_run_survives_real_odd_files(
-    tmp_path: Path, forks: Forks, monkeypatch: pytest.MonkeyPatch, shared: Path
-) -> None:
-    survive(tmp_path, forks, monkeypatch, shared)
-
-
-def survive(tmp_path: Path, forks: Forks, monkeypatch: pytest.MonkeyPatch, shared: Path | None) -> None:
+    """What the test makes, and beside the checkout also three collections of real odd files."""
     good_photos(tmp_path / "good")
     calm = train(forks, tmp_path / "good", tmp_path / "calm", 0, 0)
     root = tmp_path / "data"
     good_photos(root)
-    odd = odd_files(root, shared) if shared else {}
+    odd = odd_files(root, SHARED) if SHARED.is_dir() else {}
     bad_files(root)
     try:
         with a_socket(root, monkeypatch):
-            runs = [(0, 4.0), (0, 0.0), (1, 0.0), (2, 0.0), (4, 0.0)] if shared else [(2, 4.0), (1, 0.0)]
-            for number, (workers, memory) in enumerate(runs):
+            for number, (workers, memory) in enumerate([(2, 4.0), (0, 0.0), (1, 0.0), (2, 0.0), (4, 0.0)]):
                 out = tmp_path / f"run{number}"
                 ended = train(forks, root, out, workers, memory)
                 assert ended.peak - calm.peak <= 200
