@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from lookalike.data import jpeg
 from lookalike.data.decode import MAX_PIXELS, SUFFIXES, Canvas, Unreadable, decode, header
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -275,3 +276,88 @@ def test_real_orientations_look_alike(shared: Path) -> None:
     for canvas in canvases[1:]:
         assert (canvas.height, canvas.width) == (canvases[0].height, canvases[0].width)
         assert (canvas.pixels.float() - canvases[0].pixels.float()).abs().mean() < 12
+
+
+JPEGS = st.fixed_dictionaries(
+    {
+        "size": st.tuples(st.integers(1, 700), st.integers(1, 700)),
+        "mode": st.sampled_from(["RGB", "L"]),
+        "quality": st.sampled_from([30, 75, 95]),
+        "progressive": st.booleans(),
+        "subsampling": st.sampled_from([0, 1, 2]),
+        "orientation": st.integers(0, 9),
+        "side": st.sampled_from([8, 32, 128]),
+    }
+)
+
+
+def without_the_short_way(data: bytes, side: int) -> Canvas:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jpeg, "simplejpeg", None)
+        return decode(data, side)
+
+
+def alike(one: Canvas, other: Canvas) -> bool:
+    return torch.equal(one.pixels, other.pixels) and one[1:] == other[1:]
+
+
+@given(JPEGS)
+@settings(max_examples=60, deadline=None)
+def test_the_short_way_gives_what_pillow_gives(asked: dict[str, Any]) -> None:
+    pytest.importorskip("simplejpeg", reason="without it there is no short way")
+    width, height = asked["size"]
+    noise = np.random.default_rng(0).integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize((width, height)).convert(asked["mode"])
+    exif = Image.Exif()
+    if asked["orientation"]:
+        exif[0x0112] = asked["orientation"]
+    options = {name: asked[name] for name in ("quality", "progressive", "subsampling")}
+    data = encoded(image, "JPEG", exif=exif, **options)
+    found = jpeg.frame(data)
+    assert found is not None
+    assert jpeg.pixels(data, found, asked["side"]) is not None
+    assert alike(decode(data, asked["side"]), without_the_short_way(data, asked["side"]))
+
+
+@pytest.mark.parametrize("damage", ["cut", "noise", "tail"])
+def test_what_the_short_way_does_not_know_is_left_to_pillow(damage: str) -> None:
+    data = encoded(flag(), "JPEG")
+    data = {"cut": data[:-40], "noise": data[:-60] + b"\xff\xd8" + data[-58:], "tail": data + b"\0" * 99}[damage]
+    try:
+        wanted = without_the_short_way(data, 16)
+    except Unreadable:
+        with pytest.raises(Unreadable):
+            decode(data, 16)
+    else:
+        assert alike(decode(data, 16), wanted)
+
+
+def test_the_short_way_is_for_ordinary_photos() -> None:
+    cmyk = encoded(Image.new("CMYK", (8, 8)), "JPEG")
+    xmp = encoded(flag(), "JPEG", xmp=b"<x:xmpmeta/>")
+    for data in (b"", b"\xff\xd8\xff", encoded(flag(), "PNG"), cmyk, xmp, b"\xff\xd8" + b"\xff\xe1\0\2" * 9):
+        assert jpeg.frame(data) is None
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("folder", ["coco_mini", "clothing_small", "pillow_images"])
+def test_real_photos_by_both_ways(shared: Path, folder: str) -> None:
+    pytest.importorskip("simplejpeg", reason="without it there is no short way")
+    short = 0
+    for path in sorted((shared / folder).rglob("*.jp*g"))[:60]:
+        data = path.read_bytes()
+        try:
+            wanted = without_the_short_way(data, 64)
+        except Unreadable:
+            continue
+        assert alike(decode(data, 64), wanted), path
+        short += jpeg.frame(data) is not None
+    assert short > 5
+
+
+def test_libtiff_writes_nothing_to_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    data = encoded(flag().convert("1"), "TIFF", compression="group4")
+    for place in range(8, len(data)):
+        with suppress(Unreadable):
+            decode(data[:place] + b"\xff" + data[place + 1 :], 8)
+    assert capfd.readouterr().err == ""

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lookalike.data.order import Order, permuted
+from lookalike.seeding import hashed
 
 seeds = st.integers(0, 2**63 - 1)
 
@@ -17,6 +18,50 @@ seeds = st.integers(0, 2**63 - 1)
 def test_permutes_every_length(length: int, seed: int, epoch: int) -> None:
     rows = permuted(torch.arange(length), length, seed, epoch)
     assert torch.equal(rows.sort().values, torch.arange(length))
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2**40])
+def test_permutes_every_small_length(epoch: int) -> None:
+    for length in [*range(1, 100), 256, 257, 1024, 1025]:
+        assert torch.equal(permuted(torch.arange(length), length, 7, epoch).sort().values, torch.arange(length))
+
+
+@given(
+    length=st.one_of(
+        st.integers(1, 2**62), st.integers(0, 31).map(lambda n: 4**n), st.integers(0, 30).map(lambda n: 4**n + 1)
+    ),
+    seed=seeds,
+    epoch=st.integers(0, 2**62),
+)
+@settings(max_examples=60, deadline=None)
+def test_inverted_it_is_where_it_began(length: int, seed: int, epoch: int) -> None:
+    """Every position comes back through the inverse, so no two share a row, at lengths beyond any memory."""
+    positions = torch.unique(torch.tensor([i * (length - 1) // 50 for i in range(51)]))
+    rows = permuted(positions, length, seed, epoch)
+    assert 0 <= int(rows.min()) <= int(rows.max()) < length
+    assert [inverse(row, length, seed, epoch) for row in rows.tolist()] == positions.tolist()
+
+
+def inverse(row: int, length: int, seed: int, epoch: int) -> int:
+    """The position of a row, in Python's unbounded integers: the network run backwards, walked as far as it was."""
+    half = max(1, (max(length - 1, 1).bit_length() + 1) // 2)
+    mask = (1 << half) - 1
+    while True:
+        left, right = row >> half, row & mask
+        for i in reversed(range(6)):
+            left, right = right ^ (mixed(left + hashed(seed, epoch, i)) & mask), left
+        row = left << half | right
+        if row < length:
+            return row
+
+
+def mixed(word: int) -> int:
+    """SplitMix64's finaliser."""
+    whole = (1 << 64) - 1
+    word &= whole
+    word = (word ^ word >> 30) * 0xBF58476D1CE4E5B9 & whole
+    word = (word ^ word >> 27) * 0x94D049BB133111EB & whole
+    return word ^ word >> 31
 
 
 @given(length=st.integers(10**9, 2**40), seed=seeds)
@@ -52,6 +97,14 @@ def test_ranks_concatenate_to_the_whole(share: int, world: int, extra: int, seed
     order = Order(share * world + extra, share * world, seed)
     parts = [order.rows(step, rank, world) for rank in range(world)]
     assert torch.equal(torch.cat(parts), order.rows(step))
+
+
+def test_steps_are_the_shuffle_cut_into_pieces() -> None:
+    order = Order(50_000, 3000, seed=5)  # a step begins and ends anywhere in the blocks that are computed at once
+    rows = torch.cat([order.rows(step) for step in range(order.steps_per_epoch)])
+    assert torch.equal(rows, permuted(torch.arange(48_000), 50_000, 5, 0))
+    order.rows(0).zero_()
+    assert torch.equal(order.rows(0), rows[:3000])
 
 
 @given(length=st.integers(1, 100), batch=st.integers(4, 64), seed=seeds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from lookalike.types import Batch
 
@@ -39,11 +40,31 @@ class Due:
         self.next_save = now + max(60.0, 100 * (now - began))
 
 
-class Waiting:
-    """Iterates batches and keeps how long the step waited for them."""
+Item = TypeVar("Item")
 
-    def __init__(self, source: Iterator[Batch]) -> None:
-        self.source = source
+
+class Timed:
+    """Passes on what an iterator gives, and adds up the seconds that it takes."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def over(self, source: Iterator[Item]) -> Iterator[Item]:
+        """What ``source`` gives."""
+        while True:
+            asked = time.perf_counter()
+            item = next(source, None)
+            self.seconds += time.perf_counter() - asked
+            if item is None:
+                return
+            yield item
+
+
+class Waiting:
+    """Iterates batches and keeps how long the step waited: ``data`` is the part of it that is no making of views."""
+
+    def __init__(self, source: Iterator[Batch], data: Timed) -> None:
+        self.source, self.data = source, data
         self.waited, self.count = 0.0, 0
         self.began = self.last = time.perf_counter()
         self.pace = 0.0
@@ -66,5 +87,9 @@ class Waiting:
         return batch / self.pace if self.pace else 0.0
 
     def share(self) -> float:
-        """The share of the time since the start that went into getting batches, views included."""
-        return self.waited / max(1e-9, time.perf_counter() - self.began)
+        """The share of the time since the start in which there was no data."""
+        return self.data.seconds / max(1e-9, time.perf_counter() - self.began)
+
+    def views(self) -> float:
+        """The share of the time since the start in which views were made."""
+        return (self.waited - self.data.seconds) / max(1e-9, time.perf_counter() - self.began)

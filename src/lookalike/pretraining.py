@@ -209,7 +209,8 @@ def initialise(other: Path, recipe: Recipe, run: Run, loader: Loader) -> None:
 def summary(done: Finished, out: Path) -> str:
     """The last line of a run."""
     state = "done" if done.step == done.total else "stopped and saved; the same command continues"
-    return f"step {done.step} of {done.total}: {state}; waited for data and views {done.waited:.1%} of the time; {out}"
+    time = f"waited for data {done.waited:.1%} of the time, made views {done.views:.1%}"
+    return f"step {done.step} of {done.total}: {state}; {time}; {out}"
 
 
 class Checkup(NamedTuple):

@@ -19,7 +19,7 @@ from lookalike.data.order import Order
 from lookalike.dist import autocast, device, placed
 from lookalike.learn.learner import Learner, Outcome
 from lookalike.memory import keep_freed
-from lookalike.pace import Due, Waiting
+from lookalike.pace import Due, Timed, Waiting
 from lookalike.pretext.image import Canvases
 from lookalike.recipe import Recipe, uneven
 from lookalike.run import Run
@@ -51,14 +51,21 @@ class Finished(NamedTuple):
     total: int
     learner: Learner
     waited: float  # share of the time in which the step waited for data
+    views: float  # share of the time in which views were made of it
     signal: int | None
 
 
-def batches(loader: Loader, recipe: Recipe, order: Order, start: int, stop: int) -> Iterator[Batch]:
-    """This rank's share of the two views of every step from ``start`` on: a pure function of recipe and data."""
+def batches(
+    loader: Loader, recipe: Recipe, order: Order, start: int, stop: int, data: Timed | None = None
+) -> Iterator[Batch]:
+    """This rank's share of the two views of every step from ``start`` on: a pure function of recipe and data.
+
+    ``data`` adds up how long canvases were waited for.
+    """
+    data = data or Timed()
     rows_of_steps = (order.rows(step, dist.rank(), dist.world()) for step in range(start, stop))
     where = device()
-    for step, (rows, pixels, sizes) in enumerate(loader.batches(rows_of_steps), start):
+    for step, (rows, pixels, sizes) in enumerate(data.over(loader.batches(rows_of_steps)), start):
         rows, canvases = rows.to(where), Canvases(pixels.to(where), sizes.to(where))
         yield Batch(rows, *recipe.pretext(canvases, rows, recipe.seed, order.epoch(step)))
 
@@ -79,7 +86,8 @@ def train(
     step = resume(run, learner, optimizer)
     total = steps_of(recipe, order)
     due = Due(total, recipe.checkups, save_every)
-    watched = Watched(recipe, total, len(loader), batches(loader, recipe, order, step, total))
+    data = Timed()
+    watched = Watched(recipe, total, len(loader), Waiting(batches(loader, recipe, order, step, total, data), data))
     model = dist.distributed(learner)
     learner.train()
 
@@ -106,8 +114,8 @@ def train(
                 run.sync()
                 due.saved(lambda: checkpoint.save(run.checkpoints, step, learner, optimizer))  # noqa: B023
             if signal:
-                return Finished(step, total, learner, watched.share(), int(signal))
-    return Finished(step, total, learner, watched.share(), None)
+                return Finished(step, total, learner, watched.share(), watched.waiting.views(), int(signal))
+    return Finished(step, total, learner, watched.share(), watched.waiting.views(), None)
 
 
 def begun(recipe: Recipe, loader: Loader) -> Learner:
@@ -149,9 +157,8 @@ def checked(learner: Learner, checkup: CheckUp) -> dict[str, float]:
 class Watched:
     """Iterates the batches of a run and keeps what a pulse tells of it."""
 
-    def __init__(self, recipe: Recipe, total: int, examples: int, source: Iterator[Batch]) -> None:
-        self.recipe, self.total = recipe, total
-        self.waiting = Waiting(source)
+    def __init__(self, recipe: Recipe, total: int, examples: int, waiting: Waiting) -> None:
+        self.recipe, self.total, self.waiting = recipe, total, waiting
         self.guess = recipe.guess(examples)
         self.metrics: dict[str, float] = {}
 
@@ -159,7 +166,7 @@ class Watched:
         return iter(self.waiting)
 
     def share(self) -> float:
-        """The share of the time in which the step waited."""
+        """The share of the time in which the step waited for data."""
         return self.waiting.share()
 
     def pulse(self, step: int, outcome: Outcome) -> Pulse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol, Self
 
 import torch
@@ -25,8 +26,11 @@ class Source(Protocol):
     """N rows, in an order that depends on the data alone; a bad row is an example that says so, never an exception."""
 
     side: int  # S, of every canvas
-    paths: list[str]  # (N,) unique, valid Unicode
     unlisted: dict[str, str]  # folders that could not be looked into: path and reason
+
+    @property
+    def paths(self) -> Sequence[str]:
+        """(N,) unique, valid Unicode."""
 
     @property
     def labels(self) -> Tensor:

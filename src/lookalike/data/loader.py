@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
-import time
-import warnings
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import closing
+from typing import NamedTuple
 
 import torch
-import torch.multiprocessing  # its pickler hands tensors over in shared memory
 from torch import Tensor
 
 from lookalike.data.example import Source
-from lookalike.trouble import BAD_DATA, IO, Trouble
+from lookalike.data.workers import PART, Part, here, in_workers
+from lookalike.trouble import BAD_DATA, Trouble
 
 GIB = 1 << 30
-_AHEAD = 2  # batches in the making per worker
-_CHUNK = 256  # rows a task while filling the cache
+_CHUNK = 256  # rows between two words of progress while filling the cache
 _FEW = 512  # below so many rows starting workers takes longer than decoding
 
 
@@ -33,14 +25,6 @@ class Pixels(NamedTuple):
     rows: Tensor
     pixels: Tensor
     sizes: Tensor
-
-
-class _Decoded(NamedTuple):
-    """What a worker returns; ``bad`` holds every row met that could not be read."""
-
-    pixels: Tensor
-    sizes: Tensor
-    bad: dict[int, str]
 
 
 class Loader:
@@ -92,11 +76,11 @@ class Loader:
     def _fill(self, workers: int, progress: Callable[[int], None]) -> None:
         """Decode everything once, then let each bad row have the canvas of the next good one."""
         count, side = len(self), self.source.side
-        pixels, sizes = torch.empty(count, 3, side, side, dtype=torch.uint8), torch.empty(count, 2, dtype=torch.int64)
+        pixels, sizes = _empty(count, side)
         with closing(self._decoded(torch.split(torch.arange(count), _CHUNK), workers, tries=0)) as batches:
             for batch in batches:
-                here = slice(int(batch.rows[0]), int(batch.rows[-1]) + 1)
-                pixels[here], sizes[here] = batch.pixels, batch.sizes
+                place = slice(int(batch.rows[0]), int(batch.rows[-1]) + 1)
+                pixels[place], sizes[place] = batch.pixels, batch.sizes
                 progress(len(batch.rows))
         refuse_too_many(self.bad_rows, self.source, self.max_bad)
         for row in self.bad_rows:
@@ -106,16 +90,20 @@ class Loader:
 
     def _decoded(self, rows_of_steps: Iterable[Tensor], workers: int, tries: int) -> Generator[Pixels, None, None]:
         """Batches decoded here or by workers, in the order of the steps; ``tries`` 0 leaves bad rows black."""
-        if workers:
-            made = _in_workers(self.source, rows_of_steps, workers, tries)
-        else:
-            made = _here(self.source, rows_of_steps, tries)
+        parts = (Part(rows, start) for rows in rows_of_steps for start in range(0, len(rows), PART))
+        made = in_workers(self.source, parts, workers, tries) if workers else here(self.source, parts, tries)
         with closing(made):  # at once, not when the last traceback is forgotten
-            for rows, (pixels, sizes, bad) in made:
+            for part, pixels, (sizes, bad) in made:
+                if part.start == 0:
+                    batch = Pixels(part.rows, *_empty(len(part.rows), self.source.side))
+                place = slice(part.start, part.stop)
+                batch.pixels[place] = torch.from_numpy(pixels[: len(sizes)])
+                batch.sizes[place] = torch.tensor(sizes)
                 self._note(bad)
                 if tries:
                     refuse_too_many(self.bad_rows, self.source, self.max_bad)
-                yield Pixels(rows, pixels, sizes)
+                if part.stop == len(part.rows):
+                    yield batch
 
     def _note(self, bad: Mapping[int, str]) -> None:
         """Remember new bad rows, each once."""
@@ -143,110 +131,6 @@ def cores() -> int:
     return min(16, allowed)
 
 
-def _decode(source: Source, rows: list[int], tries: int, stopped: Callable[[], bool] = lambda: False) -> _Decoded:
-    """The canvases of some rows, each bad one replaced by the first good of the next ``tries`` rows, else black."""
-    side = source.side
-    pixels, sizes = [torch.zeros(3, side, side, dtype=torch.uint8)] * len(rows), [(1, 1)] * len(rows)
-    bad: dict[int, str] = {}
-    for i, row in enumerate(rows):
-        if stopped():
-            break
-        for other in range(row, row + min(tries, len(source) - 1) + 1):
-            found = source[other % len(source)]
-            if found.bad is None:
-                pixels[i], sizes[i] = found.pixels, (found.height, found.width)
-                break
-            bad[other % len(source)] = found.bad
-    return _Decoded(torch.stack(pixels), torch.tensor(sizes), bad)
-
-
-def _here(
-    source: Source, rows_of_steps: Iterable[Tensor], tries: int
-) -> Generator[tuple[Tensor, _Decoded], None, None]:
-    """Every step decoded in this process, when it is asked for."""
-    for rows in rows_of_steps:
-        yield rows, _decode(source, rows.tolist(), tries)
-
-
-def _in_workers(
-    source: Source, rows_of_steps: Iterable[Tensor], workers: int, tries: int
-) -> Generator[tuple[Tensor, _Decoded], None, None]:
-    """Every step decoded by one of ``workers`` processes, ahead of time, returned in order.
-
-    torch's DataLoader is not used since it answers a killed worker with an exception in the midst of the training
-    step. Here the steps that were under way are simply asked for again of new workers, three times at most.
-    """
-    steps, ahead, deaths = iter(rows_of_steps), deque[Tensor](), 0
-    while True:
-        try:
-            with _pool(source, workers) as pool:
-                under_way = deque(pool.submit(_task, rows.tolist(), tries) for rows in ahead)
-                while True:
-                    while len(ahead) < workers * _AHEAD and (rows := next(steps, None)) is not None:
-                        ahead.append(rows)
-                        under_way.append(pool.submit(_task, rows.tolist(), tries))
-                    if not ahead:
-                        return
-                    decoded = under_way.popleft().result()
-                    deaths = 0
-                    yield ahead.popleft(), decoded
-        except BrokenProcessPool:
-            deaths += 1
-            if deaths == 3:
-                raise Trouble(
-                    "the processes that decode pictures were killed three times in a row; "
-                    "give this machine or container more memory and /dev/shm, or use --workers 0",
-                    IO,
-                ) from None
-
-
-@contextmanager
-def _pool(source: Source, workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Worker processes that hold the source; none of them outlives the block, however it ends."""
-    methods = torch.multiprocessing.get_all_start_methods()
-    context = torch.multiprocessing.get_context("fork" if "fork" in methods else "spawn")  # fork: 10 ms, no pickling
-    stop = context.RawValue("b", 0)
-    pool = ProcessPoolExecutor(workers, context, _begin, (source, stop, os.getpid()))
-    try:
-        with warnings.catch_warnings():
-            # Python 3.12 warns of forking beside threads; a worker uses none of what those may hold.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            pool.submit(int).result()
-        yield pool
-    finally:
-        stop.value = 1  # a batch of large photos takes seconds, which nobody shall wait for
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-class _Stop(Protocol):
-    """A byte in shared memory that the parent sets when it wants no more; a lock could die with its holder."""
-
-    value: int
-
-
-_job: tuple[Source, _Stop] | None = None  # of a worker process
-
-
-def _begin(source: Source, stop: _Stop, parent: int) -> None:
-    """Set up a worker: one thread, deaf to Ctrl-C (the parent ends it), gone when the parent is."""
-    global _job
-    _job = source, stop
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-
-
-def _watch(parent: int) -> None:
-    """End this worker within seconds of its parent's death, which nothing else would tell it."""
-    while os.getppid() == parent:
-        time.sleep(2)
-    os._exit(1)
-
-
-def _task(rows: list[int], tries: int) -> _Decoded:
-    """One step's canvases, in a worker."""
-    if _job is None:
-        raise RuntimeError("the worker was not set up")
-    source, stop = _job
-    return _decode(source, rows, tries, lambda: bool(stop.value))
+def _empty(count: int, side: int) -> tuple[Tensor, Tensor]:
+    """Room for canvases and their sizes."""
+    return torch.empty(count, 3, side, side, dtype=torch.uint8), torch.empty(count, 2, dtype=torch.int64)

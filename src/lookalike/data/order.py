@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from lookalike.seeding import hashed, scramble
 
+_BLOCK = 1 << 14  # positions computed at once: 20 times cheaper a row than a step of 256, and 128 KB
 _ROUNDS = 6  # four make a Feistel network pseudo-random (Luby & Rackoff 1988); two more are free here
 
 
@@ -34,6 +36,13 @@ def permuted(positions: Tensor, length: int, seed: int, epoch: int) -> Tensor:
     return rows
 
 
+@lru_cache(maxsize=4)  # consecutive steps ask for the same block
+def _block(number: int, length: int, seed: int, epoch: int) -> Tensor:
+    """The rows at ``_BLOCK`` positions, fewer at the end."""
+    start = number * _BLOCK
+    return permuted(torch.arange(start, min(start + _BLOCK, length)), length, seed, epoch)
+
+
 @dataclass(frozen=True)
 class Order:
     """The rows of every step: each epoch is a new shuffle, and a last batch that is not full is dropped."""
@@ -55,4 +64,9 @@ class Order:
         """(batch / world,) rows of one step: the contiguous share of one rank, so that gathering restores the whole."""
         share = self.batch // world
         start = step % self.steps_per_epoch * self.batch + rank * share
-        return permuted(torch.arange(start, start + share), self.length, self.seed, self.epoch(step))
+        blocks = [
+            _block(number, self.length, self.seed, self.epoch(step))
+            for number in range(start // _BLOCK, (start + share - 1) // _BLOCK + 1)
+        ]
+        skipped = start % _BLOCK
+        return (blocks[0] if len(blocks) == 1 else torch.cat(blocks))[skipped : skipped + share].clone()

@@ -237,7 +237,7 @@ def _nothing(name: str, found: Listing) -> str:
     if found.unreadable:
         folder, reason = next(iter(found.unreadable.items()))
         count = len(found.unreadable)
-        return f"{name}: no picture, and {count} folders cannot be read, first {folder} ({reason}); check permissions"
+        return f"{name}: no picture, and {count} entries cannot be read, first {folder} ({reason}); check permissions"
     if not found.others:
         return f"{name}: the folder is empty; name one that holds pictures (.jpg, .png, .webp, ...), tables or archives"
     return (
