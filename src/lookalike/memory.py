@@ -11,8 +11,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 def keep_freed() -> bool:
     """Have malloc reuse large blocks instead of returning them to the system; whether it understood.
 
-    glibc maps blocks over 32 MB anew each time they are asked for, and a training step asks for the same dozens again
-    and again: filling a new one took six times as long as filling an old one (docs/results.md). The price is that the
+    glibc gives back what is large or last, and a training step asks for the same dozens of blocks again and again:
+    filling a new one of 64 MB took six times as long as filling an old one (docs/results.md). The price is that the
     process stays as large as its largest step, as it does on a GPU.
     """
     if sys.platform != "linux":
