@@ -62,6 +62,8 @@ class Pretrain:
     """GiB of decoded pictures that may be kept in memory; more data than that is decoded again each epoch."""
     save_every: int | None = None
     """Steps between checkpoints; by default about a minute."""
+    allow_data_change: bool = False
+    """Continue the run although files were added, removed, renamed or replaced since it began."""
     quiet: bool = False
     """Print nothing but errors."""
     debug: bool = False

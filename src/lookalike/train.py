@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lookalike import checkpoint, dist, optimize
 from lookalike.data.loader import Loader
 from lookalike.data.order import Order
+from lookalike.data.windows import Windowed, order_of
 from lookalike.dist import autocast, device, placed
 from lookalike.learn.learner import Learner, Outcome
 from lookalike.pace import Due, Waiting
@@ -53,7 +54,7 @@ class Finished(NamedTuple):
     signal: int | None
 
 
-def batches(loader: Loader, recipe: Recipe, order: Order, start: int, stop: int) -> Iterator[Batch]:
+def batches(loader: Loader, recipe: Recipe, order: Order | Windowed, start: int, stop: int) -> Iterator[Batch]:
     """This rank's share of the two views of every step from ``start`` on: a pure function of recipe and data."""
     rows_of_steps = (order.rows(step, dist.rank(), dist.world()) for step in range(start, stop))
     where = device()
@@ -71,7 +72,7 @@ def train(
     save_every: int | None = None,
 ) -> Finished:
     """Train ``recipe`` in ``run`` from its newest checkpoint, or from the start, to its end or to a signal."""
-    order = Order(len(loader), recipe.batch, recipe.seed)
+    order = order_of(loader.source, recipe.batch, recipe.seed, recipe.window)
     learner = begun(recipe, loader)
     optimizer = recipe.optimizer.build(learner, recipe.batch)
     step = resume(run, learner, optimizer)
@@ -188,7 +189,7 @@ def refuse_not_finite(loss: Tensor, learner: Learner, step: int) -> None:
         )
 
 
-def steps_of(recipe: Recipe, order: Order) -> int:
+def steps_of(recipe: Recipe, order: Order | Windowed) -> int:
     """The steps of the whole run, which ``--minutes`` has fixed by now."""
     total = recipe.length.total(order.steps_per_epoch)
     if total is None:
@@ -206,7 +207,7 @@ def measured(recipe: Recipe, loader: Loader, reserve: float = 0.0, probes: int =
     if minutes is None or recipe.length.steps is not None:
         return recipe
     began = time.perf_counter()
-    order = Order(len(loader), recipe.batch, recipe.seed)
+    order = order_of(loader.source, recipe.batch, recipe.seed, recipe.window)
     learner = begun(recipe, loader).train()
     model, optimizer = dist.distributed(learner), recipe.optimizer.build(learner, recipe.batch)
     marks: list[float] = []

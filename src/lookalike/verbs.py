@@ -91,6 +91,7 @@ def pretrain(command: cli.Pretrain, rest: Sequence[str]) -> int:
             workers=command.workers,
             memory=command.memory,
             save_every=command.save_every,
+            allow_data_change=command.allow_data_change,
             quiet=command.quiet,
         )
     )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from lookalike.data.example import Example, Source
+from lookalike.data.fingerprint import Stamps, stamps_of
 
 
 class Rows:
@@ -22,6 +25,19 @@ class Rows:
     def labels(self) -> Tensor:
         """(N,) int64, -1 where there is none."""
         return self._source.labels[self._rows]
+
+    @property
+    def starts(self) -> list[int] | None:
+        """The first row of each shard, where the source has shards and the rows are sorted."""
+        every: Sequence[int] | None = getattr(self._source, "starts", None)
+        if every is None or not bool((self._rows.diff() > 0).all()):
+            return None
+        places: list[int] = torch.searchsorted(self._rows, torch.tensor(every)).unique().tolist()
+        return places
+
+    def stamps(self) -> Stamps:
+        """Those of the whole source: rows are chosen by what its files hold."""
+        return stamps_of(self._source)
 
     def __len__(self) -> int:
         return len(self._rows)
