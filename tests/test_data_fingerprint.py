@@ -91,7 +91,9 @@ def test_of_very_many_files_some_are_looked_into_and_always_the_same(tmp_path: P
     assert not changes(found, stamps_of_files(partial(regular, root), NAMES, most=5))
     assert len(changes(found, fewer).removed) == 1
     assert not changes(found, fewer).replaced
-    assert not changes(found, stamps_of_files(partial(regular, root), NAMES)).replaced  # what was not looked at then is not compared
+    assert not changes(
+        found, stamps_of_files(partial(regular, root), NAMES)
+    ).replaced  # what was not looked at then is not compared
 
 
 def test_files_that_cannot_be_read_are_part_of_what_the_data_was(tmp_path: Path) -> None:

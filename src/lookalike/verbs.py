@@ -12,6 +12,7 @@ from lookalike import cli
 from lookalike.demo import demo
 from lookalike.evaluate.fewshot import Fewshot
 from lookalike.evaluate.knn import Knn
+from lookalike.prepare import prepare as make_cache
 from lookalike.pretraining import Asked, carry_out
 from lookalike.recipe import Length
 from lookalike.run import write_json
@@ -20,7 +21,7 @@ from lookalike.trained import embed_data, load, parts, write_embeddings
 from lookalike.trouble import Trouble
 
 
-def run(command: cli.Demo | cli.Pretrain | cli.Knn | cli.Fewshot | cli.Embed, rest: Sequence[str]) -> int:
+def run(command: cli.Command, rest: Sequence[str]) -> int:
     """Carry out one parsed command; ``rest`` is what the parser did not know. The exit code."""
     match command:
         case cli.Pretrain():
@@ -33,6 +34,8 @@ def run(command: cli.Demo | cli.Pretrain | cli.Knn | cli.Fewshot | cli.Embed, re
             return fewshot(command)
         case cli.Embed():
             return embed(command)
+        case cli.Prepare():
+            return prepare(command)
         case cli.Demo():
             return demo(Path(command.out), command.overwrite)
 
@@ -141,6 +144,23 @@ def embed(command: cli.Embed) -> int:
         table = embed_data(trained, command.data, command.layer, command.workers, screen.work)
         write_embeddings(table, Path(command.out))
         screen.say(f"{len(table)} embeddings of width {table.vectors.shape[1]} in {command.out}")
+    return 0
+
+
+def prepare(command: cli.Prepare) -> int:
+    """Writes the cache."""
+    at_least(command, size=1, jpeg=1, workers=0)
+    if command.jpeg is not None and command.jpeg > 95:
+        raise Trouble("--jpeg must be at most 95: above that files grow and pictures do not change")
+    with Screen("prepare", command.quiet) as screen:
+        asked = (command.size, command.split, command.jpeg, command.workers)
+        done = make_cache(command.data, Path(command.out), *asked, progress=screen.work)
+        size = f"{sum(shard.bytes for shard in done.shards) / 1e9:.2f} GB in {len(done.shards)} shards"
+        screen.say(f"{done.rows} canvases of {done.side} px, {size}, in {command.out}")
+        if done.bad:
+            path, reason = next(iter(done.bad.items()))
+            where = Path(command.out) / "bad_files.csv"
+            screen.say(f"{len(done.bad)} cannot be read, first {path} ({reason}); all of them in {where}")
     return 0
 
 

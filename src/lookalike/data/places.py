@@ -21,10 +21,11 @@ from lookalike.data.decode import SUFFIXES
 from lookalike.data.disk import Disk, Local
 from lookalike.data.encoded import Encoded, Store
 from lookalike.data.example import Source
-from lookalike.data.fingerprint import LONG_PIECE, Stamps, stamps_of_files
 from lookalike.data.files import TEST, TRAIN, VALIDATION, Listing, by_split, folder_split, table_split
+from lookalike.data.fingerprint import LONG_PIECE, Stamps, stamps_of_files
 from lookalike.data.images import Images
 from lookalike.data.parquet import ParquetFile, Recent
+from lookalike.data.prepared import CANVASES, Cache
 from lookalike.data.remote import Remote
 from lookalike.data.rows import Rows
 from lookalike.data.shards import TarShard
@@ -129,6 +130,8 @@ def find(data: str | os.PathLike[str]) -> Place:
             raise Trouble(f"{root}: no such file or folder; name pictures, tables or archives, or digits", BAD_DATA)
     except OSError as error:
         raise Trouble(f"{root}: {error.strerror}; check its permissions", BAD_DATA) from None
+    if (root / CANVASES).is_file():
+        return Cache(root)
     return _in_folder(Local(root), str(root)) if root.is_dir() else _of_file(Local(root.parent), root.name)
 
 

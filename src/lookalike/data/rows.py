@@ -32,8 +32,7 @@ class Rows:
         every: Sequence[int] | None = getattr(self._source, "starts", None)
         if every is None or not bool((self._rows.diff() > 0).all()):
             return None
-        places: list[int] = torch.searchsorted(self._rows, torch.tensor(every)).unique().tolist()
-        return places
+        return sorted(set(torch.searchsorted(self._rows, torch.tensor(every)).tolist()))
 
     def stamps(self) -> Stamps:
         """Those of the whole source: rows are chosen by what its files hold."""

@@ -17,9 +17,11 @@ from lookalike.trouble import USAGE, Trouble
 
 @runtime_checkable
 class Sharded(Protocol):
-    """A source whose rows lie in shards; ``starts`` (M + 1) is the first row of each, and the number of rows."""
+    """A source whose rows may lie in shards."""
 
-    starts: Sequence[int]
+    @property
+    def starts(self) -> Sequence[int] | None:
+        """(M + 1) the first row of each of M shards, and the number of rows."""
 
 
 class _Epoch(NamedTuple):
@@ -69,7 +71,7 @@ class Windowed:
         shards = _arranged(self.starts, self.seed, epoch, self.window)
         windows = torch.searchsorted(shards.windows, places, right=True) - 1
         shuffled = torch.empty_like(places)
-        for number in windows.unique().tolist():
+        for number in sorted(set(windows.tolist())):
             begin, end = shards.windows[number : number + 2].tolist()
             here = windows == number
             shuffled[here] = begin + permuted(places[here] - begin, end - begin, self.seed, _counter(epoch, number))
@@ -83,9 +85,10 @@ def order_of(source: Source, batch: int, seed: int, window: int | None) -> Order
         return Order(len(source), batch, seed)
     if window < 1:
         raise Trouble("--window must be at least 1", USAGE)
-    if not isinstance(source, Sharded):
-        raise Trouble("--window is for data in shards (tar, parquet, a prepared cache); leave it out", USAGE)
-    return Windowed(tuple(source.starts), batch, seed, window)
+    starts = source.starts if isinstance(source, Sharded) else None
+    if starts is None:
+        raise Trouble("--window is for data in shards (tar, zip, parquet, a prepared cache); leave it out", USAGE)
+    return Windowed(tuple(starts), batch, seed, window)
 
 
 def _counter(epoch: int, window: int) -> int:
