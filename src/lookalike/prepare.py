@@ -86,6 +86,8 @@ def prepare(
         _begin(out, settings, _stamps(sources))
         for folder in ("index", "shards"):
             (out / folder).mkdir(exist_ok=True)
+            for left in (out / folder).glob(f".*{UNFINISHED}"):  # by a call that was killed in a write
+                left.unlink()
         plan = list(_plan(sources, side, coding, shard_bytes))
         _make(out, sources, plan, partial(_part, sources, jpeg), workers, progress)
         return _finish(out, settings, 1 + max(task.shard for task in plan))

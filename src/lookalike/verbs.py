@@ -9,11 +9,14 @@ from dataclasses import fields
 from pathlib import Path
 
 from lookalike import cli
+from lookalike.data.source import open_source
 from lookalike.demo import demo
+from lookalike.doctor import about_machine, examine
 from lookalike.evaluate.fewshot import Fewshot
 from lookalike.evaluate.knn import Knn
 from lookalike.prepare import prepare as make_cache
-from lookalike.pretraining import Asked, carry_out
+from lookalike.pretraining import Asked, carry_out, chosen
+from lookalike.preview import preview as draw_preview
 from lookalike.recipe import Length
 from lookalike.run import write_json
 from lookalike.screen import Screen
@@ -26,6 +29,8 @@ def run(command: cli.Command, rest: Sequence[str]) -> int:
     match command:
         case cli.Pretrain():
             return pretrain(command, rest)
+        case cli.Preview():
+            return preview(command, rest)
     refuse_unknown(command, rest)
     match command:
         case cli.Knn():
@@ -36,6 +41,8 @@ def run(command: cli.Command, rest: Sequence[str]) -> int:
             return embed(command)
         case cli.Prepare():
             return prepare(command)
+        case cli.Doctor():
+            return doctor(command)
         case cli.Demo():
             return demo(Path(command.out), command.overwrite)
 
@@ -48,7 +55,7 @@ def refuse_unknown(command: object, rest: Sequence[str]) -> None:
         raise Trouble(f"unknown argument {rest[0]!r}; " + (f"did you mean {near[0]}?" if near else "see --help"))
 
 
-def overrides(command: cli.Pretrain, rest: Sequence[str]) -> list[tuple[str, str]]:
+def overrides(command: cli.Pretrain | cli.Preview, rest: Sequence[str]) -> list[tuple[str, str]]:
     """(path, text) for each ``--FIELD.PATH VALUE`` or ``--FIELD.PATH=VALUE``."""
     found, items = [], list(rest)
     while items:
@@ -161,6 +168,41 @@ def prepare(command: cli.Prepare) -> int:
             path, reason = next(iter(done.bad.items()))
             where = Path(command.out) / "bad_files.csv"
             screen.say(f"{len(done.bad)} cannot be read, first {path} ({reason}); all of them in {where}")
+    return 0
+
+
+def preview(command: cli.Preview, rest: Sequence[str]) -> int:
+    """Writes the sheet."""
+    at_least(command, rows=1, epoch=0)
+    source = open_source(command.data, command.split)
+    asked = Asked(command.data, Path(command.out), command.recipe, overrides=overrides(command, rest))
+    recipe = chosen(asked, source)
+    count = draw_preview(source, recipe, Path(command.out), command.rows, command.epoch)
+    print(f"{count} pictures and their views by {recipe.name} in {command.out}")
+    return 0
+
+
+def doctor(command: cli.Doctor) -> int:
+    """Prints and writes what was found."""
+    at_least(command, workers=0)
+    if command.data is None:
+        return machine(command.json)
+    with Screen("doctor") as screen:
+        found = examine(command.data, command.split, command.workers, not command.quick, screen.work)
+        for line in found.lines():
+            screen.say(line)
+        for path in found.write(Path(command.out)):
+            screen.say(f"written: {path}")
+    write_report(command.json, found.plain())
+    return 0
+
+
+def machine(json: str | None) -> int:
+    """What this machine has."""
+    report = about_machine()
+    for name, value in report.items():
+        print(f"{name}: {value}")
+    write_report(json, dict(report))
     return 0
 
 

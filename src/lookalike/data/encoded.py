@@ -53,6 +53,10 @@ class Encoded:
         found = header(self.store.read(row))
         return found.height, found.width
 
+    def read(self, row: int) -> bytes:
+        """The bytes of one picture; raises Unreadable."""
+        return self.store.read(row)
+
     def at(self, side: int) -> Self:
         """The same rows on canvases of another side."""
         other = copy.copy(self)

@@ -68,8 +68,8 @@ class Prepared:
 
     def __init__(self, root: Path, stated: dict[str, Any], rows: pa.Table, shard_of: npt.NDArray[np.int64]) -> None:
         """``rows`` in the columns of INDEX, and the shard of each; raises Trouble where a shard has another length."""
-        self._root, self._own, self._raw = root, int(stated["side"]), stated["coding"] == RAW
-        self.side, self.classes = self._own, [str(name) for name in stated["classes"]]
+        self._root, self.own, self._raw = root, int(stated["side"]), stated["coding"] == RAW
+        self.side, self.classes = self.own, [str(name) for name in stated["classes"]]
         self.unlisted: dict[str, str] = {}
         self.paths: list[str] = rows["path"].to_pylist()
         self.labels = torch.from_numpy(rows["label"].to_numpy().copy())
@@ -84,7 +84,7 @@ class Prepared:
         self.starts: list[int] = [*np.unique(shard_of, return_index=True)[1].tolist(), len(rows)]
         for number in np.unique(shard_of).tolist():
             self._check_length(number)
-        if self._raw and bool((self._lengths != 3 * self._own**2).any()):
+        if self._raw and bool((self._lengths != 3 * self.own**2).any()):
             raise Trouble(f"{root / 'index'} is damaged (canvases of another length): prepare the data again", BAD_DATA)
 
     def __len__(self) -> int:
@@ -98,8 +98,8 @@ class Prepared:
         height, width = self.sizes[row].tolist()
         if not self._raw:
             return whole(decode(data.tobytes(), self.side)._replace(height=height, width=width), label, path)
-        pixels = data.reshape(3, self._own, self._own)
-        if self.side == self._own:
+        pixels = data.reshape(3, self.own, self.own)
+        if self.side == self.own:
             return Example(torch.from_numpy(pixels.copy()), height, width, label, path)
         image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
         return whole(squash(image, self.side)._replace(height=height, width=width), label, path)
@@ -122,10 +122,10 @@ class Prepared:
         """
         good = [row for row in range(len(self)) if row not in self.bad] if self.bad else slice(None)
         native = int(self.sizes[good].amin(1).median()) if len(self) > len(self.bad) else 0
-        if side > self._own and native > self._own:
+        if side > self.own and native > self.own:
             raise Trouble(
-                f"{self._root} holds {self._own} px, and {side} px are asked for: prepare the data again with "
-                f"--size {side}, or ask for --canvas {self._own}",
+                f"{self._root} holds {self.own} px, and {side} px are asked for: prepare the data again with "
+                f"--size {side}, or ask for --canvas {self.own}",
                 USAGE,
             )
         other = copy.copy(self)
@@ -139,7 +139,7 @@ class Prepared:
     @property
     def ready(self) -> bool:
         """Whether ``take`` can be called: raw canvases of this very side."""
-        return self._raw and self.side == self._own
+        return self._raw and self.side == self.own
 
     def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Canvases uint8 (B, 3, S, S) and sizes int64 (B, 2) of ``rows`` (B,), copied from the map.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
@@ -33,6 +33,12 @@ class Rows:
         if every is None or not bool((self._rows.diff() > 0).all()):
             return None
         return sorted(set(torch.searchsorted(self._rows, torch.tensor(every)).tolist()))
+
+    @property
+    def read(self) -> Callable[[int], bytes] | None:
+        """The bytes of one picture, where the source has bytes; raises Unreadable."""
+        inner: Callable[[int], bytes] | None = getattr(self._source, "read", None)
+        return None if inner is None else lambda row: inner(int(self._rows[row]))
 
     def stamps(self) -> Stamps:
         """Those of the whole source: rows are chosen by what its files hold."""
