@@ -23,7 +23,7 @@ def starts(sizes: list[int]) -> tuple[int, ...]:
 
 
 @given(sizes=shards, window=st.integers(1, 40), seed=seeds, epoch=st.integers(0, 1000))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_every_row_once_an_epoch(sizes: list[int], window: int, seed: int, epoch: int) -> None:
     order = Windowed(starts(sizes), 1, seed, window)
     rows = order.at(torch.arange(order.length), epoch)
@@ -31,7 +31,7 @@ def test_every_row_once_an_epoch(sizes: list[int], window: int, seed: int, epoch
 
 
 @given(sizes=shards, window=st.integers(1, 8), seed=seeds)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_a_window_reads_its_shards_to_the_end_and_no_other(sizes: list[int], window: int, seed: int) -> None:
     order = Windowed(starts(sizes), 1, seed, window)
     bounds = torch.tensor(order.starts)
@@ -55,7 +55,7 @@ def test_a_window_reads_its_shards_to_the_end_and_no_other(sizes: list[int], win
     seed=seeds,
     step=st.integers(0, 60),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_ranks_concatenate_to_the_whole(
     sizes: list[int], share: int, world: int, window: int, seed: int, step: int
 ) -> None:

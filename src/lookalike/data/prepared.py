@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ from lookalike.trouble import BAD_DATA, USAGE, Trouble
 
 CANVASES, VERSION = "canvases.json", 1
 RAW = "raw"
+_BATCHES, _UNHELD = 4, 3  # references to an array: of the list, of the loop, of the question
 
 INDEX = pa.schema(
     {
@@ -63,6 +65,25 @@ def shard_name(number: int) -> str:
     return f"{number:05}.bin"
 
 
+class _Room:
+    """Memory for batches that is used again when nobody holds the batch that was in it.
+
+    New memory costs its page faults, several times what copying the canvases does.
+    """
+
+    def __init__(self) -> None:
+        self._held: list[npt.NDArray[np.uint8]] = []
+
+    def of(self, shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
+        """An array of that shape, with anything in it."""
+        self._held = [array for array in self._held if array.shape == shape][:_BATCHES]
+        for array in self._held:
+            if sys.getrefcount(array) == _UNHELD:  # a tensor holds the array that its memory is
+                return array
+        self._held.append(np.empty(shape, np.uint8))
+        return self._held[-1]
+
+
 class Prepared:
     """Some rows of a cache on canvases of ``side`` pixels, at most its own side."""
 
@@ -81,6 +102,7 @@ class Prepared:
         self._checked = np.zeros(len(rows), np.bool_)
         self._shard_of, self._shards = shard_of, [Shard(*shard) for shard in stated["shards"]]
         self._maps: dict[int, npt.NDArray[np.uint8]] = {}
+        self._room = _Room()
         self.starts: list[int] = [*np.unique(shard_of, return_index=True)[1].tolist(), len(rows)]
         for number in np.unique(shard_of).tolist():
             self._check_length(number)
@@ -105,7 +127,7 @@ class Prepared:
         return whole(squash(image, self.side)._replace(height=height, width=width), label, path)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_maps": {}}
+        return self.__dict__ | {"_maps": {}, "_room": _Room()}
 
     def size(self, row: int) -> tuple[int, int]:
         """Upright (height, width) of the picture in pixels, as it was before; raises Unreadable."""
@@ -147,10 +169,10 @@ class Prepared:
         The first time that a process takes a row, its checksum is compared, at 0.6 µs a KB: six times what the copy
         costs, and nothing from the second epoch on.
         """
-        pixels = torch.empty(len(rows), 3, self.side, self.side, dtype=torch.uint8)
-        into = pixels.numpy().reshape(len(rows), -1)
+        into = self._room.of((len(rows), 3 * self.side**2))
         for i, row in enumerate(rows.tolist()):
             into[i] = self._bytes(row)
+        pixels = torch.from_numpy(into).view(len(rows), 3, self.side, self.side)
         return pixels, self.sizes.index_select(0, rows)
 
     def _bytes(self, row: int) -> npt.NDArray[np.uint8]:
