@@ -32,7 +32,7 @@ from lookalike.trouble import BAD_DATA, USAGE, Trouble
 SIDE = 160  # px where no other side is asked for: crops of 128 px lose little, and a million take 77 GB
 SHARD = 256_000_000  # bytes of raw canvases in one shard
 _TASK = 64  # rows a worker makes at a time
-_ROW = tuple[int, int, int, int, str | None]  # height, width, bytes, crc32, bad
+_ROW = tuple[int, int, int, int, str | None]  # height, width, bytes, adler32, bad
 
 
 class Done(NamedTuple):
@@ -144,7 +144,7 @@ def _part(sources: dict[str, Source], jpeg: int | None, task: _Task) -> _Part:
         example = sources[task.split][row]
         data = _encoded(example, jpeg)
         made.append(data)
-        rows.append((example.height, example.width, len(data), zlib.crc32(data), example.bad))
+        rows.append((example.height, example.width, len(data), zlib.adler32(data), example.bad))
     return _Part(task, b"".join(made), rows)
 
 
@@ -222,8 +222,8 @@ class _Writing:
         self.sum.update(part.data)
         split = None if part.task.split == EVERYTHING else part.task.split
         labels = source.labels[part.task.rows.start : part.task.rows.stop].tolist()
-        for row, label, (height, width, length, crc, bad) in zip(part.task.rows, labels, part.rows):
-            values = (source.paths[row], split, label, height, width, self.length, length, crc, bad)
+        for row, label, (height, width, length, check, bad) in zip(part.task.rows, labels, part.rows):
+            values = (source.paths[row], split, label, height, width, self.length, length, check, bad)
             for name, value in zip(INDEX.names, values):
                 self.columns[name].append(value)
             self.length += length
