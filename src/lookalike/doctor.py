@@ -7,49 +7,28 @@ import io
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lookalike.data.loader import GIB, Loader, cores
-from lookalike.data.source import EVERYTHING, Data, Rows, Source, native_side, open_source, splits_of
+from lookalike.data.source import EVERYTHING, Data, Source, open_source, splits_of
 from lookalike.data.survey import Survey, joined, largest, near, same, survey
-from lookalike.dist import device
-from lookalike.pretraining import Asked, chosen
-from lookalike.recipe import Length, Recipe
+from lookalike.planned import Training, planned
 from lookalike.run import write_atomically
 from lookalike.seeding import uniforms
 from lookalike.sheet import Tile, sheet, upright
-from lookalike.train import measured
 from lookalike.trained import Progress, silent
 from lookalike.trouble import Trouble
 
 _SHOWN, _TILE = 100, 96  # pictures of the sheet, and their pixels
 _PAIRS = 24  # groups of duplicates that are drawn
 _STEPS = (32, 64, 128, 224, 448, 896)  # px that divide short sides
-_EXTRAS = {"simplejpeg": "simplejpeg", "tensorboard": "[log]", "datasets": "[hub]", "fsspec": "[remote]"}
-
-
-class Training(NamedTuple):
-    """What pretraining would do by default."""
-
-    recipe: str
-    examples: int
-    queue: int
-    batch: int
-    crop: int
-    canvas: int
-    gigabytes: float  # of canvases
-    minutes_an_epoch: float | None  # as measured, None where it was not
-    reasons: list[str]
 
 
 @dataclass(frozen=True)
@@ -223,7 +202,7 @@ def examine(data: Data, split: str | None, workers: int = 2, timed: bool = True,
     found = joined(parts)
     training, refused = None, None
     try:
-        training = _training(data, split, timed, workers)
+        training = planned(data, split, timed, workers)
     except Trouble as trouble:
         refused = str(trouble)
     return Found(
@@ -235,57 +214,6 @@ def examine(data: Data, split: str | None, workers: int = 2, timed: bool = True,
         training,
         refused,
     )
-
-
-def _training(data: Data, split: str | None, timed: bool, workers: int) -> Training:
-    """What pretrain would do; raises Trouble where it would refuse."""
-    source = open_source(data, split)
-    recipe = chosen(Asked(data, Path()), source)
-    seconds = _seconds_per_step(recipe, source, workers) if timed else None
-    steps = len(source) // recipe.batch
-    minutes = None if seconds is None else steps * seconds / 60
-    size = len(source) * 3 * recipe.canvas**2 / GIB
-    return Training(
-        recipe.name,
-        len(source),
-        recipe.dictionary.size,
-        recipe.batch,
-        recipe.pretext.first.size,
-        recipe.canvas,
-        size,
-        minutes,
-        list(_reasons(recipe, source, size, minutes)),
-    )
-
-
-def _reasons(recipe: Recipe, source: Source, size: float, minutes: float | None) -> Iterator[str]:
-    """Why these settings."""
-    steps = len(source) // recipe.batch
-    where = "a GPU" if device().type != "cpu" else "no GPU"
-    yield f"{recipe.name}, since there is {where} and there are {len(source):,} pictures"
-    yield f"batches of {recipe.batch}, which make {steps:,} steps an epoch"
-    yield (
-        f"a queue of {recipe.dictionary.size:,}, which holds keys of the last "
-        f"{recipe.dictionary.size / recipe.batch:.0f} steps: a share of {recipe.dictionary.size / len(source):.0%}"
-    )
-    yield (
-        f"crops of {recipe.pretext.first.size} px from canvases of {recipe.canvas} px, "
-        f"since the median short side is {native_side(source)} px"
-    )
-    keep = "kept in memory" if size <= 4 else "more than the 4 GiB of --memory: prepare them once, or raise it"
-    yield f"{size:.2f} GiB of canvases: {keep}"
-    if minutes is not None:
-        length = recipe.length
-        epochs = length.epochs or (length.minutes or 0) / minutes
-        yield f"about {minutes:.2g} minutes an epoch on this machine; by default {epochs:.3g} epochs"
-
-
-def _seconds_per_step(recipe: Recipe, source: Source, workers: int, trial: float = 2.0) -> float:
-    """The median of some steps, of a throw-away copy of the run on few of the pictures."""
-    few = Rows(source, torch.arange(len(source))[: 4 * recipe.batch]).at(recipe.canvas)
-    loader = Loader(few, workers=workers, max_bad=1.0)
-    steps = measured(replace(recipe, length=Length(minutes=trial), window=None), loader).length.steps
-    return 60 * trial / max(1, steps or 1)
 
 
 def _spread(values: npt.NDArray[np.int64]) -> dict[str, int]:
@@ -340,26 +268,3 @@ def _duplicate_sheet(found: Found) -> bytes:
         shown = [_tile(found, row, found.paths[row]) for row in group[:4]]
         tiles += [*shown, *[Tile(upright(torch.full((3, 1, 1), 255, dtype=torch.uint8), 1, 1, 1))] * (4 - len(shown))]
     return sheet(tiles, 8, _TILE, "groups of pictures that look alike, up to four of each") if tiles else b""
-
-
-def about_machine() -> dict[str, str]:
-    """What this machine has, for a report without data."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-    return {
-        "lookalike": version("lookalike"),
-        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
-        "processor": f"{cores()} cores, {torch.backends.cpu.get_cpu_capability()}",
-        "device": str(device()),
-        "memory": f"{memory:.1f} GiB",
-        "extras": ", ".join(f"{name} {_version_of(name, extra)}" for name, extra in _EXTRAS.items()),
-    }
-
-
-def _version_of(name: str, extra: str) -> str:
-    """The version of a package, or how to get it."""
-    if find_spec(name) is None:
-        return f"missing ({extra})"
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "present"

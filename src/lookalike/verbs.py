@@ -11,9 +11,10 @@ from pathlib import Path
 from lookalike import cli
 from lookalike.data.source import open_source
 from lookalike.demo import demo
-from lookalike.doctor import about_machine, examine
+from lookalike.doctor import examine
 from lookalike.evaluate.fewshot import Fewshot
 from lookalike.evaluate.knn import Knn
+from lookalike.planned import about_machine
 from lookalike.prepare import prepare as make_cache
 from lookalike.pretraining import Asked, carry_out, chosen
 from lookalike.preview import preview as draw_preview
