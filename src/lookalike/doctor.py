@@ -159,7 +159,7 @@ class Found:
         made = self.training
         yield (
             f"pretrain would take {made.recipe}: {made.examples:,} pictures, batches of {made.batch}, "
-            f"a queue of {made.queue:,}, crops of {made.crop} px"
+            f"{f'a queue of {made.queue:,}, ' if made.queue else ''}crops of {made.crop} px"
         )
         for reason in made.reasons:
             yield f"  {reason}"

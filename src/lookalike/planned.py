@@ -15,6 +15,7 @@ import torch
 from lookalike.data.loader import GIB, Loader, cores
 from lookalike.data.source import Data, Rows, Source, native_side, open_source
 from lookalike.dist import device
+from lookalike.learn.dictionary import Queue
 from lookalike.pretraining import Asked, chosen
 from lookalike.recipe import Length, Recipe
 from lookalike.train import measured
@@ -27,7 +28,7 @@ class Training(NamedTuple):
 
     recipe: str
     examples: int
-    queue: int
+    queue: int | None  # keys, where there is a queue
     batch: int
     crop: int
     canvas: int
@@ -47,7 +48,7 @@ def planned(data: Data, split: str | None, timed: bool, workers: int) -> Trainin
     return Training(
         recipe.name,
         len(source),
-        recipe.dictionary.size,
+        _queue(recipe),
         recipe.batch,
         recipe.pretext.first.size,
         recipe.canvas,
@@ -63,10 +64,9 @@ def _reasons(recipe: Recipe, source: Source, size: float, minutes: float | None)
     where = "a GPU" if device().type != "cpu" else "no GPU"
     yield f"{recipe.name}, since there is {where} and there are {len(source):,} pictures"
     yield f"batches of {recipe.batch}, which make {steps:,} steps an epoch"
-    yield (
-        f"a queue of {recipe.dictionary.size:,}, which holds keys of the last "
-        f"{recipe.dictionary.size / recipe.batch:.0f} steps: a share of {recipe.dictionary.size / len(source):.0%}"
-    )
+    if (queue := _queue(recipe)) is not None:
+        share = f"{queue / len(source):.0%} of all"
+        yield f"a queue of {queue:,}, which holds keys of the last {queue / recipe.batch:.0f} steps: {share}"
     yield (
         f"crops of {recipe.pretext.first.size} px from canvases of {recipe.canvas} px, "
         f"since the median short side is {native_side(source)} px"
@@ -77,6 +77,11 @@ def _reasons(recipe: Recipe, source: Source, size: float, minutes: float | None)
         length = recipe.length
         epochs = length.epochs or (length.minutes or 0) / minutes
         yield f"about {minutes:.2g} minutes an epoch on this machine; by default {epochs:.3g} epochs"
+
+
+def _queue(recipe: Recipe) -> int | None:
+    """The keys of a queue, None for another dictionary."""
+    return recipe.dictionary.size if isinstance(recipe.dictionary, Queue) else None
 
 
 def _seconds_per_step(recipe: Recipe, source: Source, workers: int, trial: float = 2.0) -> float:
