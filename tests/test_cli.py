@@ -164,6 +164,8 @@ def test_pictures_that_cannot_be_read(say: Callable[..., Said], tmp_path: Path) 
         (("--dictionary.sise", 64), ("no field 'dictionary.sise'", "did you mean dictionary.size?")),
         (("--optimizer.lr", "fast"), ("--optimizer.lr cannot be 'fast'", "float")),
         (("--overwrit",), ("unknown argument '--overwrit'", "did you mean --overwrite?")),
+        (("--minute", 5), ("unknown argument '--minute'", "did you mean --minutes?")),
+        (("--bach", 5), ("unknown argument '--bach'", "did you mean --batch?")),
         (("--steps", 3, "--epochs", 1), ("choose one of --minutes, --epochs and --steps",)),
         (("--steps", 0), ("--steps must be above 0",)),
         (("--minutes", "nan"), ("must be above 0",)),
@@ -179,6 +181,26 @@ def test_what_it_does_not_know_or_cannot_do(
     refused(say("pretrain", pictures, "--out", tmp_path / "run", "--workers", 0, *arguments), 2, *words)
     assert not (tmp_path / "run").exists()
     assert snapshot(pictures) == before
+
+
+@pytest.mark.parametrize(
+    ("verb", "hint"), [("pretrian", "did you mean pretrain?"), ("qqqq", "there are demo, pretrain")]
+)
+def test_a_verb_that_does_not_exist(say: Callable[..., Said], verb: str, hint: str) -> None:
+    refused(say(verb, "pictures", "--out", "run"), 2, f"unknown verb {verb!r}", hint)
+
+
+@pytest.mark.parametrize("file", ["folder", "file/table", "/proc/table"])
+def test_a_result_that_cannot_be_written_is_refused_before_the_work(
+    say: Callable[..., Said], pictures: Path, trained: Path, tmp_path: Path, file: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("precious")
+    for command in (("embed", trained, pictures, "--out"), ("evaluate", "knn", trained, pictures, "--json")):
+        code, out, err = said = say(*command, tmp_path / file, "--workers", 0)
+        refused(said, 74, f"cannot write {tmp_path / file} (")
+        assert (out, code, err.count("\n")) == ("", 74, 1)
+    assert snapshot(tmp_path) == {"file": b"precious"}
 
 
 def test_a_batch_that_is_larger_than_the_data(say: Callable[..., Said], pictures: Path, tmp_path: Path) -> None:

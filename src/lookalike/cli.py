@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, Positional, subcommand
+from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
 
-from lookalike.trouble import IO, Trouble
+from lookalike.trouble import IO, USAGE, Trouble
 
-PROGRAM = "Learns, without labels, which things look alike."
+PROGRAM = """Learns, without labels, which things look alike.
+
+First: lookalike demo. Then: lookalike pretrain PHOTOS --out runs/first --minutes 10. Each verb has its own --help."""
 
 
 @dataclass(frozen=True)
@@ -28,31 +31,39 @@ class Demo:
     """Show the traceback of an error."""
 
 
+def _shown(metavar: str) -> Any:
+    """How a value is named in the help; a default of None, which the text explains, is not repeated there."""
+    return arg(metavar=metavar, help_behavior_hint="")
+
+
 @dataclass(frozen=True)
 class Pretrain:
-    """Learn a backbone from pictures without labels.
+    """Learn a backbone from pictures without labels: lookalike pretrain PHOTOS --out runs/first --minutes 10
+
+    The same command again continues the run where it stopped, after Ctrl-C or a power cut, too.
 
     Any field of the recipe can be set by its path: --dictionary.size 4096 --objective.temperature 0.2 --batch 128.
-    The same command again continues the run where it stopped.
+    All fields stand in recipe.json of a run. What was learned: lookalike evaluate, lookalike embed.
     """
 
-    data: Positional[str]
+    data: Positional[Annotated[str, _shown("DATA")]]
     """A folder of pictures in any layout, a parquet file or folder, or the name: digits."""
-    out: str
-    """Folder for the run."""
-    recipe: str | None = None
+    out: Annotated[str, _shown("RUN")]
+    """Folder for the run: recipe.json, metrics.jsonl, checkpoints/."""
+    recipe: Annotated[str | None, _shown("NAME")] = None
     """small, moco_v1, moco_v2, moco_cifar or tiny; by default small, or moco_v2 with a GPU and much data."""
-    minutes: float | None = None
-    """Train for about this long: the number of steps is fixed from the speed of the first ones."""
-    epochs: float | None = None
-    """Train for this many passes over the data."""
-    steps: int | None = None
-    """Train for this many steps."""
-    split: str | None = None
+    minutes: Annotated[float | None, _shown("M")] = None
+    """Train until about so long from now, decoding included: the number of steps is fixed from the speed of the first
+    ones. By default the length that the recipe names, which for small is 10 minutes."""
+    epochs: Annotated[float | None, _shown("E")] = None
+    """Train for this many passes over the data instead."""
+    steps: Annotated[int | None, _shown("N")] = None
+    """Train for this many steps instead."""
+    split: Annotated[str | None, _shown("NAME")] = None
     """Which part of the data: train where there is one, else everything."""
     overwrite: bool = False
     """Start again, moving an old run in this folder aside."""
-    init_from: str | None = None
+    init_from: Annotated[str | None, _shown("RUN")] = None
     """Start from the weights of this run."""
     max_bad: float = 0.01
     """Share of pictures that may be unreadable before the run stops."""
@@ -60,7 +71,7 @@ class Pretrain:
     """Processes that decode pictures."""
     memory: float = 4.0
     """GiB of decoded pictures that may be kept in memory; more data than that is decoded again each epoch."""
-    save_every: int | None = None
+    save_every: Annotated[int | None, _shown("N")] = None
     """Steps between checkpoints; by default about a minute."""
     allow_data_change: bool = False
     """Continue the run although files were added, removed, renamed or replaced since it began."""
@@ -219,8 +230,19 @@ Command = (
 )
 
 
+def refuse_unknown_verb(arguments: Sequence[str]) -> None:
+    """Exit with one line that names the nearest verb, where the parser would only list them all."""
+    verbs = [option.__metadata__[0].name for option in get_args(Command)]
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in verbs:
+        near = difflib.get_close_matches(arguments[0], verbs, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(verbs)}; see lookalike --help"
+        print(f"lookalike: unknown verb {arguments[0]!r}; {hint}", file=sys.stderr)
+        sys.exit(USAGE)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, run the verb, and exit with its code; an error is one line unless ``--debug``."""
+    refuse_unknown_verb(sys.argv[1:] if arguments is None else arguments)
     command, rest = tyro.cli(
         Command,
         prog="lookalike",
@@ -241,5 +263,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         if command.debug:
             raise
-        print(f"lookalike: {error}: nothing that was saved is lost; --debug shows where", file=sys.stderr)
+        what = f"{error.filename}: {error.strerror}" if error.filename else error
+        print(f"lookalike: {what}: nothing that was saved is lost; --debug shows where", file=sys.stderr)
         sys.exit(IO)

@@ -72,6 +72,7 @@ def carry_out(asked: Asked) -> Finished:
 
 def trained(asked: Asked, recipe: Recipe, source: Source, run: Run, screen: Screen, began: float) -> Finished:
     """Begin or continue in an open run folder."""
+    run.tell = screen.say
     held = from_plain(dist.on_first_rank(lambda: to_plain(run.recipe())))
     if held is not None:
         dist.on_first_rank(lambda: refuse_other(asked, recipe, held, source, run))
@@ -215,7 +216,7 @@ def initialise(other: Path, recipe: Recipe, run: Run, loader: Loader) -> None:
     """A checkpoint at step 0 with the encoder of another run; twin and queue start anew."""
     path, _ = checkpoint.newest(Run(other).checkpoints)
     if path is None:
-        raise Trouble(f"--init-from {other} has no checkpoint", BAD_DATA)
+        raise Trouble(f"--init-from {other} has no checkpoint: name the folder of a run that has saved one", BAD_DATA)
     theirs = read_recipe(other / "recipe.json")
     if (theirs.model, theirs.head, theirs.whiten) != (recipe.model, recipe.head, recipe.whiten):
         raise Trouble(f"--init-from {other} has another model ({theirs.model}, {theirs.head}): use its recipe")

@@ -12,7 +12,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -76,6 +76,7 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.tell: Callable[[str], None] = lambda _: None
         self._lock: IO[str] | None = None
         self._metrics: IO[str] | None = None
         self._board: Board | None = None
@@ -184,7 +185,8 @@ class Run:
             self._board.sync()
 
     def note(self, text: str) -> None:
-        """Append a line, with the time, to train.log."""
+        """Append a line, with the time, to train.log, and tell it to whoever watches."""
+        self.tell(text)
         with (self.folder / "train.log").open("a") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 

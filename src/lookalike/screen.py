@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from lookalike.train import Pulse
 
+_WIDE = 115  # columns that a live line with everything takes; on fewer it has the numbers alone, without a bar
 _PLAIN_SECONDS = 15.0  # between lines where there is no terminal: a log should stay readable
 
 
@@ -17,12 +18,12 @@ class Screen:
 
     def __init__(self, title: str, quiet: bool = False) -> None:
         self.console = Console(quiet=quiet)
+        self.wide = self.console.width >= _WIDE
         self.progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=20),
+            *((TextColumn("{task.description}", markup=False), BarColumn(bar_width=20)) if self.wide else ()),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[state]}"),
-            TimeElapsedColumn(),
+            TextColumn("{task.fields[state]}", markup=False),
+            *((TimeElapsedColumn(),) if self.wide else ()),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self.console,
@@ -61,6 +62,8 @@ class Screen:
             self.say(f"step {pulse.step}/{pulse.total}  {state}{left}")
 
     def _show(self, what: str, done: int, total: int, state: str) -> None:
+        if not self.wide:
+            state = state.replace("  ", " ").replace(" images/s", "/s") or what
         if what not in self.tasks:
             self.tasks[what] = self.progress.add_task(what, total=total, state=state)
         self.progress.update(self.tasks[what], completed=done, total=total, state=state)

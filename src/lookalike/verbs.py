@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import math
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -18,11 +20,13 @@ from lookalike.planned import about_machine
 from lookalike.prepare import prepare as make_cache
 from lookalike.pretraining import Asked, carry_out, chosen
 from lookalike.preview import preview as draw_preview
-from lookalike.recipe import Length
+from lookalike.recipe import Length, Recipe
 from lookalike.run import write_json
 from lookalike.screen import Screen
 from lookalike.trained import embed_data, load, parts, write_embeddings
-from lookalike.trouble import Trouble
+from lookalike.trouble import IO, Trouble
+
+_FIELDS = [field.name for field in fields(Recipe)]
 
 
 def run(command: cli.Command, rest: Sequence[str]) -> int:
@@ -48,10 +52,11 @@ def run(command: cli.Command, rest: Sequence[str]) -> int:
             return demo(Path(command.out), command.overwrite)
 
 
-def refuse_unknown(command: object, rest: Sequence[str]) -> None:
-    """A flag that the verb does not have, with the nearest that it has."""
+def refuse_unknown(command: object, rest: Sequence[str], others: Iterable[str] = ()) -> None:
+    """A flag that the verb does not have, with the nearest that it has, or of ``others``."""
     if rest:
-        known = [f"--{field.name.replace('_', '-')}" for field in fields(command)]  # type: ignore[arg-type]
+        names = [*(field.name for field in fields(command)), *others]  # type: ignore[arg-type]
+        known = [f"--{name.replace('_', '-')}" for name in names]
         near = difflib.get_close_matches(rest[0].split("=")[0], known, n=1, cutoff=0.5)
         raise Trouble(f"unknown argument {rest[0]!r}; " + (f"did you mean {near[0]}?" if near else "see --help"))
 
@@ -64,6 +69,8 @@ def overrides(command: cli.Pretrain | cli.Preview, rest: Sequence[str]) -> list[
         if not name.startswith("--"):
             refuse_unknown(command, [name])
         path, equals, text = name.removeprefix("--").partition("=")
+        if "." not in path and path.replace("-", "_") not in _FIELDS:
+            refuse_unknown(command, [name], _FIELDS)
         if not equals:
             if not items or items[0].startswith("--"):
                 refuse_unknown(command, [name])
@@ -112,6 +119,7 @@ def pretrain(command: cli.Pretrain, rest: Sequence[str]) -> int:
 def knn(command: cli.Knn) -> int:
     """Prints and writes the accuracy."""
     at_least(command, k=1, temperature=1e-6, workers=0)
+    refuse_unwritable(command.json)
     trained = load(command.run, command.untrained)
     with Screen("knn") as screen:
         reference, query = parts(trained, command.data, command.layer, command.workers, screen.work)
@@ -131,6 +139,7 @@ def knn(command: cli.Knn) -> int:
 def fewshot(command: cli.Fewshot) -> int:
     """Prints and writes mean and interval for each number of labels."""
     at_least(command, labels=1, draws=4, workers=0)
+    refuse_unwritable(command.json)
     trained = load(command.run, command.untrained)
     report: dict[str, object] = {"layer": command.layer, "draws": command.draws, "step": trained.step}
     with Screen("fewshot") as screen:
@@ -147,6 +156,7 @@ def fewshot(command: cli.Fewshot) -> int:
 def embed(command: cli.Embed) -> int:
     """Writes the table."""
     at_least(command, workers=0)
+    refuse_unwritable(command.out)
     trained = load(command.run)
     with Screen("embed") as screen:
         table = embed_data(trained, command.data, command.layer, command.workers, screen.work)
@@ -186,6 +196,7 @@ def preview(command: cli.Preview, rest: Sequence[str]) -> int:
 def doctor(command: cli.Doctor) -> int:
     """Prints and writes what was found."""
     at_least(command, workers=0)
+    refuse_unwritable(command.json)
     if command.data is None:
         return machine(command.json)
     with Screen("doctor") as screen:
@@ -207,9 +218,21 @@ def machine(json: str | None) -> int:
     return 0
 
 
+def refuse_unwritable(path: str | None) -> None:
+    """Raise Trouble where a file cannot be written, before the work that would be in it; makes its folder."""
+    if path:
+        target = Path(path)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "it is a folder")
+            with tempfile.TemporaryFile(dir=target.parent):
+                pass
+        except OSError as error:
+            raise Trouble(f"cannot write {target} ({error.strerror}): choose another file", IO) from None
+
+
 def write_report(path: str | None, report: dict[str, object]) -> None:
     """``--json``: the numbers, and what was done."""
     if path:
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_json(target, report)
+        write_json(Path(path), report)

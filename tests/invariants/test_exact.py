@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lookalike.recipes import RECIPES
 from tests.forks import Ended, Forks, Moment, digest
 
 STEPS = 12
@@ -139,3 +140,24 @@ def test_minutes_are_measured_once_and_a_resume_keeps_their_steps(forks: Forks, 
     assert json.loads(digest(out)["state.json"])["step"] == length["steps"]
     done(forks.run(command(pictures, other, steps=length["steps"])))
     assert digest(other) == digest(out)
+
+
+FAMILY = [name for name in RECIPES if name.startswith("small_")]
+QUICK = {"small_instdisc", "small_moco_v3"}  # a bank and Z; a predictor and no dictionary
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILY]
+)
+def test_every_recipe_killed_in_a_save_ends_as_if_it_never_was(
+    forks: Forks, pictures: Path, tmp_path: Path, name: str
+) -> None:
+    size = ["--model.width", "8", "--model.depth", "1", "--model.heads", "2"] if "vit" in name else []
+    arguments = [*("--recipe", name, "--steps", 8, "--save-every", 3, "--workers", 0, "--quiet", "--batch", 16)]
+    arguments += ["--group", 8, "--checkups", 1, *(size or ["--model.widths", "4,8", "--model.blocks", "1,1"])]
+    reference, out = tmp_path / "reference", tmp_path / "run"
+    done(forks.run(["pretrain", pictures, "--out", reference, *arguments]))
+    ended = forks.run(["pretrain", pictures, "--out", out, *arguments], Moment(".step-000000006", 4))
+    assert ended.code == -signal.SIGKILL, ended.errors
+    done(forks.run(["pretrain", pictures, "--out", out, *arguments]))
+    assert digest(out) == digest(reference)

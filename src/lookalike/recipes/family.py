@@ -18,7 +18,7 @@ from lookalike.models.vit import ViT
 from lookalike.optimize import LARS, SGD, AdamW, Cosine
 from lookalike.pretext.image import MOCO_CIFAR, MOCO_V1, MOCO_V3_FIRST, MOCO_V3_SECOND, SIMCLR, OneView, TwoViews
 from lookalike.recipe import Length, Recipe
-from lookalike.recipes.images import IMAGENET, moco_v1, small
+from lookalike.recipes.images import IMAGENET, moco_cifar, moco_v1, small
 
 Named = Callable[[int, int], Recipe]
 """A recipe, given the number of examples and the side of the pictures in pixels."""
@@ -125,16 +125,18 @@ def supcon(examples: int = 50_000, side: int = 32) -> Recipe:
     Published: 96.0 % linear top-1 on CIFAR-10 with ResNet-50 after 1,000 epochs.
     """
     return replace(
-        simclr(examples, side),
+        moco_cifar(examples, side),
         name="supcon",
         pretext=TwoViews(replace(MOCO_CIFAR, scale=(0.2, 1.0))),
-        canvas=32,
         model=ResNet("resnet50", stem="small"),
         head=MLP((2048, 128)),
+        keys=EndToEnd(),
+        dictionary=InBatch(queries=True),
         objective=SupCon(0.1, weight=0.5),
         optimizer=SGD(lr=0.5 * 256 / 1024, momentum=0.9, weight_decay=1e-4),
-        schedule=Cosine(),
+        length=Length(epochs=1000),
         batch=1024,
+        group=128,
     ).fitted(examples)
 
 
