@@ -67,9 +67,12 @@ def _submit(pool: ProcessPoolExecutor, task: Any) -> Future[Any]:
 
 
 def _begin(work: Callable[[Any], Any], parent: int) -> None:
-    """Set up a worker: one thread, deaf to Ctrl-C (the parent ends it), gone when the parent is."""
+    """Set up a worker: one thread, deaf to Ctrl-C (the parent ends it), mute, gone when the parent is."""
     global _work
     _work = work
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 2)  # libtiff prints a line for each odd tag; what Python raises reaches the parent
+    os.close(silence)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
