@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -244,6 +245,34 @@ def test_other_data_in_a_run_that_began(say: Callable[..., Said], pictures: Path
     before = snapshot(trained)
     refused(say("pretrain", pictures / "dark", "--out", trained, *LIGHT, "--steps", 4), 65, "60 then, 30 now")
     assert snapshot(trained) == before
+
+
+def test_data_that_changes_is_refused_by_name_unless_it_is_allowed(
+    say: Callable[..., Said], pictures: Path, trained: Path, tmp_path: Path
+) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(pictures, data)
+    shutil.copytree(trained, run)
+    command = ("pretrain", data, "--out", run, *LIGHT, "--steps", 4)
+    assert say(*command, "--quiet") == (0, "", "")  # a copy is the same data
+    (data / "dark" / "01.png").rename(data / "dark" / "99.png")
+    (data / "dark" / "03.png").write_bytes((data / "dark" / "05.png").read_bytes())
+    (data / "bright" / "00.png").unlink()
+    Image.new("RGB", (16, 16), (200, 10, 10)).save(data / "bright" / "98.png")
+    before = snapshot(run)
+    told = (
+        "1 added (bright/98.png), 1 removed (bright/00.png), 1 renamed (dark/01.png -> dark/99.png), "
+        "1 replaced (dark/03.png)"
+    )
+    refused(say(*command), 65, "(60 then, 60 now)", told, "--allow-data-change")
+    assert snapshot(run) == before
+    (data / "dark" / "07.png").unlink()
+    refused(say(*command, "--allow-data-change", "--batch", 8), 2, "batch: 16 -> 8")
+    assert snapshot(run) == before
+    assert say(*command, "--allow-data-change", "--quiet") == (0, "", "")
+    assert "goes on with other data: 1 added" in (run / "train.log").read_text()
+    assert say(*command, "--quiet") == (0, "", "")
+    assert json.loads((run / "environment.json").read_text())["data"]["examples"] == 59
 
 
 def test_a_run_that_is_damaged(say: Callable[..., Said], pictures: Path, trained: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lookalike import checkpoint, dist
+from lookalike.data.fingerprint import Change, changes, from_table, stamps_of, to_table
 from lookalike.data.loader import GIB, Loader
 from lookalike.data.source import Data, Source, native_side, open_source
 from lookalike.dist import autocast, device, placed
@@ -45,6 +45,7 @@ class Asked(NamedTuple):
     workers: int = 2
     memory: float = 4.0  # GiB
     save_every: int | None = None
+    allow_data_change: bool = False
     quiet: bool = False
 
 
@@ -74,8 +75,7 @@ def trained(asked: Asked, recipe: Recipe, source: Source, run: Run, screen: Scre
     run.tell = screen.say
     held = from_plain(dist.on_first_rank(lambda: to_plain(run.recipe())))
     if held is not None:
-        check_data(run, source)
-        check_same(asked.out, held, as_held(recipe, held))
+        dist.on_first_rank(lambda: refuse_other(asked, recipe, held, source, run))
         recipe = held
     dist.on_first_rank(lambda: checkpoint.refuse_full(run.checkpoints, recipe, len(source)))
     loader = load_data(asked, source.at(recipe.canvas), run, screen)
@@ -108,7 +108,8 @@ def note_all_bad(run: Run, loader: Loader) -> None:
 
 def refuse_foreign(out: Path) -> None:
     """Never write into a folder that holds somebody's other files."""
-    ours = {"run.lock", "bad_files.csv", "train.log", "environment.json"}  # recipe.json comes last when a run begins
+    # recipe.json comes last when a run begins
+    ours = {"run.lock", "bad_files.csv", "train.log", "data.parquet", "environment.json"}
     if out.exists() and not out.is_dir():
         raise Trouble(f"{out} is a file: --out names the folder of the run")
     if (
@@ -132,20 +133,42 @@ def chosen(asked: Asked, source: Source) -> Recipe:
     return recipe.fitted(len(source))
 
 
-def named(source: Source) -> str:
-    """A hash of the paths of all rows in their order: what every step refers to."""
-    return hashlib.sha256("\n".join(source.paths).encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def check_data(run: Run, source: Source) -> None:
-    """Refuse to continue a run on other data."""
-    began = run.data()
-    if began.get("rows") != named(source):
+def check_data(asked: Asked, run: Run, source: Source) -> Change:
+    """How the data has changed since the run began, which is refused unless it was asked for."""
+    began, changed = run.data(), changes(from_table(run.data_table), stamps_of(source))
+    if changed and not asked.allow_data_change:
         raise Trouble(
-            f"{run.folder} began with other pictures ({began['examples']} then, {len(source)} now): "
-            "give it the same data, or choose another --out",
+            f"{run.folder} began with other pictures ({began['examples']} then, {len(source)} now): {changed}; "
+            "give it the same data, choose another --out, or go on with --allow-data-change",
             BAD_DATA,
         )
+    return changed
+
+
+def refuse_other(asked: Asked, recipe: Recipe, held: Recipe, source: Source, run: Run) -> None:
+    """Refuse to continue a run on other data, unless that is allowed, or under other settings."""
+    changed = check_data(asked, run, source)
+    if changed or run.data().get("changed"):
+        recipe = adjusted(asked, recipe, held)
+    check_same(asked.out, held, as_held(recipe, held))
+    if changed:
+        run.note(f"goes on with other data: {changed}")
+        run.accept(about(asked, source) | {"changed": True}, to_table(stamps_of(source)))
+
+
+def about(asked: Asked, source: Source) -> dict[str, object]:
+    """What environment.json says of the data; data.parquet says which files it was."""
+    return {"data": str(asked.data), "split": asked.split, "examples": len(source)}
+
+
+def adjusted(asked: Asked, recipe: Recipe, held: Recipe) -> Recipe:
+    """What is asked of a run whose data has changed: what it derived from the data stays as it was when it began."""
+    if asked.recipe is not None and recipe.name != held.name:
+        return recipe
+    same = held if asked.length is None else replace(held, length=asked.length)
+    for path, text in asked.overrides:
+        same = override(same, path, text)
+    return same
 
 
 def as_held(asked: Recipe, held: Recipe) -> Recipe:
@@ -180,8 +203,7 @@ def begin(
         if recipe.length.steps == 1:
             screen.say("decoding, measuring and check-ups take all of them: one step is left; give more --minutes")
     source = loader.source
-    about = {"data": str(asked.data), "split": asked.split, "examples": len(source), "rows": named(source)}
-    run.begin(recipe, about)
+    dist.on_first_rank(lambda: run.begin(recipe, about(asked, source), to_table(stamps_of(source))))
     processes = f" on {dist.world()} processes" if dist.world() > 1 else ""
     screen.say(
         f"{recipe.name}: {len(source)} examples, {recipe.length.total(len(source) // recipe.batch)} steps of "

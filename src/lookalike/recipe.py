@@ -62,6 +62,7 @@ class Recipe:
     schedule: Cosine | Steps = Steps()  # noqa: RUF009
     length: Length = Length(epochs=200)
     batch: int = 256  # examples a step, over all processes
+    window: int | None = None  # shards whose rows are shuffled together; None: everything at once
     group: int = 32  # examples that share BatchNorm statistics
     slices: int = 1  # parts in which a batch is worked on: less memory, the same mathematics
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of products; auto: bf16 where the device computes in it

@@ -139,9 +139,19 @@ class Run:
             raise Trouble(f"{self.folder / 'environment.json'} does not say what the data was", BAD_DATA)
         return data
 
-    def begin(self, recipe: Recipe, data: dict[str, Any]) -> None:
-        """Record a new run: what was asked and where it runs."""
+    @property
+    def data_table(self) -> Path:
+        """Which files the data was: see data/fingerprint.py."""
+        return self.folder / "data.parquet"
+
+    def accept(self, data: dict[str, Any], table: bytes) -> None:
+        """Record what the data is: the table last, which decides whether it has changed."""
         write_json(self.folder / "environment.json", environment() | {"data": data})
+        write_atomically(self.data_table, table)
+
+    def begin(self, recipe: Recipe, data: dict[str, Any], table: bytes) -> None:
+        """Record a new run: what was asked, where it runs, and on what."""
+        self.accept(data, table)
         write_json(self.folder / "recipe.json", to_plain(recipe))
 
     def rewind(self, step: int) -> None:
@@ -196,7 +206,7 @@ class Onlooker(Run):
     def __enter__(self) -> Run:
         return self
 
-    def begin(self, recipe: Recipe, data: dict[str, Any]) -> None:
+    def begin(self, recipe: Recipe, data: dict[str, Any], table: bytes) -> None:
         """Left to the first rank, as all that follows."""
 
     def rewind(self, step: int) -> None:

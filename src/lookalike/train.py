@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lookalike import checkpoint, dist, optimize
 from lookalike.data.loader import Loader
 from lookalike.data.order import Order
+from lookalike.data.windows import Windowed, order_of
 from lookalike.dist import autocast, device, placed
 from lookalike.learn.learner import Learner, Outcome
 from lookalike.memory import keep_freed
@@ -56,7 +57,7 @@ class Finished(NamedTuple):
 
 
 def batches(
-    loader: Loader, recipe: Recipe, order: Order, start: int, stop: int, data: Timed | None = None
+    loader: Loader, recipe: Recipe, order: Order | Windowed, start: int, stop: int, data: Timed | None = None
 ) -> Iterator[Batch]:
     """This rank's share of the two views of every step from ``start`` on: a pure function of recipe and data.
 
@@ -80,7 +81,7 @@ def train(
 ) -> Finished:
     """Train ``recipe`` in ``run`` from its newest checkpoint, or from the start, to its end or to a signal."""
     keep_freed()
-    order = Order(len(loader), recipe.batch, recipe.seed)
+    order = order_of(loader.source, recipe.batch, recipe.seed, recipe.window)
     learner = begun(recipe, loader)
     optimizer = recipe.optimizer.build(learner, recipe.batch)
     step = resume(run, learner, optimizer)
@@ -197,7 +198,7 @@ def refuse_not_finite(loss: Tensor, learner: Learner, step: int) -> None:
         )
 
 
-def steps_of(recipe: Recipe, order: Order) -> int:
+def steps_of(recipe: Recipe, order: Order | Windowed) -> int:
     """The steps of the whole run, which ``--minutes`` has fixed by now."""
     total = recipe.length.total(order.steps_per_epoch)
     if total is None:
@@ -215,7 +216,7 @@ def measured(recipe: Recipe, loader: Loader, reserve: float = 0.0, probes: int =
     if minutes is None or recipe.length.steps is not None:
         return recipe
     began = time.perf_counter()
-    order = Order(len(loader), recipe.batch, recipe.seed)
+    order = order_of(loader.source, recipe.batch, recipe.seed, recipe.window)
     learner = begun(recipe, loader).train()
     model, optimizer = dist.distributed(learner), recipe.optimizer.build(learner, recipe.batch)
     marks: list[float] = []

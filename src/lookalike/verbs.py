@@ -11,10 +11,15 @@ from dataclasses import fields
 from pathlib import Path
 
 from lookalike import cli
+from lookalike.data.source import open_source
 from lookalike.demo import demo
+from lookalike.doctor import examine
 from lookalike.evaluate.fewshot import Fewshot
 from lookalike.evaluate.knn import Knn
-from lookalike.pretraining import Asked, carry_out
+from lookalike.planned import about_machine
+from lookalike.prepare import prepare as make_cache
+from lookalike.pretraining import Asked, carry_out, chosen
+from lookalike.preview import preview as draw_preview
 from lookalike.recipe import Length, Recipe
 from lookalike.run import write_json
 from lookalike.screen import Screen
@@ -24,11 +29,13 @@ from lookalike.trouble import IO, Trouble
 _FIELDS = [field.name for field in fields(Recipe)]
 
 
-def run(command: cli.Demo | cli.Pretrain | cli.Knn | cli.Fewshot | cli.Embed, rest: Sequence[str]) -> int:
+def run(command: cli.Command, rest: Sequence[str]) -> int:
     """Carry out one parsed command; ``rest`` is what the parser did not know. The exit code."""
     match command:
         case cli.Pretrain():
             return pretrain(command, rest)
+        case cli.Preview():
+            return preview(command, rest)
     refuse_unknown(command, rest)
     match command:
         case cli.Knn():
@@ -37,6 +44,10 @@ def run(command: cli.Demo | cli.Pretrain | cli.Knn | cli.Fewshot | cli.Embed, re
             return fewshot(command)
         case cli.Embed():
             return embed(command)
+        case cli.Prepare():
+            return prepare(command)
+        case cli.Doctor():
+            return doctor(command)
         case cli.Demo():
             return demo(Path(command.out), command.overwrite)
 
@@ -50,7 +61,7 @@ def refuse_unknown(command: object, rest: Sequence[str], others: Iterable[str] =
         raise Trouble(f"unknown argument {rest[0]!r}; " + (f"did you mean {near[0]}?" if near else "see --help"))
 
 
-def overrides(command: cli.Pretrain, rest: Sequence[str]) -> list[tuple[str, str]]:
+def overrides(command: cli.Pretrain | cli.Preview, rest: Sequence[str]) -> list[tuple[str, str]]:
     """(path, text) for each ``--FIELD.PATH VALUE`` or ``--FIELD.PATH=VALUE``."""
     found, items = [], list(rest)
     while items:
@@ -98,6 +109,7 @@ def pretrain(command: cli.Pretrain, rest: Sequence[str]) -> int:
             workers=command.workers,
             memory=command.memory,
             save_every=command.save_every,
+            allow_data_change=command.allow_data_change,
             quiet=command.quiet,
         )
     )
@@ -150,6 +162,59 @@ def embed(command: cli.Embed) -> int:
         table = embed_data(trained, command.data, command.layer, command.workers, screen.work)
         write_embeddings(table, Path(command.out))
         screen.say(f"{len(table)} embeddings of width {table.vectors.shape[1]} in {command.out}")
+    return 0
+
+
+def prepare(command: cli.Prepare) -> int:
+    """Writes the cache."""
+    at_least(command, size=1, jpeg=1, workers=0)
+    if command.jpeg is not None and command.jpeg > 95:
+        raise Trouble("--jpeg must be at most 95: above that files grow and pictures do not change")
+    with Screen("prepare", command.quiet) as screen:
+        asked = (command.size, command.split, command.jpeg, command.workers)
+        done = make_cache(command.data, Path(command.out), *asked, progress=screen.work)
+        size = f"{sum(shard.bytes for shard in done.shards) / 1e9:.2f} GB in {len(done.shards)} shards"
+        screen.say(f"{done.rows} canvases of {done.side} px, {size}, in {command.out}")
+        if done.bad:
+            path, reason = next(iter(done.bad.items()))
+            where = Path(command.out) / "bad_files.csv"
+            screen.say(f"{len(done.bad)} cannot be read, first {path} ({reason}); all of them in {where}")
+    return 0
+
+
+def preview(command: cli.Preview, rest: Sequence[str]) -> int:
+    """Writes the sheet."""
+    at_least(command, rows=1, epoch=0)
+    source = open_source(command.data, command.split)
+    asked = Asked(command.data, Path(command.out), command.recipe, overrides=overrides(command, rest))
+    recipe = chosen(asked, source)
+    count = draw_preview(source, recipe, Path(command.out), command.rows, command.epoch)
+    print(f"{count} pictures and their views by {recipe.name} in {command.out}")
+    return 0
+
+
+def doctor(command: cli.Doctor) -> int:
+    """Prints and writes what was found."""
+    at_least(command, workers=0)
+    refuse_unwritable(command.json)
+    if command.data is None:
+        return machine(command.json)
+    with Screen("doctor") as screen:
+        found = examine(command.data, command.split, command.workers, not command.quick, screen.work)
+        for line in found.lines():
+            screen.say(line)
+        for path in found.write(Path(command.out)):
+            screen.say(f"written: {path}")
+    write_report(command.json, found.plain())
+    return 0
+
+
+def machine(json: str | None) -> int:
+    """What this machine has."""
+    report = about_machine()
+    for name, value in report.items():
+        print(f"{name}: {value}")
+    write_report(json, dict(report))
     return 0
 
 

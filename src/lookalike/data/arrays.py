@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from lookalike.data.decode import Canvas, Unreadable, squash
 from lookalike.data.example import Example, broken, whole
+from lookalike.data.fingerprint import Stamps, token_of
 from lookalike.trouble import BAD_DATA, Trouble
 
 
@@ -53,6 +54,12 @@ class Arrays:
         other = copy.copy(self)
         other.side = side
         return other
+
+    def stamps(self) -> Stamps:
+        """Every picture by its values."""
+        values = [image.contiguous().numpy().tobytes() for image in self._images]
+        sizes = np.fromiter((len(value) for value in values), np.int64, len(values))
+        return Stamps(list(self.paths), sizes, np.fromiter(map(token_of, values), np.uint64, len(values)))
 
 
 class Mapped:

@@ -41,11 +41,12 @@ class Canvas(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What a file says before any pixel is decoded: its format in Pillow's words, and its upright size in pixels."""
+    """What a file says before any pixel is decoded: format and mode as Pillow names them, upright size in pixels."""
 
     kind: str
     height: int
     width: int
+    mode: str
 
 
 class Unreadable(Exception):
@@ -112,7 +113,7 @@ def header(data: bytes) -> Header:
         lazy = image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info)
         # TIFF sizes are upright already, and asking a PNG for EXIF that it lacks would decode it.
         height, width = _upright_size(image.size, 1 if lazy else _orientation(image))
-        return Header(image.format or "", height, width)
+        return Header(image.format or "", height, width, image.mode)
 
 
 def squash(image: Image.Image, side: int) -> Canvas:

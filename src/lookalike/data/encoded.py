@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, Self
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lookalike.data.decode import Unreadable, decode, header
 from lookalike.data.example import Example, broken, whole
+from lookalike.data.fingerprint import Stamps
 
 Value = int | str  # what a label is before it is numbered
 
@@ -30,8 +31,10 @@ class Store(Protocol):
 class Encoded:
     """The rows of a store on canvases of ``side`` pixels."""
 
-    def __init__(self, store: Store, side: int) -> None:
-        self.store, self.side = store, side
+    def __init__(self, store: Store, side: int, stamps: Callable[[], Stamps]) -> None:
+        """``stamps`` are those of the files that hold the store."""
+        self.store, self.side, self.stamps = store, side, stamps
+        self.starts: Sequence[int] | None = getattr(store, "starts", None)  # of its shards, where it has any
         self.paths, self.classes, self.unlisted = store.paths, store.classes, store.unlisted
         self.labels: Tensor = torch.tensor(store.labels, dtype=torch.int64)
 
@@ -49,6 +52,10 @@ class Encoded:
         """Upright (height, width) in pixels, from the header; raises Unreadable."""
         found = header(self.store.read(row))
         return found.height, found.width
+
+    def read(self, row: int) -> bytes:
+        """The bytes of one picture; raises Unreadable."""
+        return self.store.read(row)
 
     def at(self, side: int) -> Self:
         """The same rows on canvases of another side."""

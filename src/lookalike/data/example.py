@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol, Self
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -49,6 +49,20 @@ class Source(Protocol):
 
     def at(self, side: int) -> Self:
         """The same rows on canvases of another side; nothing is listed again."""
+
+
+@runtime_checkable
+class Ready(Protocol):
+    """A source that may have its canvases at hand, so that nothing is gained by keeping them in memory."""
+
+    bad: Mapping[int, str]  # every row that cannot be read
+
+    @property
+    def ready(self) -> bool:
+        """Whether ``take`` can be called."""
+
+    def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Canvases uint8 (B, 3, S, S) and sizes int64 (B, 2) of ``rows`` (B,)."""
 
 
 def whole(canvas: Canvas, label: int, path: str) -> Example:

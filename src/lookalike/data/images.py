@@ -7,6 +7,7 @@ import os
 import stat
 from array import array
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from lookalike.data.decode import Unreadable, decode, header
 from lookalike.data.example import Example, broken, whole
 from lookalike.data.files import Listing, Names, by_split, folder_split, printable
+from lookalike.data.fingerprint import Stamps, regular, stamps_of_files
 
 MAX_BYTES = 1 << 30  # of one file: more is no picture that anybody wants to learn from
 
@@ -60,6 +62,10 @@ class Images:
         other = copy.copy(self)
         other.side = side
         return other
+
+    def stamps(self) -> Stamps:
+        """Names, sizes and content of the files."""
+        return stamps_of_files(partial(regular, self.root), self.files)
 
     def read(self, row: int) -> bytes:
         """The bytes of one file; raises Unreadable."""

@@ -47,7 +47,7 @@ class PathList:
             first = next(iter(rows))[:100]
             raise Trouble(f"{file}: a list of paths, but none leads to a file, as {first}; see the paths", BAD_DATA)
         self.paths = list(rows)
-        self._files = [row.path for row in rows.values()]
+        self.files = [row.path for row in rows.values()]
         self.labels, self.classes = numbered(_values([row.label for row in rows.values()]))
         self.unlisted: dict[str, str] = {}
         self.splits: dict[str, list[int]] = {}
@@ -58,7 +58,7 @@ class PathList:
 
     def read(self, row: int) -> bytes:
         """The bytes of one file; raises Unreadable."""
-        return self._disk.whole(self._files[row])
+        return self._disk.whole(self.files[row])
 
 
 def _rows(file: Path) -> list[Row]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lookalike.data.example import Source
+from lookalike.data.example import Ready, Source
 from lookalike.data.workers import PART, Part, here, in_workers
 from lookalike.trouble import BAD_DATA, Trouble
 
@@ -52,7 +52,11 @@ class Loader:
         if self.bad:
             on_bad(self.bad)
         self._pixels: Tensor | None = None
-        if len(source) * 3 * source.side**2 <= budget:
+        self._ready = source if isinstance(source, Ready) and source.ready else None
+        if self._ready is not None:
+            self._note(self._ready.bad)
+            refuse_too_many(self.bad_rows, source, max_bad)
+        elif len(source) * 3 * source.side**2 <= budget:
             self._fill(self.workers if workers is not None or len(source) >= _FEW else 0, progress)
 
     def __len__(self) -> int:
@@ -60,11 +64,17 @@ class Loader:
 
     @property
     def cached(self) -> bool:
-        """Whether every canvas is in memory."""
-        return self._pixels is not None
+        """Whether every canvas is in memory, or in files that are mapped into it."""
+        return self._pixels is not None or self._ready is not None
 
     def batches(self, rows_of_steps: Iterable[Tensor]) -> Generator[Pixels, None, None]:
         """The pixels of each step's rows (B,), in order: a function of the data alone. Raises Trouble."""
+        if self._ready is not None:
+            instead = {row: next_good(row, self.bad_rows, len(self)) for row in self.bad_rows}
+            for rows in rows_of_steps:
+                good = torch.tensor([instead.get(row, row) for row in rows.tolist()]) if instead else rows
+                yield Pixels(rows, *self._ready.take(good))
+            return
         if self._pixels is None:
             tries = 1 + int(self.max_bad * len(self))  # a longer run of bad rows is too many anyway
             yield from self._decoded(rows_of_steps, self.workers, tries)
@@ -84,7 +94,7 @@ class Loader:
                 progress(len(batch.rows))
         refuse_too_many(self.bad_rows, self.source, self.max_bad)
         for row in self.bad_rows:
-            other = next((row + i) % count for i in range(1, count) if (row + i) % count not in self.bad_rows)
+            other = next_good(row, self.bad_rows, count)
             pixels[row], sizes[row] = pixels[other], sizes[other]
         self._pixels, self._sizes = pixels, sizes
 
@@ -112,6 +122,11 @@ class Loader:
             self.bad_rows.update(fresh)
             self.bad.update({self.source.paths[row]: reason for row, reason in fresh.items()})
             self._on_bad(self.bad)
+
+
+def next_good(row: int, bad: Mapping[int, str], count: int) -> int:
+    """The first row after a bad one, of ``count`` in a ring, that can be read."""
+    return next((row + i) % count for i in range(1, count) if (row + i) % count not in bad)
 
 
 def refuse_too_many(bad: Mapping[int, str], source: Source, max_bad: float) -> None:

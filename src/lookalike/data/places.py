@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self, TypeVar
@@ -21,8 +22,10 @@ from lookalike.data.disk import Disk, Local
 from lookalike.data.encoded import Encoded, Store
 from lookalike.data.example import Source
 from lookalike.data.files import TEST, TRAIN, VALIDATION, Listing, by_split, folder_split, table_split
+from lookalike.data.fingerprint import LONG_PIECE, Stamps, stamps_of_files
 from lookalike.data.images import Images
 from lookalike.data.parquet import ParquetFile, Recent
+from lookalike.data.prepared import CANVASES, Cache
 from lookalike.data.remote import Remote
 from lookalike.data.rows import Rows
 from lookalike.data.shards import TarShard
@@ -65,6 +68,10 @@ class _Elsewhere(Images):
         super().__init__(Path(), listing, split, side)
         self._disk = disk
 
+    def stamps(self) -> Stamps:
+        """Names, sizes and content of the files."""
+        return stamps_of_files(self._disk.file, self.files)
+
     def read(self, row: int) -> bytes:
         """The bytes of one file; raises Unreadable, and Trouble where the disk cannot be reached."""
         return self._disk.whole(self.files[row])
@@ -73,8 +80,9 @@ class _Elsewhere(Images):
 class Divided:
     """A store whose rows belong to splits; those that belong to none are left out where any do."""
 
-    def __init__(self, store: Store, splits: Mapping[str, Sequence[int]]) -> None:
-        self._source = Encoded(store, side=1)
+    def __init__(self, store: Store, splits: Mapping[str, Sequence[int]], stamps: Callable[[], Stamps]) -> None:
+        """``stamps`` are those of the files that hold the store."""
+        self._source = Encoded(store, 1, stamps)
         self.splits = [name for name in (TRAIN, VALIDATION, TEST) if name in splits]
         self._splits = {name: torch.tensor(splits[name]) for name in self.splits}
 
@@ -122,6 +130,8 @@ def find(data: str | os.PathLike[str]) -> Place:
             raise Trouble(f"{root}: no such file or folder; name pictures, tables or archives, or digits", BAD_DATA)
     except OSError as error:
         raise Trouble(f"{root}: {error.strerror}; check its permissions", BAD_DATA) from None
+    if (root / CANVASES).is_file():
+        return Cache(root)
     return _in_folder(Local(root), str(root)) if root.is_dir() else _of_file(Local(root.parent), root.name)
 
 
@@ -131,7 +141,7 @@ def _of_file(disk: Disk, name: str) -> Place:
     files = [name] if isinstance(disk, Local) else _expanded(name)
     if isinstance(disk, Local) and lower.endswith(lists.SUFFIXES):
         listed = lists.PathList(disk.root / name)
-        return Divided(listed, listed.splits)
+        return Divided(listed, listed.splits, partial(stamps_of_files, Local(disk.root).file, listed.files))
     for kind in KINDS:
         if lower.endswith(kind.suffixes) and (place := kind.open(disk, Found(files, 0, 0))) is not None:
             return place
@@ -167,17 +177,17 @@ def _in_folder(disk: Disk, name: str) -> Place:
 
 def _parquet(disk: Disk, found: Found) -> Divided | None:
     recent = Recent()
-    return _tables(_each(disk, found.files, lambda path: ParquetFile(disk, path, recent)), found)
+    return _tables(disk, _each(disk, found.files, lambda path: ParquetFile(disk, path, recent)), found)
 
 
 def _arrow(disk: Disk, found: Found) -> Divided | None:
     if not isinstance(disk, Local):
         raise Trouble(f"{disk.name(found.files[0])}: Arrow files are mapped into memory; copy them here", BAD_DATA)
     files = saved(disk.root, found.files)
-    return _tables({path: ArrowFile(disk.root / path) for path in files}, found) if files else None
+    return _tables(disk, {path: ArrowFile(disk.root / path) for path in files}, found) if files else None
 
 
-def _tables(files: Mapping[str, TableFile], found: Found) -> Divided | None:
+def _tables(disk: Disk, files: Mapping[str, TableFile], found: Found) -> Divided | None:
     """Tables with pictures go before picture files, a few of which a dataset's repository often holds too."""
     names = [path for path, file in files.items() if columns_of(file.schema) is not None]
     if not names and found.pictures + found.others:
@@ -187,7 +197,8 @@ def _tables(files: Mapping[str, TableFile], found: Found) -> Divided | None:
     store = Tables({path: files[path] for path in names})
     if not store.paths:
         raise Trouble(f"{files[names[0]].where}: a table without a row; fetch it again", BAD_DATA)
-    return Divided(store, {name: store.rows_of(paths) for name, paths in splits.items()})
+    rows = {name: store.rows_of(paths) for name, paths in splits.items()}
+    return Divided(store, rows, partial(stamps_of_files, disk.file, names, LONG_PIECE))
 
 
 def _tars(disk: Disk, found: Found) -> Divided | None:
@@ -206,7 +217,7 @@ def _archives(kind: type[TarShard] | type[Zip], disk: Disk, files: Sequence[str]
     if not store.paths:
         where, reason = next(iter(store.unlisted.items()), (files[0], "no member ends in .jpg, .png, .webp, ..."))
         raise Trouble(f"{disk.name(files[0])}: no picture in it ({where}: {reason})", BAD_DATA)
-    return Divided(store, store.splits)
+    return Divided(store, store.splits, partial(stamps_of_files, disk.file, divided or files, LONG_PIECE))
 
 
 def _compressed(disk: Disk, found: Found) -> Divided | None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from lookalike.data.example import Example, Source
+from lookalike.data.fingerprint import Stamps, stamps_of
 
 
 class Rows:
@@ -22,6 +25,24 @@ class Rows:
     def labels(self) -> Tensor:
         """(N,) int64, -1 where there is none."""
         return self._source.labels[self._rows]
+
+    @property
+    def starts(self) -> list[int] | None:
+        """The first row of each shard, where the source has shards and the rows are sorted."""
+        every: Sequence[int] | None = getattr(self._source, "starts", None)
+        if every is None or not bool((self._rows.diff() > 0).all()):
+            return None
+        return sorted(set(torch.searchsorted(self._rows, torch.tensor(every)).tolist()))
+
+    @property
+    def read(self) -> Callable[[int], bytes] | None:
+        """The bytes of one picture, where the source has bytes; raises Unreadable."""
+        inner: Callable[[int], bytes] | None = getattr(self._source, "read", None)
+        return None if inner is None else lambda row: inner(int(self._rows[row]))
+
+    def stamps(self) -> Stamps:
+        """Those of the whole source: rows are chosen by what its files hold."""
+        return stamps_of(self._source)
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any, Protocol
 
 from lookalike.data.columns import BROKEN, Columns, columns_of
@@ -20,6 +20,10 @@ class TableFile(Protocol):
     where: str  # for messages
     schema: Any
     rows: int
+
+    @property
+    def starts(self) -> list[int]:
+        """The first row of each part that is read at once, and the number of rows."""
 
     def column(self, name: str) -> list[Any]:
         """All values of one small column, or of one field of a struct (``image.path``); raises Trouble."""
@@ -37,6 +41,8 @@ class Tables:
         self._columns = _same_columns(files.values())
         self._names, self._files = list(files), list(files.values())
         self._starts = list(accumulate((file.rows for file in self._files), initial=0))
+        parts = [[start + first for first in file.starts[:-1]] for start, file in zip(self._starts, self._files)]
+        self.starts = [*chain(*parts), self._starts[-1]]
         self.paths = _paths(files, self._columns)
         self.labels, self.classes = _labelled(self._files, self._columns)
 

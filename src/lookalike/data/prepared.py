@@ -1,0 +1,255 @@
+"""A prepared cache: canvases that were decoded once, in shards that are mapped into memory, as a source.
+
+    canvases.json        side, coding, classes, and once it is whole every shard with its rows, bytes and sha256
+    index/00000.parquet  of each row of a shard: path, split, label, height, width, offset, bytes, adler32, bad
+    shards/00000.bin     uint8 (rows, 3, S, S), or JPEG files one after another
+    data.parquet         the files that were read (data/fingerprint.py)
+    bad_files.csv        what could not be read, and why
+
+``prepare.py`` writes it. Rows are those of the data, bad ones too (black), so that a run from the cache and one from
+the data are the same run.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lookalike.data.decode import Unreadable, decode, squash
+from lookalike.data.example import Example, broken, whole
+from lookalike.data.fingerprint import Stamps
+from lookalike.trouble import BAD_DATA, USAGE, Trouble
+
+CANVASES, VERSION = "canvases.json", 1
+RAW = "raw"
+_BATCHES, _UNHELD = 4, 3  # references to an array: of the list, of the loop, of the question
+
+INDEX = pa.schema(
+    {
+        "path": pa.string(),
+        "split": pa.string(),
+        "label": pa.int64(),
+        "height": pa.int64(),
+        "width": pa.int64(),
+        "offset": pa.int64(),
+        "bytes": pa.int64(),
+        "adler32": pa.int64(),
+        "bad": pa.string(),
+    }
+)
+
+
+class Shard(NamedTuple):
+    """One shard as canvases.json knows it."""
+
+    rows: int
+    bytes: int
+    sha256: str
+
+
+def shard_name(number: int) -> str:
+    """The file of a shard below ``shards``."""
+    return f"{number:05}.bin"
+
+
+class _Room:
+    """Memory for batches that is used again when nobody holds the batch that was in it.
+
+    New memory costs its page faults, several times what copying the canvases does.
+    """
+
+    def __init__(self) -> None:
+        self._held: list[npt.NDArray[np.uint8]] = []
+
+    def of(self, shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
+        """An array of that shape, with anything in it."""
+        self._held = [array for array in self._held if array.shape == shape][:_BATCHES]
+        for array in self._held:
+            if sys.getrefcount(array) == _UNHELD:  # a tensor holds the array that its memory is
+                return array
+        self._held.append(np.empty(shape, np.uint8))
+        return self._held[-1]
+
+
+class Prepared:
+    """Some rows of a cache on canvases of ``side`` pixels, at most its own side."""
+
+    def __init__(self, root: Path, stated: dict[str, Any], rows: pa.Table, shard_of: npt.NDArray[np.int64]) -> None:
+        """``rows`` in the columns of INDEX, and the shard of each; raises Trouble where a shard has another length."""
+        self._root, self.own, self._raw = root, int(stated["side"]), stated["coding"] == RAW
+        self.side, self.classes = self.own, [str(name) for name in stated["classes"]]
+        self.unlisted: dict[str, str] = {}
+        self.paths: list[str] = rows["path"].to_pylist()
+        self.labels = torch.from_numpy(rows["label"].to_numpy().copy())
+        self.sizes = torch.from_numpy(np.stack([rows["height"].to_numpy(), rows["width"].to_numpy()], axis=1))
+        self.bad = {row: reason for row, reason in enumerate(rows["bad"].to_pylist()) if reason is not None}
+        self._labels: list[int] = self.labels.tolist()
+        self._offsets, self._lengths = rows["offset"].to_numpy(), rows["bytes"].to_numpy()
+        self._sums = rows["adler32"].to_numpy()
+        self._checked = np.zeros(len(rows), np.bool_)
+        self._shard_of, self._shards = shard_of, [Shard(*shard) for shard in stated["shards"]]
+        self._maps: dict[int, npt.NDArray[np.uint8]] = {}
+        self._room = _Room()
+        self.starts: list[int] = [*np.unique(shard_of, return_index=True)[1].tolist(), len(rows)]
+        for number in np.unique(shard_of).tolist():
+            self._check_length(number)
+        if self._raw and bool((self._lengths != 3 * self.own**2).any()):
+            raise Trouble(f"{root / 'index'} is damaged (canvases of another length): prepare the data again", BAD_DATA)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> Example:
+        label, path = self._labels[row], self.paths[row]
+        if row in self.bad:
+            return broken(self.side, label, path, self.bad[row])
+        data = self._bytes(row)
+        height, width = self.sizes[row].tolist()
+        if not self._raw:
+            return whole(decode(data.tobytes(), self.side)._replace(height=height, width=width), label, path)
+        pixels = data.reshape(3, self.own, self.own)
+        if self.side == self.own:
+            return Example(torch.from_numpy(pixels.copy()), height, width, label, path)
+        image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+        return whole(squash(image, self.side)._replace(height=height, width=width), label, path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_maps": {}, "_room": _Room()}
+
+    def size(self, row: int) -> tuple[int, int]:
+        """Upright (height, width) of the picture in pixels, as it was before; raises Unreadable."""
+        if row in self.bad:
+            raise Unreadable(self.bad[row])
+        height, width = self.sizes[row].tolist()
+        return height, width
+
+    def at(self, side: int) -> Self:
+        """The same rows on canvases of another side; raises Trouble where the cache has less than is asked for.
+
+        More pixels than the cache has are refused where the pictures had them; canvases of pictures that were no larger
+        than the cache are enlarged, as the pictures themselves would be.
+        """
+        good = [row for row in range(len(self)) if row not in self.bad] if self.bad else slice(None)
+        native = int(self.sizes[good].amin(1).median()) if len(self) > len(self.bad) else 0
+        if side > self.own and native > self.own:
+            raise Trouble(
+                f"{self._root} holds {self.own} px, and {side} px are asked for: prepare the data again with "
+                f"--size {side}, or ask for --canvas {self.own}",
+                USAGE,
+            )
+        other = copy.copy(self)
+        other.side = side
+        return other
+
+    def stamps(self) -> Stamps:
+        """Every row by the checksum of its canvas."""
+        return Stamps(list(self.paths), self._lengths, (self._sums + (1 << 32)).astype(np.uint64))
+
+    @property
+    def ready(self) -> bool:
+        """Whether ``take`` can be called: raw canvases of this very side."""
+        return self._raw and self.side == self.own
+
+    def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Canvases uint8 (B, 3, S, S) and sizes int64 (B, 2) of ``rows`` (B,), copied from the map.
+
+        The first time that a process takes a row, its checksum is compared, at 0.3 µs a KB: three times what the copy
+        costs, and nothing from the second epoch on.
+        """
+        into = self._room.of((len(rows), 3 * self.side**2))
+        for i, row in enumerate(rows.tolist()):
+            into[i] = self._bytes(row)
+        pixels = torch.from_numpy(into).view(len(rows), 3, self.side, self.side)
+        return pixels, self.sizes.index_select(0, rows)
+
+    def _bytes(self, row: int) -> npt.NDArray[np.uint8]:
+        """The bytes of one row in the map; raises Trouble where they are not what was written."""
+        number = int(self._shard_of[row])
+        if number not in self._maps:
+            self._maps[number] = np.memmap(self._file(number), np.uint8, "r").view(np.ndarray)
+        start = int(self._offsets[row])
+        found = self._maps[number][start : start + int(self._lengths[row])]
+        if not self._checked[row]:
+            if zlib.adler32(found.data) != self._sums[row]:
+                raise self._damaged(number, f"the canvas of {self.paths[row]} has another checksum")
+            self._checked[row] = True
+        return found
+
+    def _file(self, number: int) -> Path:
+        return self._root / "shards" / shard_name(number)
+
+    def _check_length(self, number: int) -> None:
+        try:
+            found = self._file(number).stat().st_size
+        except OSError as error:
+            raise self._damaged(number, error.strerror or type(error).__name__) from None
+        if found != self._shards[number].bytes:
+            raise self._damaged(number, f"{found} bytes instead of {self._shards[number].bytes}")
+
+    def _damaged(self, number: int, reason: str) -> Trouble:
+        return Trouble(
+            f"{self._file(number)} is damaged ({reason}): the same lookalike prepare again makes it anew", BAD_DATA
+        )
+
+
+class Cache:
+    """A cache as a place: its splits, opened together."""
+
+    def __init__(self, root: Path) -> None:
+        """Raises Trouble where it is not whole."""
+        self._root, self._stated = root, stated(root)
+        if not self._stated["finished"]:
+            raise Trouble(f"{root} is not finished: the same lookalike prepare again goes on with it", BAD_DATA)
+        tables = [read_index(root, number)[0] for number in range(len(self._stated["shards"]))]
+        self._rows = pa.concat_tables(tables)
+        self._shard_of = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
+        self.splits: Sequence[str] = list(self._stated["splits"])
+
+    def rows(self, split: str | None, side: int) -> Prepared:
+        """One split, or everything, split by split; on canvases of the cache's side until others are asked for."""
+        if split is None:
+            return Prepared(self._root, self._stated, self._rows, self._shard_of)
+        chosen = np.asarray(self._rows["split"].to_numpy(zero_copy_only=False) == split)
+        return Prepared(self._root, self._stated, self._rows.filter(pa.array(chosen)), self._shard_of[chosen])
+
+
+def stated(root: Path) -> dict[str, Any]:
+    """canvases.json; raises Trouble."""
+    wanted = {"version": int, "side": int, "coding": str, "classes": list, "splits": list, "finished": bool}
+    try:
+        found = json.loads((root / CANVASES).read_bytes())
+        right = all(isinstance(found[name], kind) for name, kind in wanted.items())
+        [Shard(*shard) for shard in found["shards"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        right = False
+    if not right or found["version"] != VERSION:
+        raise Trouble(f"{root / CANVASES} cannot be read: prepare the data again into another folder", BAD_DATA)
+    return dict(found)
+
+
+def read_index(root: Path, number: int) -> tuple[pa.Table, dict[str, str]]:
+    """The rows of one shard, and what was written beside them; raises Trouble."""
+    path = root / "index" / f"{number:05}.parquet"
+    try:
+        table = pq.read_table(path, partitioning=None)
+        if not table.schema.equals(INDEX):
+            raise pa.ArrowInvalid("other columns")
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise Trouble(
+            f"{path} cannot be read ({reason}): the same lookalike prepare again mends it", BAD_DATA
+        ) from None
+    return table, {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}

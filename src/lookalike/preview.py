@@ -1,0 +1,45 @@
+"""``lookalike preview``: pictures beside the two views of each that a recipe would train on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from lookalike.data.loader import Loader
+from lookalike.data.source import Rows, Source
+from lookalike.pretext.image import Canvases
+from lookalike.recipe import Recipe
+from lookalike.run import write_atomically
+from lookalike.seeding import uniforms
+from lookalike.sheet import Tile, sheet, upright
+from lookalike.trouble import BAD_DATA, Trouble
+
+_TILE = 160
+
+
+def preview(source: Source, recipe: Recipe, out: Path, count: int = 12, epoch: int = 0) -> int:
+    """Write a PNG of up to ``count`` rows as (picture, query view, key view), the very views that ``epoch`` draws.
+
+    How many rows it has: which they are, the number of rows decides; unreadable ones are left out. Raises Trouble.
+    """
+    every = torch.arange(len(source))
+    drawn = every[uniforms(0, 0, every, 4, 1)[:, 0].argsort()][: 4 * count]
+    loader = Loader(Rows(source, drawn).at(recipe.canvas), workers=0, max_bad=1.0)
+    good = torch.tensor([i for i in range(len(drawn)) if i not in loader.bad_rows])[:count]
+    if not len(good):
+        raise Trouble(f"none of {len(drawn)} pictures can be read, first {source.paths[int(drawn[0])]}", BAD_DATA)
+    batch = next(iter(loader.batches([good])))
+    first, second = recipe.pretext(Canvases(batch.pixels, batch.sizes), drawn[good], recipe.seed, epoch)
+    query = recipe.pretext.first.displayable(first)
+    key = (recipe.pretext.second or recipe.pretext.first).displayable(second)
+    tiles: list[Tile] = []
+    for i, row in enumerate(drawn[good].tolist()):
+        height, width = batch.sizes[i].tolist()
+        tiles.append(Tile(upright(batch.pixels[i], height, width, _TILE), source.paths[row]))
+        tiles += [Tile(upright(view[i].cpu(), 1, 1, _TILE), word) for view, word in ((query, "query"), (key, "key"))]
+    size = recipe.pretext.first.size
+    title = f"{recipe.name}: picture, query view, key view ({size} px of a canvas of {recipe.canvas} px, epoch {epoch})"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, sheet(tiles, 6 if len(good) > 1 else 3, _TILE, title))
+    return len(good)
