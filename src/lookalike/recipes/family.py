@@ -152,7 +152,7 @@ def smaller(recipe: Recipe, examples: int, side: int) -> Recipe:
         base,
         name=f"small_{recipe.name}",
         pretext=one if isinstance(recipe.pretext, OneView) else base.pretext,
-        model=ViT(width=192, depth=6, heads=3, patch=4) if vit else base.model,
+        model=ViT(width=96, depth=4, heads=3, patch=4, pool="mean", frozen_patches=True) if vit else base.model,
         optimizer=AdamW(1e-3, weight_decay=0.1) if vit else base.optimizer,
         head=narrow(recipe.head),
         predictor=narrow(recipe.predictor) if recipe.predictor else None,
