@@ -67,7 +67,7 @@ def test_kinds(kind: str) -> None:
     assert canvas.pixels.shape == (3, 20, 20)
     assert canvas.pixels.dtype == torch.uint8
     assert (canvas.height, canvas.width) == (20, 40)
-    assert header(data) == (kind, 20, 40)
+    assert header(data)[:3] == (kind, 20, 40)
     tolerance = 30 if kind in ("JPEG", "AVIF") else 2
     assert near(at(canvas, 2, 1), GREEN, tolerance)
     assert near(at(canvas, 17, 5), RED, tolerance)
@@ -101,7 +101,7 @@ def test_orientation(kind: str, orientation: int) -> None:
     upright = ImageOps.exif_transpose(upright)
     canvas, wanted = decode(data, 20), decode(encoded(upright), 20)
     assert (canvas.height, canvas.width) == (wanted.height, wanted.width)
-    assert header(data)[1:] == (wanted.height, wanted.width)
+    assert header(data)[1:3] == (wanted.height, wanted.width)
     assert (canvas.pixels.float() - wanted.pixels.float()).abs().mean() < 8
 
 

@@ -46,7 +46,7 @@ def test_pixels_are_the_pictures_as_they_are() -> None:
 
 
 def test_a_signal_stops_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stopped = Finished(3, 9, None, 0.0, signal.SIGINT)  # type: ignore[arg-type]
+    stopped = Finished(3, 9, None, 0.0, 0.0, signal.SIGINT)  # type: ignore[arg-type]
     monkeypatch.setattr(lookalike.demo, "carry_out", lambda _: stopped)
     assert demo(tmp_path) == 130
     assert not (tmp_path / "report.html").exists()

@@ -43,7 +43,7 @@ def miniature(recipe: Recipe) -> Recipe:
         head=replace(recipe.head, widths=(*(12 for _ in recipe.head.widths[1:]), 8)),
         predictor=replace(recipe.predictor, widths=(12, 8)) if recipe.predictor else None,
         dictionary=replace(recipe.dictionary, **({"size": 40} if queue else {"draws": 24} if bank else {})),
-        optimizer=SGD(lr=0.05),  # twice that, and groups of 4, amplify rounding ten times a step
+        optimizer=SGD(lr=0.02),  # more, or groups of 4, amplify rounding ten times a step
         batch=BATCH,
         group=GROUP,
         whiten=False,

@@ -128,7 +128,7 @@ def in_workers(source: Source, parts: Iterator[Part], workers: int, tries: int) 
 def _shared(count: int, side: int) -> Bytes:
     """(count, PART, 3, S, S) that forked processes share: used again and again, and not bound by what /dev/shm holds.
 
-    A new block a batch cost 60 µs a picture in page faults, nearly half of what decoding 128 px takes.
+    A new block a batch cost the workers about 40 µs of system time more a picture, with 128 px and 0.15 ms of work.
     """
     shape = (count, PART, 3, side, side)
     return np.frombuffer(mmap.mmap(-1, int(np.prod(shape))), np.uint8).reshape(shape)

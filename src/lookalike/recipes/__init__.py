@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from lookalike.recipe import Recipe
 from lookalike.recipes.digits import digits
-from lookalike.recipes.family import FAMILY, twin_of
+from lookalike.recipes.family import FAMILY, small_moco_v3, twin_of
 from lookalike.recipes.images import moco_cifar, moco_v1, moco_v2, small
 from lookalike.recipes.tiny import tiny
 from lookalike.trouble import Trouble
@@ -15,6 +15,7 @@ from lookalike.trouble import Trouble
 RECIPES: dict[str, Callable[[int, int], Recipe]] = {
     **{recipe.__name__: recipe for recipe in (small, moco_v1, moco_v2, moco_cifar, *FAMILY, digits, tiny)},
     **{f"small_{recipe.__name__}": twin_of(recipe) for recipe in (moco_v1, moco_v2, *FAMILY)},
+    "small_moco_v3": small_moco_v3,
 }
 """Each is called with the number of examples and the side of the pictures in pixels."""
 

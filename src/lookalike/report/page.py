@@ -52,10 +52,12 @@ def write_report(
 
 
 def source_of(history: History, data: Data | None) -> Source:
-    """The data given, else what the run learned from."""
+    """The data given, else what the run learned from if that is on this machine: a run folder may be a stranger's."""
     about = history.about()
     if data is None and not about.get("data"):
         raise Trouble("the run does not say what it learned from")
+    if data is None and (str(about["data"]).startswith("hub:") or "://" in str(about["data"])):
+        raise Trouble(f"the run learned from {about['data']}, which is not on this machine; give the address to ask it")
     split = about.get("split")
     return open_source(str(about["data"]) if data is None else data, None if split is None else str(split))
 
