@@ -1,0 +1,297 @@
+"""What frozen and tuned networks are judged by: against the definitions written out, and on the command line."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from lookalike.cli import main
+from lookalike.data.loader import Loader
+from lookalike.data.source import open_source
+from lookalike.evaluate.clusters import Clusters
+from lookalike.evaluate.fewshot import Shares, drawn
+from lookalike.evaluate.knn import Knn
+from lookalike.evaluate.paper import PaperProbe
+from lookalike.evaluate.probe import LinearProbe
+from lookalike.evaluate.retrieval import Retrieval
+from lookalike.recipes import tiny
+from lookalike.trained import load, parts
+from tests.forks import digest
+
+Said = tuple[int, str, str]
+NAMES = torch.tensor([70, 3, 12])
+
+
+def unit(generator: torch.Generator, *shape: int) -> Tensor:
+    return F.normalize(torch.randn(*shape, generator=generator), dim=1)
+
+
+def blobs(seed: int, rows: int, apart: float = 8.0) -> tuple[Tensor, Tensor]:
+    """Rows (N, 5) around three centres, and their classes 0 to 2."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(rows) % 3
+    return apart * torch.eye(5)[labels] + torch.randn(rows, 5, generator=generator), labels
+
+
+# kNN
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    rows=st.sampled_from([1, 7, 60, 301]),
+    k=st.sampled_from([1, 2, 5, 18, 400]),
+    temperature=st.sampled_from([2.0, 1e30]),
+    size=st.sampled_from([1, 40]),
+    chunk=st.sampled_from([None, 1, 3, 7]),
+)
+def test_knn_counts_the_votes_ties_too(
+    seed: int, rows: int, k: int, temperature: float, size: int, chunk: int | None
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    # Whole numbers, whose products are exact; at temperature 1e30 so are the votes, each of which is 1.
+    reference = torch.randint(-size, size + 1, (rows, 3), generator=generator).float()
+    queries = torch.randint(-size, size + 1, (10, 3), generator=generator).float()
+    labels = NAMES[torch.randint(3, (rows,), generator=generator)]
+    guesses = Knn(k, temperature).predict(reference, labels, queries, chunk)
+    for guess, query in zip(guesses.tolist(), queries, strict=True):
+        order = sorted(((reference @ query).tolist()[i], int(labels[i])) for i in range(rows))[::-1]
+        if k < rows and order[k - 1][0] == order[k][0]:
+            continue  # the k nearest could be either
+        votes = {3: 0.0, 12: 0.0, 70: 0.0}
+        for product, label in order[:k]:
+            votes[label] += math.exp((product - order[0][0]) / temperature)
+        if temperature > 1e9:
+            assert guess == max(votes, key=lambda label: votes[label])  # the smallest of equals
+        else:
+            assert votes[guess] >= max(votes.values()) * (1 - 1e-9)
+
+
+# Probes
+
+
+def test_a_linear_probe_separates_what_can_be_separated_whatever_the_labels_are_called() -> None:
+    (reference, labels), (queries, truth) = blobs(0, 60), blobs(1, 90)
+    found = LinearProbe().fit(reference, labels)
+    assert found.accuracy(queries, truth) == 1.0
+    assert found.decay in LinearProbe().decays
+    hard, hard_labels = blobs(2, 60, apart=1.0)
+    plain, renamed = LinearProbe().fit(hard, hard_labels), LinearProbe().fit(hard, NAMES[hard_labels])
+    assert plain.decay == renamed.decay
+    assert torch.equal(NAMES[plain.predict(queries)], renamed.predict(queries))
+    some = truth != 1  # a class that nobody asks for
+    assert torch.equal(found.predict(queries[some]), found.predict(queries)[some])
+    assert found.accuracy(queries[some], truth[some]) == 1.0
+    two = labels < 2
+    assert LinearProbe().fit(reference[two], labels[two]).accuracy(queries[truth < 2], truth[truth < 2]) == 1.0
+    assert LinearProbe().fit(reference[labels == 2], labels[labels == 2]).predict(queries).unique().tolist() == [2]
+
+
+def test_features_of_any_scale_and_dead_ones_are_probed_alike() -> None:
+    (reference, labels), (queries, truth) = blobs(0, 60, apart=2.0), blobs(1, 60)
+    plain = LinearProbe().fit(reference, labels).predict(queries)
+    scale, shift = torch.tensor([1e-3, 1.0, 50.0, 2.0, 1e3]), torch.tensor([0.0, 7.0, -3.0, 0.0, 100.0])
+    other = LinearProbe().fit(F.pad(reference * scale + shift, (0, 1), value=3.0), labels)
+    assert (other.predict(F.pad(queries * scale + shift, (0, 1), value=9.0)) == plain).double().mean() > 0.98
+    assert bool(other.weight.isfinite().all())
+
+
+def test_the_papers_probe_changes_nothing_of_the_network_and_learns() -> None:
+    source = open_source("digits")
+    recipe = tiny(len(source))
+    encoder = recipe.build(len(source)).encoder.train()
+    next(encoder.backbone.children()).eval()  # a mixture of modes is restored, too
+    modes = [module.training for module in encoder.modules()]
+    before = {name: part.clone() for name, part in encoder.state_dict().items()}
+    loader = Loader(source.at(recipe.canvas), workers=0)
+    found = PaperProbe(epochs=3, batch=64).fit(encoder, loader, recipe.pretext.crops())
+    after = encoder.state_dict()
+    assert [*before] == [*after]
+    assert all(part.numpy().tobytes() == after[name].numpy().tobytes() for name, part in before.items())
+    assert [module.training for module in encoder.modules()] == modes
+    assert all(part.grad is None for part in encoder.parameters())
+    assert found.classes.tolist() == list(range(10))
+    assert bool(found.weight.isfinite().all())
+    assert [PaperProbe(100).share(epoch) for epoch in (0, 59, 60, 79, 80, 99)] == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01, 0.01]
+    )
+
+
+# Retrieval, clusters, shares
+
+
+@pytest.mark.parametrize("rows", [1, 9, 200])
+def test_retrieval_is_the_loop_that_the_definition_says(rows: int) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    reference, queries = unit(generator, rows, 4), unit(generator, 40, 4)
+    labels, truth = torch.randint(4, (rows,), generator=generator), torch.randint(6, (40,), generator=generator)
+    firsts, precisions = [], []
+    for query, label in zip(queries, truth.tolist(), strict=True):
+        order = (reference @ query).argsort(descending=True, stable=True).tolist()
+        ranks = [rank for rank, row in enumerate(order) if int(labels[row]) == label]
+        if ranks:
+            firsts.append(ranks[0])
+            precisions.append(sum((found + 1) / (rank + 1) for found, rank in enumerate(ranks)) / len(ranks))
+    measured = Retrieval((1, 3, 10)).measured(reference, labels, queries, truth)
+    assert measured.asked == len(firsts) > 0
+    assert measured.mean_average_precision == pytest.approx(np.mean(precisions), abs=1e-9)
+    for k, recall in measured.recall.items():
+        assert recall == pytest.approx(np.mean([first < k for first in firsts]))
+
+
+def test_classes_that_are_clusters_agree_wholly_and_random_labels_by_chance() -> None:
+    features, labels = blobs(0, 90)
+    features = F.normalize(features, dim=1)
+    for names in (labels, NAMES[labels]):
+        found = Clusters(draws=2).agreement(features, names)
+        assert found.classes == 3
+        assert (found.nmi.mean, found.ari.mean) == (pytest.approx(1.0), pytest.approx(1.0))
+        assert found.nmi.half == pytest.approx(0.0)
+    chance = labels[torch.randperm(90, generator=torch.Generator().manual_seed(0))]
+    assert abs(Clusters(draws=2).agreement(features, chance).ari.mean) < 0.1
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=5),
+    share=st.sampled_from([1e-6, 0.01, 0.1, 0.5, 1.0]),
+    seed=st.integers(0, 100),
+)
+def test_a_share_takes_some_of_every_class(sizes: list[int], share: float, seed: int) -> None:
+    labels = torch.cat([torch.full((size,), 5 * name - 1) for name, size in enumerate(sizes)])
+    rows = drawn(labels, share, seed)
+    assert torch.equal(rows, rows.unique())
+    taken = [int((labels[rows] == 5 * name - 1).sum()) for name in range(len(sizes))]
+    assert taken == [max(1, round(share * size)) for size in sizes]
+    assert torch.equal(rows, drawn(labels, share, seed))
+
+
+def test_shares_of_separable_data_are_enough() -> None:
+    (reference, labels), (queries, truth) = blobs(0, 90, apart=20.0), blobs(1, 60, apart=20.0)
+    found = Shares((0.01, 0.2), draws=3).accuracies(reference, labels, queries, truth)
+    assert found[0.2].mean == 1.0
+    assert 1 / 3 < found[0.01].mean <= 1.0
+
+
+# The command line
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """Runs a command line; its exit code, and what it printed on either stream."""
+
+    def run(*arguments: object) -> Said:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main([*map(str, arguments), "--workers", "0"])
+        printed = capsys.readouterr()
+        assert isinstance(stopped.value.code, int)
+        return stopped.value.code, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 20 steps on digits."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    with pytest.raises(SystemExit) as stopped:
+        main(["pretrain", "digits", "--out", str(out), "--recipe", "tiny", "--steps", "20", "--quiet"])
+    assert stopped.value.code == 0
+    return out
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "shares"),
+    [
+        ("probe", "", {"accuracy": 0.3}),
+        ("probe", "--protocol paper --epochs 1", {"accuracy": 0.05}),
+        ("retrieve", "", {"recall_1": 0.3, "recall_10": 0.3, "mean_average_precision": 0.12}),
+        ("clusters", "--draws 2", {"nmi": 0.05, "ari": 0.0}),
+        ("fewshot", "--draws 4 --shares 0.02 --labels 5", {"accuracy_5": 0.15, "accuracy_2%": 0.15}),
+        (
+            "finetune",
+            "--steps 2 --draws 2 --shares 0.05 --rates 1e-4 1e-3",
+            {"accuracy_5%": 0.05, "frozen_5%": 0.15},
+        ),
+    ],
+)
+def test_each_evaluation_prints_and_writes_its_numbers(
+    say: Callable[..., Said], trained: Path, tmp_path: Path, command: str, flags: str, shares: dict[str, float]
+) -> None:
+    before, file = digest(trained), tmp_path / "new" / "found.json"
+    code, out, err = say("evaluate", command, trained, "digits", *flags.split(), "--json", file)
+    assert (code, err) == (0, "")
+    found = json.loads(file.read_text())
+    for name, least in shares.items():
+        assert least < found[name] <= 1, name
+    assert found["step"] == 20
+    assert f"{found[[*shares][0]]:.{3 if command == 'clusters' else '2%'}}"[:4] in out
+    assert digest(trained) == before
+
+
+def test_finetuning_again_in_the_same_folder_finds_the_same(
+    say: Callable[..., Said], trained: Path, tmp_path: Path
+) -> None:
+    command = ("evaluate", "finetune", trained, "digits", "--out", tmp_path / "fits", "--steps", 2, "--draws", 1)
+    command += ("--shares", 0.03, "--rates", 1e-3, "--json")
+    assert say(*command, tmp_path / "a.json")[0] == 0
+    held = digest(tmp_path / "fits")
+    assert say(*command, tmp_path / "b.json")[0] == 0
+    assert digest(tmp_path / "fits") == held
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+def test_supervised_training_runs_and_the_same_command_again_has_nothing_to_do(
+    say: Callable[..., Said], tmp_path: Path
+) -> None:
+    command = ("supervised", "digits", "--out", tmp_path / "run", "--recipe", "tiny", "--steps", 20)
+    code, _, err = say(*command)
+    assert (code, err) == (0, "")
+    held = digest(tmp_path / "run")
+    code, out, err = say(*command)
+    assert (code, err) == (0, "")
+    assert "step 20 of 20: done" in out
+    assert digest(tmp_path / "run") == held
+
+
+class Bomb:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_weights_are_tensors_or_refused(say: Callable[..., Said], trained: Path, tmp_path: Path) -> None:
+    torch.save({"state_dict": Bomb(tmp_path / "exploded")}, tmp_path / "bomb.pth")
+    (tmp_path / "text.safetensors").write_text("nothing")
+    save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    for name in ("bomb.pth", "text.safetensors", "other.safetensors", "absent.pth"):
+        code, _, err = say("evaluate", "knn", trained, "digits", "--weights", tmp_path / name)
+        assert (code, err.count("\n")) == (65, 1), err
+        assert name in err
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_runs_own_weights_from_a_file_give_its_features(trained: Path, tmp_path: Path) -> None:
+    own = load(trained)
+    tensors = {f"module.encoder_q.{n}": part.contiguous() for n, part in own.encoder.backbone.state_dict().items()}
+    save_file(tensors, tmp_path / "own.safetensors")
+    torch.save({"epoch": 3, "state_dict": tensors}, tmp_path / "own.pth")
+    for name in ("own.safetensors", "own.pth"):
+        foreign = load(trained, weights=str(tmp_path / name))
+        assert foreign.step == 0
+        for ours, theirs in zip(parts(own, "digits", workers=0), parts(foreign, "digits", workers=0), strict=True):
+            torch.testing.assert_close(theirs.features, ours.features, atol=2e-3, rtol=0)
