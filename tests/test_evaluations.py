@@ -20,13 +20,14 @@ from lookalike.cli import main
 from lookalike.data.loader import Loader
 from lookalike.data.source import open_source
 from lookalike.evaluate.clusters import Clusters
-from lookalike.evaluate.fewshot import Shares, drawn
+from lookalike.evaluate.embed import raw
+from lookalike.evaluate.fewshot import drawn
 from lookalike.evaluate.knn import Knn
 from lookalike.evaluate.paper import PaperProbe
 from lookalike.evaluate.probe import LinearProbe
 from lookalike.evaluate.retrieval import Retrieval
 from lookalike.recipes import tiny
-from lookalike.trained import load, parts
+from lookalike.trained import load
 from tests.forks import digest
 
 Said = tuple[int, str, str]
@@ -99,7 +100,7 @@ def test_a_linear_probe_separates_what_can_be_separated_whatever_the_labels_are_
 
 
 def test_features_of_any_scale_and_dead_ones_are_probed_alike() -> None:
-    (reference, labels), (queries, truth) = blobs(0, 60, apart=2.0), blobs(1, 60)
+    (reference, labels), (queries, _) = blobs(0, 60, apart=2.0), blobs(1, 60)
     plain = LinearProbe().fit(reference, labels).predict(queries)
     scale, shift = torch.tensor([1e-3, 1.0, 50.0, 2.0, 1e3]), torch.tensor([0.0, 7.0, -3.0, 0.0, 100.0])
     other = LinearProbe().fit(F.pad(reference * scale + shift, (0, 1), value=3.0), labels)
@@ -113,19 +114,14 @@ def test_the_papers_probe_changes_nothing_of_the_network_and_learns() -> None:
     encoder = recipe.build(len(source)).encoder.train()
     next(encoder.backbone.children()).eval()  # a mixture of modes is restored, too
     modes = [module.training for module in encoder.modules()]
-    before = {name: part.clone() for name, part in encoder.state_dict().items()}
-    loader = Loader(source.at(recipe.canvas), workers=0)
-    found = PaperProbe(epochs=3, batch=64).fit(encoder, loader, recipe.pretext.crops())
-    after = encoder.state_dict()
-    assert [*before] == [*after]
-    assert all(part.numpy().tobytes() == after[name].numpy().tobytes() for name, part in before.items())
+    before = {name: part.numpy().tobytes() for name, part in encoder.state_dict().items()}
+    found = PaperProbe(epochs=3, batch=64).fit(
+        encoder, Loader(source.at(recipe.canvas), workers=0), recipe.pretext.crops()
+    )
+    assert {name: part.numpy().tobytes() for name, part in encoder.state_dict().items()} == before
     assert [module.training for module in encoder.modules()] == modes
     assert all(part.grad is None for part in encoder.parameters())
     assert found.classes.tolist() == list(range(10))
-    assert bool(found.weight.isfinite().all())
-    assert [PaperProbe(100).share(epoch) for epoch in (0, 59, 60, 79, 80, 99)] == pytest.approx(
-        [1, 1, 0.1, 0.1, 0.01, 0.01]
-    )
 
 
 # Retrieval, clusters, shares
@@ -177,13 +173,6 @@ def test_a_share_takes_some_of_every_class(sizes: list[int], share: float, seed:
     assert torch.equal(rows, drawn(labels, share, seed))
 
 
-def test_shares_of_separable_data_are_enough() -> None:
-    (reference, labels), (queries, truth) = blobs(0, 90, apart=20.0), blobs(1, 60, apart=20.0)
-    found = Shares((0.01, 0.2), draws=3).accuracies(reference, labels, queries, truth)
-    assert found[0.2].mean == 1.0
-    assert 1 / 3 < found[0.01].mean <= 1.0
-
-
 # The command line
 
 
@@ -212,32 +201,28 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize(
-    ("command", "flags", "shares"),
-    [
-        ("probe", "", {"accuracy": 0.3}),
-        ("probe", "--protocol paper --epochs 1", {"accuracy": 0.05}),
-        ("retrieve", "", {"recall_1": 0.3, "recall_10": 0.3, "mean_average_precision": 0.12}),
-        ("clusters", "--draws 2", {"nmi": 0.05, "ari": 0.0}),
-        ("fewshot", "--draws 4 --shares 0.02 --labels 5", {"accuracy_5": 0.15, "accuracy_2%": 0.15}),
-        (
-            "finetune",
-            "--steps 2 --draws 2 --shares 0.05 --rates 1e-4 1e-3",
-            {"accuracy_5%": 0.05, "frozen_5%": 0.15},
-        ),
-    ],
-)
+EVALUATIONS = {
+    "probe": {"accuracy": 0.3},
+    "probe --protocol paper --epochs 1": {"accuracy": 0.05},
+    "retrieve": {"recall_1": 0.3, "recall_10": 0.3, "mean_average_precision": 0.12},
+    "clusters --draws 2": {"nmi": 0.05, "ari": 0.0},
+    "fewshot --draws 4 --shares 0.02 --labels 5": {"accuracy_5": 0.15, "accuracy_2%": 0.15},
+    "finetune --steps 2 --draws 2 --shares 0.05 --rates 1e-4 1e-3": {"accuracy_5%": 0.15, "frozen_5%": 0.15},
+}
+
+
+@pytest.mark.parametrize("command", EVALUATIONS)
 def test_each_evaluation_prints_and_writes_its_numbers(
-    say: Callable[..., Said], trained: Path, tmp_path: Path, command: str, flags: str, shares: dict[str, float]
+    say: Callable[..., Said], trained: Path, tmp_path: Path, command: str
 ) -> None:
-    before, file = digest(trained), tmp_path / "new" / "found.json"
-    code, out, err = say("evaluate", command, trained, "digits", *flags.split(), "--json", file)
+    (verb, *flags), before, file = command.split(), digest(trained), tmp_path / "new" / "found.json"
+    code, out, err = say("evaluate", verb, trained, "digits", *flags, "--json", file)
     assert (code, err) == (0, "")
     found = json.loads(file.read_text())
-    for name, least in shares.items():
+    for name, least in EVALUATIONS[command].items():
         assert least < found[name] <= 1, name
+        assert (f"{found[name]:.3f}" if verb == "clusters" else f"{found[name]:.2%}") in out.replace("\n", " ")
     assert found["step"] == 20
-    assert f"{found[[*shares][0]]:.{3 if command == 'clusters' else '2%'}}"[:4] in out
     assert digest(trained) == before
 
 
@@ -247,9 +232,10 @@ def test_finetuning_again_in_the_same_folder_finds_the_same(
     command = ("evaluate", "finetune", trained, "digits", "--out", tmp_path / "fits", "--steps", 2, "--draws", 1)
     command += ("--shares", 0.03, "--rates", 1e-3, "--json")
     assert say(*command, tmp_path / "a.json")[0] == 0
-    held = digest(tmp_path / "fits")
+    held = {fit.name: digest(fit) for fit in (tmp_path / "fits").iterdir()}
+    assert len(held) == 1
     assert say(*command, tmp_path / "b.json")[0] == 0
-    assert digest(tmp_path / "fits") == held
+    assert {fit.name: digest(fit) for fit in (tmp_path / "fits").iterdir()} == held
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
 
@@ -257,8 +243,7 @@ def test_supervised_training_runs_and_the_same_command_again_has_nothing_to_do(
     say: Callable[..., Said], tmp_path: Path
 ) -> None:
     command = ("supervised", "digits", "--out", tmp_path / "run", "--recipe", "tiny", "--steps", 20)
-    code, _, err = say(*command)
-    assert (code, err) == (0, "")
+    assert say(*command)[::2] == (0, "")
     held = digest(tmp_path / "run")
     code, out, err = say(*command)
     assert (code, err) == (0, "")
@@ -276,7 +261,7 @@ class Bomb:
 
 def test_weights_are_tensors_or_refused(say: Callable[..., Said], trained: Path, tmp_path: Path) -> None:
     torch.save({"state_dict": Bomb(tmp_path / "exploded")}, tmp_path / "bomb.pth")
-    (tmp_path / "text.safetensors").write_text("nothing")
+    (tmp_path / "text.safetensors").touch()
     save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     for name in ("bomb.pth", "text.safetensors", "other.safetensors", "absent.pth"):
         code, _, err = say("evaluate", "knn", trained, "digits", "--weights", tmp_path / name)
@@ -290,8 +275,9 @@ def test_a_runs_own_weights_from_a_file_give_its_features(trained: Path, tmp_pat
     tensors = {f"module.encoder_q.{n}": part.contiguous() for n, part in own.encoder.backbone.state_dict().items()}
     save_file(tensors, tmp_path / "own.safetensors")
     torch.save({"epoch": 3, "state_dict": tensors}, tmp_path / "own.pth")
+    loader = Loader(open_source("digits").at(own.recipe.canvas), workers=0)
     for name in ("own.safetensors", "own.pth"):
         foreign = load(trained, weights=str(tmp_path / name))
         assert foreign.step == 0
-        for ours, theirs in zip(parts(own, "digits", workers=0), parts(foreign, "digits", workers=0), strict=True):
-            torch.testing.assert_close(theirs.features, ours.features, atol=2e-3, rtol=0)
+        rows = torch.arange(0, len(loader), 7)
+        assert torch.equal(*(raw(one.encoder, one.views(loader, rows)) for one in (own, foreign)))
