@@ -1,9 +1,8 @@
-"""Frozen features: probes, few labels, retrieval and clusters equal their definitions and ask nothing of label ids."""
+"""Frozen features: what is chosen and fitted is what the definitions say, and class numbers are only names."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,6 +23,7 @@ from lookalike.evaluate.paper import PaperProbe
 from lookalike.evaluate.probe import LinearProbe, folds
 from lookalike.evaluate.retrieval import Retrieval
 from lookalike.models.encoder import Encoder
+from lookalike.pretext.image import Canvases
 from lookalike.recipes import tiny
 
 
@@ -96,36 +95,25 @@ def test_the_probe_predicts_what_scikit_learn_does() -> None:
     assert np.array_equal(probe.predict(asked).numpy(), expected)
 
 
-def test_the_probe_separates_what_is_separable_on_any_scale_and_whatever_features_are_dead() -> None:
-    rows, labels = blobs(400, spread=0.1)
-    asked, truth = blobs(100, spread=0.1, seed=1)
-    for change in (lambda x: x, lambda x: 1e4 * x - 7, lambda x: F.pad(1e-5 * x, (0, 3), value=2.5)):
-        assert LinearProbe().fit(change(rows), labels).accuracy(change(asked), truth) == 1.0
-
-
 def test_the_decay_is_the_one_that_predicts_held_out_labels_best() -> None:
-    noise = torch.randn(200, 150, generator=generator())
-    labels = (noise[:, 0] + 0.5 * torch.randn(200, generator=generator(1)) > 0).long()  # one feature tells something
-    strong = LinearProbe().choose(noise, labels)
-    assert strong >= 0.1
-    rows, labels = blobs(400, spread=0.8)
-    chosen = LinearProbe().choose(rows, labels)
-    part, right = folds(labels, 0), {}
-    for decay in LinearProbe().decays:
-        found = [LinearProbe().at(decay, rows[part != i], labels[part != i]) for i in range(5)]
-        right[decay] = sum(
-            int((one.predict(rows[part == i]) == labels[part == i]).sum()) for i, one in enumerate(found)
-        )
-    assert right[chosen] == max(right.values())
+    rows, labels = blobs(120, spread=0.8)
+    part, right, probe = folds(labels, 0), {}, LinearProbe((1.0, 1e-2, 1e-5))
+    for decay in probe.decays:
+        found = [probe.at(decay, rows[part != i], labels[part != i]) for i in range(5)]
+        hits = [one.predict(rows[part == i]) == labels[part == i] for i, one in enumerate(found)]
+        right[decay] = int(torch.cat(hits).sum())
+    assert len(set(right.values())) > 1
+    assert right[probe.choose(rows, labels)] == max(right.values())
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 1000), names=st.permutations([0, 1, 2, 3]))
 def test_other_numbers_for_the_classes_change_nothing_else(seed: int, names: list[int]) -> None:
     rows, labels = blobs(60, spread=0.7, seed=seed)
     asked, truth = blobs(40, spread=0.7, seed=seed + 1)
     other = torch.tensor(names) * 1000 - 5
-    plain, renamed = LinearProbe().fit(rows, labels), LinearProbe().fit(rows, other[labels])
+    probe = LinearProbe((0.1, 1e-3))
+    plain, renamed = probe.fit(rows, labels), probe.fit(rows, other[labels])
     assert plain.decay == renamed.decay
     assert torch.equal(other[plain.predict(asked)], renamed.predict(asked))
     assert torch.equal(folds(labels, 0), folds(other[labels], 0))
@@ -173,61 +161,17 @@ def test_every_class_is_spread_evenly_over_the_parts(sizes: list[int], seed: int
 # Shares of the labels
 
 
-@settings(max_examples=30, deadline=None)
-@given(share=st.sampled_from([0.01, 0.1, 0.5, 1.0]), seed=st.integers(0, 50))
-def test_a_share_is_of_every_class_and_one_label_at_least(share: float, seed: int) -> None:
-    labels = torch.tensor([5] * 100 + [2] * 30 + [9])
-    rows = drawn(labels, share, seed)
-    assert rows.tolist() == sorted(set(rows.tolist()))
-    for label, size in ((5, 100), (2, 30), (9, 1)):
-        assert int((labels[rows] == label).sum()) == max(1, round(share * size))
-
-
 def test_more_labels_are_worth_more_and_draws_differ() -> None:
-    rows, labels = blobs(400, spread=0.8)
+    rows, labels = blobs(200, spread=0.8)
     asked, truth = blobs(200, spread=0.8, seed=1)
-    found = Shares((0.02, 0.5), draws=5).accuracies(rows, labels, asked, truth)
-    assert found[0.5].mean > found[0.02].mean + found[0.02].half / 2
+    spec = Shares((0.02, 0.5), draws=4, probe=LinearProbe((0.1,)))
+    found = spec.accuracies(rows, labels, asked, truth)
+    assert found[0.5].mean > found[0.02].mean
     assert found[0.02].half > 0
-    assert Shares((0.02, 0.5), draws=5).accuracies(rows, labels, asked, truth) == found
-
-
-# Retrieval
-
-
-@settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 1000), count=st.integers(1, 50), classes=st.integers(1, 5))
-def test_retrieval_is_its_definition(seed: int, count: int, classes: int) -> None:
-    rows = F.normalize(torch.randn(count, 6, generator=generator(seed)), dim=1)
-    asked = F.normalize(torch.randn(9, 6, generator=generator(seed + 1)), dim=1)
-    labels = torch.randint(classes, (count,), generator=generator(seed))
-    truth = torch.randint(classes, (9,), generator=generator(seed + 1))
-    found = Retrieval((1, 3)).measured(rows, labels, asked, truth)
-    precisions, hits = [], {1: 0, 3: 0}
-    for query, label in zip(asked, truth):
-        cosine, alike = (rows @ query).numpy(), (labels == label).numpy()
-        if alike.any():
-            precisions.append(average_precision_score(alike, cosine))
-            order = np.argsort(-cosine)
-            hits = {k: hits[k] + bool(alike[order[:k]].any()) for k in hits}
-    assert found.asked == len(precisions)
-    if precisions:
-        assert found.mean_average_precision == pytest.approx(np.mean(precisions))
-        assert found.recall == {k: pytest.approx(hit / len(precisions)) for k, hit in hits.items()}
+    assert spec.accuracies(rows, labels, asked, truth) == found
 
 
 # Clusters
-
-
-def test_clusters_of_apart_classes_are_the_classes_and_those_of_noise_are_not() -> None:
-    rows, labels = blobs(200, spread=0.05)
-    nmi, ari, classes = Clusters().agreement(rows, labels)
-    assert (nmi.mean, ari.mean, classes) == (pytest.approx(1), pytest.approx(1), 4)
-    noise = F.normalize(torch.randn(200, 8, generator=generator(5)), dim=1)
-    found = Clusters().agreement(noise, labels)
-    assert found.ari.mean < 0.1
-    assert found.nmi.half > 0
-    assert math.isnan(Clusters(draws=1).agreement(noise, labels).nmi.half)
 
 
 def test_fewer_pictures_apart_than_classes_are_no_error() -> None:
@@ -238,7 +182,7 @@ def test_fewer_pictures_apart_than_classes_are_no_error() -> None:
 
 
 class Shades:
-    """Bright and dark pictures, some of them unreadable."""
+    """Bright and dark pictures."""
 
     def __len__(self) -> int:
         return 48
@@ -276,9 +220,7 @@ def test_the_papers_probe_learns_and_leaves_every_byte_of_the_encoder() -> None:
     assert torch.equal(again.weight, probe.weight)
 
 
-def canvases(loader: Loader) -> list[object]:
-    from lookalike.pretext.image import Canvases
-
+def canvases(loader: Loader) -> list[Canvases]:
     return [Canvases(pixels, sizes) for _, pixels, sizes in loader.batches([torch.arange(len(loader))])]
 
 

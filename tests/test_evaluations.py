@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,18 +35,11 @@ Said = tuple[int, str, str]
 NAMES = torch.tensor([70, 3, 12])
 
 
-def unit(generator: torch.Generator, *shape: int) -> Tensor:
-    return F.normalize(torch.randn(*shape, generator=generator), dim=1)
-
-
 def blobs(seed: int, rows: int, apart: float = 8.0) -> tuple[Tensor, Tensor]:
     """Rows (N, 5) around three centres, and their classes 0 to 2."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(rows) % 3
     return apart * torch.eye(5)[labels] + torch.randn(rows, 5, generator=generator), labels
-
-
-# kNN
 
 
 @settings(max_examples=60, deadline=None)
@@ -57,9 +51,7 @@ def blobs(seed: int, rows: int, apart: float = 8.0) -> tuple[Tensor, Tensor]:
     size=st.sampled_from([1, 40]),
     chunk=st.sampled_from([None, 1, 3, 7]),
 )
-def test_knn_counts_the_votes_ties_too(
-    seed: int, rows: int, k: int, temperature: float, size: int, chunk: int | None
-) -> None:
+def test_knn_counts_ties(seed: int, rows: int, k: int, temperature: float, size: int, chunk: int | None) -> None:
     generator = torch.Generator().manual_seed(seed)
     # Whole numbers, whose products are exact; at temperature 1e30 so are the votes, each of which is 1.
     reference = torch.randint(-size, size + 1, (rows, 3), generator=generator).float()
@@ -67,19 +59,14 @@ def test_knn_counts_the_votes_ties_too(
     labels = NAMES[torch.randint(3, (rows,), generator=generator)]
     guesses = Knn(k, temperature).predict(reference, labels, queries, chunk)
     for guess, query in zip(guesses.tolist(), queries, strict=True):
-        order = sorted(((reference @ query).tolist()[i], int(labels[i])) for i in range(rows))[::-1]
+        order = sorted(zip((reference @ query).tolist(), labels.tolist()), reverse=True)
         if k < rows and order[k - 1][0] == order[k][0]:
             continue  # the k nearest could be either
         votes = {3: 0.0, 12: 0.0, 70: 0.0}
         for product, label in order[:k]:
             votes[label] += math.exp((product - order[0][0]) / temperature)
-        if temperature > 1e9:
-            assert guess == max(votes, key=lambda label: votes[label])  # the smallest of equals
-        else:
-            assert votes[guess] >= max(votes.values()) * (1 - 1e-9)
-
-
-# Probes
+        first = max(votes, key=lambda label: votes[label])  # the smallest of equals
+        assert guess == first or (temperature == 2 and votes[guess] >= votes[first] * (1 - 1e-9))
 
 
 def test_a_linear_probe_separates_what_can_be_separated_whatever_the_labels_are_called() -> None:
@@ -93,44 +80,28 @@ def test_a_linear_probe_separates_what_can_be_separated_whatever_the_labels_are_
     assert torch.equal(NAMES[plain.predict(queries)], renamed.predict(queries))
     some = truth != 1  # a class that nobody asks for
     assert torch.equal(found.predict(queries[some]), found.predict(queries)[some])
-    assert found.accuracy(queries[some], truth[some]) == 1.0
-    two = labels < 2
-    assert LinearProbe().fit(reference[two], labels[two]).accuracy(queries[truth < 2], truth[truth < 2]) == 1.0
-    assert LinearProbe().fit(reference[labels == 2], labels[labels == 2]).predict(queries).unique().tolist() == [2]
+    for count in (1, 2):  # classes
+        few = LinearProbe().fit(reference[labels < count], labels[labels < count])
+        assert few.accuracy(queries[truth < count], truth[truth < count]) == 1.0
 
 
-def test_features_of_any_scale_and_dead_ones_are_probed_alike() -> None:
-    (reference, labels), (queries, _) = blobs(0, 60, apart=2.0), blobs(1, 60)
-    plain = LinearProbe().fit(reference, labels).predict(queries)
-    scale, shift = torch.tensor([1e-3, 1.0, 50.0, 2.0, 1e3]), torch.tensor([0.0, 7.0, -3.0, 0.0, 100.0])
-    other = LinearProbe().fit(F.pad(reference * scale + shift, (0, 1), value=3.0), labels)
-    assert (other.predict(F.pad(queries * scale + shift, (0, 1), value=9.0)) == plain).double().mean() > 0.98
-    assert bool(other.weight.isfinite().all())
-
-
-def test_the_papers_probe_changes_nothing_of_the_network_and_learns() -> None:
+def test_the_papers_probe_changes_nothing_of_the_network() -> None:
     source = open_source("digits")
     recipe = tiny(len(source))
     encoder = recipe.build(len(source)).encoder.train()
-    next(encoder.backbone.children()).eval()  # a mixture of modes is restored, too
-    modes = [module.training for module in encoder.modules()]
     before = {name: part.numpy().tobytes() for name, part in encoder.state_dict().items()}
-    found = PaperProbe(epochs=3, batch=64).fit(
-        encoder, Loader(source.at(recipe.canvas), workers=0), recipe.pretext.crops()
-    )
+    loader = Loader(source.at(recipe.canvas), workers=0)
+    found = PaperProbe(epochs=1, batch=64).fit(encoder, loader, recipe.pretext.crops())
     assert {name: part.numpy().tobytes() for name, part in encoder.state_dict().items()} == before
-    assert [module.training for module in encoder.modules()] == modes
+    assert all(module.training for module in encoder.modules())
     assert all(part.grad is None for part in encoder.parameters())
     assert found.classes.tolist() == list(range(10))
-
-
-# Retrieval, clusters, shares
 
 
 @pytest.mark.parametrize("rows", [1, 9, 200])
 def test_retrieval_is_the_loop_that_the_definition_says(rows: int) -> None:
     generator = torch.Generator().manual_seed(rows)
-    reference, queries = unit(generator, rows, 4), unit(generator, 40, 4)
+    reference, queries = (F.normalize(torch.randn(n, 4, generator=generator), dim=1) for n in (rows, 40))
     labels, truth = torch.randint(4, (rows,), generator=generator), torch.randint(6, (40,), generator=generator)
     firsts, precisions = [], []
     for query, label in zip(queries, truth.tolist(), strict=True):
@@ -158,19 +129,13 @@ def test_classes_that_are_clusters_agree_wholly_and_random_labels_by_chance() ->
     assert abs(Clusters(draws=2).agreement(features, chance).ari.mean) < 0.1
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=5),
-    share=st.sampled_from([1e-6, 0.01, 0.1, 0.5, 1.0]),
-    seed=st.integers(0, 100),
-)
-def test_a_share_takes_some_of_every_class(sizes: list[int], share: float, seed: int) -> None:
-    labels = torch.cat([torch.full((size,), 5 * name - 1) for name, size in enumerate(sizes)])
-    rows = drawn(labels, share, seed)
+@pytest.mark.parametrize("share", [1e-6, 0.1, 0.5, 1.0])
+def test_a_share_takes_some_of_every_class(share: float) -> None:
+    sizes = {-1: 1, 4: 3, 9: 30}
+    labels = torch.tensor([label for label, size in sizes.items() for _ in range(size)])
+    rows = drawn(labels, share, 7)
     assert torch.equal(rows, rows.unique())
-    taken = [int((labels[rows] == 5 * name - 1).sum()) for name in range(len(sizes))]
-    assert taken == [max(1, round(share * size)) for size in sizes]
-    assert torch.equal(rows, drawn(labels, share, seed))
+    assert {k: int((labels[rows] == k).sum()) for k in sizes} == {k: max(1, round(share * n)) for k, n in sizes.items()}
 
 
 # The command line
@@ -203,7 +168,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 EVALUATIONS = {
     "probe": {"accuracy": 0.3},
-    "probe --protocol paper --epochs 1": {"accuracy": 0.05},
+    "probe --protocol paper --epochs 6": {"accuracy": 0.12},
     "retrieve": {"recall_1": 0.3, "recall_10": 0.3, "mean_average_precision": 0.12},
     "clusters --draws 2": {"nmi": 0.05, "ari": 0.0},
     "fewshot --draws 4 --shares 0.02 --labels 5": {"accuracy_5": 0.15, "accuracy_2%": 0.15},
@@ -226,41 +191,40 @@ def test_each_evaluation_prints_and_writes_its_numbers(
     assert digest(trained) == before
 
 
-def test_finetuning_again_in_the_same_folder_finds_the_same(
-    say: Callable[..., Said], trained: Path, tmp_path: Path
-) -> None:
+def test_finetuning_again_finds_the_same(say: Callable[..., Said], trained: Path, tmp_path: Path) -> None:
     command = ("evaluate", "finetune", trained, "digits", "--out", tmp_path / "fits", "--steps", 2, "--draws", 1)
     command += ("--shares", 0.03, "--rates", 1e-3, "--json")
     assert say(*command, tmp_path / "a.json")[0] == 0
-    held = {fit.name: digest(fit) for fit in (tmp_path / "fits").iterdir()}
-    assert len(held) == 1
+    (fit,) = (tmp_path / "fits").iterdir()
+    held = digest(fit)
     assert say(*command, tmp_path / "b.json")[0] == 0
-    assert {fit.name: digest(fit) for fit in (tmp_path / "fits").iterdir()} == held
+    assert digest(fit) == held
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
 
-def test_supervised_training_runs_and_the_same_command_again_has_nothing_to_do(
-    say: Callable[..., Said], tmp_path: Path
-) -> None:
+def test_supervised_training_again_has_nothing_to_do(say: Callable[..., Said], tmp_path: Path) -> None:
     command = ("supervised", "digits", "--out", tmp_path / "run", "--recipe", "tiny", "--steps", 20)
     assert say(*command)[::2] == (0, "")
     held = digest(tmp_path / "run")
     code, out, err = say(*command)
     assert (code, err) == (0, "")
     assert "step 20 of 20: done" in out
+    assert "-" not in out.split(";")[1]  # shares of the time
     assert digest(tmp_path / "run") == held
 
 
 class Bomb:
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    """Makes a folder when it is unpickled."""
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Path.touch, (self.path,)
+        return os.mkdir, ("exploded",)
 
 
-def test_weights_are_tensors_or_refused(say: Callable[..., Said], trained: Path, tmp_path: Path) -> None:
-    torch.save({"state_dict": Bomb(tmp_path / "exploded")}, tmp_path / "bomb.pth")
+def test_weights_are_tensors_or_refused(
+    say: Callable[..., Said], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Bomb()}, tmp_path / "bomb.pth")
     (tmp_path / "text.safetensors").touch()
     save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     for name in ("bomb.pth", "text.safetensors", "other.safetensors", "absent.pth"):
@@ -268,6 +232,8 @@ def test_weights_are_tensors_or_refused(say: Callable[..., Said], trained: Path,
         assert (code, err.count("\n")) == (65, 1), err
         assert name in err
     assert not (tmp_path / "exploded").exists()
+    torch.load(tmp_path / "bomb.pth", weights_only=False)  # it is live
+    assert (tmp_path / "exploded").exists()
 
 
 def test_a_runs_own_weights_from_a_file_give_its_features(trained: Path, tmp_path: Path) -> None:
