@@ -74,9 +74,9 @@ class Waiting:
             asked = time.perf_counter()
             batch = next(self.source, None)
             now = time.perf_counter()
+            self.waited += now - asked
             if batch is None:
                 return
-            self.waited += now - asked
             if self.count:  # a running mean that forgets slowly, so that the rate is neither jumpy nor stale
                 self.pace += (now - self.last - self.pace) / min(self.count, 50)
             self.count, self.last = self.count + 1, now

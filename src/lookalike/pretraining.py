@@ -14,17 +14,19 @@ from torch import Tensor
 from lookalike import checkpoint, dist
 from lookalike.data.fingerprint import Change, changes, from_table, stamps_of, to_table
 from lookalike.data.loader import GIB, Loader
-from lookalike.data.source import Data, Source, native_side, open_source
+from lookalike.data.source import Data, Source, native_side, open_source, reference_and_query
 from lookalike.dist import autocast, device, placed
 from lookalike.evaluate.embed import settle
+from lookalike.learn.labelled import Labelled
 from lookalike.learn.learner import Learner
 from lookalike.recipe import Length, Recipe, from_plain, override, to_plain
 from lookalike.recipes import recipe_named
+from lookalike.recipes.labelled import with_labels
 from lookalike.run import UNFINISHED, Run, check_same, move_aside, opened, read_recipe
 from lookalike.screen import Screen
 from lookalike.seeding import uniforms
 from lookalike.train import Finished, measured, train
-from lookalike.trained import Trained
+from lookalike.trained import Trained, labelled
 from lookalike.trouble import BAD_DATA, Trouble
 
 _MANY = 100_000  # examples from which a GPU's default is the paper's recipe
@@ -47,6 +49,7 @@ class Asked(NamedTuple):
     save_every: int | None = None
     allow_data_change: bool = False
     quiet: bool = False
+    supervised: bool = False  # train the recipe's backbone with labels instead
 
 
 def pretrain(data: Data, out: str | Path, recipe: str | Recipe | None = None, **asked: object) -> Finished:
@@ -58,11 +61,11 @@ def pretrain(data: Data, out: str | Path, recipe: str | Recipe | None = None, **
 
 
 def carry_out(asked: Asked) -> Finished:
-    """The whole of ``pretrain``, with the processes that torchrun started."""
+    """The whole of ``pretrain`` or ``supervised``, with the processes that torchrun started."""
     began = time.perf_counter()
     with dist.together():
         dist.on_first_rank(lambda: refuse_foreign(asked.out))
-        source = open_source(asked.data, asked.split)
+        source = opened_data(asked)
         recipe = chosen(asked, source)
         if asked.overwrite:
             dist.on_first_rank(lambda: make_room(asked.out))
@@ -88,6 +91,14 @@ def trained(asked: Asked, recipe: Recipe, source: Source, run: Run, screen: Scre
     note_all_bad(run, loader)
     screen.say(summary(done, asked.out))
     return done
+
+
+def opened_data(asked: Asked) -> Source:
+    """The pictures to train on; labels are those of the reference part alone, since evaluations ask the others."""
+    if not asked.supervised:
+        return open_source(asked.data, asked.split)
+    source = reference_and_query(asked.data)[0] if asked.split is None else open_source(asked.data, asked.split)
+    return labelled(source, asked.data)
 
 
 def make_room(out: Path) -> None:
@@ -126,6 +137,8 @@ def chosen(asked: Asked, source: Source) -> Recipe:
     if not isinstance(recipe, Recipe):
         large = device().type != "cpu" and len(source) >= _MANY
         recipe = recipe_named(recipe or ("moco_v2" if large else "small"), len(source), native_side(source))
+    if asked.supervised and not isinstance(recipe.keys, Labelled):
+        recipe = with_labels(recipe, len(torch.unique(source.labels)))
     if asked.length is not None:
         recipe = replace(recipe, length=asked.length)
     for path, text in asked.overrides:
@@ -252,12 +265,12 @@ class Checkup(NamedTuple):
         return cls(loader, recipe, rows[uniforms(0, 0, rows, 2, 1)[:, 0].argsort()][:most])
 
     def __call__(self, learner: Learner) -> dict[str, float]:
-        """{"knn": accuracy} of the backbone's features; {} without labels."""
+        """{"knn": accuracy} of the backbone's features; {} without labels, or where they were trained on."""
         trained = Trained(self.recipe, learner.encoder, 0)
         with autocast(self.recipe.precision, device()):
             features = settle(learner.encoder, trained.views(self.loader, self.rows))
         labels, ask = self.loader.source.labels[self.rows], len(self.rows) // 5
-        if ask == 0 or bool((labels < 0).any()):
+        if ask == 0 or self.recipe.objective.supervised or bool((labels < 0).any()):
             return {}
         # As many neighbours of the whole data as the recipe's k would be of this part of it.
         k = max(1, round(self.recipe.monitor.k * (len(labels) - ask) / len(self.loader)))

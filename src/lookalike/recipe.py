@@ -13,6 +13,7 @@ from typing import Any, Literal
 from lookalike.evaluate.knn import Knn
 from lookalike.learn.dictionary import InBatch, MemoryBank, Neighbours, Queue
 from lookalike.learn.keys import EndToEnd, Momentum, Stored
+from lookalike.learn.labelled import Classes, CrossEntropy, Labelled
 from lookalike.learn.learner import Learner
 from lookalike.learn.objective import DCL, NCE, InfoNCE, SupCon
 from lookalike.models.encoder import Encoder
@@ -55,9 +56,9 @@ class Recipe:
     head: MLP = MLP()  # noqa: RUF009
     whiten: bool = False  # the backbone ends in a map, fitted without labels, that decorrelates its features
     predictor: MLP | None = None  # between the query's head and the query (MoCo v3)
-    keys: Momentum | EndToEnd | Stored = Momentum()  # noqa: RUF009
-    dictionary: Queue | InBatch | MemoryBank | Neighbours = Queue()  # noqa: RUF009
-    objective: InfoNCE | DCL | SupCon | NCE = InfoNCE()  # noqa: RUF009
+    keys: Momentum | EndToEnd | Stored | Labelled = Momentum()  # noqa: RUF009
+    dictionary: Queue | InBatch | MemoryBank | Neighbours | Classes = Queue()  # noqa: RUF009
+    objective: InfoNCE | DCL | SupCon | NCE | CrossEntropy = InfoNCE()  # noqa: RUF009
     optimizer: SGD | LARS | AdamW | Muon = SGD()  # noqa: RUF009
     schedule: Cosine | Steps = Steps()  # noqa: RUF009
     length: Length = Length(epochs=200)
@@ -102,10 +103,16 @@ def meaningless(recipe: Recipe) -> str | None:
     """Why the parts of a recipe do not fit together, in words; None where they do."""
     keys, dictionary, objective = recipe.keys, recipe.dictionary, recipe.objective
     stored, bank, batch = isinstance(keys, Stored), isinstance(dictionary, MemoryBank), isinstance(dictionary, InBatch)
+    labelled = (isinstance(keys, Labelled), isinstance(dictionary, Classes), isinstance(objective, CrossEntropy))
     refusals = {
         "stored keys are rows of a memory bank, which alone has one for every example": stored and not bank,
+        "a classifier is all of Labelled, Classes and CrossEntropy": any(labelled) and not all(labelled),
+        "the head of a classifier ends in one number for each class, and no predictor follows": (
+            isinstance(dictionary, Classes)
+            and (recipe.head.widths[-1] != dictionary.count or recipe.predictor is not None)
+        ),
         "one view a step is only enough where its key is stored from before: use TwoViews": (
-            isinstance(recipe.pretext, OneView) and not stored
+            isinstance(recipe.pretext, OneView) and not stored and not any(labelled)
         ),
         "supervised contrast must know the labels of its entries: the dictionary is InBatch": (
             isinstance(objective, SupCon) and not batch
@@ -144,8 +151,8 @@ KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
         Recipe, Length, TwoViews, OneView, ImageView, ResNet, SmallResNet, ViT, Timm, MLP, Momentum, EndToEnd,
-        Stored, Queue, InBatch, MemoryBank, Neighbours, InfoNCE, DCL, SupCon, NCE, SGD, LARS, AdamW, Muon,
-        Cosine, Steps, Knn,
+        Stored, Queue, InBatch, MemoryBank, Neighbours, InfoNCE, DCL, SupCon, NCE, Labelled,
+        Classes, CrossEntropy, SGD, LARS, AdamW, Muon, Cosine, Steps, Knn,
     )
 }  # fmt: skip
 """The only classes a file may name."""

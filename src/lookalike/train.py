@@ -125,9 +125,10 @@ def begun(recipe: Recipe, loader: Loader) -> Learner:
         raise Trouble(reason)
     learner = placed(recipe.build(len(loader)))
     if recipe.objective.supervised:
-        learner.labels = loader.source.labels.to(device())
-        if bool((learner.labels < 0).any()):
+        labels = loader.source.labels
+        if bool((labels < 0).any()):
             raise Trouble(f"{recipe.name} learns from labels, and some examples have none", BAD_DATA)
+        learner.labels = torch.unique(labels, return_inverse=True)[1].to(device())  # numbered from 0, in their order
     return learner
 
 

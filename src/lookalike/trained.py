@@ -22,6 +22,7 @@ from lookalike.recipe import Recipe
 from lookalike.run import Run, read_recipe, write_atomically
 from lookalike.trouble import BAD_DATA, Trouble
 from lookalike.types import Embeddings, View
+from lookalike.weights import foreign, load_backbone
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
@@ -32,7 +33,7 @@ def silent(what: str, done: int, total: int) -> None:
 
 
 class Trained(NamedTuple):
-    """An encoder and the recipe it was trained by; ``step`` 0 is the untrained network."""
+    """An encoder and its recipe; ``step`` 0 is a network that this recipe has not trained."""
 
     recipe: Recipe
     encoder: Encoder
@@ -63,17 +64,24 @@ class Trained(NamedTuple):
             return embed(self.encoder, self.views(loader, rows), layer, more)
 
 
-def load(run: str | Path, untrained: bool = False) -> Trained:
-    """The encoder of the newest whole checkpoint in a run folder; ``untrained`` gives it with its initial weights."""
+def load(run: str | Path, untrained: bool = False, weights: str | None = None) -> Trained:
+    """The encoder of the newest whole checkpoint in a run folder.
+
+    ``untrained`` gives its network with its initial weights, ``weights`` with those of others: see weights.py.
+    """
     folder = Path(run)
     if not (folder / "recipe.json").is_file():
         raise Trouble(
             f"{folder} is not a run: it holds no recipe.json; lookalike pretrain DATA --out {folder} makes one",
             BAD_DATA,
         )
-    recipe = read_recipe(folder / "recipe.json")
+    recipe, file = read_recipe(folder / "recipe.json"), None
+    if weights is not None:
+        recipe, file = foreign(recipe, weights)
     learner, step = recipe.build(Run(folder).data()["examples"]), 0
-    if not untrained:
+    if file is not None:
+        load_backbone(learner.encoder, file)
+    elif not untrained:
         path, _ = checkpoint.newest(Run(folder).checkpoints)
         if path is None:
             raise Trouble(
@@ -95,21 +103,32 @@ class Part(NamedTuple):
         """The readable pictures of ``source``."""
         loader = Loader(source.at(trained.recipe.canvas), workers=workers, max_bad=1.0)
         features = trained.features(loader, None, layer, progress, f"embedding {what}")
-        good = [row for row in range(len(source)) if row not in loader.bad_rows]
+        good = readable(loader)
         return cls(features[good], source.labels[good], [source.paths[row] for row in good])
+
+
+def readable(loader: Loader) -> list[int]:
+    """The rows whose pictures could be read, as far as they were met."""
+    return [row for row in range(len(loader)) if row not in loader.bad_rows]
 
 
 def parts(
     trained: Trained, data: Data, layer: Layer = "backbone", workers: int = 2, progress: Progress = silent
 ) -> tuple[Part, Part]:
     """What an evaluation compares with and what it asks, both labelled; raises Trouble where there are no labels."""
-    reference, query = (labelled(source, data) for source in reference_and_query(data))
-    if trained.step == 0:
-        whiten_untrained(trained, reference)
+    reference, query = labelled_parts(trained, data)
     return (
         Part.of(trained, reference, layer, workers, progress, "reference"),
         Part.of(trained, query, layer, workers, progress, "queries"),
     )
+
+
+def labelled_parts(trained: Trained, data: Data) -> tuple[Source, Source]:
+    """The same as sources, for a network that is whitened as it will be asked."""
+    reference, query = (labelled(source, data) for source in reference_and_query(data))
+    if trained.step == 0:
+        whiten_untrained(trained, reference)
+    return reference, query
 
 
 def whiten_untrained(trained: Trained, source: Source, most: int = 5000) -> None:

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import math
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
 from lookalike import cli
+from lookalike.checks import at_least, refuse_unwritable
 from lookalike.data.source import open_source
 from lookalike.demo import demo
 from lookalike.doctor import examine
-from lookalike.evaluate.fewshot import Fewshot
-from lookalike.evaluate.knn import Knn
+from lookalike.evaluations import evaluate, write_report
 from lookalike.planned import about_machine
 from lookalike.prepare import prepare as make_cache
 from lookalike.pretraining import Asked, carry_out, chosen
 from lookalike.preview import preview as draw_preview
 from lookalike.recipe import Length, Recipe
-from lookalike.run import write_json
 from lookalike.screen import Screen
-from lookalike.trained import embed_data, load, parts, write_embeddings
-from lookalike.trouble import IO, Trouble
+from lookalike.trained import embed_data, load, write_embeddings
+from lookalike.trouble import Trouble
 
 _FIELDS = [field.name for field in fields(Recipe)]
 
@@ -38,10 +35,8 @@ def run(command: cli.Command, rest: Sequence[str]) -> int:
             return preview(command, rest)
     refuse_unknown(command, rest)
     match command:
-        case cli.Knn():
-            return knn(command)
-        case cli.Fewshot():
-            return fewshot(command)
+        case cli.Measured():
+            return evaluate(command)
         case cli.Embed():
             return embed(command)
         case cli.Prepare():
@@ -79,14 +74,6 @@ def overrides(command: cli.Pretrain | cli.Preview, rest: Sequence[str]) -> list[
     return found
 
 
-def at_least(command: object, **limits: float) -> None:
-    """Refuse numbers below their limit."""
-    for name, limit in limits.items():
-        given = getattr(command, name)
-        if any(not value >= limit for value in (given if isinstance(given, tuple) else [given]) if value is not None):
-            raise Trouble(f"--{name.replace('_', '-')} must be at least {limit:g}")
-
-
 def pretrain(command: cli.Pretrain, rest: Sequence[str]) -> int:
     """Exit code 0, or 128 and the number of the signal that stopped the run."""
     lengths = [command.epochs, command.minutes, command.steps]
@@ -111,46 +98,10 @@ def pretrain(command: cli.Pretrain, rest: Sequence[str]) -> int:
             save_every=command.save_every,
             allow_data_change=command.allow_data_change,
             quiet=command.quiet,
+            supervised=isinstance(command, cli.Supervised),
         )
     )
     return 128 + done.signal if done.signal else 0
-
-
-def knn(command: cli.Knn) -> int:
-    """Prints and writes the accuracy."""
-    at_least(command, k=1, temperature=1e-6, workers=0)
-    refuse_unwritable(command.json)
-    trained = load(command.run, command.untrained)
-    with Screen("knn") as screen:
-        reference, query = parts(trained, command.data, command.layer, command.workers, screen.work)
-        accuracy = Knn(command.k, command.temperature).accuracy(
-            reference.features, reference.labels, query.features, query.labels
-        )
-        what = f"k {command.k}, temperature {command.temperature:g}, {command.layer}, step {trained.step}"
-        screen.say(
-            f"kNN accuracy {accuracy:.2%} on {len(query.labels)} pictures against {len(reference.labels)} ({what})"
-        )
-    report = {"accuracy": accuracy, "k": command.k, "temperature": command.temperature, "layer": command.layer}
-    counts = {"step": trained.step, "queries": len(query.labels), "reference": len(reference.labels)}
-    write_report(command.json, report | counts | {"run": command.run, "data": command.data})
-    return 0
-
-
-def fewshot(command: cli.Fewshot) -> int:
-    """Prints and writes mean and interval for each number of labels."""
-    at_least(command, labels=1, draws=4, workers=0)
-    refuse_unwritable(command.json)
-    trained = load(command.run, command.untrained)
-    report: dict[str, object] = {"layer": command.layer, "draws": command.draws, "step": trained.step}
-    with Screen("fewshot") as screen:
-        reference, query = parts(trained, command.data, command.layer, command.workers, screen.work)
-        spec = Fewshot(tuple(command.labels), command.draws)
-        found = spec.accuracies(reference.features, reference.labels, query.features, query.labels)
-        for labels, (mean, half) in found.items():
-            screen.say(f"{labels} labels a class: accuracy {mean:.2%} ± {half:.2%} (n = {command.draws} draws)")
-            report |= {f"accuracy_{labels}": mean, f"interval_{labels}": half}
-    write_report(command.json, report | {"run": command.run, "data": command.data})
-    return 0
 
 
 def embed(command: cli.Embed) -> int:
@@ -216,23 +167,3 @@ def machine(json: str | None) -> int:
         print(f"{name}: {value}")
     write_report(json, dict(report))
     return 0
-
-
-def refuse_unwritable(path: str | None) -> None:
-    """Raise Trouble where a file cannot be written, before the work that would be in it; makes its folder."""
-    if path:
-        target = Path(path)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.is_dir():
-                raise IsADirectoryError(errno.EISDIR, "it is a folder")
-            with tempfile.TemporaryFile(dir=target.parent):
-                pass
-        except OSError as error:
-            raise Trouble(f"cannot write {target} ({error.strerror}): choose another file", IO) from None
-
-
-def write_report(path: str | None, report: dict[str, object]) -> None:
-    """``--json``: the numbers, and what was done."""
-    if path:
-        write_json(Path(path), report)

@@ -45,10 +45,19 @@ def embed(
     return torch.cat(rows).clone() if rows else torch.empty(0, 0)
 
 
+def raw(encoder: Encoder, views: Iterable[View], progress: Callable[[int], None] = lambda _: None) -> Tensor:
+    """(N, F) float32 what the backbone gives, as it is: neither whitened nor of unit norm."""
+    rows: list[Tensor] = []
+    with evaluating(encoder):
+        for view in views:
+            rows.append(encoder.backbone(**view).float())
+            progress(len(rows[-1]))
+    return torch.cat(rows).clone()
+
+
 def settle(encoder: Encoder, views: Iterable[View]) -> Tensor:
     """Fit the encoder's whitening, if it has one, to whole pictures, and return their features: (N, F) unit rows."""
-    with evaluating(encoder):
-        features = torch.cat([encoder.backbone(**view).float() for view in views]).clone()
+    features = raw(encoder, views)
     if encoder.whitening is not None:
         encoder.whitening.fit(features)
         features = encoder.whitening(features)

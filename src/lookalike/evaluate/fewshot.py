@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import NamedTuple
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lookalike.evaluate.probe import LinearProbe
 from lookalike.seeding import uniforms
 
 
@@ -46,6 +48,42 @@ class Fewshot:
         chosen = [order[labels[order] == c][:n] for c in classes]
         means = torch.stack([F.normalize(reference[rows].mean(0), dim=0) for rows in chosen])
         return float((classes[(queries @ means.T).argmax(1)] == truth).double().mean())
+
+
+@dataclass(frozen=True)
+class Shares:
+    """A linear probe fitted to a share of the labels of each class, at least one, over ``draws`` draws of them."""
+
+    shares: tuple[float, ...] = (0.01, 0.1)
+    draws: int = 5
+    probe: LinearProbe = LinearProbe()  # noqa: RUF009  (frozen)
+    seed: int = 0
+
+    def accuracies(
+        self,
+        reference: Tensor,
+        labels: Tensor,
+        queries: Tensor,
+        truth: Tensor,
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> dict[float, Interval]:
+        """For each share, from rows (N, F) with labels (N,) to queries (Q, F); the decay is chosen in each draw."""
+        found: dict[float, Interval] = {}
+        for share in self.shares:
+            right = []
+            for draw in range(self.draws):
+                rows = drawn(labels, share, self.seed + draw)
+                right.append(self.probe.fit(reference[rows], labels[rows]).accuracy(queries, truth))
+                progress(1)
+            found[share] = interval(right)
+        return found
+
+
+def drawn(labels: Tensor, share: float, seed: int) -> Tensor:
+    """Sorted rows: ``share`` of every class, rounded, but one at least; a function of the labels and the seed."""
+    order = uniforms(seed, 0, torch.arange(len(labels)), 1, 1)[:, 0].argsort()
+    of_class = (order[labels[order] == label] for label in torch.unique(labels))
+    return torch.cat([rows[: max(1, round(share * len(rows)))] for rows in of_class]).sort().values
 
 
 def interval(values: list[float]) -> Interval:

@@ -236,6 +236,11 @@ class TwoViews:
         """What evaluations encode: ``ImageView.evaluation`` of the first view, at ``whole`` pixels."""
         return replace(self.first, size=self.whole or self.first.size).evaluation(canvases, share)
 
+    def crops(self) -> ImageView:
+        """What classifiers are trained on: the first view's crops and mirror images, at the size of evaluations."""
+        size = self.whole or self.first.size
+        return replace(self.first, size=size, jitter=0.0, gray=0.0, blur=0.0, solarize=0.0)
+
 
 @dataclass(frozen=True)
 class OneView(TwoViews):

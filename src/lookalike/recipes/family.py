@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from lookalike.learn.dictionary import InBatch, MemoryBank, Neighbours, Queue
 from lookalike.learn.keys import EndToEnd, Momentum, Stored
+from lookalike.learn.labelled import Classes
 from lookalike.learn.objective import NCE, InfoNCE, SupCon
 from lookalike.models.heads import MLP
 from lookalike.models.image import ResNet
@@ -20,7 +21,7 @@ from lookalike.pretext.image import MOCO_CIFAR, MOCO_V1, MOCO_V3_FIRST, MOCO_V3_
 from lookalike.recipe import Length, Recipe
 from lookalike.recipes.images import IMAGENET, moco_cifar, moco_v1, small
 
-Held = Queue | InBatch | MemoryBank | Neighbours
+Held = Queue | InBatch | MemoryBank | Neighbours | Classes
 Named = Callable[[int, int], Recipe]
 """A recipe, given the number of examples and the side of the pictures in pixels."""
 

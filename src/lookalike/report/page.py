@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lookalike.data.source import Data, Source, open_source
+from lookalike.learn.labelled import CrossEntropy
 from lookalike.recipe import flat
 from lookalike.report.charts import Chart, Guide, svg
 from lookalike.report.collect import History, collect
@@ -87,10 +88,13 @@ def opening(history: History, lead: str) -> Iterator[str]:
     if lead:
         yield f'<p class="lead">{shown(lead)}</p>'
     size = recipe.pretext.first.size
+    labels = "with" if recipe.objective.supervised else "without"
+    temperature = (
+        "" if isinstance(recipe.objective, CrossEntropy) else f" · temperature {recipe.objective.temperature:g}"
+    )
     yield (
-        f'<p class="quiet">{history.examples():,} examples without labels · {history.steps():,} steps '
-        f"of {recipe.batch} · views of {size} × {size} pixels · {recipe.dictionary} · "
-        f"temperature {recipe.objective.temperature:g}</p>"
+        f'<p class="quiet">{history.examples():,} examples {labels} labels · {history.steps():,} steps '
+        f"of {recipe.batch} · views of {size} × {size} pixels · {recipe.dictionary}{temperature}</p>"
     )
 
 

@@ -1,0 +1,252 @@
+"""The verbs of ``lookalike evaluate``, thin over the functions that do them."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lookalike import cli
+from lookalike.checks import at_least, refuse_unwritable
+from lookalike.data.example import Source
+from lookalike.data.loader import Loader
+from lookalike.dist import autocast, device
+from lookalike.evaluate.clusters import Clusters
+from lookalike.evaluate.embed import raw
+from lookalike.evaluate.fewshot import Fewshot, Shares
+from lookalike.evaluate.knn import Knn
+from lookalike.evaluate.paper import PaperProbe
+from lookalike.evaluate.probe import LinearProbe
+from lookalike.evaluate.retrieval import Retrieval
+from lookalike.finetuning import Finetune
+from lookalike.run import write_json
+from lookalike.screen import Screen
+from lookalike.trained import Part, Trained, labelled_parts, load, parts, readable
+from lookalike.trouble import Trouble
+
+Report = dict[str, object]
+
+
+def evaluate(command: cli.Measured) -> int:
+    """Prints and writes what the command measures."""
+    at_least(command, workers=0)
+    refuse_unwritable(command.json)
+    if command.untrained and command.weights:
+        raise Trouble("choose one of --untrained and --weights")
+    match command:
+        case cli.Knn():
+            report = knn(command)
+        case cli.Probe():
+            report = probe(command)
+        case cli.Fewshot():
+            report = fewshot(command)
+        case cli.Retrieve():
+            report = retrieve(command)
+        case cli.Clusters():
+            report = clusters(command)
+        case cli.Finetune():
+            report = finetune(command)
+        case _:
+            raise TypeError(command)
+    asked = {"untrained": command.untrained, "weights": command.weights, "run": command.run, "data": command.data}
+    write_report(command.json, report | asked)
+    return 0
+
+
+def write_report(path: str | None, report: Report) -> None:
+    """``--json``: the numbers, and what was done."""
+    if path:
+        write_json(Path(path), report)
+
+
+def embedded(command: cli.Frozen, screen: Screen) -> tuple[Trained, Part, Part]:
+    """The network of the command, and the features of reference and queries; says which classes only queries have."""
+    trained = load(command.run, command.untrained, command.weights)
+    reference, query = parts(trained, command.data, command.layer, command.workers, screen.work)
+    say_missing(reference.labels, query.labels, screen)
+    return trained, reference, query
+
+
+def say_missing(reference: Tensor, query: Tensor, screen: Screen) -> None:
+    """Classes that are asked for and cannot be found."""
+    unknown = ~torch.isin(query, reference)
+    if bool(unknown.any()):
+        count, classes = int(unknown.sum()), len(torch.unique(query[unknown]))
+        screen.say(f"{classes} classes of the queries are not in the reference: their {count} pictures count as wrong")
+
+
+def counted(trained: Trained, reference: Part, query: Part, layer: str) -> Report:
+    """What every report on frozen features says."""
+    sizes = {"queries": len(query.labels), "reference": len(reference.labels)}
+    return {"layer": layer, "step": trained.step, **sizes}
+
+
+def working(screen: Screen, what: str, total: int) -> Callable[[int], None]:
+    """Shows that so many more are done."""
+    done = 0
+
+    def more(count: int) -> None:
+        nonlocal done
+        done += count
+        screen.work(what, done, total)
+
+    return more
+
+
+def knn(command: cli.Knn) -> Report:
+    """The accuracy."""
+    at_least(command, k=1, temperature=1e-6)
+    with Screen("knn") as screen:
+        trained, reference, query = embedded(command, screen)
+        accuracy = Knn(command.k, command.temperature).accuracy(
+            reference.features, reference.labels, query.features, query.labels
+        )
+        what = f"k {command.k}, temperature {command.temperature:g}, {command.layer}, step {trained.step}"
+        screen.say(
+            f"kNN accuracy {accuracy:.2%} on {len(query.labels)} pictures against {len(reference.labels)} ({what})"
+        )
+    asked = {"k": command.k, "temperature": command.temperature}
+    return {"accuracy": accuracy, **asked} | counted(trained, reference, query, command.layer)
+
+
+def probe(command: cli.Probe) -> Report:
+    """The accuracy, and the decay that was chosen."""
+    at_least(command, epochs=1, lr=0)
+    if command.protocol == "paper":
+        return paper_probe(command)
+    with Screen("probe") as screen:
+        trained, reference, query = embedded(command, screen)
+        found = LinearProbe().fit(reference.features, reference.labels)
+        accuracy = found.accuracy(query.features, query.labels)
+        what = f"decay {found.decay:g}, chosen on held-out pictures of the reference, {command.layer}"
+        screen.say(
+            f"linear probe accuracy {accuracy:.2%} on {len(query.labels)} pictures, fitted to "
+            f"{len(reference.labels)} ({what}, step {trained.step})"
+        )
+    report = {"accuracy": accuracy, "protocol": "strong", "decay": found.decay}
+    return report | counted(trained, reference, query, command.layer)
+
+
+def paper_probe(command: cli.Probe) -> Report:
+    """The accuracy by the protocol of the papers."""
+    if command.layer != "backbone":
+        raise Trouble("the paper's probe reads the backbone: leave out --layer")
+    trained = load(command.run, command.untrained, command.weights)
+    spec, (first, second) = PaperProbe(command.epochs, command.lr), labelled_parts(trained, command.data)
+    with Screen("probe") as screen, autocast(trained.recipe.precision, device()):
+        reference, query = (loader_of(source, trained, command.workers) for source in (first, second))
+        say_missing(first.labels, second.labels, screen)
+        view = trained.recipe.pretext.crops()
+        found = spec.fit(trained.encoder, reference, view, lambda done, all: screen.work("probing", done, all))
+        features = raw(trained.encoder, trained.views(query, torch.arange(len(query)))).cpu()
+        good = torch.tensor(readable(query))
+        accuracy = found.accuracy(features[good], second.labels[good])
+        screen.say(
+            f"linear probe accuracy {accuracy:.2%} on {len(good)} pictures after {spec.epochs} epochs of "
+            f"{len(first)} (paper's protocol, lr {spec.lr:g}, step {trained.step})"
+        )
+    report: Report = {"accuracy": accuracy, "protocol": "paper", "epochs": spec.epochs, "lr": spec.lr}
+    return report | {"step": trained.step, "queries": len(good), "reference": len(first)}
+
+
+def loader_of(source: Source, trained: Trained, workers: int) -> Loader:
+    """Of all its pictures, however many are bad."""
+    return Loader(source.at(trained.recipe.canvas), workers=workers, max_bad=1.0)
+
+
+def fewshot(command: cli.Fewshot) -> Report:
+    """Mean and interval for each number of labels, and for each share."""
+    at_least(command, labels=1, draws=4)
+    refuse_no_share(command.shares)
+    with Screen("fewshot") as screen:
+        trained, reference, query = embedded(command, screen)
+        table = (reference.features, reference.labels, query.features, query.labels)
+        more = working(screen, "fitting", command.draws * len(command.shares))
+        few = Fewshot(tuple(command.labels), command.draws).accuracies(*table)
+        shares = Shares(tuple(command.shares), command.draws).accuracies(*table, progress=more)
+        report = counted(trained, reference, query, command.layer) | {"draws": command.draws}
+        for name, (mean, half) in [*few.items(), *shares.items()]:
+            what = f"{name:.0%} of the labels" if isinstance(name, float) else f"{name} labels a class"
+            screen.say(f"{what}: accuracy {mean:.2%} ± {half:.2%} (n = {command.draws} draws)")
+            report |= {f"accuracy_{key(name)}": mean, f"interval_{key(name)}": half}
+    return report
+
+
+def key(name: float) -> str:
+    """``5`` for five labels a class, ``1%`` for a share."""
+    return f"{name:.10g}" if isinstance(name, int) else f"{100 * name:g}%"
+
+
+def refuse_no_share(shares: tuple[float, ...]) -> None:
+    """Shares lie above 0 and are at most 1."""
+    if any(not 0 < share <= 1 for share in shares):
+        raise Trouble("--shares must be above 0 and at most 1")
+
+
+def retrieve(command: cli.Retrieve) -> Report:
+    """Recall and mean average precision."""
+    with Screen("retrieve") as screen:
+        trained, reference, query = embedded(command, screen)
+        more = working(screen, "sorting", len(query.labels))
+        found = Retrieval().measured(reference.features, reference.labels, query.features, query.labels, progress=more)
+        shown = ", ".join(f"recall@{k} {share:.2%}" for k, share in found.recall.items())
+        screen.say(
+            f"{shown}, mean average precision {found.mean_average_precision:.2%} over {found.asked} queries "
+            f"in {len(reference.labels)} pictures ({command.layer}, step {trained.step})"
+        )
+    recall = {f"recall_{k}": share for k, share in found.recall.items()}
+    report = {**recall, "mean_average_precision": found.mean_average_precision, "asked": found.asked}
+    return report | counted(trained, reference, query, command.layer)
+
+
+def clusters(command: cli.Clusters) -> Report:
+    """Agreement of clusters with classes."""
+    at_least(command, draws=1)
+    with Screen("clusters") as screen:
+        trained, reference, query = embedded(command, screen)
+        more = working(screen, "clustering", command.draws)
+        nmi, ari, classes = Clusters(command.draws).agreement(query.features, query.labels, more)
+        screen.say(
+            f"NMI {nmi.mean:.3f}{plus_minus(nmi.half, '.3f')}, ARI {ari.mean:.3f}{plus_minus(ari.half, '.3f')} of "
+            f"{classes} clusters of {len(query.labels)} pictures (n = {command.draws} starts, {command.layer}, "
+            f"step {trained.step})"
+        )
+    report: Report = {"nmi": nmi.mean, "nmi_interval": nmi.half, "ari": ari.mean, "ari_interval": ari.half}
+    return report | {"draws": command.draws, "classes": classes} | counted(trained, reference, query, command.layer)
+
+
+def plus_minus(half: float, form: str) -> str:
+    """The half-width of an interval, where there are draws enough for one."""
+    return "" if math.isnan(half) else f" ± {half:{form}}"
+
+
+def finetune(command: cli.Finetune) -> Report:
+    """Accuracy after training everything, beside a probe with the same labels."""
+    at_least(command, steps=1, batch=2, draws=1, rates=1e-12)
+    refuse_no_share(command.shares)
+    trained = load(command.run, command.untrained, command.weights)
+    first, second = labelled_parts(trained, command.data)
+    spec = Finetune(command.shares, command.rates, command.steps, command.batch, command.draws)
+    kept = nullcontext(command.out) if command.out else tempfile.TemporaryDirectory(prefix="lookalike-")
+    with Screen("finetune") as screen, kept as folder:
+        say_missing(first.labels, second.labels, screen)
+        reference, query = (loader_of(source, trained, command.workers) for source in (first, second))
+        found = spec.measured(trained, reference, query, Path(folder), screen.work)
+        report: Report = {"step": trained.step, "draws": spec.draws, "steps": spec.steps, "queries": len(second)}
+        for share, one in found.items():
+            tuned, frozen = one.tuned, one.frozen
+            screen.say(
+                f"{share:.0%} of the labels ({one.labels}): accuracy {tuned.mean:.2%}"
+                f"{plus_minus(tuned.half, '.2%')} fine-tuned (rate {one.rate:g}), {frozen.mean:.2%}"
+                f"{plus_minus(frozen.half, '.2%')} frozen (n = {spec.draws} draws)"
+            )
+            report |= {f"accuracy_{key(share)}": tuned.mean, f"interval_{key(share)}": tuned.half}
+            report |= {f"frozen_{key(share)}": frozen.mean, f"rate_{key(share)}": one.rate}
+        if 1.0 in found:
+            report |= {"accuracy": found[1.0].tuned.mean}
+    return report
