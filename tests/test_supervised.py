@@ -1,0 +1,90 @@
+"""Training with labels: the loss is cross entropy, no queried label is seen, and tuning a network improves on it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from lookalike.data.loader import Loader
+from lookalike.data.source import open_source, reference_and_query
+from lookalike.finetuning import Finetune
+from lookalike.learn.labelled import Classes, CrossEntropy
+from lookalike.learn.objective import InfoNCE
+from lookalike.models.heads import MLP
+from lookalike.pretraining import Asked, carry_out, chosen, opened_data
+from lookalike.recipe import Length, from_plain, to_plain
+from lookalike.recipes import recipe_named, tiny
+from lookalike.recipes.labelled import with_labels
+from lookalike.trained import load
+from lookalike.trouble import Trouble
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 1000), classes=st.integers(2, 12), scale=st.sampled_from([0.0, 1.0, 100.0]))
+def test_the_loss_is_cross_entropy_and_so_is_its_gradient(seed: int, classes: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(9, classes, generator=generator, dtype=torch.float64)
+    labels = torch.randint(classes, (9,), generator=generator)
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    dictionary = Classes(classes).build(classes, 100)
+    found = CrossEntropy()(ours, dictionary.look_up(ours, ours.detach(), labels))
+    expected = F.cross_entropy(theirs, labels)
+    torch.testing.assert_close(found, expected)
+    if scale == 0.0:
+        assert float(found.detach()) == pytest.approx(CrossEntropy().guess(Classes(classes).negatives(9, 100)))
+    found.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("name", ["small", "moco_v2", "moco_cifar", "simclr", "moco_v3", "instdisc"])
+def test_any_recipe_has_a_supervised_twin_with_the_same_backbone(name: str) -> None:
+    recipe = recipe_named(name, 50_000, 32)
+    twin = with_labels(recipe, 7)
+    assert (twin.model, twin.optimizer, twin.batch, twin.length) == (
+        recipe.model,
+        recipe.optimizer,
+        recipe.batch,
+        recipe.length,
+    )
+    assert from_plain(to_plain(twin)) == twin
+    with torch.device("meta"):
+        assert twin.build(100).encoder.head[-1].out_features == 7
+
+
+def test_a_half_classifier_is_refused() -> None:
+    twin = with_labels(tiny(), 10)
+    halves = ({"objective": InfoNCE()}, {"head": MLP((9,))}, {"predictor": MLP((10,))})
+    for wrong in (replace(twin, **half) for half in halves):
+        with pytest.raises(Trouble, match="classifier"):
+            wrong.build(100)
+
+
+def test_labels_that_evaluations_ask_are_never_trained_on(tmp_path: Path) -> None:
+    asked = Asked("digits", tmp_path, "tiny", supervised=True)
+    source, (reference, query) = opened_data(asked), reference_and_query("digits")
+    assert source.paths == reference.paths
+    assert not set(source.paths) & set(query.paths)
+    assert chosen(asked, source).dictionary == Classes(10)
+    assert len(opened_data(asked._replace(supervised=False))) == len(open_source("digits"))
+
+
+def test_tuning_the_whole_network_improves_on_frozen_features(tmp_path: Path) -> None:
+    length = (("batch", "64"), ("checkups", "0"))
+    carry_out(Asked("digits", tmp_path / "run", "digits", Length(steps=60), length, workers=0, quiet=True))
+    trained = load(tmp_path / "run")
+    loaders = [Loader(part.at(trained.recipe.canvas), workers=0) for part in reference_and_query("digits")]
+    before = {name: part.clone() for name, part in trained.encoder.state_dict().items()}
+    spec = Finetune(shares=(0.1,), rates=(1e-3,), steps=100, draws=2)
+    found = spec.measured(trained, *loaders, tmp_path / "fits")[0.1]
+    assert found.tuned.mean > found.frozen.mean > 0.8
+    assert found.labels == pytest.approx(len(loaders[0]) / 10, abs=5)
+    assert all(torch.equal(part, before[name]) for name, part in trained.encoder.state_dict().items())
+    again = spec.measured(trained, *loaders, tmp_path / "fits")[0.1]  # nothing is left to do
+    assert (again.tuned.mean, again.frozen.mean) == (found.tuned.mean, found.frozen.mean)
