@@ -47,11 +47,13 @@ class Pretrain:
     """
 
     data: Positional[Annotated[str, _shown("DATA")]]
-    """A folder of pictures in any layout, a parquet file or folder, or the name: digits."""
+    """Pictures: a folder in any layout; a .txt or .csv list of paths; a parquet, Arrow, tar or zip file, or a folder of
+    them; a prepared cache; hub:owner/name; an address such as s3://bucket/folder; or the name: digits."""
     out: Annotated[str, _shown("RUN")]
     """Folder for the run: recipe.json, metrics.jsonl, checkpoints/."""
     recipe: Annotated[str | None, _shown("NAME")] = None
-    """small, moco_v1, moco_v2, moco_cifar or tiny; by default small, or moco_v2 with a GPU and much data."""
+    """small, moco_v1, moco_v2, moco_v3, moco_cifar, simclr, nnclr, instdisc, supcon, tiny; small_simclr and so on are
+    twins for a processor. By default small, or moco_v2 with a GPU and much data."""
     minutes: Annotated[float | None, _shown("M")] = None
     """Train until about so long from now, decoding included: the number of steps is fixed from the speed of the first
     ones. By default the length that the recipe names, which for small is 10 minutes."""
