@@ -116,7 +116,7 @@ def test_only_where_it_was_measured_to_pay() -> None:
 
 
 @pytest.mark.parametrize("spec", [SmallResNet(widths=(64, 64, 128, 128)), ResNet("resnet18", stem="small")])
-def test_a_step_equals_that_of_plain_convolutions(spec: SmallResNet | ResNet) -> None:
+def test_a_step_equals_that_of_plain_convolutions(spec: SmallResNet | ResNet, smooth: None) -> None:
     """Gradients of float32 differ from those of float64 by no more than four times what plain convolutions' do."""
     torch.manual_seed(0)
     ours = spec.build(16)[0].to(memory_format=torch.channels_last)
