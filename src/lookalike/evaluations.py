@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lookalike import cli
 from lookalike.checks import at_least, refuse_unwritable
+from lookalike.commands import evaluation as asked
 from lookalike.data.example import Source
 from lookalike.data.loader import Loader
 from lookalike.dist import autocast, device
@@ -32,29 +32,29 @@ from lookalike.trouble import Trouble
 Report = dict[str, object]
 
 
-def evaluate(command: cli.Measured) -> int:
+def evaluate(command: asked.Measured) -> int:
     """Prints and writes what the command measures."""
     at_least(command, workers=0)
     refuse_unwritable(command.json)
     if command.untrained and command.weights:
         raise Trouble("choose one of --untrained and --weights")
     match command:
-        case cli.Knn():
+        case asked.Knn():
             report = knn(command)
-        case cli.Probe():
+        case asked.Probe():
             report = probe(command)
-        case cli.Fewshot():
+        case asked.Fewshot():
             report = fewshot(command)
-        case cli.Retrieve():
+        case asked.Retrieve():
             report = retrieve(command)
-        case cli.Clusters():
+        case asked.Clusters():
             report = clusters(command)
-        case cli.Finetune():
+        case asked.Finetune():
             report = finetune(command)
         case _:
             raise TypeError(command)
-    asked = {"untrained": command.untrained, "weights": command.weights, "run": command.run, "data": command.data}
-    write_report(command.json, report | asked)
+    also = {"untrained": command.untrained, "weights": command.weights, "run": command.run, "data": command.data}
+    write_report(command.json, report | also)
     return 0
 
 
@@ -64,7 +64,7 @@ def write_report(path: str | None, report: Report) -> None:
         write_json(Path(path), report)
 
 
-def embedded(command: cli.Frozen, screen: Screen) -> tuple[Trained, Part, Part]:
+def embedded(command: asked.Frozen, screen: Screen) -> tuple[Trained, Part, Part]:
     """The network of the command, and the features of reference and queries; says which classes only queries have."""
     trained = load(command.run, command.untrained, command.weights)
     reference, query = parts(trained, command.data, command.layer, command.workers, screen.work)
@@ -98,7 +98,7 @@ def working(screen: Screen, what: str, total: int) -> Callable[[int], None]:
     return more
 
 
-def knn(command: cli.Knn) -> Report:
+def knn(command: asked.Knn) -> Report:
     """The accuracy."""
     at_least(command, k=1, temperature=1e-6)
     with Screen("knn") as screen:
@@ -110,11 +110,11 @@ def knn(command: cli.Knn) -> Report:
         screen.say(
             f"kNN accuracy {accuracy:.2%} on {len(query.labels)} pictures against {len(reference.labels)} ({what})"
         )
-    asked = {"k": command.k, "temperature": command.temperature}
-    return {"accuracy": accuracy, **asked} | counted(trained, reference, query, command.layer)
+    settings = {"k": command.k, "temperature": command.temperature}
+    return {"accuracy": accuracy, **settings} | counted(trained, reference, query, command.layer)
 
 
-def probe(command: cli.Probe) -> Report:
+def probe(command: asked.Probe) -> Report:
     """The accuracy, and the decay that was chosen."""
     at_least(command, epochs=1, lr=0)
     if command.protocol == "paper":
@@ -132,7 +132,7 @@ def probe(command: cli.Probe) -> Report:
     return report | counted(trained, reference, query, command.layer)
 
 
-def paper_probe(command: cli.Probe) -> Report:
+def paper_probe(command: asked.Probe) -> Report:
     """The accuracy by the protocol of the papers."""
     if command.layer != "backbone":
         raise Trouble("the paper's probe reads the backbone: leave out --layer")
@@ -159,7 +159,7 @@ def loader_of(source: Source, trained: Trained, workers: int) -> Loader:
     return Loader(source.at(trained.recipe.canvas), workers=workers, max_bad=1.0)
 
 
-def fewshot(command: cli.Fewshot) -> Report:
+def fewshot(command: asked.Fewshot) -> Report:
     """Mean and interval for each number of labels, and for each share."""
     at_least(command, labels=1, draws=4)
     refuse_no_share(command.shares)
@@ -188,7 +188,7 @@ def refuse_no_share(shares: tuple[float, ...]) -> None:
         raise Trouble("--shares must be above 0 and at most 1")
 
 
-def retrieve(command: cli.Retrieve) -> Report:
+def retrieve(command: asked.Retrieve) -> Report:
     """Recall and mean average precision."""
     with Screen("retrieve") as screen:
         trained, reference, query = embedded(command, screen)
@@ -204,7 +204,7 @@ def retrieve(command: cli.Retrieve) -> Report:
     return report | counted(trained, reference, query, command.layer)
 
 
-def clusters(command: cli.Clusters) -> Report:
+def clusters(command: asked.Clusters) -> Report:
     """Agreement of clusters with classes."""
     at_least(command, draws=1)
     with Screen("clusters") as screen:
@@ -225,7 +225,7 @@ def plus_minus(half: float, form: str) -> str:
     return "" if math.isnan(half) else f" ± {half:{form}}"
 
 
-def finetune(command: cli.Finetune) -> Report:
+def finetune(command: asked.Finetune) -> Report:
     """Accuracy after training everything, beside a probe with the same labels."""
     at_least(command, steps=1, batch=2, draws=1, rates=1e-12)
     refuse_no_share(command.shares)

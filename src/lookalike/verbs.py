@@ -8,8 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from lookalike import cli
 from lookalike.checks import at_least, refuse_unwritable
+from lookalike.cli import Command
+from lookalike.commands.data import Doctor, Embed, Prepare, Preview
+from lookalike.commands.evaluation import Measured
+from lookalike.commands.training import Demo, Pretrain, Supervised
 from lookalike.data.source import open_source
 from lookalike.demo import demo
 from lookalike.doctor import examine
@@ -26,24 +29,24 @@ from lookalike.trouble import Trouble
 _FIELDS = [field.name for field in fields(Recipe)]
 
 
-def run(command: cli.Command, rest: Sequence[str]) -> int:
+def run(command: Command, rest: Sequence[str]) -> int:
     """Carry out one parsed command; ``rest`` is what the parser did not know. The exit code."""
     match command:
-        case cli.Pretrain():
+        case Pretrain():
             return pretrain(command, rest)
-        case cli.Preview():
+        case Preview():
             return preview(command, rest)
     refuse_unknown(command, rest)
     match command:
-        case cli.Measured():
+        case Measured():
             return evaluate(command)
-        case cli.Embed():
+        case Embed():
             return embed(command)
-        case cli.Prepare():
+        case Prepare():
             return prepare(command)
-        case cli.Doctor():
+        case Doctor():
             return doctor(command)
-        case cli.Demo():
+        case Demo():
             return demo(Path(command.out), command.overwrite)
 
 
@@ -56,7 +59,7 @@ def refuse_unknown(command: object, rest: Sequence[str], others: Iterable[str] =
         raise Trouble(f"unknown argument {rest[0]!r}; " + (f"did you mean {near[0]}?" if near else "see --help"))
 
 
-def overrides(command: cli.Pretrain | cli.Preview, rest: Sequence[str]) -> list[tuple[str, str]]:
+def overrides(command: Pretrain | Preview, rest: Sequence[str]) -> list[tuple[str, str]]:
     """(path, text) for each ``--FIELD.PATH VALUE`` or ``--FIELD.PATH=VALUE``."""
     found, items = [], list(rest)
     while items:
@@ -74,7 +77,7 @@ def overrides(command: cli.Pretrain | cli.Preview, rest: Sequence[str]) -> list[
     return found
 
 
-def pretrain(command: cli.Pretrain, rest: Sequence[str]) -> int:
+def pretrain(command: Pretrain, rest: Sequence[str]) -> int:
     """Exit code 0, or 128 and the number of the signal that stopped the run."""
     lengths = [command.epochs, command.minutes, command.steps]
     if sum(value is not None for value in lengths) > 1:
@@ -98,13 +101,13 @@ def pretrain(command: cli.Pretrain, rest: Sequence[str]) -> int:
             save_every=command.save_every,
             allow_data_change=command.allow_data_change,
             quiet=command.quiet,
-            supervised=isinstance(command, cli.Supervised),
+            supervised=isinstance(command, Supervised),
         )
     )
     return 128 + done.signal if done.signal else 0
 
 
-def embed(command: cli.Embed) -> int:
+def embed(command: Embed) -> int:
     """Writes the table."""
     at_least(command, workers=0)
     refuse_unwritable(command.out)
@@ -116,7 +119,7 @@ def embed(command: cli.Embed) -> int:
     return 0
 
 
-def prepare(command: cli.Prepare) -> int:
+def prepare(command: Prepare) -> int:
     """Writes the cache."""
     at_least(command, size=1, jpeg=1, workers=0)
     if command.jpeg is not None and command.jpeg > 95:
@@ -133,7 +136,7 @@ def prepare(command: cli.Prepare) -> int:
     return 0
 
 
-def preview(command: cli.Preview, rest: Sequence[str]) -> int:
+def preview(command: Preview, rest: Sequence[str]) -> int:
     """Writes the sheet."""
     at_least(command, rows=1, epoch=0)
     source = open_source(command.data, command.split)
@@ -144,7 +147,7 @@ def preview(command: cli.Preview, rest: Sequence[str]) -> int:
     return 0
 
 
-def doctor(command: cli.Doctor) -> int:
+def doctor(command: Doctor) -> int:
     """Prints and writes what was found."""
     at_least(command, workers=0)
     refuse_unwritable(command.json)

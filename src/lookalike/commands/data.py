@@ -1,0 +1,97 @@
+"""The verbs that look at data or write what follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tyro.conf import Positional
+
+
+@dataclass(frozen=True)
+class Embed:
+    """One embedding per picture, as a parquet table of path, split, label, embedding."""
+
+    run: Positional[str]
+    """Folder of a run."""
+    data: Positional[str]
+    """Pictures."""
+    out: str
+    """The parquet file to write."""
+    layer: Literal["backbone", "head"] = "backbone"
+    """Features of the backbone, or the head's output that was trained."""
+    workers: int = 2
+    """Processes that decode pictures."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Decode and make small every picture once, so that training reads canvases at the speed of memory.
+
+    Name the folder as DATA from then on. The same command again goes on where it stopped, and mends damaged shards.
+    """
+
+    data: Positional[str]
+    """Pictures in any layout."""
+    out: str
+    """Folder for the canvases."""
+    size: int | None = None
+    """Side of the canvases in pixels; by default 160, or that of the pictures where it is smaller."""
+    split: str | None = None
+    """Only this part of the data; by default every part."""
+    jpeg: int | None = None
+    """Keep JPEG files of this quality, 1 to 95, instead of raw pixels: a tenth of the space, decoded when read."""
+    workers: int = 2
+    """Processes that decode pictures."""
+    quiet: bool = False
+    """Print nothing but errors."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Look at every picture before training: what is there, what is broken, what is double, what would be done with it.
+
+    Without DATA: what this machine has.
+    """
+
+    data: Positional[str | None] = None
+    """Pictures in any layout, or a folder that prepare made."""
+    out: str = "doctor"
+    """Folder for a sheet of pictures and lists of broken and double ones."""
+    split: str | None = None
+    """Only this part of the data; by default every part."""
+    json: str | None = None
+    """Write what was found to this file."""
+    workers: int = 2
+    """Processes that read pictures."""
+    quick: bool = False
+    """Do not train for some seconds to estimate how long an epoch takes."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Draw some pictures beside the two views of each that a recipe would train on.
+
+    Any field of the recipe can be set by its path: --pretext.first.blur 0.
+    """
+
+    data: Positional[str]
+    """Pictures in any layout."""
+    recipe: Positional[str | None] = None
+    """A recipe's name; by default the one that pretrain would take."""
+    out: str = "preview.png"
+    """The picture to write."""
+    rows: int = 12
+    """How many pictures."""
+    epoch: int = 0
+    """Whose views."""
+    split: str | None = None
+    """Which part of the data: train where there is one, else everything."""
+    debug: bool = False
+    """Show the traceback of an error."""

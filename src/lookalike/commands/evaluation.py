@@ -1,0 +1,124 @@
+"""The verbs that measure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, subcommand
+
+from lookalike.commands.words import shown
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What every evaluation takes."""
+
+    run: Positional[str]
+    """Folder of a run."""
+    data: Positional[str]
+    """Pictures with labels: class folders, or parquet with a label column."""
+    untrained: bool = False
+    """The same network with its initial weights, to compare with."""
+    weights: Annotated[str | None, shown("FILE")] = None
+    """The backbone with the weights of others, to compare with: .safetensors, .pth, or torchvision:NAME or timm:NAME
+    where those are on this machine already."""
+    json: str | None = None
+    """Write the numbers to this file."""
+    workers: int = 2
+    """Processes that decode pictures."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Frozen(Measured):
+    """What evaluations of frozen features take."""
+
+    layer: Literal["backbone", "head"] = "backbone"
+    """Features of the backbone, or the head's output that was trained."""
+
+
+@dataclass(frozen=True)
+class Knn(Frozen):
+    """Accuracy of k nearest neighbours on frozen features: train is the reference, test (else val) asks."""
+
+    k: int = 200
+    """Neighbours that vote."""
+    temperature: float = 0.1
+    """Votes weigh exp(cosine / temperature)."""
+
+
+@dataclass(frozen=True)
+class Probe(Frozen):
+    """Accuracy of a linear classifier on frozen features, fitted to train and asked about test (else val).
+
+    strong: logistic regression on standardised features to its optimum, its decay chosen on a held-out part of train.
+    paper: that of the MoCo papers, by SGD on random crops and mirror images; an epoch reads all of train once.
+    """
+
+    protocol: Literal["strong", "paper"] = "strong"
+    """Which of the two."""
+    epochs: int = 100
+    """Of the paper's protocol."""
+    lr: float = 30.0
+    """Of the paper's protocol, for 256 examples."""
+
+
+@dataclass(frozen=True)
+class Fewshot(Frozen):
+    """Accuracy with few labels on frozen features: mean and 95 % interval over repeated draws of the labels.
+
+    Some labels a class: by the nearest class mean. A share of all labels: by logistic regression.
+    """
+
+    labels: tuple[int, ...] = (1, 5, 10)
+    """Labels a class."""
+    shares: tuple[float, ...] = (0.01, 0.1)
+    """Shares of the labels of each class."""
+    draws: int = 20
+    """How often the labels are drawn."""
+
+
+@dataclass(frozen=True)
+class Retrieve(Frozen):
+    """Recall at 1, 5 and 10 and mean average precision: test (else val) looks for its class in train."""
+
+
+@dataclass(frozen=True)
+class Clusters(Frozen):
+    """Whether classes are clusters: k-means on test (else val), compared with the labels, over repeated starts."""
+
+    draws: int = 5
+    """How often the centres are drawn."""
+
+
+@dataclass(frozen=True)
+class Finetune(Measured):
+    """Accuracy after training the whole network further with all, 10 % and 1 % of the labels of train.
+
+    The learning rate is chosen on a held-out part of the labels. Beside it: a linear probe with the same labels.
+    """
+
+    out: str | None = None
+    """Keep the fits in this folder; the same command continues what was interrupted."""
+    shares: tuple[float, ...] = (1.0, 0.1, 0.01)
+    """Shares of the labels of each class."""
+    rates: tuple[float, ...] = (1e-4, 1e-3)
+    """Learning rates to choose from."""
+    steps: int = 200
+    """Steps of a fit."""
+    batch: int = 64
+    """Pictures a step."""
+    draws: int = 3
+    """How often the labels are drawn."""
+
+
+Evaluation = (
+    Annotated[Knn, subcommand("knn")]
+    | Annotated[Probe, subcommand("probe")]
+    | Annotated[Fewshot, subcommand("fewshot")]
+    | Annotated[Retrieve, subcommand("retrieve")]
+    | Annotated[Clusters, subcommand("clusters")]
+    | Annotated[Finetune, subcommand("finetune")]
+)
