@@ -35,7 +35,7 @@ from torchvision.datasets import ImageFolder
 from lookalike.data.loader import Loader
 from lookalike.data.order import Order
 from lookalike.data.source import open_source
-from lookalike.pretext.image import Canvases, ImageView
+from lookalike.pretext.image import ImageView
 
 FOLDERS = ("imagenette128", "clothing_small")
 BATCH = 64
@@ -85,7 +85,7 @@ def cropped(job: Job) -> Iterator[int]:
     loader = Loader(open_source(job.folder, "train", job.side), 0, job.workers)
     order, view = Order(len(loader), BATCH, seed=0), ImageView(job.side, SCALE, flip=0)
     for batch in loader.batches(order.rows(step) for step in count()):
-        view(Canvases(batch.pixels, batch.sizes), batch.rows, 0, 0, 0)
+        view(batch.material, batch.rows, 0, 0, 0)
         yield len(batch.rows)
 
 

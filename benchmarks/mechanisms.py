@@ -31,12 +31,12 @@ from lookalike import dist
 from lookalike.learn.dictionary import InBatch, MemoryBank, Queue
 from lookalike.learn.keys import EndToEnd, Momentum, Stored
 from lookalike.learn.objective import InfoNCE
-from lookalike.pretext.image import Canvases, OneView
+from lookalike.pretext.image import OneView
 from lookalike.recipe import Recipe
 from lookalike.recipes import RECIPES
 from lookalike.seeding import reseed
 from lookalike.train import backward
-from lookalike.types import Batch
+from lookalike.types import Batch, Canvases
 
 EXAMPLES = 50_000
 RECIPE_ROWS = [name for name in RECIPES if name.startswith("small")]

@@ -43,7 +43,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lookalike.data.loader import Loader, Pixels
+from lookalike.data.loader import Loaded, Loader
 from lookalike.data.source import open_source
 from lookalike.dist import computes_in_bf16
 from lookalike.learn.dictionary import Queue
@@ -90,7 +90,7 @@ class Watched(Loader):
         self.clocks: list[float] = []
         self.left = steps
 
-    def batches(self, rows_of_steps: Iterable[Tensor]) -> Generator[Pixels, None, None]:
+    def batches(self, rows_of_steps: Iterable[Tensor]) -> Generator[Loaded, None, None]:
         for pixels in super().batches(rows_of_steps):
             self.note()
             if len(self.marks) > self.left:

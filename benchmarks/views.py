@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torchvision import transforms
 from torchvision.transforms import functional
 
-from lookalike.pretext.image import MOCO_CIFAR, MOCO_V2, Canvases, ImageView, TwoViews
+from lookalike.pretext.image import MOCO_CIFAR, MOCO_V2, ImageView, TwoViews
+from lookalike.types import Canvases
 
 Contestant = Callable[[], object]
 COUNT = {32: (512, 64), 128: (64, 16)}  # pictures a round: batched, one at a time

@@ -99,7 +99,7 @@ def test_workers_give_equal_batches(kind: str, opened: Make) -> None:
     steps = [torch.tensor([3, 22, 0, 9]), torch.tensor([8, 15, 1, 22]), torch.tensor([4, 2, 6, 20])]
 
     def batches(workers: int) -> list[torch.Tensor]:
-        return [batch.pixels for batch in Loader(source, 0, workers).batches(iter(steps))]
+        return [batch.material.pixels for batch in Loader(source, 0, workers).batches(iter(steps))]
 
     expected = batches(0)
     for workers in (1, 2):

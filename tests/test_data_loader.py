@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lookalike.data.loader import Loader, Pixels
+from lookalike.data.loader import Loaded, Loader
 from lookalike.data.order import Order
 from lookalike.data.source import Source, open_source
 from lookalike.trouble import BAD_DATA, IO, Trouble
@@ -49,15 +49,16 @@ def steps(count: int = 6, batch: int = 8) -> list[Tensor]:
     return [order.rows(step) for step in range(count)]
 
 
-def same(one: list[Pixels], other: list[Pixels]) -> bool:
+def same(one: list[Loaded], other: list[Loaded]) -> bool:
     return len(one) == len(other) and all(
-        torch.equal(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True)
+        torch.equal(x.rows, y.rows) and all(torch.equal(a, b) for a, b in zip(x.material, y.material, strict=True))
+        for x, y in zip(one, other, strict=True)
     )
 
 
 def test_the_same_batches_cached_or_not_for_any_workers(photos: Source) -> None:
     wanted = list(Loader(photos, workers=0, max_bad=0.2).batches(steps()))
-    assert [batch.pixels.shape for batch in wanted] == [(8, 3, 16, 16)] * 6
+    assert [batch.material.pixels.shape for batch in wanted] == [(8, 3, 16, 16)] * 6
     assert all(torch.equal(batch.rows, rows) for batch, rows in zip(wanted, steps(), strict=True))
     for budget in (1 << 30, LAZY):
         for workers in (0, 1, 2):
@@ -75,7 +76,7 @@ def test_a_run_that_goes_on_at_a_step_gets_what_it_would_have_got(photos: Source
 def test_a_bad_picture_gives_way_to_the_next_good_one(photos: Source) -> None:
     for budget in (1 << 30, LAZY):
         loader = Loader(photos, budget, 0, max_bad=0.2)
-        batch = next(iter(loader.batches([torch.arange(COUNT)])))
+        batch = next(iter(loader.batches([torch.arange(COUNT)]))).material
         for row, other in ((3, 5), (4, 5), (17, 18), (39, 0)):
             assert torch.equal(batch.pixels[row], batch.pixels[other])
             assert torch.equal(batch.sizes[row], batch.sizes[other])

@@ -19,7 +19,6 @@ from lookalike.data.loader import Loader
 from lookalike.data.source import open_source
 from lookalike.data.survey import joined, near, same, survey
 from lookalike.doctor import Found, examine
-from lookalike.pretext.image import Canvases
 from lookalike.recipes import recipe_named
 from lookalike.sheet import Tile, sheet, upright
 from tests.test_cli import Said, refused, say  # noqa: F401  (a fixture)
@@ -168,7 +167,7 @@ def test_a_preview_shows_the_views_that_are_trained_on(say: Callable[..., Said],
     view = replace(recipe.pretext.first, size=160)
     loader = Loader(open_source(tmp_path, None, 160), workers=0)
     batch = next(iter(loader.batches([torch.arange(16)])))
-    key = view(Canvases(batch.pixels, batch.sizes), batch.rows, recipe.seed, 3, 1)
+    key = view(batch.material, batch.rows, recipe.seed, 3, 1)
     shown = drawn[36:196, -168:-8]
     apart = [np.abs(pixels.permute(1, 2, 0).numpy() - shown).mean() for pixels in view.displayable(key).short()]
     assert min(apart) < 1

@@ -23,8 +23,8 @@ from lookalike.evaluate.paper import PaperProbe
 from lookalike.evaluate.probe import LinearProbe, folds
 from lookalike.evaluate.retrieval import Retrieval
 from lookalike.models.encoder import Encoder
-from lookalike.pretext.image import Canvases
 from lookalike.recipes import tiny
+from lookalike.types import Canvases
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -221,7 +221,7 @@ def test_the_papers_probe_learns_and_leaves_every_byte_of_the_encoder() -> None:
 
 
 def canvases(loader: Loader) -> list[Canvases]:
-    return [Canvases(pixels, sizes) for _, pixels, sizes in loader.batches([torch.arange(len(loader))])]
+    return [material for _, material in loader.batches([torch.arange(len(loader))])]
 
 
 def test_the_papers_rate_falls_at_three_and_four_fifths_of_the_epochs() -> None:

@@ -62,8 +62,8 @@ def compared(out: Path) -> Accuracies:
 
 def pixels(source: Source) -> Tensor:
     """(N, 64) unit rows: the pictures as they are."""
-    _, canvases, _ = next(iter(Loader(source.at(8), workers=0).batches([torch.arange(len(source))])))
-    return F.normalize(canvases[:, 0].flatten(1).float(), dim=1)
+    canvases = next(iter(Loader(source.at(8), workers=0).batches([torch.arange(len(source))]))).material
+    return F.normalize(canvases.pixels[:, 0].flatten(1).float(), dim=1)
 
 
 def by_network(trained: Trained, reference: Source, query: Source) -> list[Interval]:

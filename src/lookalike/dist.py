@@ -21,9 +21,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
 from lookalike.trouble import IO, Trouble
+from lookalike.types import Material
 
 Module = TypeVar("Module", bound=nn.Module)
 Value = TypeVar("Value")
+M = TypeVar("M", bound=Material)
 
 PATIENCE = timedelta(minutes=30)
 """How long a rank waits for another one: evaluations run on the first rank while the others wait."""
@@ -58,6 +60,11 @@ def placed(module: Module) -> Module:
     """The module on that device, its kernels in the memory layout that convolutions are fastest in."""
     moved: Module = module.to(device()).to(memory_format=torch.channels_last)
     return moved
+
+
+def moved(material: M) -> M:
+    """What was read, on that device."""
+    return type(material)(*(part.to(device()) for part in material))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lookalike import checkpoint
 from lookalike.data.fingerprint import stamps_of, to_table
-from lookalike.data.loader import Loader, Pixels
+from lookalike.data.loader import Loaded, Loader
 from lookalike.data.rows import Rows
 from lookalike.dist import autocast, device
 from lookalike.evaluate.embed import embed, raw
@@ -48,11 +48,11 @@ class Some(Loader):
         self.source, self._loader, self._rows = Rows(loader.source, rows), loader, rows
         self.bad, self.bad_rows = loader.bad, {}
 
-    def batches(self, rows_of_steps: Iterable[Tensor]) -> Generator[Pixels, None, None]:
+    def batches(self, rows_of_steps: Iterable[Tensor]) -> Generator[Loaded, None, None]:
         """The pixels of each step's rows (B,), which count among these."""
         asked = list(rows_of_steps)
         for mine, found in zip(asked, self._loader.batches(self._rows[rows] for rows in asked)):
-            yield Pixels(mine, found.pixels, found.sizes)
+            yield Loaded(mine, found.material)
 
 
 @dataclass(frozen=True)

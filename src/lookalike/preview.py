@@ -8,7 +8,6 @@ import torch
 
 from lookalike.data.loader import Loader
 from lookalike.data.source import Rows, Source
-from lookalike.pretext.image import Canvases
 from lookalike.recipe import Recipe
 from lookalike.run import write_atomically
 from lookalike.seeding import uniforms
@@ -30,13 +29,13 @@ def preview(source: Source, recipe: Recipe, out: Path, count: int = 12, epoch: i
     if not len(good):
         raise Trouble(f"none of {len(drawn)} pictures can be read, first {source.paths[int(drawn[0])]}", BAD_DATA)
     batch = next(iter(loader.batches([good])))
-    first, second = recipe.pretext(Canvases(batch.pixels, batch.sizes), drawn[good], recipe.seed, epoch)
+    first, second = recipe.pretext(batch.material, drawn[good], recipe.seed, epoch)
     query = recipe.pretext.first.displayable(first)
     key = (recipe.pretext.second or recipe.pretext.first).displayable(second)
     tiles: list[Tile] = []
     for i, row in enumerate(drawn[good].tolist()):
-        height, width = batch.sizes[i].tolist()
-        tiles.append(Tile(upright(batch.pixels[i], height, width, _TILE), source.paths[row]))
+        height, width = batch.material.sizes[i].tolist()
+        tiles.append(Tile(upright(batch.material.pixels[i], height, width, _TILE), source.paths[row]))
         tiles += [Tile(upright(view[i].cpu(), 1, 1, _TILE), word) for view, word in ((query, "query"), (key, "key"))]
     size = recipe.pretext.first.size
     title = f"{recipe.name}: picture, query view, key view ({size} px of a canvas of {recipe.canvas} px, epoch {epoch})"

@@ -17,11 +17,10 @@ from lookalike import checkpoint, dist, optimize
 from lookalike.data.loader import Loader
 from lookalike.data.order import Order
 from lookalike.data.windows import Windowed, order_of
-from lookalike.dist import autocast, device, placed
+from lookalike.dist import autocast, device, moved, placed
 from lookalike.learn.learner import Learner, Outcome
 from lookalike.memory import keep_freed
 from lookalike.pace import Due, Timed, Waiting
-from lookalike.pretext.image import Canvases
 from lookalike.recipe import Recipe, uneven
 from lookalike.run import Run
 from lookalike.seeding import reseed
@@ -65,10 +64,9 @@ def batches(
     """
     data = data or Timed()
     rows_of_steps = (order.rows(step, dist.rank(), dist.world()) for step in range(start, stop))
-    where = device()
-    for step, (rows, pixels, sizes) in enumerate(data.over(loader.batches(rows_of_steps)), start):
-        rows, canvases = rows.to(where), Canvases(pixels.to(where), sizes.to(where))
-        yield Batch(rows, *recipe.pretext(canvases, rows, recipe.seed, order.epoch(step)))
+    for step, (rows, material) in enumerate(data.over(loader.batches(rows_of_steps)), start):
+        rows = rows.to(device())
+        yield Batch(rows, *recipe.pretext(moved(material), rows, recipe.seed, order.epoch(step)))
 
 
 def train(

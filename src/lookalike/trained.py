@@ -14,10 +14,9 @@ from torch import Tensor
 from lookalike import checkpoint
 from lookalike.data.loader import Loader
 from lookalike.data.source import Data, Rows, Source, reference_and_query, splits_of
-from lookalike.dist import autocast, device, placed
+from lookalike.dist import autocast, device, moved, placed
 from lookalike.evaluate.embed import Layer, embed, settle
 from lookalike.models.encoder import Encoder
-from lookalike.pretext.image import Canvases
 from lookalike.recipe import Recipe
 from lookalike.run import Run, read_recipe, write_atomically
 from lookalike.trouble import BAD_DATA, Trouble
@@ -41,8 +40,8 @@ class Trained(NamedTuple):
 
     def views(self, loader: Loader, rows: Tensor, chunk: int = 500) -> Iterator[View]:
         """The examples at ``rows`` (N,) as the encoder is evaluated: whole, nothing random."""
-        for _, pixels, sizes in loader.batches(torch.split(rows, chunk)):
-            yield self.recipe.pretext.evaluation(Canvases(pixels.to(device()), sizes.to(device())))
+        for _, material in loader.batches(torch.split(rows, chunk)):
+            yield self.recipe.pretext.evaluation(moved(material))
 
     def features(
         self,

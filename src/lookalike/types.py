@@ -14,6 +14,17 @@ View = dict[str, Tensor]
 """What an encoder is called with, by keyword: ``pixels`` (B, 3, S, S) for pictures."""
 
 
+class Canvases(NamedTuple):
+    """Whole pictures squashed to one size: ``pixels`` uint8 (B, 3, H, W), ``sizes`` int64 (B, 2) as they were."""
+
+    pixels: Tensor
+    sizes: Tensor
+
+
+Material = Canvases
+"""What a loader reads and a pretext makes views of: of each kind of data its own, B rows of each tensor."""
+
+
 class Batch(NamedTuple):
     """Two views of each of B examples; ``index`` (B,) holds their rows in the source."""
 

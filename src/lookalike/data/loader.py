@@ -1,4 +1,4 @@
-"""Pixels of the rows that a step asks for: the same whether cached or decoded again, in this process or in others."""
+"""Canvases of the rows that a step asks for: the same whether cached or decoded again, in this process or in others."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch import Tensor
 from lookalike.data.example import Ready, Source
 from lookalike.data.workers import PART, Part, here, in_workers
 from lookalike.trouble import BAD_DATA, Trouble
+from lookalike.types import Canvases
 
 GIB = 1 << 30
 _CHUNK = 256  # rows between two words of progress while filling the cache
 _FEW = 512  # below so many rows starting workers takes longer than decoding
 
 
-class Pixels(NamedTuple):
-    """One batch: ``rows`` (B,) as asked for, ``pixels`` uint8 (B, 3, S, S), ``sizes`` int64 (B, 2) as (h, w)."""
+class Loaded(NamedTuple):
+    """One batch: ``rows`` (B,) as asked for, and what was read of them."""
 
     rows: Tensor
-    pixels: Tensor
-    sizes: Tensor
+    material: Canvases
 
 
 class Loader:
@@ -51,7 +51,7 @@ class Loader:
         self._on_bad = on_bad
         if self.bad:
             on_bad(self.bad)
-        self._pixels: Tensor | None = None
+        self._canvases: Canvases | None = None
         self._ready = source if isinstance(source, Ready) and source.ready else None
         if self._ready is not None:
             self._note(self._ready.bad)
@@ -65,50 +65,50 @@ class Loader:
     @property
     def cached(self) -> bool:
         """Whether every canvas is in memory, or in files that are mapped into it."""
-        return self._pixels is not None or self._ready is not None
+        return self._canvases is not None or self._ready is not None
 
-    def batches(self, rows_of_steps: Iterable[Tensor]) -> Generator[Pixels, None, None]:
-        """The pixels of each step's rows (B,), in order: a function of the data alone. Raises Trouble."""
+    def batches(self, rows_of_steps: Iterable[Tensor]) -> Generator[Loaded, None, None]:
+        """The canvases of each step's rows (B,), in order: a function of the data alone. Raises Trouble."""
         if self._ready is not None:
             instead = {row: next_good(row, self.bad_rows, len(self)) for row in self.bad_rows}
             for rows in rows_of_steps:
                 good = torch.tensor([instead.get(row, row) for row in rows.tolist()]) if instead else rows
-                yield Pixels(rows, *self._ready.take(good))
+                yield Loaded(rows, Canvases(*self._ready.take(good)))
             return
-        if self._pixels is None:
+        if self._canvases is None:
             tries = 1 + int(self.max_bad * len(self))  # a longer run of bad rows is too many anyway
             yield from self._decoded(rows_of_steps, self.workers, tries)
             return
         for rows in rows_of_steps:
-            # Copies whole canvases: five times as fast as self._pixels[rows].
-            yield Pixels(rows, self._pixels.index_select(0, rows), self._sizes.index_select(0, rows))
+            # Copies whole canvases: five times as fast as indexing.
+            yield Loaded(rows, Canvases(*(part.index_select(0, rows) for part in self._canvases)))
 
     def _fill(self, workers: int, progress: Callable[[int], None]) -> None:
         """Decode everything once, then let each bad row have the canvas of the next good one."""
         count, side = len(self), self.source.side
-        pixels, sizes = _empty(count, side)
+        pixels, sizes = held = _empty(count, side)
         with closing(self._decoded(torch.split(torch.arange(count), _CHUNK), workers, tries=0)) as batches:
             for batch in batches:
                 place = slice(int(batch.rows[0]), int(batch.rows[-1]) + 1)
-                pixels[place], sizes[place] = batch.pixels, batch.sizes
+                pixels[place], sizes[place] = batch.material
                 progress(len(batch.rows))
         refuse_too_many(self.bad_rows, self.source, self.max_bad)
         for row in self.bad_rows:
             other = next_good(row, self.bad_rows, count)
             pixels[row], sizes[row] = pixels[other], sizes[other]
-        self._pixels, self._sizes = pixels, sizes
+        self._canvases = held
 
-    def _decoded(self, rows_of_steps: Iterable[Tensor], workers: int, tries: int) -> Generator[Pixels, None, None]:
+    def _decoded(self, rows_of_steps: Iterable[Tensor], workers: int, tries: int) -> Generator[Loaded, None, None]:
         """Batches decoded here or by workers, in the order of the steps; ``tries`` 0 leaves bad rows black."""
         parts = (Part(rows, start) for rows in rows_of_steps for start in range(0, len(rows), PART))
         made = in_workers(self.source, parts, workers, tries) if workers else here(self.source, parts, tries)
         with closing(made):  # at once, not when the last traceback is forgotten
             for part, pixels, (sizes, bad) in made:
                 if part.start == 0:
-                    batch = Pixels(part.rows, *_empty(len(part.rows), self.source.side))
+                    batch = Loaded(part.rows, _empty(len(part.rows), self.source.side))
                 place = slice(part.start, part.stop)
-                batch.pixels[place] = torch.from_numpy(pixels[: len(sizes)])
-                batch.sizes[place] = torch.tensor(sizes)
+                batch.material.pixels[place] = torch.from_numpy(pixels[: len(sizes)])
+                batch.material.sizes[place] = torch.tensor(sizes)
                 self._note(bad)
                 if tries:
                     refuse_too_many(self.bad_rows, self.source, self.max_bad)
@@ -146,6 +146,6 @@ def cores() -> int:
     return min(16, allowed)
 
 
-def _empty(count: int, side: int) -> tuple[Tensor, Tensor]:
+def _empty(count: int, side: int) -> Canvases:
     """Room for canvases and their sizes."""
-    return torch.empty(count, 3, side, side, dtype=torch.uint8), torch.empty(count, 2, dtype=torch.int64)
+    return Canvases(torch.empty(count, 3, side, side, dtype=torch.uint8), torch.empty(count, 2, dtype=torch.int64))

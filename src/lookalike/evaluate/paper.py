@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 from lookalike.data.loader import Loader
 from lookalike.data.order import Order
-from lookalike.dist import device
+from lookalike.dist import moved
 from lookalike.evaluate.embed import evaluating
 from lookalike.evaluate.probe import Linear
 from lookalike.models.encoder import Encoder
-from lookalike.pretext.image import Canvases, ImageView
+from lookalike.pretext.image import ImageView
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,8 @@ class PaperProbe:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows (B,) and their features (B, F), which other crops change in every epoch."""
         view = replace(view, scale=self.scale)
-        for step, (rows, pixels, sizes) in enumerate(loader.batches(order.rows(step) for step in range(total))):
-            canvases = Canvases(pixels.to(device()), sizes.to(device()))
-            crops = view(canvases, rows, self.seed, order.epoch(step), 0)
+        for step, (rows, canvases) in enumerate(loader.batches(order.rows(step) for step in range(total))):
+            crops = view(moved(canvases), rows, self.seed, order.epoch(step), 0)
             with evaluating(encoder):
                 features = encoder.backbone(**crops).float()
             yield rows, features.clone()  # no tensor of inference takes part in training

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lookalike.pretext import ops
 from lookalike.seeding import uniforms
-from lookalike.types import View
+from lookalike.types import Canvases, View
 
 Triple = tuple[float, float, float]
 
@@ -23,13 +23,6 @@ CIFAR_STD: Triple = (0.2023, 0.1994, 0.2010)  # as in the MoCo CIFAR notebook an
 
 _CHUNK = 1 << 18  # pixels a colour plane of a sub-batch on a CPU: fewer calls were faster than staying in L2 cache
 _STILL = 4  # the group of examples whose colours stay; groups 0 to 3 change their hue as the first to fourth of the ops
-
-
-class Canvases(NamedTuple):
-    """Whole pictures squashed to one size: ``pixels`` uint8 (B, 3, H, W), ``sizes`` int64 (B, 2) as they were."""
-
-    pixels: Tensor
-    sizes: Tensor
 
 
 class Columns:

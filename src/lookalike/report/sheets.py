@@ -14,10 +14,10 @@ from torch import Tensor
 
 from lookalike.data.loader import Loader
 from lookalike.data.source import Rows, Source
-from lookalike.dist import device
-from lookalike.pretext.image import Canvases
+from lookalike.dist import moved
 from lookalike.seeding import uniforms
 from lookalike.trained import Progress, Trained, silent
+from lookalike.types import Canvases
 
 TILE, GAP, FRAME = 64, 6, 4
 RIGHT, WRONG = (0, 158, 115, 255), (213, 94, 0, 255)  # told apart by people who see no green, too
@@ -73,8 +73,7 @@ class Sample:
 
     def canvases(self, chosen: Tensor) -> Canvases:
         """The pictures ``chosen`` (N,) of the sample, decoded."""
-        _, pixels, sizes = next(iter(self.loader.batches([self.good[chosen]])))
-        return Canvases(pixels.to(device()), sizes.to(device()))
+        return moved(next(iter(self.loader.batches([self.good[chosen]]))).material)
 
     def whole(self, chosen: Tensor) -> Tensor:
         """uint8 (N, 3, S, S) as evaluations encode them."""
