@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import mmap
-import multiprocessing
 import os
-import signal
-import threading
-import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -18,11 +13,10 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
+from lookalike.data import forks
 from lookalike.data.example import Source
-from lookalike.trouble import IO, Trouble
 
 PART = 64  # rows a task: 3 MB of canvases at 128 px, some 10 to 50 ms of work
 _AHEAD = 2  # tasks in the making per worker, and steps if that is more
@@ -117,12 +111,8 @@ def in_workers(source: Source, parts: Iterator[Part], workers: int, tries: int) 
                 return
         except BrokenProcessPool:
             deaths += 1
-            if deaths == 3:
-                raise Trouble(
-                    "the processes that decode pictures were killed three times in a row; "
-                    "give this machine or container more memory, or use --workers 0",
-                    IO,
-                ) from None
+            if deaths == forks.DEATHS:
+                raise forks.killed() from None
 
 
 def _shared(count: int, side: int) -> Bytes:
@@ -137,14 +127,11 @@ def _shared(count: int, side: int) -> Bytes:
 @contextmanager
 def _pool(source: Source, slots: Bytes, workers: int) -> Iterator[ProcessPoolExecutor]:
     """Worker processes that hold the source; none of them outlives the block, however it ends."""
-    context = multiprocessing.get_context("fork")  # 10 ms, no pickling
+    context = forks.context()
     stop = context.RawValue("b", 0)
     pool = ProcessPoolExecutor(workers, context, _begin, (source, slots, stop, os.getpid()))
     try:
-        with warnings.catch_warnings():
-            # Python 3.12 warns of forking beside threads; a worker uses none of what those may hold.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            pool.submit(int).result()
+        forks.submit(pool, int).result()
         yield pool
     finally:
         stop.value = 1  # a batch of large photos takes seconds, which nobody shall wait for
@@ -161,20 +148,9 @@ _job: tuple[Source, Bytes, _Stop] | None = None  # of a worker process
 
 
 def _begin(source: Source, slots: Bytes, stop: _Stop, parent: int) -> None:
-    """Set up a worker: one thread, deaf to Ctrl-C (the parent ends it), gone when the parent is."""
     global _job
     _job = source, slots, stop
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-
-
-def _watch(parent: int) -> None:
-    """End this worker within seconds of its parent's death, which nothing else would tell it."""
-    while os.getppid() == parent:
-        time.sleep(2)
-    os._exit(1)
+    forks.begin(parent)
 
 
 def _task(rows: list[int], tries: int, slot: int) -> Filled:
