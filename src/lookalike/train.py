@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lookalike import checkpoint, dist, optimize
 from lookalike.data.loader import Loader
 from lookalike.data.order import Order
-from lookalike.data.windows import Windowed, order_of
+from lookalike.data.windows import order_of
 from lookalike.dist import autocast, device, moved, placed
 from lookalike.learn.learner import Learner, Outcome
 from lookalike.memory import keep_freed
@@ -56,7 +56,7 @@ class Finished(NamedTuple):
 
 
 def batches(
-    loader: Loader, recipe: Recipe, order: Order | Windowed, start: int, stop: int, data: Timed | None = None
+    loader: Loader, recipe: Recipe, order: Order, start: int, stop: int, data: Timed | None = None
 ) -> Iterator[Batch]:
     """This rank's share of the two views of every step from ``start`` on: a pure function of recipe and data.
 
@@ -197,7 +197,7 @@ def refuse_not_finite(loss: Tensor, learner: Learner, step: int) -> None:
         )
 
 
-def steps_of(recipe: Recipe, order: Order | Windowed) -> int:
+def steps_of(recipe: Recipe, order: Order) -> int:
     """The steps of the whole run, which ``--minutes`` has fixed by now."""
     total = recipe.length.total(order.steps_per_epoch)
     if total is None:

@@ -64,9 +64,12 @@ class Order:
         """(batch / world,) rows of one step: the contiguous share of one rank, so that gathering restores the whole."""
         share = self.batch // world
         start = step % self.steps_per_epoch * self.batch + rank * share
+        return self.at(start, start + share, self.epoch(step))
+
+    def at(self, start: int, stop: int, epoch: int) -> Tensor:
+        """(stop - start,) the rows at these places of an epoch."""
         blocks = [
-            _block(number, self.length, self.seed, self.epoch(step))
-            for number in range(start // _BLOCK, (start + share - 1) // _BLOCK + 1)
+            _block(number, self.length, self.seed, epoch) for number in range(start // _BLOCK, (stop - 1) // _BLOCK + 1)
         ]
         skipped = start % _BLOCK
-        return (blocks[0] if len(blocks) == 1 else torch.cat(blocks))[skipped : skipped + share].clone()
+        return (blocks[0] if len(blocks) == 1 else torch.cat(blocks))[skipped : skipped + stop - start].clone()

@@ -33,8 +33,8 @@ class _Epoch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Windowed:
-    """The rows of every step, as ``Order``, with the shuffle kept within ``window`` shards at a time.
+class Windowed(Order):
+    """The rows of every step, with the shuffle kept within ``window`` shards at a time.
 
     Each epoch shuffles the shards, cuts them into windows of ``window``, and shuffles the rows of each window. So every
     row comes once an epoch, a step reads from one window (two where one ends and the next begins), and which rows make
@@ -42,32 +42,11 @@ class Windowed:
     """
 
     starts: tuple[int, ...]
-    batch: int
-    seed: int
     window: int
 
-    @property
-    def length(self) -> int:
-        """Rows of the source."""
-        return self.starts[-1]
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches in one epoch."""
-        return self.length // self.batch
-
-    def epoch(self, step: int) -> int:
-        """The epoch of a step; both count from 0."""
-        return step // self.steps_per_epoch
-
-    def rows(self, step: int, rank: int = 0, world: int = 1) -> Tensor:
-        """(batch / world,) rows of one step: the contiguous share of one rank, so that gathering restores the whole."""
-        share = self.batch // world
-        start = step % self.steps_per_epoch * self.batch + rank * share
-        return self.at(torch.arange(start, start + share), self.epoch(step))
-
-    def at(self, places: Tensor, epoch: int) -> Tensor:
-        """(B,) the rows at ``places`` (B,) of an epoch."""
+    def at(self, start: int, stop: int, epoch: int) -> Tensor:
+        """(stop - start,) the rows at these places of an epoch."""
+        places = torch.arange(start, stop)
         shards = _arranged(self.starts, self.seed, epoch, self.window)
         windows = torch.searchsorted(shards.windows, places, right=True) - 1
         shuffled = torch.empty_like(places)
@@ -79,7 +58,7 @@ class Windowed:
         return shards.rows[shard] + shuffled - shards.places[shard]
 
 
-def order_of(source: Source, batch: int, seed: int, window: int | None) -> Order | Windowed:
+def order_of(source: Source, batch: int, seed: int, window: int | None) -> Order:
     """The order of a run: a shuffle of everything, or of ``window`` shards at a time. Raises Trouble."""
     if window is None:
         return Order(len(source), batch, seed)
@@ -88,7 +67,7 @@ def order_of(source: Source, batch: int, seed: int, window: int | None) -> Order
     starts = source.starts if isinstance(source, Sharded) else None
     if starts is None:
         raise Trouble("--window is for data in shards (tar, zip, parquet, a prepared cache); leave it out", USAGE)
-    return Windowed(tuple(starts), batch, seed, window)
+    return Windowed(len(source), batch, seed, tuple(starts), window)
 
 
 def _counter(epoch: int, window: int) -> int:
