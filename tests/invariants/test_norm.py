@@ -99,9 +99,14 @@ def test_evaluation_uses_running_statistics() -> None:
 def test_replacing_keeps_names_and_shapes() -> None:
     rows = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.BatchNorm1d(4, affine=False))
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4)), rows)
-    before = {name: value.shape for name, value in net.state_dict().items()}
+    nn.init.zeros_(net[1].weight)  # as residual branches begin in some networks
+    net[1].running_mean.fill_(2.0)
+    net[1].eps = 1e-3
+    before = {name: value.clone() for name, value in net.state_dict().items()}
     group_norms(net, 8)
-    after = {name: value.shape for name, value in net.state_dict().items() if "num_batches" not in name}
-    assert after == {name: shape for name, shape in before.items() if "num_batches" not in name}
+    after = net.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert net[1].eps == 1e-3
     assert isinstance(net[2][0], GroupedBatchNorm2d)
     assert isinstance(net[3][1], GroupedBatchNorm1d)

@@ -81,8 +81,8 @@ class _GroupedBatchNorm(_BatchNorm):
         variance = (scale.double().pow(-2) - self.eps) * (count / max(1, count - 1))
         assert self.running_mean is not None
         assert self.running_var is not None
-        self.running_mean.lerp_(mean.mean(0).to(self.running_mean.dtype), 0.1)
-        self.running_var.lerp_(variance.mean(0).to(self.running_var.dtype), 0.1)
+        self.running_mean.lerp_(mean.mean(0).to(self.running_mean.dtype), self.momentum or 0.1)
+        self.running_var.lerp_(variance.mean(0).to(self.running_var.dtype), self.momentum or 0.1)
 
     def _neutral(self) -> tuple[Tensor, Tensor]:
         """Scale 1 and shift 0 in the precision of the statistics, which the kernel takes from them."""
@@ -102,10 +102,18 @@ _GROUPED = {nn.BatchNorm1d: GroupedBatchNorm1d, nn.BatchNorm2d: GroupedBatchNorm
 
 
 def group_norms(module: nn.Module, group: int) -> nn.Module:
-    """Replace every BatchNorm1d and 2d below ``module`` by a grouped one; names and shapes of the state stay."""
+    """Replace every BatchNorm1d and 2d below ``module`` by a grouped one; its state, weights included, stays."""
     for name, child in module.named_children():
         if isinstance(child, _BatchNorm) and type(child) in _GROUPED:
-            setattr(module, name, _GROUPED[type(child)](child.num_features, group, child.affine))
+            setattr(module, name, _like(child, group))
         else:
             group_norms(child, group)
     return module
+
+
+def _like(norm: _BatchNorm, group: int) -> _GroupedBatchNorm:
+    """A grouped one with the state of another: some networks start residual branches at weight 0."""
+    grouped = _GROUPED[type(norm)](norm.num_features, group, norm.affine)
+    grouped.eps, grouped.momentum = norm.eps, norm.momentum
+    grouped.load_state_dict(norm.state_dict())
+    return grouped
