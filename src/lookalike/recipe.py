@@ -23,6 +23,7 @@ from lookalike.models.vit import ViT
 from lookalike.models.whitening import Whitening
 from lookalike.optimize import LARS, SGD, AdamW, Cosine, Muon, Steps
 from lookalike.pretext.image import ImageView, OneView, TwoViews
+from lookalike.pretext.video import TwoClips, TwoFrames
 from lookalike.seeding import reseed
 from lookalike.trouble import BAD_DATA, Trouble
 
@@ -50,7 +51,7 @@ class Recipe:
     """What is learned, how, and for how long; two runs of one recipe on the same data and machine are equal."""
 
     name: str
-    pretext: TwoViews | OneView
+    pretext: TwoViews | OneView | TwoFrames | TwoClips
     canvas: int = 256  # side in pixels at which pictures are kept before they are cropped
     model: ResNet | SmallResNet | ViT | Timm = ResNet()  # noqa: RUF009  (frozen)
     head: MLP = MLP()  # noqa: RUF009
@@ -150,7 +151,8 @@ def uneven(recipe: Recipe, world: int) -> str | None:
 KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        Recipe, Length, TwoViews, OneView, ImageView, ResNet, SmallResNet, ViT, Timm, MLP, Momentum, EndToEnd,
+        Recipe, Length, TwoViews, OneView, TwoFrames, TwoClips, ImageView, ResNet, SmallResNet, ViT, Timm, MLP,
+        Momentum, EndToEnd,
         Stored, Queue, InBatch, MemoryBank, Neighbours, InfoNCE, DCL, SupCon, NCE, Labelled,
         Classes, CrossEntropy, SGD, LARS, AdamW, Muon, Cosine, Steps, Knn,
     )

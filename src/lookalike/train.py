@@ -62,11 +62,16 @@ def batches(
 
     ``data`` adds up how long canvases were waited for.
     """
-    data = data or Timed()
-    rows_of_steps = (order.rows(step, dist.rank(), dist.world()) for step in range(start, stop))
-    for step, (rows, material) in enumerate(data.over(loader.batches(rows_of_steps)), start):
-        rows = rows.to(device())
-        yield Batch(rows, *recipe.pretext(moved(material), rows, recipe.seed, order.epoch(step)))
+    data, seed = data or Timed(), recipe.seed
+
+    def examples(step: int) -> Tensor:
+        return order.rows(step, dist.rank(), dist.world())
+
+    reads = partial(recipe.pretext.reads, lambda: loader.film)
+    rows_of_steps = (reads(examples(step), seed, order.epoch(step)) for step in range(start, stop))
+    for step, loaded in enumerate(data.over(loader.batches(rows_of_steps)), start):
+        rows = examples(step).to(device())
+        yield Batch(rows, *recipe.pretext(moved(loaded.material), rows, seed, order.epoch(step)))
 
 
 def train(

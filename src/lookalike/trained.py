@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +41,8 @@ class Trained(NamedTuple):
 
     def views(self, loader: Loader, rows: Tensor, chunk: int = 500) -> Iterator[View]:
         """The examples at ``rows`` (N,) as the encoder is evaluated: whole, nothing random."""
-        for _, material in loader.batches(torch.split(rows, chunk)):
+        looks = partial(self.recipe.pretext.looks, lambda: loader.film)
+        for _, material in loader.batches(map(looks, torch.split(rows, chunk))):
             yield self.recipe.pretext.evaluation(moved(material))
 
     def features(

@@ -35,7 +35,7 @@ class Archives:
         self.splits, below = self._divided()
         values = list(chain.from_iterable(archive.values for archive in archives))
         if all(value is None for value in values):
-            values = _class_folders(self._names, below)
+            values = class_folders(self._names, below)
         self.labels, self.classes = numbered(values)
 
     def read(self, row: int) -> bytes:
@@ -53,11 +53,11 @@ class Archives:
                 for name, paths in by_archive.items()
             }
             return rows, 0
-        rows = _rows_by_folder(self._names)
+        rows = rows_by_folder(self._names)
         return rows, 1 if rows else 0
 
 
-def _rows_by_folder(names: Sequence[str]) -> dict[str, list[int]]:
+def rows_by_folder(names: Sequence[str]) -> dict[str, list[int]]:
     """The rows of each split by the first folder of their names; {} where these are not divided."""
     splits = {name: split for split, found in by_split(names, folder_split).items() for name in found}
     rows: dict[str, list[int]] = {}
@@ -67,7 +67,7 @@ def _rows_by_folder(names: Sequence[str]) -> dict[str, list[int]]:
     return rows
 
 
-def _class_folders(names: Sequence[str], below: int) -> list[Value | None]:
+def class_folders(names: Sequence[str], below: int) -> list[Value | None]:
     """The folder that names each picture's class; none at all unless every picture lies in one of two or more."""
     parts = [name.split("/", below + 1) for name in names]
     found: list[Value | None] = [part[below] if len(part) > below + 1 else None for part in parts]

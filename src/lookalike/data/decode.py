@@ -126,12 +126,23 @@ def squash(image: Image.Image, side: int) -> Canvas:
     blocks = min(small.size) // (_REDUCING * side)
     if blocks > 1 and not isinstance(image, JpegImageFile):
         small = small.reduce(blocks)
-    if small.mode == "RGBA":  # white, as shops and papers show cut-outs; the colour under alpha 0 is often garbage
-        small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small)
-    small = small if small.mode == "RGB" else small.convert("RGB")
-    # Half the time of np.array(small).
-    pixels = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8).view(small.height, small.width, 3)
-    return _canvas(pixels, size, orientation, side)
+    return _canvas(torch.from_numpy(_flat(small)), size, orientation, side)
+
+
+def rgb(data: bytes) -> npt.NDArray[np.uint8]:
+    """The picture in ``data`` as (H, W, 3), as it is stored: not turned upright; raises Unreadable and nothing else."""
+    with _opened(data) as image:
+        image.load()
+        return _flat(_coloured(image))
+
+
+def _flat(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """L, RGB or RGBA as (H, W, 3)."""
+    if image.mode == "RGBA":  # white, as shops and papers show cut-outs; the colour under alpha 0 is often garbage
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    # Half the time of np.array(image).
+    return np.frombuffer(bytearray(image.tobytes()), np.uint8).reshape(image.height, image.width, 3)
 
 
 def _canvas(pixels: Tensor, size: tuple[int, int], orientation: int, side: int) -> Canvas:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -28,6 +28,14 @@ class Store(Protocol):
         """The bytes of one picture; raises Unreadable, or Trouble where a remote disk cannot be reached."""
 
 
+@runtime_checkable
+class Sized(Protocol):
+    """A store that knows how large its pictures are."""
+
+    def size(self, row: int) -> tuple[int, int]:
+        """Upright (height, width) in pixels; raises Unreadable."""
+
+
 class Encoded:
     """The rows of a store on canvases of ``side`` pixels."""
 
@@ -49,7 +57,9 @@ class Encoded:
             return broken(self.side, label, path, unreadable.reason)
 
     def size(self, row: int) -> tuple[int, int]:
-        """Upright (height, width) in pixels, from the header; raises Unreadable."""
+        """Upright (height, width) in pixels, without decoding where that can be; raises Unreadable."""
+        if isinstance(self.store, Sized):
+            return self.store.size(row)
         found = header(self.store.read(row))
         return found.height, found.width
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lookalike.data.example import Ready, Source
+from lookalike.data.film import film_of
 from lookalike.data.workers import PART, Part, here, in_workers
-from lookalike.trouble import BAD_DATA, Trouble
-from lookalike.types import Canvases
+from lookalike.trouble import BAD_DATA, USAGE, Trouble
+from lookalike.types import Canvases, Film
 
 GIB = 1 << 30
 _CHUNK = 256  # rows between two words of progress while filling the cache
@@ -61,6 +63,17 @@ class Loader:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    @cached_property
+    def film(self) -> Film:
+        """When the rows were filmed; raises Trouble where they are no frames of videos."""
+        if (found := film_of(self.source.paths)) is None:
+            raise Trouble(
+                f"the recipe learns from videos, and {self.source.paths[0]} is a picture: name video files, "
+                "frames:FOLDER or strips:FOLDER, or take a recipe for pictures such as small",
+                USAGE,
+            )
+        return found
 
     @property
     def cached(self) -> bool:

@@ -9,9 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, Protocol, Self, TypeVar
-
-import torch
+from typing import NamedTuple, Protocol, TypeVar
 
 from lookalike.data import hub, lists
 from lookalike.data.archives import Archives
@@ -19,17 +17,19 @@ from lookalike.data.arrow import ArrowFile, saved
 from lookalike.data.columns import columns_of
 from lookalike.data.decode import SUFFIXES
 from lookalike.data.disk import Disk, Local
-from lookalike.data.encoded import Encoded, Store
+from lookalike.data.divided import Divided
 from lookalike.data.example import Source
-from lookalike.data.files import TEST, TRAIN, VALIDATION, Listing, by_split, folder_split, table_split
+from lookalike.data.files import Listing, by_split, folder_split, table_split
+from lookalike.data.film import Titles
 from lookalike.data.fingerprint import LONG_PIECE, Stamps, stamps_of_files
+from lookalike.data.footage import Spelled, listed_files, video_files
 from lookalike.data.images import Images
 from lookalike.data.parquet import ParquetFile, Recent
 from lookalike.data.prepared import CANVASES, Cache
 from lookalike.data.remote import Remote
-from lookalike.data.rows import Rows
 from lookalike.data.shards import TarShard
 from lookalike.data.tables import TableFile, Tables
+from lookalike.data.video import SUFFIXES as VIDEOS
 from lookalike.data.zipped import Zip
 from lookalike.trouble import BAD_DATA, Trouble
 
@@ -77,28 +77,6 @@ class _Elsewhere(Images):
         return self._disk.whole(self.files[row])
 
 
-class Divided:
-    """A store whose rows belong to splits; those that belong to none are left out where any do."""
-
-    def __init__(self, store: Store, splits: Mapping[str, Sequence[int]], stamps: Callable[[], Stamps]) -> None:
-        """``stamps`` are those of the files that hold the store."""
-        self._source = Encoded(store, 1, stamps)
-        self.splits = [name for name in (TRAIN, VALIDATION, TEST) if name in splits]
-        self._splits = {name: torch.tensor(splits[name]) for name in self.splits}
-
-    def beside(self, unreadable: Mapping[str, str]) -> Self:
-        """The same place, where the listing met folders that could not be read."""
-        self._source.unlisted = {**unreadable, **self._source.unlisted}
-        return self
-
-    def rows(self, split: str | None, side: int) -> Source:
-        """One split, or everything."""
-        if not self._splits:
-            return self._source.at(side)
-        every = torch.cat(list(self._splits.values())).sort().values
-        return Rows(self._source, self._splits[split] if split else every).at(side)
-
-
 class Found(NamedTuple):
     """The files of one kind, and how many others there are: pictures, and files of other kinds."""
 
@@ -118,11 +96,20 @@ def find(data: str | os.PathLike[str]) -> Place:
     """The place that a path, an address or a name on the Hub means; raises Trouble."""
     if isinstance(data, str) and data.startswith(hub.PREFIX):
         return _in_folder(Local(hub.snapshot(data, (*SUFFIXES, *_ALL))), data)
+    if isinstance(data, str) and (spelled := Spelled.of(data)) is not None:
+        return _spelled(spelled)
     if isinstance(data, str) and "://" in data:
         parent, _, name = data.rpartition("/")
         remote = name and name.lower().partition("?")[0].endswith(_ALL)
         return _of_file(Remote(parent), name) if remote else _in_folder(Remote(data), data)
-    root = Path(data)
+    root = _there(Path(data))
+    if (root / CANVASES).is_file():
+        return Cache(root)
+    return _in_folder(Local(root), str(root)) if root.is_dir() else _of_file(Local(root.parent), root.name)
+
+
+def _there(root: Path) -> Path:
+    """The file or folder, which may be looked into; raises Trouble."""
     try:
         if root.is_dir():
             os.scandir(root).close()
@@ -130,9 +117,19 @@ def find(data: str | os.PathLike[str]) -> Place:
             raise Trouble(f"{root}: no such file or folder; name pictures, tables or archives, or digits", BAD_DATA)
     except OSError as error:
         raise Trouble(f"{root}: {error.strerror}; check its permissions", BAD_DATA) from None
-    if (root / CANVASES).is_file():
-        return Cache(root)
-    return _in_folder(Local(root), str(root)) if root.is_dir() else _of_file(Local(root.parent), root.name)
+    return root
+
+
+def _spelled(asked: Spelled) -> Divided:
+    """Pictures that are videos, in a folder or in a list."""
+    root = Path(asked.where)
+    if asked.where.lower().endswith(lists.SUFFIXES):
+        return asked.listed(root.parent, lists.PathList(root))
+    disk = Remote(asked.where) if "://" in asked.where else Local(_there(root))
+    found = disk.listed(SUFFIXES)
+    if not found.files:
+        raise Trouble(_nothing(asked.where, found), BAD_DATA)
+    return asked.folder(disk, found)
 
 
 def _of_file(disk: Disk, name: str) -> Place:
@@ -141,12 +138,14 @@ def _of_file(disk: Disk, name: str) -> Place:
     files = [name] if isinstance(disk, Local) else _expanded(name)
     if isinstance(disk, Local) and lower.endswith(lists.SUFFIXES):
         listed = lists.PathList(disk.root / name)
+        if all(path.lower().endswith(VIDEOS) for path in listed.files):
+            return listed_files(disk, listed)
         return Divided(listed, listed.splits, partial(stamps_of_files, Local(disk.root).file, listed.files))
     for kind in KINDS:
         if lower.endswith(kind.suffixes) and (place := kind.open(disk, Found(files, 0, 0))) is not None:
             return place
     raise Trouble(
-        f"{disk.name(name)}: a file that is no .parquet, .arrow, .tar, .zip, .txt or .csv; "
+        f"{disk.name(name)}: a file that is no .parquet, .arrow, .tar, .zip, .txt, .csv or video; "
         "name the folder that holds the pictures",
         BAD_DATA,
     )
@@ -220,6 +219,11 @@ def _archives(kind: type[TarShard] | type[Zip], disk: Disk, files: Sequence[str]
     return Divided(store, store.splits, partial(stamps_of_files, disk.file, divided or files, LONG_PIECE))
 
 
+def _videos(disk: Disk, found: Found) -> Divided | None:
+    """Videos go before pictures where they are as many: a poster beside each is no data."""
+    return video_files(disk, Titles.of(found.files)) if len(found.files) >= found.pictures else None
+
+
 def _compressed(disk: Disk, found: Found) -> Divided | None:
     if found.pictures + found.others:
         return None
@@ -237,6 +241,7 @@ KINDS = (
     Kind((".parquet",), _parquet),
     Kind((".arrow",), _arrow),
     Kind((".tar",), _tars),
+    Kind(VIDEOS, _videos),
     Kind((".zip",), _zips),
     Kind((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"), _compressed),
 )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from operator import itemgetter
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -53,10 +54,11 @@ def _fill(
 ) -> Filled:
     """Canvases of some rows ``into`` (B, 3, S, S), a bad one replaced by the first good of ``tries`` more, else black.
 
-    numpy's assignment lays interleaved colours out as planes in half the time of torch's.
+    numpy's assignment lays interleaved colours out as planes in half the time of torch's. Rows are read in their own
+    order, in which frames of a video follow each other.
     """
     filled = Filled([(1, 1)] * len(rows), {})
-    for i, row in enumerate(rows):
+    for i, row in sorted(enumerate(rows), key=itemgetter(1)):
         if stopped():
             break
         for other in range(row, row + min(tries, len(source) - 1) + 1):

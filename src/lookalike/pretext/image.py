@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lookalike.pretext import ops
+from lookalike.pretext.rows import OwnRow
 from lookalike.seeding import uniforms
 from lookalike.types import Canvases, View
 
@@ -211,7 +212,7 @@ def _change(planes: Tensor, where: Tensor, change: Callable[[Tensor], Tensor]) -
 
 
 @dataclass(frozen=True)
-class TwoViews:
+class TwoViews(OwnRow):
     """The pretext of momentum contrast: two random views of a picture belong together."""
 
     first: ImageView
@@ -228,6 +229,10 @@ class TwoViews:
     def evaluation(self, canvases: Canvases, share: float = 1.0) -> View:
         """What evaluations encode: ``ImageView.evaluation`` of the first view, at ``whole`` pixels."""
         return replace(self.first, size=self.whole or self.first.size).evaluation(canvases, share)
+
+    def displayable(self, first: View, second: View) -> tuple[Tensor, Tensor]:
+        """Both views back as uint8 (B, 3, S, S)."""
+        return self.first.displayable(first), (self.second or self.first).displayable(second)
 
     def crops(self) -> ImageView:
         """What classifiers are trained on: the first view's crops and mirror images, at the size of evaluations."""

@@ -1,0 +1,117 @@
+"""Two moments of one video belong together: two frames for an encoder of pictures, two clips for one of videos.
+
+An example is a moment, which a row stands for. The other moment is drawn by counters, so the rows that a step reads are
+a function of (seed, epoch, row) and of the times of the frames.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lookalike.pretext.image import TwoViews
+from lookalike.pretext.rows import Filmed
+from lookalike.seeding import uniforms
+from lookalike.types import Canvases, Film, View
+
+_MOMENT = 8  # the number of the draws that choose the other moment; 0 and 1 are those of the views
+
+
+@dataclass(frozen=True)
+class TwoFrames(TwoViews):
+    """The query is a view of a frame, the key one of another frame of the same video.
+
+    It lies ``near`` to ``far`` seconds before or after; equal numbers state the distance. Of a video that is too short
+    the end is taken that is farther away.
+    """
+
+    near: float = 0.0
+    far: float | None = 1.0  # None: anywhere in the video
+
+    def __call__(self, canvases: Canvases, rows: Tensor, seed: int, epoch: int) -> tuple[View, View]:
+        """Two views of the examples at ``rows`` (B,), from the canvases of their frames and then of the others."""
+        query, key = (Canvases(*part) for part in zip(*(torch.tensor_split(part, 2) for part in canvases)))
+        return self.first(query, rows, seed, epoch, 0), (self.second or self.first)(key, rows, seed, epoch, 1)
+
+    def reads(self, film: Filmed, rows: Tensor, seed: int, epoch: int) -> Tensor:
+        """The frames at ``rows`` (B,), then the other frame of each: (2 B,)."""
+        found = film()
+        return torch.cat([rows, found.at(rows, self.elsewhere(found, rows, uniforms(seed, epoch, rows, _MOMENT, 2)))])
+
+    def elsewhere(self, film: Film, rows: Tensor, draws: Tensor, span: float = 0.0) -> Tensor:
+        """(B,) the times of the other moments, after which ``span`` seconds of the video are left where it has them.
+
+        Uniform over what lies ``near`` to ``far`` seconds away, on both sides. ``draws`` (B, 2): the side, the place.
+        """
+        far = math.inf if self.far is None else self.far
+        here, begin = film.times[rows], film.times[film.first[rows]]
+        end = torch.maximum(begin, film.times[film.last[rows]] - span)
+        low = torch.stack([torch.maximum(begin, here - far), here + self.near])  # of the past, of the future
+        high = torch.stack([here - self.near, torch.minimum(end, here + far)])
+        room, open_ = (high - low).clamp_min(0), high >= low
+        weight = torch.where(room.sum(0) > 0, room, open_.double())
+        share = weight[0] / weight.sum(0)  # not a number where neither side is open
+        side = (draws[:, 0].double() >= share).long()[None]
+        drawn = (low + draws[:, 1].double() * room).gather(0, side)[0]
+        farther = torch.where(here - begin > end - here, begin, end)
+        return torch.where(open_.any(0), drawn, farther)
+
+
+@dataclass(frozen=True)
+class TwoClips(TwoFrames):
+    """Both are clips of ``frames`` frames, ``every`` seconds apart, which are cropped and coloured alike.
+
+    A clip begins at its moment, or earlier where the video ends; a video that is shorter than a clip ends in its last
+    frame, again and again. Encoders see (B, 3, frames, S, S).
+    """
+
+    far: float | None = None
+    frames: int = 8
+    every: float = 0.08
+
+    def __call__(self, canvases: Canvases, rows: Tensor, seed: int, epoch: int) -> tuple[View, View]:
+        """Two clips of the examples at ``rows`` (B,), from the canvases of ``reads``."""
+        pair = super().__call__(canvases, rows.repeat_interleave(self.frames), seed, epoch)
+        return self._clips(pair[0]), self._clips(pair[1])
+
+    def evaluation(self, canvases: Canvases, share: float = 1.0) -> View:
+        """Clips of whole frames, from the canvases of ``looks``; nothing is random."""
+        return self._clips(super().evaluation(canvases, share))
+
+    def reads(self, film: Filmed, rows: Tensor, seed: int, epoch: int) -> Tensor:
+        """The frames of the clips at ``rows`` (B,), clip by clip, then those of the others: (2 B frames,)."""
+        found, draws = film(), uniforms(seed, epoch, rows, _MOMENT, 2)
+        other = self._clip(found, rows, self.elsewhere(found, rows, draws, self.span))
+        return torch.cat([self._clip(found, rows, found.times[rows]), other])
+
+    def looks(self, film: Filmed, rows: Tensor) -> Tensor:
+        """The frames of the clips at ``rows`` (B,), clip by clip: (B frames,)."""
+        return self._clip(film(), rows, film().times[rows])
+
+    def asked(self, film: Filmed, count: int) -> Tensor:
+        """Moments from which clips follow each other without a gap; at least one of each video."""
+        found = film()
+        part = (found.times / (self.span + self.every)).floor()
+        begins = torch.ones(count, dtype=torch.bool)
+        begins[1:] = (part[1:] != part[:-1]) | (found.first[1:] != found.first[:-1])
+        fits = found.times + self.span <= found.times[found.last]
+        return (begins & (fits | (torch.arange(count) == found.first))).nonzero()[:, 0]
+
+    @property
+    def span(self) -> float:
+        """Seconds from the first to the last frame of a clip."""
+        return (self.frames - 1) * self.every
+
+    def _clip(self, film: Film, rows: Tensor, start: Tensor) -> Tensor:
+        """(B frames,) the rows of clips in the videos of ``rows`` (B,) that begin at ``start``, or before it ends."""
+        begin, end = film.times[film.first[rows]], film.times[film.last[rows]]
+        start = torch.minimum(start, torch.maximum(begin, end - self.span))
+        times = start[:, None] + self.every * torch.arange(self.frames)
+        return film.at(rows[:, None].expand_as(times), times).flatten()
+
+    def _clips(self, view: View) -> View:
+        """(B frames, 3, S, S) as (B, 3, frames, S, S), colours last in memory as they are."""
+        return {name: part.unflatten(0, (-1, self.frames)).transpose(1, 2) for name, part in view.items()}
