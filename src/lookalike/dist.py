@@ -58,8 +58,11 @@ def device() -> torch.device:
 
 def placed(module: Module) -> Module:
     """The module on that device, its kernels in the memory layout that convolutions are fastest in."""
-    moved: Module = module.to(device()).to(memory_format=torch.channels_last)
-    return moved
+    moved: Module = module.to(device())
+    kernels = {parameter.dim() for parameter in moved.parameters()}
+    if 5 in kernels:  # of clips; a network has one kind or the other
+        return moved.to(memory_format=torch.channels_last_3d) if 4 not in kernels else moved
+    return moved.to(memory_format=torch.channels_last)
 
 
 def moved(material: M) -> M:

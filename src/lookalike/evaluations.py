@@ -66,8 +66,9 @@ def write_report(path: str | None, report: Report) -> None:
 
 def embedded(command: asked.Frozen, screen: Screen) -> tuple[Trained, Part, Part]:
     """The network of the command, and the features of reference and queries; says which classes only queries have."""
+    at_least(command, clip=1e-3)
     trained = load(command.run, command.untrained, command.weights)
-    reference, query = parts(trained, command.data, command.layer, command.workers, screen.work)
+    reference, query = parts(trained, command.data, command.layer, command.workers, screen.work, command.clip)
     say_missing(reference.labels, query.labels, screen)
     return trained, reference, query
 

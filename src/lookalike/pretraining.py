@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lookalike import checkpoint, dist
+from lookalike.data.film import video_of
 from lookalike.data.fingerprint import Change, changes, from_table, stamps_of, to_table
 from lookalike.data.loader import GIB, Loader
 from lookalike.data.source import Data, Source, native_side, open_source, reference_and_query
@@ -257,20 +259,27 @@ class Checkup(NamedTuple):
     loader: Loader
     recipe: Recipe
     rows: Tensor
+    ask: int  # how many of them, the first, are the fifth
 
     @classmethod
     def of(cls, loader: Loader, recipe: Recipe, most: int = 5000) -> Checkup:
-        """A draw of at most ``most`` rows that the data alone decides."""
-        rows = torch.arange(len(loader))
-        return cls(loader, recipe, rows[uniforms(0, 0, rows, 2, 1)[:, 0].argsort()][:most])
+        """A draw of at most ``most`` rows that the data alone decides; frames of a video stay on one side."""
+        rows = recipe.pretext.asked(lambda: loader.film, len(loader))
+        drawn = rows[uniforms(0, 0, rows, 2, 1)[:, 0].argsort()][:most].tolist()
+        videos: dict[str, list[int]] = {}
+        for row in drawn:
+            videos.setdefault(video_of(loader.source.paths[row]), []).append(row)
+        sizes = list(accumulate(map(len, videos.values()), initial=0))
+        ask = next(size for size in sizes if size >= len(drawn) // 5)
+        return cls(loader, recipe, torch.tensor([row for part in videos.values() for row in part]), ask)
 
     def __call__(self, learner: Learner) -> dict[str, float]:
         """{"knn": accuracy} of the backbone's features; {} without labels, or where they were trained on."""
         trained = Trained(self.recipe, learner.encoder, 0)
         with autocast(self.recipe.precision, device()):
             features = settle(learner.encoder, trained.views(self.loader, self.rows))
-        labels, ask = self.loader.source.labels[self.rows], len(self.rows) // 5
-        if ask == 0 or self.recipe.objective.supervised or bool((labels < 0).any()):
+        labels, ask = self.loader.source.labels[self.rows], self.ask
+        if ask in (0, len(labels)) or self.recipe.objective.supervised or bool((labels < 0).any()):
             return {}
         # As many neighbours of the whole data as the recipe's k would be of this part of it.
         k = max(1, round(self.recipe.monitor.k * (len(labels) - ask) / len(self.loader)))

@@ -12,6 +12,7 @@ from lookalike.recipe import Recipe
 from lookalike.run import write_atomically
 from lookalike.seeding import uniforms
 from lookalike.sheet import Tile, sheet, upright
+from lookalike.train import views_at
 from lookalike.trouble import BAD_DATA, Trouble
 
 _TILE = 160
@@ -24,18 +25,18 @@ def preview(source: Source, recipe: Recipe, out: Path, count: int = 12, epoch: i
     """
     every = torch.arange(len(source))
     drawn = every[uniforms(0, 0, every, 4, 1)[:, 0].argsort()][: 4 * count]
-    loader = Loader(Rows(source, drawn).at(recipe.canvas), workers=0, max_bad=1.0)
-    good = torch.tensor([i for i in range(len(drawn)) if i not in loader.bad_rows])[:count]
+    few = Loader(Rows(source, drawn).at(recipe.canvas), workers=0, max_bad=1.0)
+    good = torch.tensor([i for i in range(len(drawn)) if i not in few.bad_rows])[:count]
     if not len(good):
         raise Trouble(f"none of {len(drawn)} pictures can be read, first {source.paths[int(drawn[0])]}", BAD_DATA)
-    batch = next(iter(loader.batches([good])))
-    first, second = recipe.pretext(batch.material, drawn[good], recipe.seed, epoch)
-    query = recipe.pretext.first.displayable(first)
-    key = (recipe.pretext.second or recipe.pretext.first).displayable(second)
+    pictures = next(iter(few.batches([good]))).material
+    # From all rows again, since a view may read others than its own.
+    loader = Loader(source.at(recipe.canvas), 0, workers=0, max_bad=1.0)
+    query, key = recipe.pretext.displayable(*views_at(loader, recipe, drawn[good], epoch))
     tiles: list[Tile] = []
     for i, row in enumerate(drawn[good].tolist()):
-        height, width = batch.material.sizes[i].tolist()
-        tiles.append(Tile(upright(batch.material.pixels[i], height, width, _TILE), source.paths[row]))
+        height, width = pictures.sizes[i].tolist()
+        tiles.append(Tile(upright(pictures.pixels[i], height, width, _TILE), source.paths[row]))
         tiles += [Tile(upright(view[i].cpu(), 1, 1, _TILE), word) for view, word in ((query, "query"), (key, "key"))]
     size = recipe.pretext.first.size
     title = f"{recipe.name}: picture, query view, key view ({size} px of a canvas of {recipe.canvas} px, epoch {epoch})"

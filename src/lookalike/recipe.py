@@ -19,6 +19,7 @@ from lookalike.learn.objective import DCL, NCE, InfoNCE, SupCon
 from lookalike.models.encoder import Encoder
 from lookalike.models.heads import MLP
 from lookalike.models.image import ResNet, SmallResNet, Timm
+from lookalike.models.video import SmallVideoResNet, VideoResNet
 from lookalike.models.vit import ViT
 from lookalike.models.whitening import Whitening
 from lookalike.optimize import LARS, SGD, AdamW, Cosine, Muon, Steps
@@ -53,7 +54,7 @@ class Recipe:
     name: str
     pretext: TwoViews | OneView | TwoFrames | TwoClips
     canvas: int = 256  # side in pixels at which pictures are kept before they are cropped
-    model: ResNet | SmallResNet | ViT | Timm = ResNet()  # noqa: RUF009  (frozen)
+    model: ResNet | SmallResNet | ViT | Timm | VideoResNet | SmallVideoResNet = ResNet()  # noqa: RUF009  (frozen)
     head: MLP = MLP()  # noqa: RUF009
     whiten: bool = False  # the backbone ends in a map, fitted without labels, that decorrelates its features
     predictor: MLP | None = None  # between the query's head and the query (MoCo v3)
@@ -105,12 +106,20 @@ def meaningless(recipe: Recipe) -> str | None:
     keys, dictionary, objective = recipe.keys, recipe.dictionary, recipe.objective
     stored, bank, batch = isinstance(keys, Stored), isinstance(dictionary, MemoryBank), isinstance(dictionary, InBatch)
     labelled = (isinstance(keys, Labelled), isinstance(dictionary, Classes), isinstance(objective, CrossEntropy))
+    clips = (isinstance(recipe.pretext, TwoClips), isinstance(recipe.model, VideoResNet | SmallVideoResNet))
     refusals = {
         "stored keys are rows of a memory bank, which alone has one for every example": stored and not bank,
         "a classifier is all of Labelled, Classes and CrossEntropy": any(labelled) and not all(labelled),
         "the head of a classifier ends in one number for each class, and no predictor follows": (
             isinstance(dictionary, Classes)
             and (recipe.head.widths[-1] != dictionary.count or recipe.predictor is not None)
+        ),
+        "clips are for encoders of videos, and frames for encoders of pictures": clips[0] != clips[1],
+        "the two moments lie pretext.near to pretext.far seconds apart, from 0 on and the second not below the first": (
+            isinstance(recipe.pretext, TwoFrames) and not 0 <= recipe.pretext.near <= recipe.pretext.farthest()
+        ),
+        "a clip has 2 frames or more, some seconds apart": (
+            isinstance(recipe.pretext, TwoClips) and not (recipe.pretext.frames > 1 and recipe.pretext.every > 0)
         ),
         "one view a step is only enough where its key is stored from before: use TwoViews": (
             isinstance(recipe.pretext, OneView) and not stored and not any(labelled)
@@ -151,7 +160,8 @@ def uneven(recipe: Recipe, world: int) -> str | None:
 KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        Recipe, Length, TwoViews, OneView, TwoFrames, TwoClips, ImageView, ResNet, SmallResNet, ViT, Timm, MLP,
+        Recipe, Length, TwoViews, OneView, TwoFrames, TwoClips, ImageView, ResNet, SmallResNet, ViT, Timm,
+        VideoResNet, SmallVideoResNet, MLP,
         Momentum, EndToEnd,
         Stored, Queue, InBatch, MemoryBank, Neighbours, InfoNCE, DCL, SupCon, NCE, Labelled,
         Classes, CrossEntropy, SGD, LARS, AdamW, Muon, Cosine, Steps, Knn,

@@ -26,7 +26,7 @@ from lookalike.run import Run
 from lookalike.seeding import reseed
 from lookalike.signals import Signals
 from lookalike.trouble import BAD_DATA, Trouble
-from lookalike.types import Batch
+from lookalike.types import Batch, View
 
 CheckUp = Callable[[Learner], dict[str, float]]
 
@@ -72,6 +72,13 @@ def batches(
     for step, loaded in enumerate(data.over(loader.batches(rows_of_steps)), start):
         rows = examples(step).to(device())
         yield Batch(rows, *recipe.pretext(moved(loaded.material), rows, seed, order.epoch(step)))
+
+
+def views_at(loader: Loader, recipe: Recipe, rows: Tensor, epoch: int) -> tuple[View, View]:
+    """The two views that ``epoch`` draws of the examples at ``rows`` (B,)."""
+    reads = recipe.pretext.reads(lambda: loader.film, rows, recipe.seed, epoch)
+    loaded = next(iter(loader.batches([reads])))
+    return recipe.pretext(moved(loaded.material), rows.to(device()), recipe.seed, epoch)
 
 
 def train(

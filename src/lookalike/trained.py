@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from lookalike import checkpoint
+from lookalike.data.film import pieces
 from lookalike.data.loader import Loader
 from lookalike.data.source import Data, Rows, Source, reference_and_query, splits_of
 from lookalike.dist import autocast, device, moved, placed
-from lookalike.evaluate.embed import Layer, embed, settle
+from lookalike.evaluate.embed import Layer, embed, means, settle
 from lookalike.models.encoder import Encoder
 from lookalike.recipe import Recipe
 from lookalike.run import Run, read_recipe, write_atomically
@@ -103,9 +104,19 @@ class Part(NamedTuple):
     def of(cls, trained: Trained, source: Source, layer: Layer, workers: int, progress: Progress, what: str) -> Part:
         """The readable pictures of ``source``."""
         loader = Loader(source.at(trained.recipe.canvas), workers=workers, max_bad=1.0)
-        features = trained.features(loader, None, layer, progress, f"embedding {what}")
-        good = readable(loader)
-        return cls(features[good], source.labels[good], [source.paths[row] for row in good])
+        rows = trained.recipe.pretext.asked(lambda: loader.film, len(loader))
+        features = trained.features(loader, rows, layer, progress, f"embedding {what}")
+        good = torch.tensor([row not in loader.bad_rows for row in rows.tolist()], dtype=torch.bool)
+        return cls(features[good], source.labels[rows[good]], [source.paths[row] for row in rows[good].tolist()])
+
+    def in_clips(self, seconds: float | None) -> Part:
+        """One row for each piece of a video so many seconds long: the mean of its unit rows, again of unit norm."""
+        if seconds is None:
+            return self
+        names, number = pieces(self.paths, seconds)
+        labels = self.labels.new_empty(len(names))
+        labels[number] = self.labels  # of a video they are all the same
+        return Part(means(self.features, number, len(names)), labels, names)
 
 
 def readable(loader: Loader) -> list[int]:
@@ -114,13 +125,18 @@ def readable(loader: Loader) -> list[int]:
 
 
 def parts(
-    trained: Trained, data: Data, layer: Layer = "backbone", workers: int = 2, progress: Progress = silent
+    trained: Trained,
+    data: Data,
+    layer: Layer = "backbone",
+    workers: int = 2,
+    progress: Progress = silent,
+    clip: float | None = None,
 ) -> tuple[Part, Part]:
     """What an evaluation compares with and what it asks, both labelled; raises Trouble where there are no labels."""
     reference, query = labelled_parts(trained, data)
     return (
-        Part.of(trained, reference, layer, workers, progress, "reference"),
-        Part.of(trained, query, layer, workers, progress, "queries"),
+        Part.of(trained, reference, layer, workers, progress, "reference").in_clips(clip),
+        Part.of(trained, query, layer, workers, progress, "queries").in_clips(clip),
     )
 
 
@@ -134,9 +150,9 @@ def labelled_parts(trained: Trained, data: Data) -> tuple[Source, Source]:
 
 def whiten_untrained(trained: Trained, source: Source, most: int = 5000) -> None:
     """Give a network that was never trained its whitening as training would have: the fair baseline."""
-    few = Rows(source, torch.arange(len(source))[:: -(-len(source) // most)]).at(trained.recipe.canvas)
-    loader = Loader(few, workers=0, max_bad=1.0)
-    settle(trained.encoder, trained.views(loader, torch.arange(len(few))))
+    loader = Loader(source.at(trained.recipe.canvas), 0, workers=0, max_bad=1.0)
+    rows = trained.recipe.pretext.asked(lambda: loader.film, len(loader))
+    settle(trained.encoder, trained.views(loader, rows[:: -(-len(rows) // most)]))
 
 
 def labelled(source: Source, data: Data) -> Source:
@@ -148,11 +164,17 @@ def labelled(source: Source, data: Data) -> Source:
 
 
 def embed_data(
-    trained: Trained, data: Data, layer: Layer = "backbone", workers: int = 2, progress: Progress = silent
+    trained: Trained,
+    data: Data,
+    layer: Layer = "backbone",
+    workers: int = 2,
+    progress: Progress = silent,
+    clip: float | None = None,
 ) -> Embeddings:
     """One unit row for every readable picture of every split of ``data``: splits in turn, paths sorted."""
     sources = splits_of(data)
-    found = [Part.of(trained, source, layer, workers, progress, name) for name, source in sources.items()]
+    every = [Part.of(trained, source, layer, workers, progress, name) for name, source in sources.items()]
+    found = [part.in_clips(clip) for part in every]
     return Embeddings(
         [path for part in found for path in part.paths],
         [name for name, part in zip(sources, found) for _ in part.paths],

@@ -109,11 +109,11 @@ def pretrain(command: Pretrain, rest: Sequence[str]) -> int:
 
 def embed(command: Embed) -> int:
     """Writes the table."""
-    at_least(command, workers=0)
+    at_least(command, workers=0, clip=1e-3)
     refuse_unwritable(command.out)
     trained = load(command.run)
     with Screen("embed") as screen:
-        table = embed_data(trained, command.data, command.layer, command.workers, screen.work)
+        table = embed_data(trained, command.data, command.layer, command.workers, screen.work, command.clip)
         write_embeddings(table, Path(command.out))
         screen.say(f"{len(table)} embeddings of width {table.vectors.shape[1]} in {command.out}")
     return 0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional
+
+from lookalike.commands.words import shown
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,8 @@ class Embed:
     """The parquet file to write."""
     layer: Literal["backbone", "head"] = "backbone"
     """Features of the backbone, or the head's output that was trained."""
+    clip: Annotated[float | None, shown("SECONDS")] = None
+    """Of videos: one embedding for every so many seconds, the mean over their frames; inf: for each video."""
     workers: int = 2
     """Processes that decode pictures."""
     debug: bool = False

@@ -37,6 +37,9 @@ class Frozen(Measured):
 
     layer: Literal["backbone", "head"] = "backbone"
     """Features of the backbone, or the head's output that was trained."""
+    clip: Annotated[float | None, shown("SECONDS")] = None
+    """Of videos: one feature for every so many seconds, the mean over their frames; inf: for each video. By default
+    one for each frame."""
 
 
 @dataclass(frozen=True)

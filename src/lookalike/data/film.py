@@ -7,11 +7,13 @@ frames. What belongs together is told by the addresses alone: a prepared cache o
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
 from lookalike.data.archives import class_folders, rows_by_folder
 from lookalike.data.decode import Unreadable
@@ -110,6 +112,26 @@ def address(video: str, time: float) -> str:
 def video_of(path: str) -> str:
     """The video that a frame belongs to; the path itself where it names no frame."""
     return path.rpartition(_TIME)[0] or path
+
+
+def pieces(paths: Sequence[str], seconds: float) -> tuple[list[str], Tensor]:
+    """Videos cut into pieces of so many seconds: their names, and for each path (N,) the number of its piece.
+
+    A name is ``video#t=1.5,3``, or the video for an infinite length. A path that names no frame is a piece by itself.
+    """
+    numbers: dict[str, int] = {}
+    found = []
+    for path in paths:
+        video, mark, time = path.rpartition(_TIME)
+        if not mark:
+            name = path
+        elif seconds == math.inf:
+            name = video
+        else:
+            start = math.floor(float(time) / seconds + 1e-9) * seconds
+            name = f"{video}{_TIME}{start:.10g},{start + seconds:.10g}"
+        found.append(numbers.setdefault(name, len(numbers)))
+    return list(numbers), torch.tensor(found, dtype=torch.int64)
 
 
 def film_of(paths: Sequence[str]) -> Film | None:

@@ -15,6 +15,7 @@ from lookalike.data.arrays import Arrays, Mapped, MapStyle, digits
 from lookalike.data.decode import Unreadable
 from lookalike.data.example import Example, Source
 from lookalike.data.files import TEST, TRAIN, VALIDATION, split_of
+from lookalike.data.film import video_of
 from lookalike.data.places import Place, find
 from lookalike.data.rows import Rows
 from lookalike.trouble import BAD_DATA, USAGE, Trouble
@@ -82,19 +83,24 @@ def reference_and_query(data: Data, side: int = 32) -> tuple[Source, Source]:
 def split_by_hash(paths: Sequence[str], labels: Tensor, share: float = 0.2) -> tuple[Tensor, Tensor]:
     """Sorted rows (reference, query): of every label ``share`` are queries, those whose paths have the lowest hashes.
 
-    A function of paths and labels alone, on any machine; a label of two rows or more has one of each at least.
+    A function of paths and labels alone, on any machine; a label of two rows or more has one of each at least. Frames
+    of a video stay together, as one.
     """
-    digests = [blake2b(path.encode("utf-8", "surrogateescape"), digest_size=8).digest() for path in paths]
-    strata: dict[int, list[int]] = {}
-    for row, label in enumerate(labels.tolist()):
-        strata.setdefault(label, []).append(row)
+    strata: dict[int, dict[str, list[int]]] = {}
+    for row, (path, label) in enumerate(zip(paths, labels.tolist())):
+        strata.setdefault(label, {}).setdefault(video_of(path), []).append(row)
     query: list[int] = []
-    for rows in strata.values():
-        count = min(max(1, round(share * len(rows))), len(rows) - 1)
-        query += sorted(rows, key=lambda row: (digests[row], paths[row]))[:count]
+    for units in strata.values():
+        count = min(max(1, round(share * len(units))), len(units) - 1)
+        for unit in sorted(units, key=lambda unit: (_digest(unit), unit))[:count]:
+            query += units[unit]
     chosen = torch.zeros(len(paths), dtype=torch.bool)
     chosen[query] = True
     return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
+
+
+def _digest(path: str) -> bytes:
+    return blake2b(path.encode("utf-8", "surrogateescape"), digest_size=8).digest()
 
 
 def native_side(source: Source, looks: int = 256) -> int:

@@ -55,6 +55,11 @@ def raw(encoder: Encoder, views: Iterable[View], progress: Callable[[int], None]
     return torch.cat(rows).clone()
 
 
+def means(rows: Tensor, number: Tensor, count: int) -> Tensor:
+    """(count, F) unit rows: the mean of the unit rows (N, F) that have each ``number`` (N,)."""
+    return F.normalize(rows.new_zeros(count, rows.shape[1]).index_add_(0, number, rows), dim=1)
+
+
 def settle(encoder: Encoder, views: Iterable[View]) -> Tensor:
     """Fit the encoder's whitening, if it has one, to whole pictures, and return their features: (N, F) unit rows."""
     features = raw(encoder, views)

@@ -98,11 +98,19 @@ class GroupedBatchNorm2d(_GroupedBatchNorm, nn.BatchNorm2d):
     """For (B, C, H, W)."""
 
 
-_GROUPED = {nn.BatchNorm1d: GroupedBatchNorm1d, nn.BatchNorm2d: GroupedBatchNorm2d}
+class GroupedBatchNorm3d(_GroupedBatchNorm, nn.BatchNorm3d):
+    """For (B, C, T, H, W)."""
+
+
+_GROUPED = {
+    nn.BatchNorm1d: GroupedBatchNorm1d,
+    nn.BatchNorm2d: GroupedBatchNorm2d,
+    nn.BatchNorm3d: GroupedBatchNorm3d,
+}
 
 
 def group_norms(module: nn.Module, group: int) -> nn.Module:
-    """Replace every BatchNorm1d and 2d below ``module`` by a grouped one; its state, weights included, stays."""
+    """Replace every BatchNorm below ``module`` by a grouped one; its state, weights included, stays."""
     for name, child in module.named_children():
         if isinstance(child, _BatchNorm) and type(child) in _GROUPED:
             setattr(module, name, _like(child, group))

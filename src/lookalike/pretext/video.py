@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lookalike.pretext.image import TwoViews
+from lookalike.pretext.image import ImageView, TwoViews
 from lookalike.pretext.rows import Filmed
 from lookalike.seeding import uniforms
+from lookalike.trouble import Trouble
 from lookalike.types import Canvases, Film, View
 
 _MOMENT = 8  # the number of the draws that choose the other moment; 0 and 1 are those of the views
@@ -41,12 +42,16 @@ class TwoFrames(TwoViews):
         found = film()
         return torch.cat([rows, found.at(rows, self.elsewhere(found, rows, uniforms(seed, epoch, rows, _MOMENT, 2)))])
 
+    def farthest(self) -> float:
+        """Seconds that may lie between the two moments."""
+        return math.inf if self.far is None else self.far
+
     def elsewhere(self, film: Film, rows: Tensor, draws: Tensor, span: float = 0.0) -> Tensor:
         """(B,) the times of the other moments, after which ``span`` seconds of the video are left where it has them.
 
         Uniform over what lies ``near`` to ``far`` seconds away, on both sides. ``draws`` (B, 2): the side, the place.
         """
-        far = math.inf if self.far is None else self.far
+        far = self.farthest()
         here, begin = film.times[rows], film.times[film.first[rows]]
         end = torch.maximum(begin, film.times[film.last[rows]] - span)
         low = torch.stack([torch.maximum(begin, here - far), here + self.near])  # of the past, of the future
@@ -100,6 +105,16 @@ class TwoClips(TwoFrames):
         fits = found.times + self.span <= found.times[found.last]
         return (begins & (fits | (torch.arange(count) == found.first))).nonzero()[:, 0]
 
+    def displayable(self, first: View, second: View) -> tuple[Tensor, Tensor]:
+        """Both clips as uint8 (B, 3, n S, n S): their frames as the tiles of a square, line by line."""
+        clips = ({"pixels": clip["pixels"].transpose(1, 2).flatten(0, 1)} for clip in (first, second))
+        query, key = (_tiled(frames, self.frames) for frames in super().displayable(*clips))
+        return query, key
+
+    def crops(self) -> ImageView:
+        """Refused: classifiers that are trained on crops see pictures."""
+        raise Trouble("this encoder takes clips, and the evaluation trains on crops of pictures: take knn or probe")
+
     @property
     def span(self) -> float:
         """Seconds from the first to the last frame of a clip."""
@@ -115,3 +130,12 @@ class TwoClips(TwoFrames):
     def _clips(self, view: View) -> View:
         """(B frames, 3, S, S) as (B, 3, frames, S, S), colours last in memory as they are."""
         return {name: part.unflatten(0, (-1, self.frames)).transpose(1, 2) for name, part in view.items()}
+
+
+def _tiled(frames: Tensor, each: int) -> Tensor:
+    """(B each, 3, S, S) as (B, 3, n S, n S): ``each`` tiles in lines of n, black where there are no more."""
+    count = math.ceil(math.sqrt(each))
+    clips = frames.unflatten(0, (-1, each))
+    room = clips.new_zeros(len(clips), count * count, *clips.shape[2:])
+    room[:, :each] = clips
+    return room.unflatten(1, (count, count)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)

@@ -10,13 +10,14 @@ from lookalike.recipes.digits import digits
 from lookalike.recipes.family import FAMILY, small_moco_v3, twin_of
 from lookalike.recipes.images import moco_cifar, moco_v1, moco_v2, small
 from lookalike.recipes.tiny import tiny
-from lookalike.recipes.video import video_moco
+from lookalike.recipes.video import video_moco, video_moco_clips, video_moco_r3d
 from lookalike.trouble import Trouble
 
 RECIPES: dict[str, Callable[[int, int], Recipe]] = {
-    **{recipe.__name__: recipe for recipe in (small, moco_v1, moco_v2, moco_cifar, *FAMILY, video_moco, digits, tiny)},
+    **{recipe.__name__: recipe for recipe in (small, moco_v1, moco_v2, moco_cifar, *FAMILY, digits, tiny)},
     **{f"small_{recipe.__name__}": twin_of(recipe) for recipe in (moco_v1, moco_v2, *FAMILY)},
     "small_moco_v3": small_moco_v3,
+    **{recipe.__name__: recipe for recipe in (video_moco, video_moco_clips, video_moco_r3d)},
 }
 """Each is called with the number of examples and the side of the pictures in pixels."""
 

@@ -13,11 +13,10 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from lookalike.data.loader import Loader
-from lookalike.data.source import Rows, Source
-from lookalike.dist import moved
+from lookalike.data.source import Source
 from lookalike.seeding import uniforms
+from lookalike.train import views_at
 from lookalike.trained import Progress, Trained, silent
-from lookalike.types import Canvases
 
 TILE, GAP, FRAME = 64, 6, 4
 RIGHT, WRONG = (0, 158, 115, 255), (213, 94, 0, 255)  # told apart by people who see no green, too
@@ -57,11 +56,12 @@ class Sample:
         count = min(most, max(16, _BYTES // (3 * canvas**2)))
         rows = drawn(len(source), count)
         self.trained = trained
-        self.loader = Loader(Rows(source, rows).at(canvas), workers=0, max_bad=1.0)
-        self.good = torch.tensor([i for i in range(len(rows)) if i not in self.loader.bad_rows])
-        self.rows, self.labels = rows[self.good], source.labels[rows[self.good]]
+        self.loader = Loader(source.at(canvas), 0, workers=0, max_bad=1.0)  # all rows: a view may read others
+        features = trained.features(self.loader, rows, "backbone", progress, "embedding for the report")
+        good = torch.tensor([row not in self.loader.bad_rows for row in rows.tolist()], dtype=torch.bool)
+        self.rows, self.labels = rows[good], source.labels[rows[good]]
         self.classes = list(source.classes)
-        self.features = trained.features(self.loader, self.good, "backbone", progress, "embedding for the report")
+        self.features = features[good]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -71,14 +71,10 @@ class Sample:
         label = int(self.labels[i])
         return (self.classes[label] if label < len(self.classes) else str(label)) if label >= 0 else ""
 
-    def canvases(self, chosen: Tensor) -> Canvases:
-        """The pictures ``chosen`` (N,) of the sample, decoded."""
-        return moved(next(iter(self.loader.batches([self.good[chosen]]))).material)
-
     def whole(self, chosen: Tensor) -> Tensor:
-        """uint8 (N, 3, S, S) as evaluations encode them."""
-        pretext = self.trained.recipe.pretext
-        return pretext.first.displayable(pretext.evaluation(self.canvases(chosen))).cpu()
+        """uint8 (N, 3, S, S) of the examples ``chosen`` (N,) as evaluations encode them."""
+        shown = self.trained.recipe.pretext.displayable
+        return torch.cat([shown(view, view)[0] for view in self.trained.views(self.loader, self.rows[chosen])]).cpu()
 
     def some(self, count: int) -> Tensor:
         """``count`` pictures: of each class in turn if there are labels, else the first; the order is random."""
@@ -101,13 +97,8 @@ def views(sample: Sample, count: int = 10) -> list[Strip]:
     """Three strips: pictures as they are, and both views as the run's first epoch drew them."""
     chosen = sample.some(count)
     recipe = sample.trained.recipe
-    second = recipe.pretext.second or recipe.pretext.first
-    pair = recipe.pretext(sample.canvases(chosen), sample.rows[chosen], recipe.seed, 0)
-    rows = {
-        "picture": sample.whole(chosen),
-        "first view": recipe.pretext.first.displayable(pair[0]).cpu(),
-        "second view": second.displayable(pair[1]).cpu(),
-    }
+    first, second = recipe.pretext.displayable(*views_at(sample.loader, recipe, sample.rows[chosen], 0))
+    rows = {"picture": sample.whole(chosen), "first view": first.cpu(), "second view": second.cpu()}
     return [strip(name, list(pixels), alt=f"{name} of {len(chosen)} examples") for name, pixels in rows.items()]
 
 
