@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lookalike.models.norm import GroupedBatchNorm1d, GroupedBatchNorm2d, group_norms
+from lookalike.models.norm import GroupedBatchNorm1d, GroupedBatchNorm2d, GroupedBatchNorm3d, group_norms
 
 
 def test_equals_batchnorm_of_each_group_value_gradient_and_statistics() -> None:
@@ -110,3 +110,23 @@ def test_replacing_keeps_names_and_shapes() -> None:
     assert net[1].eps == 1e-3
     assert isinstance(net[2][0], GroupedBatchNorm2d)
     assert isinstance(net[3][1], GroupedBatchNorm1d)
+
+
+def test_of_clips_is_that_of_their_frames_side_by_side() -> None:
+    torch.manual_seed(0)
+    flat, deep = GroupedBatchNorm2d(5, group=2).double(), GroupedBatchNorm3d(5, group=2).double()
+    nn.init.normal_(flat.weight)
+    deep.load_state_dict(flat.state_dict())
+    x = torch.randn(6, 5, 3, 4, 2, dtype=torch.float64).contiguous(memory_format=torch.channels_last_3d)
+    x.requires_grad_()
+    upstream = torch.randn_like(x)
+    ours, theirs = deep(x), flat(x.flatten(2, 3)).view_as(x)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    for mine, other in zip(
+        torch.autograd.grad(ours, (x, deep.weight, deep.bias), upstream),
+        torch.autograd.grad(theirs, (x, flat.weight, flat.bias), upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, other, rtol=1e-11, atol=1e-12)
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(getattr(deep, name), getattr(flat, name), rtol=1e-12, atol=1e-12)

@@ -96,8 +96,8 @@ def _index(row: Mapping[str, Any]) -> Index | str:
     """The index that a row holds, or the reason."""
     if row["reason"] is not None:
         return str(row["reason"])
-    arrays = (np.asarray(row[name], np.int64) for name in ("ticks", "keys", "seeks"))
-    return Index(*arrays, row["unit"], row["height"], row["width"], row["counted"])
+    ticks, keys, seeks = (np.asarray(row[name], np.int64) for name in ("ticks", "keys", "seeks"))
+    return Index(ticks, keys, seeks, row["unit"], row["height"], row["width"], row["counted"])
 
 
 def _kept(file: Path) -> dict[str, _Row]:

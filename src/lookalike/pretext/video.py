@@ -129,13 +129,14 @@ class TwoClips(TwoFrames):
 
     def _clips(self, view: View) -> View:
         """(B frames, 3, S, S) as (B, 3, frames, S, S), colours last in memory as they are."""
-        return {name: part.unflatten(0, (-1, self.frames)).transpose(1, 2) for name, part in view.items()}
+        return {name: part.view(-1, self.frames, *part.shape[1:]).transpose(1, 2) for name, part in view.items()}
 
 
 def _tiled(frames: Tensor, each: int) -> Tensor:
     """(B each, 3, S, S) as (B, 3, n S, n S): ``each`` tiles in lines of n, black where there are no more."""
     count = math.ceil(math.sqrt(each))
-    clips = frames.unflatten(0, (-1, each))
+    clips = frames.view(-1, each, *frames.shape[1:])
     room = clips.new_zeros(len(clips), count * count, *clips.shape[2:])
     room[:, :each] = clips
-    return room.unflatten(1, (count, count)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+    lines = room.view(len(room), count, count, *room.shape[2:]).permute(0, 3, 1, 4, 2, 5)
+    return lines.flatten(4, 5).flatten(2, 3)
