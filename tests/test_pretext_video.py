@@ -43,7 +43,7 @@ def films(gaps: list[list[float]]) -> Film:
 GAPS = st.lists(st.lists(st.sampled_from([0.04, 0.04, 0.1, 1.0]), min_size=1, max_size=12), min_size=1, max_size=4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(GAPS, st.integers(0, 3), st.floats(-1, 15))
 def test_the_frame_at_a_time_is_the_nearest_of_its_video(gaps: list[list[float]], which: int, time: float) -> None:
     found = films(gaps)
@@ -55,7 +55,7 @@ def test_the_frame_at_a_time_is_the_nearest_of_its_video(gaps: list[list[float]]
     assert at in mine
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(GAPS, st.floats(0, 2), st.floats(0, 3), st.integers(0, 5))
 def test_the_other_moment_lies_as_far_away_as_is_asked(
     gaps: list[list[float]], near: float, more: float, epoch: int
@@ -138,24 +138,24 @@ def test_steps_are_equal_for_any_workers_cached_or_read_anew(videos: Path, name:
     order = order_of(source, spec.batch, 0, None)
 
     def seen(memory: int, workers: int, start: int = 0) -> list[Tensor]:
-        made = batches(Loader(source, memory, workers), spec, order, start, 5)
+        made = batches(Loader(source, memory, workers), spec, order, start, 3)
         return [part for batch in made for part in (batch.index, batch.first["pixels"], batch.second["pixels"])]
 
     expected = seen(GIB, 0)
-    for found in (seen(0, 0), seen(0, 1), seen(0, 2), seen(GIB, 2)):
+    for found in (seen(0, 0), seen(0, 1), seen(0, 2)):
         assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-    assert all(torch.equal(one, other) for one, other in zip(seen(0, 0, 3), expected[9:], strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(seen(0, 0, 2), expected[6:], strict=True))
 
 
 def test_what_is_drawn_is_what_is_seen(videos: Path) -> None:
     """With views that change nothing the frames tell their numbers."""
     source, plain = open_source(videos, side=SIDE), TwoFrames(PLAIN, near=0.16, far=0.16)
     spec = recipe("video_moco", pretext=plain)
-    for batch in batches(Loader(source), spec, order_of(source, 16, 0, None), 0, 4):
+    for batch in batches(Loader(source, workers=0), spec, order_of(source, 16, 0, None), 0, 4):
         for row, first, second in zip(batch.index.tolist(), *(view["pixels"] for view in (batch.first, batch.second))):
-            assert number_in(255 * first.numpy()) == row
-            assert abs(number_in(255 * second.numpy()) - row) == 4
-            assert number_in(255 * second.numpy()) // 16 == row // 16
+            own, other = number_in(255 * first.numpy()), number_in(255 * second.numpy())
+            assert own == number_in(source[row].pixels.numpy())
+            assert (abs(other - own), other // 16) == (4, own // 16)
 
 
 def test_a_recipe_for_videos_refuses_pictures_in_one_line(tmp_path: Path) -> None:
