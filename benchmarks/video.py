@@ -3,8 +3,8 @@
     python benchmarks/video.py cost  --data ../shared/data/weizmann/data/actions
     python benchmarks/video.py learns --data ../shared/data/weizmann/data/actions --steps 400
 
-``cost`` encodes the strips as .mp4 first. ``learns`` trains ``small`` (two views of one frame) and ``video_moco`` (of two
-frames) on the same frames of six performers, with equal views, steps and seeds, and asks about the other three.
+``cost`` encodes the strips as .mp4 first. ``learns`` trains ``small`` (two views of one frame) and ``video_moco`` (of
+two frames) on the same frames of six performers, with equal views, steps and seeds, and asks about the other three.
 """
 
 from __future__ import annotations
