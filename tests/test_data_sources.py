@@ -190,7 +190,7 @@ def test_unreadable_folders_are_recorded(tmp_path: Path, monkeypatch: pytest.Mon
 def test_refusals_of_paths(tmp_path: Path) -> None:
     assert "no such file" in str(refusal(tmp_path / "missing"))
     assert "empty" in str(refusal(tmp_path))
-    plant(tmp_path, "a.doc", "b/c.csv", "b/d.mp4")
+    plant(tmp_path, "a.doc", "b/c.csv", "b/d.mp3")
     assert "3 files" in str(refusal(tmp_path))
     assert "parquet" in str(refusal(tmp_path / "a.doc"))
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
