@@ -258,5 +258,5 @@ def _nothing(name: str, found: Listing) -> str:
         return f"{name}: the folder is empty; name one that holds pictures (.jpg, .png, .webp, ...), tables or archives"
     return (
         f"{name}: no picture among its {found.others} files; "
-        "pictures end in .jpg, .png, .webp, ..., videos in .mp4, .mkv, ..., tables in .parquet, archives in .tar or .zip"
+        "pictures end in .jpg, .png, .webp, ..., videos in .mp4, .mkv, ..., tables in .parquet, archives in .tar, .zip"
     )
