@@ -220,7 +220,7 @@ def begin(
     processes = f" on {dist.world()} processes" if dist.world() > 1 else ""
     screen.say(
         f"{recipe.name}: {len(source)} examples, {recipe.length.total(len(source) // recipe.batch)} steps of "
-        f"{recipe.batch}{processes}, {recipe.dictionary}, views of {recipe.pretext.first.size} px, into {asked.out}"
+        f"{recipe.batch}{processes}, {recipe.contrast()}, views of {recipe.pretext.first.size} px, into {asked.out}"
     )
     return recipe
 

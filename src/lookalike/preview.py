@@ -30,8 +30,7 @@ def preview(source: Source, recipe: Recipe, out: Path, count: int = 12, epoch: i
         raise Trouble(f"none of {len(drawn)} pictures can be read, first {source.paths[int(drawn[0])]}", BAD_DATA)
     batch = next(iter(loader.batches([good])))
     first, second = recipe.pretext(batch.material, drawn[good], recipe.seed, epoch)
-    query = recipe.pretext.first.displayable(first)
-    key = (recipe.pretext.second or recipe.pretext.first).displayable(second)
+    query, key = recipe.pretext.displayable(first, second)
     tiles: list[Tile] = []
     for i, row in enumerate(drawn[good].tolist()):
         height, width = batch.material.sizes[i].tolist()

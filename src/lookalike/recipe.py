@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lookalike.evaluate.knn import Knn
+from lookalike.learn.alone import Alone
 from lookalike.learn.dictionary import InBatch, MemoryBank, Neighbours, Queue
 from lookalike.learn.keys import EndToEnd, Momentum, Stored
 from lookalike.learn.labelled import Classes, CrossEntropy, Labelled
 from lookalike.learn.learner import Learner
 from lookalike.learn.objective import DCL, NCE, InfoNCE, SupCon
+from lookalike.models.decoder import Decoder
 from lookalike.models.encoder import Encoder
 from lookalike.models.heads import MLP
 from lookalike.models.image import ResNet, SmallResNet, Timm
@@ -23,6 +25,7 @@ from lookalike.models.vit import ViT
 from lookalike.models.whitening import Whitening
 from lookalike.optimize import LARS, SGD, AdamW, Cosine, Muon, Steps
 from lookalike.pretext.image import ImageView, OneView, TwoViews
+from lookalike.pretext.mask import Masked
 from lookalike.seeding import reseed
 from lookalike.trouble import BAD_DATA, Trouble
 
@@ -50,13 +53,14 @@ class Recipe:
     """What is learned, how, and for how long; two runs of one recipe on the same data and machine are equal."""
 
     name: str
-    pretext: TwoViews | OneView
+    pretext: TwoViews | OneView | Masked
     canvas: int = 256  # side in pixels at which pictures are kept before they are cropped
     model: ResNet | SmallResNet | ViT | Timm = ResNet()  # noqa: RUF009  (frozen)
     head: MLP = MLP()  # noqa: RUF009
     whiten: bool = False  # the backbone ends in a map, fitted without labels, that decorrelates its features
     predictor: MLP | None = None  # between the query's head and the query (MoCo v3)
-    keys: Momentum | EndToEnd | Stored | Labelled = Momentum()  # noqa: RUF009
+    reconstruction: Decoder | None = None  # paints what the query does not see (MAE)
+    keys: Momentum | EndToEnd | Stored | Labelled | Alone = Momentum()  # noqa: RUF009
     dictionary: Queue | InBatch | MemoryBank | Neighbours | Classes = Queue()  # noqa: RUF009
     objective: InfoNCE | DCL | SupCon | NCE | CrossEntropy = InfoNCE()  # noqa: RUF009
     optimizer: SGD | LARS | AdamW | Muon = SGD()  # noqa: RUF009
@@ -78,11 +82,12 @@ class Recipe:
         reseed(self.seed, 0)
         backbone, features = self.model.build(self.group)
         encoder = Encoder(backbone, self.head.build(features, self.group), Whitening(features) if self.whiten else None)
-        dim = self.head.widths[-1]
+        dim = self.head.widths[-1] if self.head.widths else features
         dictionary = self.dictionary.build(dim, examples)
         keys = self.keys.build(encoder, dictionary)
         predictor = self.predictor.build(dim, self.group) if self.predictor else None
-        return Learner(encoder, keys, dictionary, self.objective.build(examples), predictor)
+        decoder = self.reconstruction.build(features, self.pretext.patch) if self.reconstruction else None  # type: ignore[union-attr]
+        return Learner(encoder, keys, dictionary, self.objective.build(examples), predictor, decoder)
 
     def fitted(self, examples: int) -> Recipe:
         """The recipe for this many examples; refuses what cannot work."""
@@ -95,21 +100,27 @@ class Recipe:
         return replace(self, dictionary=self.dictionary.fitted(examples))
 
     def guess(self, examples: int) -> float:
-        """The loss of scoring all entries alike: what a run starts near."""
-        return self.keys.directions * self.objective.guess(self.dictionary.negatives(self.batch, examples))
+        """The loss of scoring all entries alike, and of painting nothing: what a run starts near."""
+        contrast = self.keys.directions * self.objective.guess(self.dictionary.negatives(self.batch, examples))
+        return contrast + (self.reconstruction.guess() if self.reconstruction else 0.0)
+
+    def contrast(self) -> str:
+        """What a query is scored against, in words."""
+        return str(self.dictionary) if self.keys.directions else "no contrast"
 
 
 def meaningless(recipe: Recipe) -> str | None:
     """Why the parts of a recipe do not fit together, in words; None where they do."""
     keys, dictionary, objective = recipe.keys, recipe.dictionary, recipe.objective
     stored, bank, batch = isinstance(keys, Stored), isinstance(dictionary, MemoryBank), isinstance(dictionary, InBatch)
+    alone, decoder, masked = isinstance(keys, Alone), recipe.reconstruction, isinstance(recipe.pretext, Masked)
     labelled = (isinstance(keys, Labelled), isinstance(dictionary, Classes), isinstance(objective, CrossEntropy))
     refusals = {
         "stored keys are rows of a memory bank, which alone has one for every example": stored and not bank,
         "a classifier is all of Labelled, Classes and CrossEntropy": any(labelled) and not all(labelled),
         "the head of a classifier ends in one number for each class, and no predictor follows": (
             isinstance(dictionary, Classes)
-            and (recipe.head.widths[-1] != dictionary.count or recipe.predictor is not None)
+            and (recipe.head.widths[-1:] != (dictionary.count,) or recipe.predictor is not None)
         ),
         "one view a step is only enough where its key is stored from before: use TwoViews": (
             isinstance(recipe.pretext, OneView) and not stored and not any(labelled)
@@ -121,13 +132,22 @@ def meaningless(recipe: Recipe) -> str | None:
             isinstance(objective, NCE) and bank and dictionary.draws is None  # type: ignore[union-attr]
         ),
         "the predictor ends in another width than the head, so queries and keys cannot be compared": (
-            recipe.predictor is not None and recipe.predictor.widths[-1] != recipe.head.widths[-1]
+            recipe.predictor is not None and recipe.predictor.widths[-1:] != recipe.head.widths[-1:]
         ),
         "slices need entries that are there before the batch: those of a queue or a bank, and keys without gradient": (
             recipe.slices > 1 and (isinstance(keys, EndToEnd) or isinstance(dictionary, InBatch | Neighbours))
         ),
         "the Z of NCE comes from the first batch whole: it cannot be worked on in slices": (
             recipe.slices > 1 and isinstance(objective, NCE)
+        ),
+        "only a ViT leaves patches out, those of its own size: model.patch must be pretext.patch": (
+            masked and not (isinstance(recipe.model, ViT) and recipe.model.patch == recipe.pretext.patch)  # type: ignore[union-attr]
+        ),
+        "a decoder paints what is hidden, and nothing is: the pretext must be Masked, its share more": (
+            decoder is not None and not (masked and recipe.pretext.seen() < recipe.pretext.patches())  # type: ignore[union-attr]
+        ),
+        "without keys a Decoder teaches alone: the head is MLP(()), with no predictor, and InBatch stores nothing": (
+            alone and (decoder is None or recipe.head.widths != () or recipe.predictor is not None or not batch)
         ),
     }
     return next((words for words, refused in refusals.items() if refused), None)
@@ -150,9 +170,9 @@ def uneven(recipe: Recipe, world: int) -> str | None:
 KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        Recipe, Length, TwoViews, OneView, ImageView, ResNet, SmallResNet, ViT, Timm, MLP, Momentum, EndToEnd,
-        Stored, Queue, InBatch, MemoryBank, Neighbours, InfoNCE, DCL, SupCon, NCE, Labelled,
-        Classes, CrossEntropy, SGD, LARS, AdamW, Muon, Cosine, Steps, Knn,
+        Recipe, Length, TwoViews, OneView, Masked, ImageView, ResNet, SmallResNet, ViT, Timm, MLP, Decoder, Momentum,
+        EndToEnd, Stored, Alone, Queue, InBatch, MemoryBank, Neighbours, InfoNCE, DCL, SupCon, NCE, Labelled, Classes,
+        CrossEntropy, SGD, LARS, AdamW, Muon, Cosine, Steps, Knn,
     )
 }  # fmt: skip
 """The only classes a file may name."""

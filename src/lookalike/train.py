@@ -38,7 +38,7 @@ class Pulse(NamedTuple):
     total: int
     loss: float
     guess: float  # the loss of scoring all entries alike: log(K + 1) for InfoNCE
-    top1: float
+    measures: dict[str, float]  # the pretext accuracy ``top1``, the error of ``pixels``: those that the recipe has
     images_per_second: float
     seconds_per_step: float
     metrics: dict[str, float]  # of the last check-up
@@ -102,7 +102,7 @@ def train(
                 pulse = watched.pulse(step, outcome)
             learner.advance(outcome, batch, step / total)
             if due.log(step):
-                run.log(step, loss=pulse.loss, top1=pulse.top1, lr=optimizer.param_groups[0]["lr"])
+                run.log(step, loss=pulse.loss, **pulse.measures, lr=optimizer.param_groups[0]["lr"])
                 run.pace(step, images_per_s=pulse.images_per_second, data_wait=watched.share())
                 watch(pulse)
             if due.checkup(step) and (found := checked(learner, checkup)):
@@ -171,9 +171,11 @@ class Watched:
 
     def pulse(self, step: int, outcome: Outcome) -> Pulse:
         """After a step and before ``advance``; the means over ranks."""
-        loss, top1 = dist.mean(torch.stack([outcome.loss.detach(), outcome.top1().to(outcome.loss.dtype)])).tolist()
+        parts = {"loss": outcome.loss.detach(), **outcome.measures()}
+        stacked = torch.stack([part.to(outcome.loss.dtype) for part in parts.values()])
+        means = dict(zip(parts, dist.mean(stacked).tolist()))
         rate, pace = self.waiting.rate(self.recipe.batch), self.waiting.pace
-        return Pulse(step, self.total, loss, self.guess, top1, rate, pace, self.metrics)
+        return Pulse(step, self.total, means.pop("loss"), self.guess, means, rate, pace, self.metrics)
 
 
 def resume(run: Run, learner: Learner, optimizer: torch.optim.Optimizer) -> int:

@@ -20,6 +20,7 @@ def with_labels(recipe: Recipe, classes: int) -> Recipe:
         pretext=OneView(recipe.pretext.first, whole=recipe.pretext.whole),
         head=MLP((classes,)),
         predictor=None,
+        reconstruction=None,
         keys=Labelled(),
         dictionary=Classes(classes),
         objective=CrossEntropy(),

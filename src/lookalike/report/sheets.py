@@ -101,12 +101,12 @@ def views(sample: Sample, count: int = 10) -> list[Strip]:
     """Three strips: pictures as they are, and both views as the run's first epoch drew them."""
     chosen = sample.some(count)
     recipe = sample.trained.recipe
-    second = recipe.pretext.second or recipe.pretext.first
     pair = recipe.pretext(sample.canvases(chosen), sample.rows[chosen], recipe.seed, 0)
+    first, second = recipe.pretext.displayable(*pair)
     rows = {
         "picture": sample.whole(chosen),
-        "first view": recipe.pretext.first.displayable(pair[0]).cpu(),
-        "second view": second.displayable(pair[1]).cpu(),
+        "first view": first.cpu(),
+        "second view": second.cpu(),
     }
     return [strip(name, list(pixels), alt=f"{name} of {len(chosen)} examples") for name, pixels in rows.items()]
 
