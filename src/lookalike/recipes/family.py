@@ -148,14 +148,14 @@ def smaller(recipe: Recipe, examples: int, side: int) -> Recipe:
 
     Runs of minutes are short: a twin of momentum 0.999 would hardly move.
     """
-    base, vit = small(examples, side), isinstance(recipe.model, ViT)
-    keys, decoder = recipe.keys, recipe.reconstruction
+    base, keys, decoder = small(examples, side), recipe.keys, recipe.reconstruction
+    vit = recipe.model if isinstance(recipe.model, ViT) else None
     pretext = replace(recipe.pretext, first=base.pretext.first, second=None, whole=base.pretext.whole)
     return replace(
         base,
         name=f"small_{recipe.name}",
         pretext=replace(pretext, patch=4) if isinstance(pretext, Masked) else pretext,
-        model=replace(recipe.model, width=96, depth=4, heads=3, patch=4, pool="mean") if vit else base.model,
+        model=replace(vit, width=96, depth=4, heads=3, patch=4, pool="mean") if vit else base.model,
         optimizer=AdamW(1e-3, weight_decay=0.1) if vit else base.optimizer,
         head=narrow(recipe.head),
         predictor=narrow(recipe.predictor) if recipe.predictor else None,
