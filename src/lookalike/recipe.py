@@ -135,7 +135,9 @@ def meaningless(recipe: Recipe) -> str | None:
             recipe.predictor is not None and recipe.predictor.widths[-1:] != recipe.head.widths[-1:]
         ),
         "slices need entries that are there before the batch: those of a queue or a bank, and keys without gradient": (
-            recipe.slices > 1 and (isinstance(keys, EndToEnd) or isinstance(dictionary, InBatch | Neighbours))
+            recipe.slices > 1
+            and not alone
+            and (isinstance(keys, EndToEnd) or isinstance(dictionary, InBatch | Neighbours))
         ),
         "the Z of NCE comes from the first batch whole: it cannot be worked on in slices": (
             recipe.slices > 1 and isinstance(objective, NCE)

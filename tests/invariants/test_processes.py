@@ -183,7 +183,7 @@ def test_a_checkpoint_goes_on_with_another_number_of_processes(
         compare(joined, alone[name], 1e-9, name)
 
 
-@pytest.mark.parametrize("name", ["small", "symmetric momentum, queue in bf16", "small_instdisc_softmax"])
+@pytest.mark.parametrize("name", ["small", "symmetric momentum, queue in bf16", "small_instdisc_softmax", "small_mae"])
 def test_slices_change_memory_and_nothing_else(name: str, alone: dict[str, Trace]) -> None:
     sliced = replace(CASES[name], slices=4)
     found = train(sliced, 0, STEPS, torch.float64)
