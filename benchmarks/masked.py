@@ -1,8 +1,8 @@
 """What a masked query costs: forward and backward of one encoder on whole pictures and on some of their patches.
 
 Both go in turn, round by round, on the same weights and pixels; a round's ratio is whole over masked, in processor time
-of one thread, which other work on the machine disturbs least. Rows: MoCo v3's ViT-S at 224 px with patches of 16, and the
-small twin at 24 px with patches of 4, without and with the decoder that paints what is hidden.
+of one thread, which other work on the machine disturbs least. Rows: MoCo v3's ViT-S at 224 px with patches of 16, and
+the small twin at 24 px with patches of 4, without and with the decoder that paints what is hidden.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def measured(row: str, shares: list[float], batch: int, rounds: int) -> dict[str
 def told(seconds: list[float], whole: list[float]) -> str:
     """The median, and the ratios of the rounds."""
     ratios = sorted(long / short for long, short in zip(whole, seconds))
-    middle = f"{1000 * statistics.median(seconds):8.1f} ms"
-    return f"{middle}   {statistics.median(ratios):5.2f} x cheaper ({ratios[0]:.2f} to {ratios[-1]:.2f}, n = {len(ratios)})"
+    spread = f"({ratios[0]:.2f} to {ratios[-1]:.2f}, n = {len(ratios)})"
+    return f"{1000 * statistics.median(seconds):8.1f} ms   {statistics.median(ratios):5.2f} x cheaper {spread}"
 
 
 if __name__ == "__main__":
