@@ -12,7 +12,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, subcommand
 
 from lookalike.commands.data import Doctor, Embed, Prepare, Preview
-from lookalike.commands.evaluation import Evaluation
+from lookalike.commands.evaluation import Compare, Evaluation
 from lookalike.commands.training import Demo, Pretrain, Supervised
 from lookalike.trouble import IO, USAGE, Trouble
 
@@ -25,6 +25,7 @@ Command = (
     | Annotated[Pretrain, subcommand("pretrain")]
     | Annotated[Supervised, subcommand("supervised")]
     | Annotated[Evaluation, subcommand("evaluate", description="Measure what was learned.")]
+    | Annotated[Compare, subcommand("compare")]
     | Annotated[Embed, subcommand("embed")]
     | Annotated[Prepare, subcommand("prepare")]
     | Annotated[Doctor, subcommand("doctor")]

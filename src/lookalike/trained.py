@@ -98,7 +98,9 @@ class Part(NamedTuple):
     paths: list[str]
 
     @classmethod
-    def of(cls, trained: Trained, source: Source, layer: Layer, workers: int, progress: Progress, what: str) -> Part:
+    def of(
+        cls, trained: Trained, source: Source, layer: Layer, workers: int | None, progress: Progress, what: str
+    ) -> Part:
         """The readable pictures of ``source``."""
         loader = Loader(source.at(trained.recipe.canvas), workers=workers, max_bad=1.0)
         features = trained.features(loader, None, layer, progress, f"embedding {what}")
@@ -112,7 +114,7 @@ def readable(loader: Loader) -> list[int]:
 
 
 def parts(
-    trained: Trained, data: Data, layer: Layer = "backbone", workers: int = 2, progress: Progress = silent
+    trained: Trained, data: Data, layer: Layer = "backbone", workers: int | None = 2, progress: Progress = silent
 ) -> tuple[Part, Part]:
     """What an evaluation compares with and what it asks, both labelled; raises Trouble where there are no labels."""
     reference, query = labelled_parts(trained, data)

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from lookalike import comparing
 from lookalike.checks import at_least, refuse_unwritable
 from lookalike.cli import Command
 from lookalike.commands.data import Doctor, Embed, Prepare, Preview
-from lookalike.commands.evaluation import Measured
+from lookalike.commands.evaluation import Compare, Measured
 from lookalike.commands.training import Demo, Pretrain, Supervised
 from lookalike.data.source import open_source
 from lookalike.demo import demo
@@ -22,6 +23,7 @@ from lookalike.prepare import prepare as make_cache
 from lookalike.pretraining import Asked, carry_out, chosen
 from lookalike.preview import preview as draw_preview
 from lookalike.recipe import Length, Recipe
+from lookalike.report.comparison import markdown
 from lookalike.screen import Screen
 from lookalike.trained import embed_data, load, write_embeddings
 from lookalike.trouble import Trouble
@@ -36,6 +38,8 @@ def run(command: Command, rest: Sequence[str]) -> int:
             return pretrain(command, rest)
         case Preview():
             return preview(command, rest)
+        case Compare():
+            return compare(command, rest)
     refuse_unknown(command, rest)
     match command:
         case Measured():
@@ -77,6 +81,21 @@ def overrides(command: Pretrain | Preview, rest: Sequence[str]) -> list[tuple[st
     return found
 
 
+def settings_of(command: Compare, rest: Sequence[str]) -> list[tuple[str, str]]:
+    """(name, text) for each ``--NAME VALUE...`` or ``--NAME=VALUE`` of a task; several values are a list."""
+    found: list[tuple[str, str]] = []
+    for item in rest:
+        if item.startswith("--"):
+            name, _, text = item.removeprefix("--").partition("=")
+            found.append((name.replace("-", "_"), text))
+        elif not found:
+            refuse_unknown(command, [item])
+        else:
+            name, text = found[-1]
+            found[-1] = name, f"{text},{item}" if text else item
+    return found
+
+
 def pretrain(command: Pretrain, rest: Sequence[str]) -> int:
     """Exit code 0, or 128 and the number of the signal that stopped the run."""
     lengths = [command.epochs, command.minutes, command.steps]
@@ -105,6 +124,27 @@ def pretrain(command: Pretrain, rest: Sequence[str]) -> int:
         )
     )
     return 128 + done.signal if done.signal else 0
+
+
+def compare(command: Compare, rest: Sequence[str]) -> int:
+    """Prints and writes the table."""
+    at_least(command, trials=1)
+    if not command.runs:
+        raise Trouble("name a run at least: lookalike compare RUN... --on DATA --task knn")
+    settings = settings_of(command, rest)
+    wanted = comparing.asked(
+        command.runs, command.on, command.task, settings, command.trials, command.weights, Path(command.out)
+    )
+    with Screen("compare") as screen:
+        try:
+            found = comparing.compare(wanted, screen.work, screen.say)
+        except KeyboardInterrupt:
+            screen.say(f"stopped: finished trials are kept in {command.out}, and the same command goes on")
+            raise
+        screen.say("\n" + markdown(found))
+        for path in comparing.write(found, wanted.out):
+            screen.say(f"written: {path}")
+    return 0
 
 
 def embed(command: Embed) -> int:
