@@ -14,8 +14,10 @@ from lookalike.data.source import Data
 from lookalike.evaluate.fewshot import Fewshot, drawn
 from lookalike.evaluate.knn import Knn
 from lookalike.evaluate.probe import LinearProbe
+from lookalike.evaluate.segmentation import Segmentation
 from lookalike.finetuning import Finetune
 from lookalike.models.encoder import Encoder
+from lookalike.segmenting import segment
 from lookalike.trained import Part, Progress, Trained, labelled_parts, parts
 from lookalike.trouble import Trouble
 
@@ -109,6 +111,7 @@ TASKS: dict[str, Task] = {
     "probe": Task(probe, "accuracy", Probed(), "which labelled pictures are fitted", lambda s: s.share < 1),
     "fewshot": Task(fewshot, "accuracy", Few(), "which pictures are labelled"),
     "finetune": Task(finetune, "accuracy", Tuning(), "which pictures are labelled, and the order they are met in"),
+    "segment": Task(segment, "miou", Segmentation(), "the new head, the order of the pictures, and their crops"),
 }
 
 
