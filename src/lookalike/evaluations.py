@@ -11,8 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lookalike import transfers
 from lookalike.checks import at_least, refuse_unwritable
 from lookalike.commands import evaluation as asked
+from lookalike.commands.transfer import Segment
 from lookalike.data.example import Source
 from lookalike.data.loader import Loader
 from lookalike.dist import autocast, device
@@ -51,6 +53,8 @@ def evaluate(command: asked.Measured) -> int:
             report = clusters(command)
         case asked.Finetune():
             report = finetune(command)
+        case Segment():
+            report = transfers.segment(command)
         case _:
             raise TypeError(command)
     also = {"untrained": command.untrained, "weights": command.weights, "run": command.run, "data": command.data}

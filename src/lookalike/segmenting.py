@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+from lookalike.data.example import Example
 from lookalike.data.masks import pairs
 from lookalike.data.source import Data
 from lookalike.evaluate.segmentation import Classes, Confusion, Scores, Seen, Segmentation, fit, guesses
 from lookalike.trained import Progress, Trained, silent
+
+_SHOWN = 400  # px of the canvases of photos that are given back
 
 
 class Segmented(NamedTuple):
@@ -18,7 +22,7 @@ class Segmented(NamedTuple):
     reference: int
     queries: int
     unmasked: list[str]  # photos without a mask, which are left out
-    seen: list[tuple[Seen, str]]  # with the paths of their photos
+    seen: list[tuple[Seen, Example]]  # with their photos
 
 
 def segmented(
@@ -28,7 +32,7 @@ def segmented(
     found = pairs(str(data))
     view, precision = trained.recipe.pretext.first, trained.recipe.precision
 
-    def told(what: str):
+    def told(what: str) -> Callable[[int, int], None]:
         return lambda done, total: progress(what, done, total)
 
     classes = Classes.of(found.reference, spec.void, told("reading masks"))
@@ -37,7 +41,7 @@ def segmented(
     for one in guesses(spec, model, found.query, classes, view, precision, told("asking")):
         confusion.add(one.truth, one.guess)
         if len(seen) < keep:
-            seen.append((one, found.query.source.paths[one.row]))
+            seen.append((one, found.query.source.at(_SHOWN)[one.row]))
     return Segmented(confusion.scores(), classes, len(found.reference), len(found.query), found.unmasked, seen)
 
 

@@ -30,6 +30,7 @@ VOID = -1
 
 _DRAWS = 8  # the number of the view whose draws place the crops
 _FINER = 1.5  # canvases over ``size``, for crops that enlarge
+_COARSER = 2  # px of a crop for one pixel of the loss: a quarter of its cost, and masks are no finer than that
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,12 @@ class Segmentation:
     steps: int = 300
     batch: int = 8
     group: int = 8  # examples that share BatchNorm statistics, in the backbone and in the new layers
-    size: int = 256  # px of the short side at which whole pictures are seen
-    crop: int = 224
+    size: int = 192  # px of the short side at which whole pictures are seen
+    crop: int = 160
     scale: tuple[float, float] = (0.5, 2.0)
     stride: int = 16  # px of a picture for one place of the map, at most
     width: int = 64  # channels of the head
-    dilation: int = 6  # of its convolutions
+    dilation: int = 2  # of its convolutions, which then reach over as much of a crop as with 6 and 513 px
     lr: float = 0.02
     momentum: float = 0.9
     decay: float = 1e-4
@@ -98,12 +99,9 @@ def first_met(mask: Tensor | None) -> list[int]:
     """The numbers of a mask in the order of its pixels."""
     if mask is None:
         return []
-    numbers, where = torch.unique(mask, return_inverse=True)
-    first = torch.full((len(numbers),), mask.numel()).scatter_reduce(
-        0, where.flatten(), torch.arange(mask.numel()), "amin"
-    )
-    found: list[int] = numbers[first.argsort()].tolist()
-    return found
+    pixels = mask.flatten()
+    numbers: list[int] = torch.bincount(pixels).nonzero()[:, 0].tolist()
+    return sorted(numbers, key=lambda number: int((pixels == number).int().argmax()))
 
 
 def readable(scenes: Scenes, row: int) -> Tensor | None:
@@ -136,6 +134,7 @@ def fit(
     order = Order(len(loader), min(spec.batch, len(loader)), seed)
     model = placed(begun(spec, encoder, len(classes.ids), order.batch, seed)).train()
     optimizer = torch.optim.SGD(model.parameters(), spec.lr, spec.momentum, weight_decay=spec.decay)
+    asked = max(1, spec.crop // _COARSER)
     rows_of_steps = (order.rows(step) for step in range(spec.steps))
     for step, (rows, canvases) in enumerate(loader.batches(rows_of_steps)):
         for group in optimizer.param_groups:
@@ -144,12 +143,12 @@ def fit(
         truth = torch.stack(
             [
                 # Another photo stands in the place of one that cannot be read.
-                cut(None if row in loader.bad_rows else readable(scenes, row), classes.table, *where, spec.crop)
+                cut(None if row in loader.bad_rows else readable(scenes, row), classes.table, *where, asked)
                 for row, *where in zip(rows.tolist(), canvases.sizes, boxes, flip.tolist())
             ]
         )
         with autocast(precision, device()):
-            logits = model(photos(moved(canvases), boxes, flip, spec.crop, view), (spec.crop, spec.crop))
+            logits = model(photos(moved(canvases), boxes, flip, spec.crop, view), (asked, asked))
         loss = mean_loss(logits, truth.to(logits.device))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -169,7 +168,7 @@ def begun(spec: Segmentation, encoder: Encoder, classes: int, batch: int, seed: 
 
 
 def crops(spec: Segmentation, sizes: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """Boxes (B, 4) float64 top, left, height, width in pixels of pictures of ``sizes`` (B, 2), and which are mirrored."""
+    """Boxes (B, 4) float64 top, left, height, width in pixels of pictures of ``sizes`` (B, 2); which are mirrored."""
     low, high = spec.scale
     draws, whole = draws.double(), sizes.double()
     scale = low * (high / low) ** draws[:, 0]
