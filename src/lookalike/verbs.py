@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from lookalike import comparing
+from lookalike import comparing, dist
 from lookalike.checks import at_least, refuse_unwritable
 from lookalike.cli import Command
 from lookalike.commands.data import Doctor, Embed, Prepare, Preview
@@ -152,10 +152,11 @@ def embed(command: Embed) -> int:
     at_least(command, workers=0)
     refuse_unwritable(command.out)
     trained = load(command.run)
-    with Screen("embed") as screen:
+    with dist.together(), Screen("embed", not dist.first()) as screen:
         table = embed_data(trained, command.data, command.layer, command.workers, screen.work)
-        write_embeddings(table, Path(command.out))
-        screen.say(f"{len(table)} embeddings of width {table.vectors.shape[1]} in {command.out}")
+        if dist.first():
+            write_embeddings(table, Path(command.out))
+            screen.say(f"{len(table)} embeddings of width {table.vectors.shape[1]} in {command.out}")
     return 0
 
 
