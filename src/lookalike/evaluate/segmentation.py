@@ -50,7 +50,7 @@ class Segmentation:
     stride: int = 16  # px of a picture for one place of the map, at most
     width: int = 64  # channels of the head
     dilation: int = 2  # of its convolutions, which then reach over as much of a crop as with 6 and 513 px
-    lr: float = 0.02
+    lr: float = 0.05
     momentum: float = 0.9
     decay: float = 1e-4
     drops: tuple[float, ...] = (0.7, 0.9)
