@@ -16,6 +16,7 @@ from lookalike.commands.evaluation import Compare, Measured
 from lookalike.commands.training import Demo, Pretrain, Supervised
 from lookalike.data.source import open_source
 from lookalike.demo import demo
+from lookalike.diagnosis import diagnose
 from lookalike.doctor import examine
 from lookalike.evaluations import evaluate, write_report
 from lookalike.planned import about_machine
@@ -194,12 +195,24 @@ def doctor(command: Doctor) -> int:
     refuse_unwritable(command.json)
     if command.data is None:
         return machine(command.json)
+    if (Path(command.data) / "recipe.json").is_file():
+        return doctor_of_run(command)
     with Screen("doctor") as screen:
         found = examine(command.data, command.split, command.workers, not command.quick, screen.work)
         for line in found.lines():
             screen.say(line)
         for path in found.write(Path(command.out)):
             screen.say(f"written: {path}")
+    write_report(command.json, found.plain())
+    return 0
+
+
+def doctor_of_run(command: Doctor) -> int:
+    """What a run is and how it does."""
+    found = diagnose(Path(str(command.data)), command.workers)
+    with Screen("doctor") as screen:
+        for line in found.lines():
+            screen.say(line)
     write_report(command.json, found.plain())
     return 0
 
