@@ -251,7 +251,12 @@ def override(recipe: Recipe, path: str, text: str) -> Recipe:
         near = difflib.get_close_matches(path, flat(recipe), n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}?" if near else "see recipe.json of a run for all fields"
         raise Trouble(f"recipe {recipe.name} has no field {path!r}; {hint}")
-    return typing.cast("Recipe", _replaced(recipe, path.split("."), path, text))
+    return typing.cast("Recipe", replaced(recipe, path, text))
+
+
+def replaced(value: Any, path: str, text: str) -> Any:
+    """A frozen dataclass with the field at ``path``, which it has, read from ``text``; raises Trouble."""
+    return _replaced(value, path.split("."), path, text)
 
 
 def _replaced(value: Any, parts: list[str], path: str, text: str) -> Any:

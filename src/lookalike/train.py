@@ -65,8 +65,10 @@ def batches(
     data = data or Timed()
     rows_of_steps = (order.rows(step, dist.rank(), dist.world()) for step in range(start, stop))
     for step, (rows, material) in enumerate(data.over(loader.batches(rows_of_steps)), start):
-        rows = rows.to(device())
-        yield Batch(rows, *recipe.pretext(moved(material), rows, recipe.seed, order.epoch(step)))
+        views = recipe.pretext(moved(material), rows.to(device()), recipe.seed, order.epoch(step))
+        # Where labels teach, a picture that stands in for one that cannot be read brings its own.
+        known = loader.shown(rows) if recipe.objective.supervised else rows
+        yield Batch(known.to(device()), *views)
 
 
 def train(

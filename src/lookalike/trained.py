@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from lookalike import checkpoint
-from lookalike.data.loader import Loader
+from lookalike import checkpoint, dist, portions
+from lookalike.data.loader import GIB, Loader
 from lookalike.data.source import Data, Rows, Source, reference_and_query, splits_of
 from lookalike.dist import autocast, device, moved, placed
 from lookalike.evaluate.embed import Layer, embed, settle
@@ -31,6 +31,9 @@ def silent(what: str, done: int, total: int) -> None:
     """Shows nothing."""
 
 
+_CHUNK = 500  # pictures that are encoded at a time
+
+
 class Trained(NamedTuple):
     """An encoder and its recipe; ``step`` 0 is a network that this recipe has not trained."""
 
@@ -38,7 +41,7 @@ class Trained(NamedTuple):
     encoder: Encoder
     step: int
 
-    def views(self, loader: Loader, rows: Tensor, chunk: int = 500) -> Iterator[View]:
+    def views(self, loader: Loader, rows: Tensor, chunk: int = _CHUNK) -> Iterator[View]:
         """The examples at ``rows`` (N,) as the encoder is evaluated: whole, nothing random."""
         for _, material in loader.batches(torch.split(rows, chunk)):
             yield self.recipe.pretext.evaluation(moved(material))
@@ -98,12 +101,18 @@ class Part(NamedTuple):
     paths: list[str]
 
     @classmethod
-    def of(cls, trained: Trained, source: Source, layer: Layer, workers: int, progress: Progress, what: str) -> Part:
-        """The readable pictures of ``source``."""
-        loader = Loader(source.at(trained.recipe.canvas), workers=workers, max_bad=1.0)
-        features = trained.features(loader, None, layer, progress, f"embedding {what}")
-        good = readable(loader)
-        return cls(features[good], source.labels[good], [source.paths[row] for row in good])
+    def of(
+        cls, trained: Trained, source: Source, layer: Layer, workers: int | None, progress: Progress, what: str
+    ) -> Part:
+        """The readable pictures of ``source``; each rank embeds some of them, and the first rank alone gets them."""
+        # A rank keeps no canvases: it would keep everybody's.
+        budget = 4 * GIB if dist.world() == 1 else 0
+        loader = Loader(source.at(trained.recipe.canvas), budget, workers, max_bad=1.0)
+        rows = torch.arange(*portions.mine(len(loader), _CHUNK))
+        features = trained.features(loader, rows, layer, progress, f"embedding {what}")
+        good = torch.tensor([row not in loader.bad_rows for row in rows.tolist()], dtype=torch.bool)
+        kept = portions.to_first(rows[good])
+        return cls(portions.to_first(features[good]), source.labels[kept], [source.paths[row] for row in kept.tolist()])
 
 
 def readable(loader: Loader) -> list[int]:
@@ -112,7 +121,7 @@ def readable(loader: Loader) -> list[int]:
 
 
 def parts(
-    trained: Trained, data: Data, layer: Layer = "backbone", workers: int = 2, progress: Progress = silent
+    trained: Trained, data: Data, layer: Layer = "backbone", workers: int | None = 2, progress: Progress = silent
 ) -> tuple[Part, Part]:
     """What an evaluation compares with and what it asks, both labelled; raises Trouble where there are no labels."""
     reference, query = labelled_parts(trained, data)

@@ -55,11 +55,12 @@ class Prepare:
 class Doctor:
     """Look at every picture before training: what is there, what is broken, what is double, what would be done with it.
 
+    Of a run: whether it ended, whether its checkpoints are whole, what it learned, and how to go on.
     Without DATA: what this machine has.
     """
 
     data: Positional[str | None] = None
-    """Pictures in any layout, or a folder that prepare made."""
+    """Pictures in any layout, a folder that prepare made, or the folder of a run."""
     out: str = "doctor"
     """Folder for a sheet of pictures and lists of broken and double ones."""
     split: str | None = None

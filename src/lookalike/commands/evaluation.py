@@ -122,3 +122,29 @@ Evaluation = (
     | Annotated[Clusters, subcommand("clusters")]
     | Annotated[Finetune, subcommand("finetune")]
 )
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Several starts on one task: lookalike compare RUN... --on DATA --task knn
+
+    Each RUN, random (the network of the first run, untrained), --weights, and the run that lookalike supervised made:
+    mean and interval over trials, the difference from the supervised one trial by trial, and win, tie or loss.
+    A setting of the task is set by its name, for every start alike: --share 0.1 --steps 500.
+    The same command again goes on where it was stopped: each finished trial is kept in --out.
+    """
+
+    runs: Positional[Annotated[tuple[str, ...], shown("RUN")]]
+    """Folders of runs."""
+    on: Annotated[str, shown("DATA")]
+    """What the task is measured on: pictures with labels, or with masks."""
+    task: Annotated[str, shown("NAME")]
+    """knn, probe, fewshot, finetune, segment."""
+    trials: int = 5
+    """How often everything that is drawn is drawn."""
+    weights: Annotated[tuple[str, ...], shown("FILE")] = ()
+    """Weights of others in the network of the first run: .safetensors, .pth, torchvision:NAME or timm:NAME."""
+    out: str = "compare"
+    """Folder for the trials, and TASK.md, TASK.json, TASK.svg and TASK.html."""
+    debug: bool = False
+    """Show the traceback of an error."""

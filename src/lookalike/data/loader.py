@@ -83,6 +83,13 @@ class Loader:
             # Copies whole canvases: five times as fast as indexing.
             yield Loaded(rows, Canvases(*(part.index_select(0, rows) for part in self._canvases)))
 
+    def shown(self, rows: Tensor) -> Tensor:
+        """The rows (B,) whose pictures stand in a batch that was asked for ``rows``: others where those are bad."""
+        if not self.bad_rows:
+            return rows
+        bad, count = self.bad_rows, len(self)
+        return torch.tensor([next_good(row, bad, count) if row in bad else row for row in rows.tolist()])
+
     def _fill(self, workers: int, progress: Callable[[int], None]) -> None:
         """Decode everything once, then let each bad row have the canvas of the next good one."""
         count, side = len(self), self.source.side

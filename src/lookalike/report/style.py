@@ -37,6 +37,9 @@ svg .guide { stroke: var(--guide); stroke-width: 1.5; stroke-dasharray: 5 4; }
 svg .line, svg .faint { fill: none; stroke: var(--line); stroke-width: 2; stroke-linejoin: round; }
 svg .faint { stroke: var(--faint); stroke-width: 1; }
 svg .dot { fill: var(--line); }
+svg .trial { fill: var(--fill); }
+svg .whisker { stroke: var(--line); stroke-width: 2.5; }
+svg .name { fill: var(--ink); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .wide { overflow-x: auto; }
 .accuracies { width: 100%; margin-top: 14px; background: var(--panel); }
