@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lookalike.checks import at_least, refuse_unwritable
 from lookalike.commands import evaluation as asked
+from lookalike.commands.transfer import Detect, Keypoints
 from lookalike.data.example import Source
 from lookalike.data.loader import Loader
 from lookalike.dist import autocast, device
@@ -27,6 +28,7 @@ from lookalike.finetuning import Finetune
 from lookalike.run import write_json
 from lookalike.screen import Screen
 from lookalike.trained import Part, Trained, labelled_parts, load, parts, readable
+from lookalike.transferring import transferred
 from lookalike.trouble import Trouble
 
 Report = dict[str, object]
@@ -51,6 +53,8 @@ def evaluate(command: asked.Measured) -> int:
             report = clusters(command)
         case asked.Finetune():
             report = finetune(command)
+        case Detect() | Keypoints():
+            report = transferred(command)
         case _:
             raise TypeError(command)
     also = {"untrained": command.untrained, "weights": command.weights, "run": command.run, "data": command.data}
