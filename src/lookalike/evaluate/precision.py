@@ -49,6 +49,7 @@ def coco_precision(scenes: Sequence[Scene], found: Sequence[Seen], classes: int,
     counted.evaluate()
     counted.accumulate()
     counted.summarize()
+    # Where there is no object of any class, COCO's tools say -1.
     return {name: max(0.0, float(value)) for name, value in zip(("AP", "AP50", "AP75"), counted.stats)}
 
 
