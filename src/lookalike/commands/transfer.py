@@ -15,7 +15,7 @@ from lookalike.commands.words import shown
 class Tuned(Measured):
     """What both take."""
 
-    data: Positional[str]  # type: ignore[misc]  # the same field with other words
+    data: Positional[str]  # the same field in other words
     """Folder of pictures with annotations: COCO's JSON, Pascal VOC's XML, YOLO's text, points as .mat or .csv."""
     annotations: Annotated[str | None, shown("FILE")] = None
     """The file or folder of annotations, where DATA holds several; boxes and points are found by themselves."""

@@ -123,7 +123,8 @@ class FPN(nn.Module):
     def box_head(self) -> nn.Module:
         """One convolution and one hidden layer; its BatchNorm sees the boxes of ``spec.group`` pictures."""
         norm = partial(GroupedBatchNorm2d, group=self.spec.group * self.spec.rois)
-        return FastRCNNConvFCHead((self.spec.width, 7, 7), [self.spec.width], [self.spec.hidden], norm)
+        head: nn.Module = FastRCNNConvFCHead((self.spec.width, 7, 7), [self.spec.width], [self.spec.hidden], norm)
+        return head
 
 
 class C4(nn.Module):
@@ -165,7 +166,7 @@ def pooled(names: list[str], side: int, strides: list[int]) -> MultiScaleRoIAlig
     return pool
 
 
-class Anchors(AnchorGenerator):
+class Anchors(AnchorGenerator):  # type: ignore[misc]  # torchvision is not typed
     """Anchors at the true strides, where torchvision divides the padded size by the number of cells."""
 
     def __init__(self, sides: list[tuple[float, ...]], strides: list[int]) -> None:

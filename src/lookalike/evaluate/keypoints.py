@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 
 from lookalike.evaluate.detection import C4, FPN, Detection
@@ -21,5 +21,14 @@ class Keypoints(Detection):
         return {
             "keypoint_roi_pool": neck.pool(14),
             "keypoint_head": KeypointRCNNHeads(neck.out_channels, [self.width] * self.convolutions),
-            "keypoint_predictor": KeypointRCNNPredictor(self.width, joints),
+            "keypoint_predictor": _Maps(self.width, joints),
         }
+
+
+class _Maps(KeypointRCNNPredictor):  # type: ignore[misc]  # torchvision is not typed
+    """torchvision's, whose loss wants the memory layout that convolutions are not fastest in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(R, C, 14, 14) → (R, K, 56, 56)."""
+        maps: Tensor = super().forward(x)
+        return maps.contiguous()

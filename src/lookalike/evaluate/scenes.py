@@ -86,7 +86,7 @@ def truth(scene: Scene, look: Look, swapped: Sequence[int], masks: bool) -> Trut
         "keypoints": torch.tensor(points, dtype=torch.float32),
     }
     if masks:
-        shapes = [_mask(scene, row, look) for row in rows]
+        shapes = [_mask(scene, row, look) for row in rows.tolist()]
         every = np.stack(shapes) if shapes else np.zeros((0, look.height, look.width), dtype=bool)
         found["masks"] = torch.tensor(every[:, :, ::-1].copy() if look.mirrored else every, dtype=torch.uint8)
     # The network's float32 must not make a line of a thin box.

@@ -91,7 +91,7 @@ def _stages(backbone: SmallResNetBackbone) -> list[nn.Module]:
     """The stem with the first stage, then the others, each of which begins where the resolution halves."""
     stages: list[list[nn.Module]] = [[backbone.stem, backbone.norm, nn.ReLU(inplace=True)]]
     for number, block in enumerate(backbone.blocks):
-        if number and block.conv1.stride != (1, 1):  # type: ignore[union-attr]
+        if number and block.conv1.stride != (1, 1):
             stages.append([])
         stages[-1].append(block)
     return [nn.Sequential(*stage) for stage in stages]

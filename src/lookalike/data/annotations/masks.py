@@ -141,7 +141,8 @@ def filled(corners: npt.NDArray[np.float64], height: int, width: int) -> Mask:
     down = np.ceil(((np.minimum(y[steps + 1], y[steps]) + 0.5) / _FINE - 0.5).clip(0, height)).astype(np.int64)
     real = (np.floor(across) == across) & (across >= 0) & (across <= width - 1)
     flips = np.bincount(across[real].astype(np.int64) * height + down[real], minlength=height * width)
-    return (np.cumsum(flips[: height * width]) % 2 == 1).reshape(width, height).T
+    inside: Mask = np.cumsum(flips[: height * width]) % 2 == 1
+    return inside.reshape(width, height).T
 
 
 def _walked(
