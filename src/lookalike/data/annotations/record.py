@@ -107,7 +107,7 @@ def _scene(
     boxes = np.array([thing.box for thing in things], dtype=np.float64).reshape(-1, 4)
     boxes = np.nan_to_num(boxes, nan=0.0, posinf=0.0, neginf=0.0).clip(0, [width, height, width, height])
     sides = boxes[:, 2:] - boxes[:, :2]
-    good: npt.NDArray[np.bool_] = (sides > 0).all(1)
+    good = np.asarray((sides > 0).all(1))
     dropped.add("objects without an area in their picture", path, int((~good).sum()))
     kept = [thing for thing, fits in zip(things, good) if fits]
     areas = [_area(thing.area, side) for thing, side in zip(kept, sides[good])]
