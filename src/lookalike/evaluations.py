@@ -15,7 +15,7 @@ from torch import Tensor
 from lookalike import dist, transfers
 from lookalike.checks import at_least, refuse_unwritable
 from lookalike.commands import evaluation as asked
-from lookalike.commands.transfer import Segment
+from lookalike.commands.transfer import Detect, Keypoints, Segment
 from lookalike.data.example import Source
 from lookalike.data.loader import Loader
 from lookalike.dist import autocast, device
@@ -73,6 +73,8 @@ def measured(command: asked.Measured) -> Report | None:
             return finetune(command)
         case Segment():
             return transfers.segment(command)
+        case Detect() | Keypoints():
+            return transfers.transferred(command)
     raise TypeError(command)
 
 
