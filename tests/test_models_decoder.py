@@ -106,7 +106,9 @@ def without_gradient(recipe: Recipe) -> set[str]:
     nn.init.normal_(learner.reconstruction.paint.weight, std=0.1) if learner.reconstruction else None
     learner(batch(recipe)).loss.backward()
     return {
-        name.split(".")[0] for name, p in learner.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)
+        name.split(".")[0]
+        for name, p in learner.named_parameters()
+        if p.grad is None or not bool(p.grad.abs().sum() > 0)
     }
 
 

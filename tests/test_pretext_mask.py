@@ -29,7 +29,10 @@ def canvases(count: int = 6, side: int = 16) -> Canvases:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    share=st.floats(0, 0.99), patch=st.sampled_from([1, 2, 3, 4, 6, 12]), seed=st.integers(0, 9), epoch=st.integers(0, 9)
+    share=st.floats(0, 0.99),
+    patch=st.sampled_from([1, 2, 3, 4, 6, 12]),
+    seed=st.integers(0, 9),
+    epoch=st.integers(0, 9),
 )
 def test_as_many_patches_stay_in_each_example_as_the_share_says(
     share: float, patch: int, seed: int, epoch: int

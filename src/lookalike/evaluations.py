@@ -23,9 +23,12 @@ from lookalike.evaluate.knn import Knn
 from lookalike.evaluate.paper import PaperProbe
 from lookalike.evaluate.probe import LinearProbe
 from lookalike.evaluate.retrieval import Retrieval
+from lookalike.evaluate.similarity import spearman
 from lookalike.finetuning import Finetune
+from lookalike.reading import refuse_text
 from lookalike.run import write_json
 from lookalike.screen import Screen
+from lookalike.similarities import scored, texts_embedded
 from lookalike.trained import Part, Trained, labelled_parts, load, parts, readable
 from lookalike.trouble import Trouble
 
@@ -51,6 +54,8 @@ def evaluate(command: asked.Measured) -> int:
             report = clusters(command)
         case asked.Finetune():
             report = finetune(command)
+        case asked.Sts():
+            report = sts(command)
         case _:
             raise TypeError(command)
     also = {"untrained": command.untrained, "weights": command.weights, "run": command.run, "data": command.data}
@@ -137,11 +142,12 @@ def paper_probe(command: asked.Probe) -> Report:
     if command.layer != "backbone":
         raise Trouble("the paper's probe reads the backbone: leave out --layer")
     trained = load(command.run, command.untrained, command.weights)
+    refuse_text(trained.recipe, "the paper's probe")
     spec, (first, second) = PaperProbe(command.epochs, command.lr), labelled_parts(trained, command.data)
     with Screen("probe") as screen, autocast(trained.recipe.precision, device()):
         reference, query = (loader_of(source, trained, command.workers) for source in (first, second))
         say_missing(first.labels, second.labels, screen)
-        view = trained.recipe.pretext.crops()
+        view = trained.recipe.pictures.crops()
         found = spec.fit(trained.encoder, reference, view, lambda done, all: screen.work("probing", done, all))
         features = raw(trained.encoder, trained.views(query, torch.arange(len(query)))).cpu()
         good = torch.tensor(readable(query))
@@ -220,6 +226,20 @@ def clusters(command: asked.Clusters) -> Report:
     return report | {"draws": command.draws, "classes": classes} | counted(trained, reference, query, command.layer)
 
 
+def sts(command: asked.Sts) -> Report:
+    """The rank correlation of cosines with scores."""
+    with Screen("sts") as screen:
+        trained = load(command.run, command.untrained, command.weights)
+        pairs, split = scored(trained, command.data, command.split)
+        first, second = (texts_embedded(trained, pairs, number, command.layer) for number in (0, 1))
+        found = spearman((first * second).sum(1), pairs.scores)
+        screen.say(
+            f"STS: Spearman {found:.4f} between cosines and the scores of {len(pairs)} pairs, {split} "
+            f"({command.layer}, step {trained.step})"
+        )
+    return {"spearman": found, "pairs": len(pairs), "split": split, "layer": command.layer, "step": trained.step}
+
+
 def plus_minus(half: float, form: str) -> str:
     """The half-width of an interval, where there are draws enough for one."""
     return "" if math.isnan(half) else f" ± {half:{form}}"
@@ -230,6 +250,7 @@ def finetune(command: asked.Finetune) -> Report:
     at_least(command, steps=1, batch=2, draws=1, rates=1e-12)
     refuse_no_share(command.shares)
     trained = load(command.run, command.untrained, command.weights)
+    refuse_text(trained.recipe, "fine-tuning")
     first, second = labelled_parts(trained, command.data)
     spec = Finetune(command.shares, command.rates, command.steps, command.batch, command.draws)
     kept = nullcontext(command.out) if command.out else tempfile.TemporaryDirectory(prefix="lookalike-")
