@@ -231,5 +231,5 @@ def _answers(
 
 
 def _shown(trained: Trained, canvas: Tensor, look: Look) -> Tensor:
-    view = trained.recipe.pretext.first
+    view = trained.recipe.pictures.first
     return picture(canvas, look, view.mean, view.std)

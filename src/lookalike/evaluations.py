@@ -26,9 +26,12 @@ from lookalike.evaluate.knn import Knn
 from lookalike.evaluate.paper import PaperProbe
 from lookalike.evaluate.probe import LinearProbe
 from lookalike.evaluate.retrieval import Retrieval
+from lookalike.evaluate.similarity import spearman
 from lookalike.finetuning import Finetune
+from lookalike.reading import refuse_text
 from lookalike.run import write_json
 from lookalike.screen import Screen
+from lookalike.similarities import scored, texts_embedded
 from lookalike.trained import Part, Trained, labelled_parts, load, parts, readable
 from lookalike.trouble import Trouble
 
@@ -71,6 +74,8 @@ def measured(command: asked.Measured) -> Report | None:
             return paper_probe(command)
         case asked.Finetune():
             return finetune(command)
+        case asked.Sts():
+            return sts(command)
         case Segment():
             return transfers.segment(command)
         case Detect() | Keypoints():
@@ -159,11 +164,12 @@ def paper_probe(command: asked.Probe) -> Report:
     if command.layer != "backbone":
         raise Trouble("the paper's probe reads the backbone: leave out --layer")
     trained = load(command.run, command.untrained, command.weights)
+    refuse_text(trained.recipe, "the paper's probe")
     spec, (first, second) = PaperProbe(command.epochs, command.lr), labelled_parts(trained, command.data)
     with Screen("probe") as screen, autocast(trained.recipe.precision, device()):
         reference, query = (loader_of(source, trained, command.workers) for source in (first, second))
         say_missing(first.labels, second.labels, screen)
-        view = trained.recipe.pretext.crops()
+        view = trained.recipe.pictures.crops()
         found = spec.fit(trained.encoder, reference, view, lambda done, all: screen.work("probing", done, all))
         features = raw(trained.encoder, trained.views(query, torch.arange(len(query)))).cpu()
         good = torch.tensor(readable(query))
@@ -232,6 +238,20 @@ def clusters(command: asked.Clusters, found: Embedded, screen: Screen) -> Report
     return report | {"draws": command.draws, "classes": classes}
 
 
+def sts(command: asked.Sts) -> Report:
+    """The rank correlation of cosines with scores."""
+    with Screen("sts") as screen:
+        trained = load(command.run, command.untrained, command.weights)
+        pairs, split = scored(trained, command.data, command.split)
+        first, second = (texts_embedded(trained, pairs, number, command.layer) for number in (0, 1))
+        found = spearman((first * second).sum(1), pairs.scores)
+        screen.say(
+            f"STS: Spearman {found:.4f} between cosines and the scores of {len(pairs)} pairs, {split} "
+            f"({command.layer}, step {trained.step})"
+        )
+    return {"spearman": found, "pairs": len(pairs), "split": split, "layer": command.layer, "step": trained.step}
+
+
 def plus_minus(half: float, form: str) -> str:
     """The half-width of an interval, where there are draws enough for one."""
     return "" if math.isnan(half) else f" ± {half:{form}}"
@@ -240,6 +260,7 @@ def plus_minus(half: float, form: str) -> str:
 def finetune(command: asked.Finetune) -> Report:
     """Accuracy after training everything, beside a probe with the same labels."""
     trained = load(command.run, command.untrained, command.weights)
+    refuse_text(trained.recipe, "fine-tuning")
     first, second = labelled_parts(trained, command.data)
     spec = Finetune(command.shares, command.rates, command.steps, command.batch, command.draws)
     kept = nullcontext(command.out) if command.out else tempfile.TemporaryDirectory(prefix="lookalike-")

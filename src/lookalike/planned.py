@@ -50,7 +50,7 @@ def planned(data: Data, split: str | None, timed: bool, workers: int) -> Trainin
         len(source),
         _queue(recipe),
         recipe.batch,
-        recipe.pretext.first.size,
+        recipe.pictures.first.size,
         recipe.canvas,
         size,
         minutes,
@@ -68,7 +68,7 @@ def _reasons(recipe: Recipe, source: Source, size: float, minutes: float | None)
         share = f"{queue / len(source):.0%} of all"
         yield f"a queue of {queue:,}, which holds keys of the last {queue / recipe.batch:.0f} steps: {share}"
     yield (
-        f"crops of {recipe.pretext.first.size} px from canvases of {recipe.canvas} px, "
+        f"crops of {recipe.pictures.first.size} px from canvases of {recipe.canvas} px, "
         f"since the median short side is {native_side(source)} px"
     )
     keep = "kept in memory" if size <= 4 else "more than the 4 GiB of --memory: prepare them once, or raise it"

@@ -29,14 +29,14 @@ def preview(source: Source, recipe: Recipe, out: Path, count: int = 12, epoch: i
     if not len(good):
         raise Trouble(f"none of {len(drawn)} pictures can be read, first {source.paths[int(drawn[0])]}", BAD_DATA)
     batch = next(iter(loader.batches([good])))
-    first, second = recipe.pretext(batch.material, drawn[good], recipe.seed, epoch)
-    query, key = recipe.pretext.displayable(first, second)
+    first, second = recipe.pictures(batch.material, drawn[good], recipe.seed, epoch)
+    query, key = recipe.pictures.displayable(first, second)
     tiles: list[Tile] = []
     for i, row in enumerate(drawn[good].tolist()):
         height, width = batch.material.sizes[i].tolist()
         tiles.append(Tile(upright(batch.material.pixels[i], height, width, _TILE), source.paths[row]))
         tiles += [Tile(upright(view[i].cpu(), 1, 1, _TILE), word) for view, word in ((query, "query"), (key, "key"))]
-    size = recipe.pretext.first.size
+    size = recipe.pictures.first.size
     title = f"{recipe.name}: picture, query view, key view ({size} px of a canvas of {recipe.canvas} px, epoch {epoch})"
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, sheet(tiles, 6 if len(good) > 1 else 3, _TILE, title))

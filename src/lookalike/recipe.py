@@ -20,12 +20,16 @@ from lookalike.learn.objective import DCL, NCE, InfoNCE, SupCon
 from lookalike.models.decoder import Decoder
 from lookalike.models.encoder import Encoder
 from lookalike.models.heads import MLP
+from lookalike.models.hugging_face import HuggingFace
 from lookalike.models.image import ResNet, SmallResNet, Timm
+from lookalike.models.text import Transformer
 from lookalike.models.vit import ViT
 from lookalike.models.whitening import Whitening
+from lookalike.models.words import Words
 from lookalike.optimize import LARS, SGD, AdamW, Cosine, Muon, Steps
 from lookalike.pretext.image import ImageView, OneView, TwoViews
 from lookalike.pretext.mask import Masked
+from lookalike.pretext.text import Cloze, Pairs, SameSentence
 from lookalike.seeding import reseed
 from lookalike.trouble import BAD_DATA, Trouble
 
@@ -53,13 +57,13 @@ class Recipe:
     """What is learned, how, and for how long; two runs of one recipe on the same data and machine are equal."""
 
     name: str
-    pretext: TwoViews | OneView | Masked
+    pretext: TwoViews | OneView | Masked | SameSentence | Pairs | Cloze
     canvas: int = 256  # side in pixels at which pictures are kept before they are cropped
-    model: ResNet | SmallResNet | ViT | Timm = ResNet()  # noqa: RUF009  (frozen)
+    model: ResNet | SmallResNet | ViT | Timm | Transformer | HuggingFace = ResNet()  # noqa: RUF009  (frozen)
     head: MLP = MLP()  # noqa: RUF009
     whiten: bool = False  # the backbone ends in a map, fitted without labels, that decorrelates its features
     predictor: MLP | None = None  # between the query's head and the query (MoCo v3)
-    reconstruction: Decoder | None = None  # paints what the query does not see (MAE)
+    reconstruction: Decoder | Words | None = None  # rebuilds what the query does not see (MAE, BERT)
     keys: Momentum | EndToEnd | Stored | Labelled | Alone = Momentum()  # noqa: RUF009
     dictionary: Queue | InBatch | MemoryBank | Neighbours | Classes = Queue()  # noqa: RUF009
     objective: InfoNCE | DCL | SupCon | NCE | CrossEntropy = InfoNCE()  # noqa: RUF009
@@ -86,13 +90,20 @@ class Recipe:
         dictionary = self.dictionary.build(dim, examples)
         keys = self.keys.build(encoder, dictionary)
         predictor = self.predictor.build(dim, self.group) if self.predictor else None
-        decoder = self.reconstruction.build(features, self.pretext.patch) if self.reconstruction else None  # type: ignore[union-attr]
+        decoder = self.reconstruction.build(features, self._hidden()) if self.reconstruction else None
         return Learner(encoder, keys, dictionary, self.objective.build(examples), predictor, decoder)
+
+    @property
+    def pictures(self) -> TwoViews:
+        """The pretext of a recipe for pictures; raises Trouble for another, which what asks is not made for."""
+        if not isinstance(self.pretext, TwoViews):
+            raise Trouble(f"{self.name} is for text, and this is made for pictures")
+        return self.pretext
 
     def fitted(self, examples: int) -> Recipe:
         """The recipe for this many examples; refuses what cannot work."""
         if self.batch > examples:
-            advice = f"try --batch {2 ** max(1, (examples // 4).bit_length() - 1)}" if examples >= 4 else "add pictures"
+            advice = f"try --batch {2 ** max(1, (examples // 4).bit_length() - 1)}" if examples >= 4 else "add examples"
             raise Trouble(f"a batch of {self.batch} is larger than the data, {examples} examples: {advice}", BAD_DATA)
         for name, least in {"batch": 2, "group": 1, "canvas": 1, "checkups": 0, "slices": 1}.items():
             if getattr(self, name) < least:
@@ -102,7 +113,11 @@ class Recipe:
     def guess(self, examples: int) -> float:
         """The loss of scoring all entries alike, and of painting nothing: what a run starts near."""
         contrast = self.keys.directions * self.objective.guess(self.dictionary.negatives(self.batch, examples))
-        return contrast + (self.reconstruction.guess() if self.reconstruction else 0.0)
+        return contrast + (self.reconstruction.guess(self._hidden()) if self.reconstruction else 0.0)
+
+    def _hidden(self) -> int:
+        """What a decoder must know of what is hidden: the side of patches, or how many tokens there are."""
+        return self.model.vocabulary if isinstance(self.model, Transformer) else self.pretext.patch  # type: ignore[union-attr]
 
     def contrast(self) -> str:
         """What a query is scored against, in words."""
@@ -113,6 +128,7 @@ def meaningless(recipe: Recipe) -> str | None:
     """Why the parts of a recipe do not fit together, in words; None where they do."""
     keys, dictionary, objective = recipe.keys, recipe.dictionary, recipe.objective
     stored, bank, batch = isinstance(keys, Stored), isinstance(dictionary, MemoryBank), isinstance(dictionary, InBatch)
+    text = (isinstance(recipe.pretext, SameSentence), isinstance(recipe.model, Transformer | HuggingFace))
     alone, decoder, masked = isinstance(keys, Alone), recipe.reconstruction, isinstance(recipe.pretext, Masked)
     labelled = (isinstance(keys, Labelled), isinstance(dictionary, Classes), isinstance(objective, CrossEntropy))
     refusals = {
@@ -121,6 +137,10 @@ def meaningless(recipe: Recipe) -> str | None:
         "the head of a classifier ends in one number for each class, and no predictor follows": (
             isinstance(dictionary, Classes)
             and (recipe.head.widths[-1:] != (dictionary.count,) or recipe.predictor is not None)
+        ),
+        "views of text are for encoders of text, and those of pictures for encoders of pictures": text[0] != text[1],
+        "keys of text are not shuffled, since no BatchNorm compares them: keys.shuffle is false": (
+            text[0] and isinstance(keys, Momentum) and keys.shuffle
         ),
         "one view a step is only enough where its key is stored from before: use TwoViews": (
             isinstance(recipe.pretext, OneView) and not stored and not any(labelled)
@@ -145,10 +165,19 @@ def meaningless(recipe: Recipe) -> str | None:
         "only a ViT leaves patches out, those of its own size: model.patch must be pretext.patch": (
             masked and not (isinstance(recipe.model, ViT) and recipe.model.patch == recipe.pretext.patch)  # type: ignore[union-attr]
         ),
-        "a decoder paints what is hidden, and nothing is: the pretext must be Masked, its share more": (
-            decoder is not None and not (masked and recipe.pretext.seen() < recipe.pretext.patches())  # type: ignore[union-attr]
+        "words are named where tokens are hidden, alone: Cloze, a Transformer, Words and Alone belong together": (
+            isinstance(recipe.pretext, Cloze) or isinstance(decoder, Words)
+        )
+        and not (
+            isinstance(recipe.pretext, Cloze)
+            and isinstance(recipe.model, Transformer)
+            and isinstance(decoder, Words)
+            and alone
         ),
-        "without keys a Decoder teaches alone: the head is MLP(()), with no predictor, and InBatch stores nothing": (
+        "a decoder paints what is hidden, and nothing is: the pretext must be Masked, its share more": (
+            isinstance(decoder, Decoder) and not (masked and recipe.pretext.seen() < recipe.pretext.patches())  # type: ignore[union-attr]
+        ),
+        "without keys a decoder teaches alone: the head is MLP(()), with no predictor, and InBatch stores nothing": (
             alone and (decoder is None or recipe.head.widths != () or recipe.predictor is not None or not batch)
         ),
     }
@@ -172,7 +201,9 @@ def uneven(recipe: Recipe, world: int) -> str | None:
 KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        Recipe, Length, TwoViews, OneView, Masked, ImageView, ResNet, SmallResNet, ViT, Timm, MLP, Decoder, Momentum,
+        Recipe, Length, TwoViews, OneView, Masked, ImageView, SameSentence, Pairs, Cloze, ResNet, SmallResNet, ViT,
+        Timm, Words,
+        Transformer, HuggingFace, MLP, Decoder, Momentum,
         EndToEnd, Stored, Alone, Queue, InBatch, MemoryBank, Neighbours, InfoNCE, DCL, SupCon, NCE, Labelled, Classes,
         CrossEntropy, SGD, LARS, AdamW, Muon, Cosine, Steps, Knn,
     )

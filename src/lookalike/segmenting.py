@@ -30,14 +30,14 @@ def segmented(
 ) -> Segmented:
     """Tune a copy of the backbone to the reference's masks and ask the queries; ``keep`` of them are given back."""
     found = pairs(str(data))
-    view, precision = trained.recipe.pretext.first, trained.recipe.precision
+    view, precision = trained.recipe.pictures.first, trained.recipe.precision
 
     def told(what: str) -> Callable[[int, int], None]:
         return lambda done, total: progress(what, done, total)
 
     classes = Classes.of(found.reference, spec.void, told("reading masks"))
     model = fit(spec, trained.encoder, found.reference, classes, view, seed, precision, told("tuning"))
-    confusion, seen = Confusion(classes, spec.void), []
+    confusion, seen = Confusion(classes, spec.void), list[tuple[Seen, Example]]()
     for one in guesses(spec, model, found.query, classes, view, precision, told("asking")):
         confusion.add(one.truth, one.guess)
         if len(seen) < keep:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lookalike import checkpoint, dist, optimize
-from lookalike.data.loader import Loader
+from lookalike.data.loader import Loads
 from lookalike.data.order import Order
 from lookalike.data.windows import order_of
 from lookalike.dist import autocast, device, moved, placed
@@ -56,11 +56,11 @@ class Finished(NamedTuple):
 
 
 def batches(
-    loader: Loader, recipe: Recipe, order: Order, start: int, stop: int, data: Timed | None = None
+    loader: Loads, recipe: Recipe, order: Order, start: int, stop: int, data: Timed | None = None
 ) -> Iterator[Batch]:
     """This rank's share of the two views of every step from ``start`` on: a pure function of recipe and data.
 
-    ``data`` adds up how long canvases were waited for.
+    ``data`` adds up how long material was waited for.
     """
     data = data or Timed()
     rows_of_steps = (order.rows(step, dist.rank(), dist.world()) for step in range(start, stop))
@@ -74,7 +74,7 @@ def batches(
 def train(
     recipe: Recipe,
     run: Run,
-    loader: Loader,
+    loader: Loads,
     checkup: CheckUp = lambda _: {},
     watch: Callable[[Pulse], None] = lambda _: None,
     save_every: int | None = None,
@@ -119,7 +119,7 @@ def train(
     return Finished(step, total, learner, watched.share(), watched.waiting.views(), None)
 
 
-def begun(recipe: Recipe, loader: Loader) -> Learner:
+def begun(recipe: Recipe, loader: Loads) -> Learner:
     """A learner with its initial weights, where it will train; refuses what cannot be trained so."""
     if reason := uneven(recipe, dist.world()):
         raise Trouble(reason)
@@ -209,7 +209,7 @@ def steps_of(recipe: Recipe, order: Order) -> int:
     return total
 
 
-def measured(recipe: Recipe, loader: Loader, reserve: float = 0.0, probes: int = 12) -> Recipe:
+def measured(recipe: Recipe, loader: Loads, reserve: float = 0.0, probes: int = 12) -> Recipe:
     """The recipe with minutes turned into steps, by timing steps of a throw-away copy of the run.
 
     The run itself then starts at step 0 with its length known, so that a resume repeats it exactly. ``reserve`` is how

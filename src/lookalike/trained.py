@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from lookalike import checkpoint, dist, portions
-from lookalike.data.loader import GIB, Loader
+from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, Rows, Source, reference_and_query, splits_of
+from lookalike.data.tokenizer import Tokenizer
 from lookalike.dist import autocast, device, moved, placed
 from lookalike.evaluate.embed import Layer, embed, settle
 from lookalike.models.encoder import Encoder
+from lookalike.reading import finder, held_tokenizer, loader
 from lookalike.recipe import Recipe
 from lookalike.run import Run, read_recipe, write_atomically
 from lookalike.trouble import BAD_DATA, Trouble
@@ -40,15 +42,20 @@ class Trained(NamedTuple):
     recipe: Recipe
     encoder: Encoder
     step: int
+    tokenizer: Tokenizer | None = None  # of text
 
-    def views(self, loader: Loader, rows: Tensor, chunk: int = _CHUNK) -> Iterator[View]:
+    def loader(self, source: Source, workers: int | None = 2, budget: int = 4 * GIB) -> Loads:
+        """What reads all rows of ``source``, however many are bad; at most ``budget`` bytes are kept."""
+        return loader(self.recipe, source, self.tokenizer, budget, workers)
+
+    def views(self, loader: Loads, rows: Tensor, chunk: int = _CHUNK) -> Iterator[View]:
         """The examples at ``rows`` (N,) as the encoder is evaluated: whole, nothing random."""
         for _, material in loader.batches(torch.split(rows, chunk)):
             yield self.recipe.pretext.evaluation(moved(material))
 
     def features(
         self,
-        loader: Loader,
+        loader: Loads,
         rows: Tensor | None = None,
         layer: Layer = "backbone",
         progress: Progress = silent,
@@ -90,7 +97,7 @@ def load(run: str | Path, untrained: bool = False, weights: str | None = None) -
                 f"{folder} has no checkpoint yet: let the run save one, or ask for the untrained network", BAD_DATA
             )
         step = checkpoint.load_learner(path, learner)
-    return Trained(recipe, placed(learner.encoder), step)
+    return Trained(recipe, placed(learner.encoder), step, held_tokenizer(folder, recipe))
 
 
 class Part(NamedTuple):
@@ -104,10 +111,9 @@ class Part(NamedTuple):
     def of(
         cls, trained: Trained, source: Source, layer: Layer, workers: int | None, progress: Progress, what: str
     ) -> Part:
-        """The readable pictures of ``source``; each rank embeds some of them, and the first rank alone gets them."""
+        """The readable examples of ``source``; each rank embeds some of them, and the first rank alone gets them."""
         # A rank keeps no canvases: it would keep everybody's.
-        budget = 4 * GIB if dist.world() == 1 else 0
-        loader = Loader(source.at(trained.recipe.canvas), budget, workers, max_bad=1.0)
+        loader = trained.loader(source, workers, 4 * GIB if dist.world() == 1 else 0)
         rows = torch.arange(*portions.mine(len(loader), _CHUNK))
         features = trained.features(loader, rows, layer, progress, f"embedding {what}")
         good = torch.tensor([row not in loader.bad_rows for row in rows.tolist()], dtype=torch.bool)
@@ -115,8 +121,8 @@ class Part(NamedTuple):
         return cls(portions.to_first(features[good]), source.labels[kept], [source.paths[row] for row in kept.tolist()])
 
 
-def readable(loader: Loader) -> list[int]:
-    """The rows whose pictures could be read, as far as they were met."""
+def readable(loader: Loads) -> list[int]:
+    """The rows that could be read, as far as they were met."""
     return [row for row in range(len(loader)) if row not in loader.bad_rows]
 
 
@@ -133,7 +139,7 @@ def parts(
 
 def labelled_parts(trained: Trained, data: Data) -> tuple[Source, Source]:
     """The same as sources, for a network that is whitened as it will be asked."""
-    reference, query = (labelled(source, data) for source in reference_and_query(data))
+    reference, query = (labelled(source, data) for source in reference_and_query(data, find=finder(trained.recipe)))
     if trained.step == 0:
         whiten_untrained(trained, reference)
     return reference, query
@@ -141,24 +147,23 @@ def labelled_parts(trained: Trained, data: Data) -> tuple[Source, Source]:
 
 def whiten_untrained(trained: Trained, source: Source, most: int = 5000) -> None:
     """Give a network that was never trained its whitening as training would have: the fair baseline."""
-    few = Rows(source, torch.arange(len(source))[:: -(-len(source) // most)]).at(trained.recipe.canvas)
-    loader = Loader(few, workers=0, max_bad=1.0)
-    settle(trained.encoder, trained.views(loader, torch.arange(len(few))))
+    few = Rows(source, torch.arange(len(source))[:: -(-len(source) // most)])
+    settle(trained.encoder, trained.views(trained.loader(few, workers=0), torch.arange(len(few))))
 
 
 def labelled(source: Source, data: Data) -> Source:
     """The rows that have a label."""
     rows = (source.labels >= 0).nonzero()[:, 0]
     if len(rows) == 0:
-        raise Trouble(f"{data} has no labels to evaluate by: class folders, or parquet with a label column", BAD_DATA)
+        raise Trouble(f"{data} has no labels to evaluate by: class folders, or tables with a label column", BAD_DATA)
     return source if len(rows) == len(source) else Rows(source, rows)
 
 
 def embed_data(
     trained: Trained, data: Data, layer: Layer = "backbone", workers: int = 2, progress: Progress = silent
 ) -> Embeddings:
-    """One unit row for every readable picture of every split of ``data``: splits in turn, paths sorted."""
-    sources = splits_of(data)
+    """One unit row for every readable example of every split of ``data``: splits in turn, paths sorted."""
+    sources = splits_of(data, find=finder(trained.recipe))
     found = [Part.of(trained, source, layer, workers, progress, name) for name, source in sources.items()]
     return Embeddings(
         [path for part in found for path in part.paths],

@@ -114,6 +114,20 @@ class Finetune(Measured):
     """How often the labels are drawn."""
 
 
+@dataclass(frozen=True)
+class Sts(Frozen):
+    """Whether sentences are near each other as people say they are: Spearman's correlation of cosines with scores.
+
+    Pairs of test, else of validation, else all. Columns are sentence1, sentence2 and score (or GLUE's label); without a
+    line of names the two that hold words and the one that holds numbers; or name them: pairs.tsv:first,second,score
+    """
+
+    data: Positional[str]
+    """Pairs of sentences with scores: a .csv, .tsv or .parquet, or a folder of them."""
+    split: Annotated[str | None, shown("NAME")] = None
+    """Which part of the data to ask instead."""
+
+
 Evaluation = (
     Annotated[Knn, subcommand("knn")]
     | Annotated[Probe, subcommand("probe")]
@@ -121,6 +135,7 @@ Evaluation = (
     | Annotated[Retrieve, subcommand("retrieve")]
     | Annotated[Clusters, subcommand("clusters")]
     | Annotated[Finetune, subcommand("finetune")]
+    | Annotated[Sts, subcommand("sts")]
 )
 
 

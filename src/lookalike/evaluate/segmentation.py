@@ -143,8 +143,8 @@ def fit(
         truth = torch.stack(
             [
                 # Another photo stands in the place of one that cannot be read.
-                cut(None if row in loader.bad_rows else readable(scenes, row), classes.table, *where, asked)
-                for row, *where in zip(rows.tolist(), canvases.sizes, boxes, flip.tolist())
+                cut(None if row in loader.bad_rows else readable(scenes, row), classes.table, size, box, turned, asked)
+                for row, size, box, turned in zip(rows.tolist(), canvases.sizes, boxes, flip.tolist())
             ]
         )
         with autocast(precision, device()):
@@ -178,7 +178,8 @@ def crops(spec: Segmentation, sizes: Tensor, draws: Tensor) -> tuple[Tensor, Ten
 
 def photos(canvases: Canvases, boxes: Tensor, flip: Tensor, crop: int, view: ImageView) -> Tensor:
     """(B, 3, crop, crop) what ``boxes`` hold."""
-    pixels, canvas = canvases.pixels, tuple(canvases.pixels.shape[2:])
+    pixels = canvases.pixels
+    canvas = (pixels.shape[2], pixels.shape[3])
     places = ops.on_canvas(boxes, canvases.sizes.cpu(), canvas).float().to(pixels.device)
     planes = ops.cropped(pixels, ops.axes(places, canvas, crop, flip.to(pixels.device)))
     return ops.normalised(planes, view.mean, view.std).permute(0, 3, 1, 2)
@@ -213,7 +214,7 @@ def guesses(
     """What the network says of every query that can be read, at the resolution of its mask."""
     loader = loader_of(scenes, spec)
     model.eval()
-    batches = loader.batches(torch.arange(len(scenes)).split(1))
+    batches = loader.batches(torch.split(torch.arange(len(scenes)), 1))
     for row, (_, canvases) in enumerate(batches):
         mask = readable(scenes, row)
         progress(row + 1, len(scenes))

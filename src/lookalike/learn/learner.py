@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from lookalike.learn.keys import Asker, Keys, Made, Pair
 from lookalike.learn.objective import Objective, top1
 from lookalike.models.decoder import PatchDecoder
 from lookalike.models.encoder import Encoder
+from lookalike.models.words import WordDecoder
 from lookalike.types import Batch
 
 
@@ -25,10 +27,10 @@ class Outcome(NamedTuple):
     pairs: list[Pair]
     entries: list[Entries]
     slices: tuple[Outcome, ...] = ()
-    pixels: Tensor | None = None  # the error of reconstruction, unweighted
+    rebuilt: Mapping[str, Tensor] = MappingProxyType({})  # what was rebuilt, and its error, unweighted
 
     def measures(self) -> dict[str, Tensor]:
-        """What is worth logging beside the loss: ``top1`` where there are pairs, ``pixels`` where any are painted.
+        """What is worth logging beside the loss: ``top1`` where there are pairs, and what was rebuilt.
 
         Ask before ``advance``, which overwrites entries.
         """
@@ -36,7 +38,7 @@ class Outcome(NamedTuple):
             found = [part.measures() for part in self.slices]
             return {name: torch.stack([some[name] for some in found]).mean() for name in found[0]}
         top = {"top1": self.top1()} if self.pairs else {}
-        return top if self.pixels is None else top | {"pixels": self.pixels.detach()}
+        return top | {name: error.detach() for name, error in self.rebuilt.items()}
 
     def top1(self) -> Tensor:
         """The pretext accuracy."""
@@ -64,7 +66,7 @@ class Learner(nn.Module):
         dictionary: Dictionary,
         objective: Objective,
         predictor: nn.Module | None = None,
-        reconstruction: PatchDecoder | None = None,
+        reconstruction: PatchDecoder | WordDecoder | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.keys, self.dictionary = encoder, keys, dictionary
@@ -76,7 +78,7 @@ class Learner(nn.Module):
 
         ``made`` are keys that ``keys.made`` gave before for these examples.
         """
-        # What is painted and what is asked come of one pass through the backbone.
+        # What is rebuilt and what is asked come of one pass through the backbone.
         tokens = self.encoder.tokens(**batch.first) if self.reconstruction is not None else None
         pairs = self.keys.pairs(Asker(self.encoder, self.predictor, batch.first, tokens), batch, made)
         index = self._alike(batch.index)
@@ -84,9 +86,9 @@ class Learner(nn.Module):
         losses = [self.objective(query, found) for (query, _), found in zip(pairs, entries)]
         if self.reconstruction is None:
             return Outcome(torch.stack(losses).sum(), pairs, entries)
-        pixels = self.reconstruction(tokens, **batch.first)
-        losses.append(self.reconstruction.spec.weight * pixels)
-        return Outcome(torch.stack(losses).sum(), pairs, entries, pixels=pixels)
+        error = self.reconstruction(tokens, **batch.first)
+        losses.append(self.reconstruction.spec.weight * error)
+        return Outcome(torch.stack(losses).sum(), pairs, entries, rebuilt={self.reconstruction.measured: error})
 
     @torch.no_grad()
     def advance(self, outcome: Outcome, batch: Batch, progress: float) -> None:

@@ -29,13 +29,15 @@ class Decoder:
             raise Trouble(f"reconstruction.width {self.width} must be a multiple of {self.heads} heads and of 4")
         return PatchDecoder(self, features, patch)
 
-    def guess(self) -> float:
+    def guess(self, patch: int) -> float:
         """The weighted error of painting nothing: normalised pixels have a variance of 1."""
         return self.weight
 
 
 class PatchDecoder(nn.Module):
     """``hidden`` stands for every patch that was not seen; positions say which it is."""
+
+    measured = "pixels"
 
     def __init__(self, spec: Decoder, features: int, patch: int) -> None:
         super().__init__()

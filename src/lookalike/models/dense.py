@@ -85,8 +85,8 @@ def _stride(modules: list[nn.Module]) -> int:
     for module in modules:
         inner = _main(module) if not isinstance(module, nn.Conv2d | nn.MaxPool2d) else [("", module)]
         for _, part in inner:
-            found = part.stride  # type: ignore[union-attr]
-            total *= int(found if isinstance(found, int) else found[0])  # type: ignore[arg-type, index, call-overload]
+            found = part.stride
+            total *= int(found if isinstance(found, int) else found[0])
     return total
 
 
@@ -104,11 +104,11 @@ def _spread(block: nn.Module, before: int, after: int) -> None:
         now = after if part.stride[0] > 1 else now
     shortcut = getattr(block, "shortcut", None) or getattr(block, "downsample", None)
     if isinstance(shortcut, nn.Sequential):
-        for i, part in enumerate(shortcut):
-            if isinstance(part, nn.AvgPool2d):
+        for i, inner in enumerate(shortcut):
+            if isinstance(inner, nn.AvgPool2d):
                 shortcut[i] = SpreadMean(before)
-            elif isinstance(part, nn.Conv2d):
-                shortcut[i] = _without_stride(part, before)
+            elif isinstance(inner, nn.Conv2d):
+                shortcut[i] = _without_stride(inner, before)
 
 
 def _without_stride(old: nn.Conv2d, dilation: int) -> nn.Conv2d:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lookalike.models.text import TransformerBackbone
 from lookalike.models.vit import ViTBackbone
 from lookalike.models.whitening import Whitening
 
@@ -31,7 +32,9 @@ class Encoder(nn.Module):
         return projected
 
     def tokens(self, **view: Tensor) -> Tensor:
-        """(B, N, F) the last layer of a vision transformer, of each token that it sees."""
+        """The last layer of a transformer, for each token that it sees: (B, N, F) of pictures, (T, F) of text."""
+        if isinstance(self.backbone, TransformerBackbone):
+            return self.backbone.tokens(**view)
         return self._transformer().tokens(**view)
 
     def project_tokens(self, tokens: Tensor) -> Tensor:

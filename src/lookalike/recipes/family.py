@@ -13,6 +13,7 @@ from lookalike.learn.dictionary import InBatch, MemoryBank, Neighbours, Queue
 from lookalike.learn.keys import EndToEnd, Momentum, Stored
 from lookalike.learn.labelled import Classes
 from lookalike.learn.objective import NCE, InfoNCE, SupCon
+from lookalike.models.decoder import Decoder
 from lookalike.models.heads import MLP
 from lookalike.models.image import ResNet
 from lookalike.models.vit import ViT
@@ -150,7 +151,7 @@ def smaller(recipe: Recipe, examples: int, side: int) -> Recipe:
     """
     base, keys, decoder = small(examples, side), recipe.keys, recipe.reconstruction
     vit = recipe.model if isinstance(recipe.model, ViT) else None
-    pretext = replace(recipe.pretext, first=base.pretext.first, second=None, whole=base.pretext.whole)
+    pretext = replace(recipe.pictures, first=base.pictures.first, second=None, whole=base.pictures.whole)
     return replace(
         base,
         name=f"small_{recipe.name}",
@@ -159,7 +160,7 @@ def smaller(recipe: Recipe, examples: int, side: int) -> Recipe:
         optimizer=AdamW(1e-3, weight_decay=0.1) if vit else base.optimizer,
         head=narrow(recipe.head),
         predictor=narrow(recipe.predictor) if recipe.predictor else None,
-        reconstruction=replace(decoder, width=48, depth=1, heads=3) if decoder else None,
+        reconstruction=replace(decoder, width=48, depth=1, heads=3) if isinstance(decoder, Decoder) else None,
         keys=replace(keys, momentum=min(keys.momentum, 0.99)) if isinstance(keys, Momentum) else keys,
         dictionary=shorter(recipe.dictionary),
         objective=recipe.objective,

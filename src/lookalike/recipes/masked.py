@@ -26,7 +26,7 @@ def masked_moco(examples: int = IMAGENET, side: int = 224) -> Recipe:
     a third of MoCo v3's.
     """
     base = moco_v3_vit(examples, side)
-    crops = base.pretext
+    crops = base.pictures
     return replace(
         base,
         name="masked_moco",
@@ -62,8 +62,8 @@ def mae(examples: int = IMAGENET, side: int = 224) -> Recipe:
 def small_mae(examples: int = 50_000, side: int = 32) -> Recipe:
     """The ``small`` twin: crops and mirror images, whose colours stay, since colours are what it paints."""
     recipe = twin_of(mae)(examples, side)
-    view = replace(recipe.pretext.first, jitter=0.0, gray=0.0)
-    return replace(recipe, pretext=replace(recipe.pretext, first=view))
+    view = replace(recipe.pictures.first, jitter=0.0, gray=0.0)
+    return replace(recipe, pretext=replace(recipe.pictures, first=view))
 
 
 MASKED: tuple[Named, ...] = (masked_moco, mae)

@@ -88,7 +88,7 @@ def opening(history: History, lead: str) -> Iterator[str]:
     yield f"<h1>{shown(title_of(history))}</h1>"
     if lead:
         yield f'<p class="lead">{shown(lead)}</p>'
-    size = recipe.pretext.first.size
+    size = recipe.pictures.first.size
     labels = "with" if recipe.objective.supervised else "without"
     cold = isinstance(recipe.objective, CrossEntropy) or isinstance(recipe.keys, Alone)
     temperature = "" if cold else f" · temperature {recipe.objective.temperature:g}"  # type: ignore[union-attr]

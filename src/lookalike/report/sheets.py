@@ -77,7 +77,7 @@ class Sample:
 
     def whole(self, chosen: Tensor) -> Tensor:
         """uint8 (N, 3, S, S) as evaluations encode them."""
-        pretext = self.trained.recipe.pretext
+        pretext = self.trained.recipe.pictures
         return pretext.first.displayable(pretext.evaluation(self.canvases(chosen))).cpu()
 
     def some(self, count: int) -> Tensor:
@@ -101,8 +101,8 @@ def views(sample: Sample, count: int = 10) -> list[Strip]:
     """Three strips: pictures as they are, and both views as the run's first epoch drew them."""
     chosen = sample.some(count)
     recipe = sample.trained.recipe
-    pair = recipe.pretext(sample.canvases(chosen), sample.rows[chosen], recipe.seed, 0)
-    first, second = recipe.pretext.displayable(*pair)
+    pair = recipe.pictures(sample.canvases(chosen), sample.rows[chosen], recipe.seed, 0)
+    first, second = recipe.pictures.displayable(*pair)
     rows = {
         "picture": sample.whole(chosen),
         "first view": first.cpu(),
