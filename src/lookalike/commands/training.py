@@ -38,8 +38,9 @@ class Pretrain:
     out: Annotated[str, shown("RUN")]
     """Folder for the run: recipe.json, metrics.jsonl, checkpoints/."""
     recipe: Annotated[str | None, shown("NAME")] = None
-    """small, moco_v1, moco_v2, moco_v3, moco_cifar, simclr, nnclr, instdisc, supcon, tiny; small_simclr and so on are
-    twins for a processor. By default small, or moco_v2 with a GPU and much data."""
+    """Pictures: small, moco_v1, moco_v2, moco_v3, moco_cifar, simclr, nnclr, instdisc, supcon, masked_moco, mae, tiny;
+    small_simclr and so on are twins for a processor. Text: mlm, simcse, moco_text, text_pairs, simcse_bert. By default
+    small, or moco_v2 with a GPU and much data."""
     minutes: Annotated[float | None, shown("M")] = None
     """Train until about so long from now, decoding included: the number of steps is fixed from the speed of the first
     ones. By default the length that the recipe names, which for small is 10 minutes."""
