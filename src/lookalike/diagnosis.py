@@ -124,7 +124,7 @@ class Health(NamedTuple):
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
-        last = {name: self.history.last(name) for name in ("loss", "top1", "knn")}
+        last = {name: self.history.last(name) for name in ("loss", "top1", "pixels", "knn")}
         return {
             "run": str(self.history.folder),
             "recipe": self.history.recipe.name,
@@ -206,7 +206,8 @@ def loss_in_words(history: History) -> str:
         return "nothing was logged"
     tenth = max(1, len(values) // 10)
     last = fmean(values[-tenth:])
-    words = f"{last:.3f} at the end, {guess:.3f} is guessing (log of the number of entries)"
+    what = "log of the number of entries" if history.recipe.reconstruction is None else "and painting nothing"
+    words = f"{last:.3f} at the end, {guess:.3f} is guessing ({what})"
     if len(values) < len(points):
         words += f"; {len(points) - len(values)} logged values are no numbers"
     if last >= (1 - _FLAT) * guess:
