@@ -206,7 +206,7 @@ def loss_in_words(history: History) -> str:
         return "nothing was logged"
     tenth = max(1, len(values) // 10)
     last = fmean(values[-tenth:])
-    what = "log of the number of entries" if history.recipe.reconstruction is None else "and painting nothing"
+    what = "log of the number of entries" if history.recipe.reconstruction is None else "and rebuilding nothing"
     words = f"{last:.3f} at the end, {guess:.3f} is guessing ({what})"
     if len(values) < len(points):
         words += f"; {len(points) - len(values)} logged values are no numbers"

@@ -11,6 +11,7 @@ from pathlib import Path
 from lookalike.data.source import Data, Source, open_source
 from lookalike.learn.alone import Alone
 from lookalike.learn.labelled import CrossEntropy
+from lookalike.models.decoder import Decoder
 from lookalike.recipe import Recipe, flat
 from lookalike.report.charts import Chart, Guide, svg
 from lookalike.report.collect import History, collect
@@ -117,7 +118,7 @@ def tasks(recipe: Recipe) -> Iterator[str]:
     if recipe.keys.directions:
         yield "A query has to pick the other view of its own picture among the keys of the queue."
         yield "Curves begin once the queue holds keys of pictures: it starts with random ones."
-    if recipe.reconstruction:
+    if isinstance(recipe.reconstruction, Decoder):
         yield "A decoder has to paint the patches that the first view hides; 1 is the error of painting nothing."
 
 
