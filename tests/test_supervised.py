@@ -19,6 +19,7 @@ from lookalike.finetuning import Finetune
 from lookalike.learn.labelled import Classes, CrossEntropy
 from lookalike.learn.objective import InfoNCE
 from lookalike.models.heads import MLP
+from lookalike.pretext.image import OneView
 from lookalike.pretraining import Asked, carry_out, chosen, opened_data
 from lookalike.recipe import Length, from_plain, to_plain
 from lookalike.recipes import recipe_named, tiny
@@ -103,6 +104,7 @@ def test_a_picture_that_stands_in_for_a_bad_one_brings_its_own_label(tmp_path: P
         (tmp_path / ("bright", "dark")[i // 12] / f"{i:02}.png").write_bytes(b"")
     source = open_source(str(tmp_path))
     recipe = with_labels(replace(tiny(24), batch=8), 2)
+    recipe = replace(recipe, pretext=OneView(recipe.pretext.crops()))  # whose colours are those of the pictures
     loader = Loader(source.at(recipe.canvas), budget, workers=0, max_bad=0.5)
     order = Order(24, 8, recipe.seed)
     for batch in batches(loader, recipe, order, 0, 6):
