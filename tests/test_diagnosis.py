@@ -88,13 +88,14 @@ def test_a_run_that_goes_on_is_left_alone(run: Path) -> None:
 
 
 def test_curves_in_words(run: Path) -> None:
-    lines = [{"step": step, "loss": 8.0 if step < 900 else 5.0, "knn": 0.3} for step in range(1000)]
-    history = collect(run)._replace(curves={"loss": [(line["step"], line["loss"]) for line in lines]})
-    assert "still falling" in loss_in_words(history)
+    history = collect(run)
     guess = history.guess()
-    assert "nothing is learned" in loss_in_words(
-        history._replace(curves={"loss": [(1e6 + i, guess) for i in range(9)]})
+    falling, level = (
+        [(1e6 + i, guess * share) for i in range(1000) for share in (early if i < 900 else late,)]
+        for early, late in ((0.9, 0.5), (1.0, 1.0))
     )
+    assert "still falling" in loss_in_words(history._replace(curves={"loss": falling}))
+    assert "nothing is learned" in loss_in_words(history._replace(curves={"loss": level}))
     assert "1 logged values are no numbers" in loss_in_words(
         history._replace(curves={"loss": [(1e6, 0.1), (1e6 + 1, float("nan"))]})
     )
