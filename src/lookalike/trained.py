@@ -48,9 +48,9 @@ class Trained(NamedTuple):
         """What reads all rows of ``source``, however many are bad; at most ``budget`` bytes are kept."""
         return loader(self.recipe, source, self.tokenizer, budget, workers)
 
-    def views(self, loader: Loads, rows: Tensor, chunk: int = _CHUNK) -> Iterator[View]:
+    def views(self, loader: Loads, rows: Tensor) -> Iterator[View]:
         """The examples at ``rows`` (N,) as the encoder is evaluated: whole, nothing random."""
-        for _, material in loader.batches(torch.split(rows, chunk)):
+        for _, material in loader.batches(torch.split(rows, _CHUNK)):
             yield self.recipe.pretext.evaluation(moved(material))
 
     def features(
