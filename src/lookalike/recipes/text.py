@@ -27,8 +27,9 @@ def simcse(examples: int = 50_000, side: int = 0) -> Recipe:
     return Recipe(
         name="simcse",
         pretext=SameSentence(),
-        model=Transformer(),
+        model=Transformer(width=128, depth=2),
         head=MLP((128,)),
+        whiten=True,
         keys=EndToEnd(symmetric=False),
         dictionary=InBatch(),
         objective=InfoNCE(0.05),
