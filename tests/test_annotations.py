@@ -223,7 +223,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return json.dumps(plain).encode()
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.composite(damaged)())
 def test_any_damage_is_dropped_or_trouble(tmp_path: Path, content: bytes) -> None:
     if not (tmp_path / "a.png").exists():

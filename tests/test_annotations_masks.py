@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 coordinates = st.floats(-30, 70) | st.integers(-5, 45).map(float) | st.sampled_from([0.1, 19.9, 39.5, -0.5])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(coordinates, coordinates), min_size=3, max_size=12), st.integers(1, 40), st.integers(1, 40))
 def test_polygons_are_filled_as_the_coco_api_fills_them(
     corners: list[tuple[float, float]], height: int, width: int
@@ -62,7 +62,7 @@ JUNK = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(JUNK | st.fixed_dictionaries({"size": st.just([3, 2]), "counts": JUNK}))
 def test_what_is_no_outline_is_none_or_can_be_drawn(plain: object) -> None:
     found = outline(plain, 3, 2)

@@ -40,7 +40,7 @@ from lookalike.trouble import BAD_DATA, USAGE, Trouble
 ALPHA = 0.1
 """PCK: a point is found within so much of the longer side of what the known points of its object reach over."""
 
-_FORGET = 10.0  # the largest norm of a gradient: single steps of detectors have far larger ones
+_STEEP = 10.0  # the norm to which a larger gradient is cut: single steps of detectors have far larger ones
 
 
 class Fitted(NamedTuple):
@@ -140,7 +140,7 @@ class _Fit:
         losses: dict[str, Tensor] = model(images, truths)
         loss = torch.stack(list(losses.values())).sum()
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(model.parameters(), _FORGET)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), _STEEP)
         if not math.isfinite(float(loss.detach() + norm)):
             raise Trouble(f"the loss of step {step} is {loss.item()}, its gradient {norm.item()}: lower --lr", BAD_DATA)
         optimizer.step()

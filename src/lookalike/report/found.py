@@ -21,7 +21,7 @@ from lookalike.run import write_atomically
 from lookalike.sheet import upright
 from lookalike.trouble import Trouble
 
-SIDE = 320  # pixels of the longer side of a picture on the page
+SIDE = 236  # pixels of the longer side of a picture on the page
 SURE = 0.5  # scores below are not drawn
 _COLOURS = (  # of classes, told apart by people who see no red or no green, too (Okabe & Ito 2008)
     *((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66)),
@@ -45,7 +45,7 @@ def write_page(
         f'<p class="lead">{shown(lead)}</p>',
         f'<p class="quiet">{len(panels)} of the {len(asked.scenes)} pictures that were asked, drawn by a rule, not '
         f"chosen. Left: what is there. Right: what was found with a score of {SURE:g} or more, else the surest.</p>",
-        f'<div class="curves">{"".join(panels)}</div>',
+        f'<div class="pairs">{"".join(panels)}</div>',
         "<h2>How it was tuned</h2>",
         facts(settings),
     ]

@@ -6,9 +6,11 @@ import re
 from pathlib import Path, PurePosixPath
 
 from lookalike.data.annotations.dropped import Dropped
-from lookalike.data.decode import SUFFIXES, Unreadable, header
+from lookalike.data.decode import SUFFIXES, Header, Unreadable, header
 from lookalike.data.disk import Local
 from lookalike.data.files import listed, split_of
+
+_HEAD = 1 << 16
 
 
 class Pictures:
@@ -52,11 +54,19 @@ class Pictures:
 
     def _read(self, path: str) -> tuple[int, int] | None:
         try:
-            found = header(Local(self.root).whole(path))
+            found = self._header(path)
         except Unreadable as unreadable:
             self.dropped.add("pictures that cannot be read", f"{path} ({unreadable.reason})")
             return None
         return found.height, found.width
+
+    def _header(self, path: str) -> Header:
+        """From the first bytes where they are enough: COCO's 118,000 pictures are 19 GB. Raises Unreadable."""
+        try:
+            with Local(self.root).file(path) as file:
+                return header(file.read(_HEAD))
+        except (OSError, ValueError, Unreadable):
+            return header(Local(self.root).whole(path))
 
 
 def _common(path: tuple[str, ...], parts: tuple[str, ...]) -> int:
