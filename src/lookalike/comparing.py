@@ -111,7 +111,7 @@ def compare(asked: Asked, progress: Progress = silent, say: Callable[[str], None
             where = f"{start.name}, trial {seed + 1} of {asked.trials}"
             progress("trials", number * asked.trials + seed, len(there) * asked.trials)
             file = asked.out / "trials" / f"{asked.task}-{key(marks | {'seed': seed})}.json"
-            held = kept(file, marks | {"seed": seed})
+            held = kept(file, marks | {"seed": seed}, task.metric)
             numbers = held or task.measure(trained, asked.data, asked.settings, seed, named(progress, where))
             if held is None:
                 keep(file, marks | {"seed": seed, "name": start.name}, numbers)
@@ -161,7 +161,7 @@ def key(marks: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(marks, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def kept(file: Path, marks: Mapping[str, Any]) -> dict[str, float] | None:
+def kept(file: Path, marks: Mapping[str, Any], metric: str) -> dict[str, float] | None:
     """The numbers of a finished trial; None where there are none, or the file is not whole."""
     try:
         held = json.loads(file.read_bytes())
@@ -169,7 +169,7 @@ def kept(file: Path, marks: Mapping[str, Any]) -> dict[str, float] | None:
         same = all(held[name] == value for name, value in json.loads(json.dumps(marks)).items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return numbers if same and numbers and all(map(math.isfinite, numbers.values())) else None
+    return numbers if same and math.isfinite(numbers.get(metric, math.nan)) else None
 
 
 def keep(file: Path, marks: Mapping[str, Any], numbers: Mapping[str, float]) -> None:

@@ -11,7 +11,10 @@ from weakref import WeakKeyDictionary
 
 from lookalike.data.loader import Loader
 from lookalike.data.source import Data
+from lookalike.detecting import measure
+from lookalike.evaluate.detection import Detection, Instances
 from lookalike.evaluate.fewshot import Fewshot, drawn
+from lookalike.evaluate.keypoints import Keypoints
 from lookalike.evaluate.knn import Knn
 from lookalike.evaluate.probe import LinearProbe
 from lookalike.evaluate.segmentation import Segmentation
@@ -21,7 +24,7 @@ from lookalike.segmenting import segment
 from lookalike.trained import Part, Progress, Trained, labelled_parts, parts
 from lookalike.trouble import Trouble
 
-Measure = Callable[[Trained, Data, Any, int, Progress], dict[str, float]]
+Measure = Callable[[Trained, str, Any, int, Progress], dict[str, float]]
 """(start, data, settings, seed, progress) → numbers by name. It changes nothing of the start; the seed decides whatever
 is drawn, so that one seed draws alike for every start."""
 
@@ -106,11 +109,16 @@ def finetune(trained: Trained, data: Data, settings: Tuning, seed: int, progress
     return {"accuracy": found.tuned.mean, "frozen": found.frozen.mean, "rate": found.rate}
 
 
+_DETECTOR = "the new layers, the order of the pictures, and how they are varied"
+
 TASKS: dict[str, Task] = {
     "knn": Task(knn, "accuracy", Neighbours(), "which labelled pictures vote", lambda s: s.share < 1),
     "probe": Task(probe, "accuracy", Probed(), "which labelled pictures are fitted", lambda s: s.share < 1),
     "fewshot": Task(fewshot, "accuracy", Few(), "which pictures are labelled"),
     "finetune": Task(finetune, "accuracy", Tuning(), "which pictures are labelled, and the order they are met in"),
+    "detect": Task(measure, "AP", Detection(), _DETECTOR),
+    "masks": Task(measure, "mask_AP", Instances(), _DETECTOR),
+    "keypoints": Task(measure, "keypoint_AP", Keypoints(), _DETECTOR),
     "segment": Task(segment, "miou", Segmentation(), "the new head, the order of the pictures, and their crops"),
 }
 

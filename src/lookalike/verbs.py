@@ -139,7 +139,7 @@ def compare(command: Compare, rest: Sequence[str]) -> int:
     with Screen("compare") as screen:
         try:
             found = comparing.compare(wanted, screen.work, screen.say)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             screen.say(f"stopped: finished trials are kept in {command.out}, and the same command goes on")
             raise
         screen.say("\n" + markdown(found))

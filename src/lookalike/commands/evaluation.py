@@ -152,9 +152,9 @@ class Compare:
     runs: Positional[Annotated[tuple[str, ...], shown("RUN")]]
     """Folders of runs."""
     on: Annotated[str, shown("DATA")]
-    """What the task is measured on: pictures with labels, or with masks."""
+    """What the task is measured on: pictures with labels, boxes, points or masks."""
     task: Annotated[str, shown("NAME")]
-    """knn, probe, fewshot, finetune, segment."""
+    """knn, probe, fewshot, finetune; detect, masks, keypoints, segment."""
     trials: int = 5
     """How often everything that is drawn is drawn."""
     weights: Annotated[tuple[str, ...], shown("FILE")] = ()

@@ -90,7 +90,7 @@ class Comparison(NamedTuple):
                     "difference": None if row.against is None else row.against.mean,
                     "difference_interval": None if row.against is None else finite(row.against.half),
                     "verdict": row.verdict(),
-                    "others": {name: [cell.mean, finite(cell.half)] for name, cell in row.others.items()},
+                    "others": {name: [finite(cell.mean), finite(cell.half)] for name, cell in row.others.items()},
                 }
                 for row in self.rows
             ],
