@@ -50,12 +50,15 @@ class Comparison(NamedTuple):
 
     def caption(self) -> str:
         """What the numbers are, so that they can be read without this program."""
-        drawn = (
-            f"mean and 95 % interval (Student's t) over {self.trials} trials, which draw {self.draws}; every start has "
-            "the same draws and the same settings, and differences are taken trial by trial"
-            if self.draws
-            else "one trial, since with these settings nothing is drawn: no interval, and no verdict"
-        )
+        if self.draws is None:
+            drawn = "one trial, since with these settings nothing is drawn: no interval, and no verdict"
+        elif self.trials == 1:
+            drawn = f"one trial, which draws {self.draws}: no interval, and no verdict"
+        else:
+            drawn = (
+                f"mean and 95 % interval (Student's t) over {self.trials} trials, which draw {self.draws}; every start "
+                "has the same draws and the same settings, and differences are taken trial by trial"
+            )
         base = (
             f"Differences are from {self.baseline}, which labels trained."
             if self.supervised
