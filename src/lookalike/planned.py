@@ -20,7 +20,7 @@ from lookalike.pretraining import Asked, chosen
 from lookalike.recipe import Length, Recipe
 from lookalike.train import measured
 
-_EXTRAS = {"tensorboard": "[log]", "huggingface_hub": "[hub]", "fsspec": "[remote]"}
+_EXTRAS = {"tensorboard": "[log]", "huggingface_hub": "[hub]", "fsspec": "[remote]", "tokenizers": "[text]"}
 
 
 class Training(NamedTuple):

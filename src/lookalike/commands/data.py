@@ -10,12 +10,12 @@ from tyro.conf import Positional
 
 @dataclass(frozen=True)
 class Embed:
-    """One embedding per picture, as a parquet table of path, split, label, embedding."""
+    """One embedding per picture or text, as a parquet table of path, split, label, embedding."""
 
     run: Positional[str]
     """Folder of a run."""
     data: Positional[str]
-    """Pictures."""
+    """Pictures, or text for a run of text."""
     out: str
     """The parquet file to write."""
     layer: Literal["backbone", "head"] = "backbone"

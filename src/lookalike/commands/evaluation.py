@@ -17,7 +17,7 @@ class Measured:
     run: Positional[str]
     """Folder of a run."""
     data: Positional[str]
-    """Pictures with labels: class folders, or parquet with a label column."""
+    """Pictures, or text for a run of text, with labels: class folders, or tables with a label column."""
     untrained: bool = False
     """The same network with its initial weights, to compare with."""
     weights: Annotated[str | None, shown("FILE")] = None

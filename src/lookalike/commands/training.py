@@ -24,7 +24,7 @@ class Demo:
 
 @dataclass(frozen=True)
 class Pretrain:
-    """Learn a backbone from pictures without labels: lookalike pretrain PHOTOS --out runs/first --minutes 10
+    """Learn a backbone from pictures or text without labels: lookalike pretrain PHOTOS --out runs/first --minutes 10
 
     The same command again continues the run where it stopped, after Ctrl-C or a power cut, too.
 
@@ -34,7 +34,8 @@ class Pretrain:
 
     data: Positional[Annotated[str, shown("DATA")]]
     """Pictures: a folder in any layout; a .txt or .csv list of paths; a parquet, Arrow, tar or zip file, or a folder of
-    them; a prepared cache; hub:owner/name; an address such as s3://bucket/folder; or the name: digits."""
+    them; a prepared cache; hub:owner/name; an address such as s3://bucket/folder; or the name: digits. For a recipe for
+    text: lines of a .txt, a .csv, .tsv or .parquet (FILE:COLUMN names one, FILE:FIRST,SECOND two), a folder of them."""
     out: Annotated[str, shown("RUN")]
     """Folder for the run: recipe.json, metrics.jsonl, checkpoints/."""
     recipe: Annotated[str | None, shown("NAME")] = None

@@ -16,7 +16,7 @@ import torch
 from lookalike.data import hub, lists
 from lookalike.data.archives import Archives
 from lookalike.data.arrow import ArrowFile, saved
-from lookalike.data.columns import columns_of
+from lookalike.data.columns import FOR_TEXT, columns_of
 from lookalike.data.decode import SUFFIXES
 from lookalike.data.disk import Disk, Local
 from lookalike.data.encoded import Encoded, Store
@@ -147,7 +147,7 @@ def _of_file(disk: Disk, name: str) -> Place:
             return place
     raise Trouble(
         f"{disk.name(name)}: a file that is no .parquet, .arrow, .tar, .zip, .txt or .csv; "
-        "name the folder that holds the pictures",
+        f"name the folder that holds the pictures; {FOR_TEXT}",
         BAD_DATA,
     )
 
@@ -253,5 +253,5 @@ def _nothing(name: str, found: Listing) -> str:
         return f"{name}: the folder is empty; name one that holds pictures (.jpg, .png, .webp, ...), tables or archives"
     return (
         f"{name}: no picture among its {found.others} files; "
-        "pictures end in .jpg, .png, .webp, ..., tables in .parquet, archives in .tar or .zip"
+        f"pictures end in .jpg, .png, .webp, ..., tables in .parquet, archives in .tar or .zip; {FOR_TEXT}"
     )
