@@ -65,10 +65,10 @@ def evaluate(command: asked.Measured) -> int:
 def measured(command: asked.Measured) -> Report | None:
     """The numbers; None in a process that only helped."""
     paper = isinstance(command, asked.Probe) and command.protocol == "paper"
-    if isinstance(command, asked.Frozen) and not paper:
+    if isinstance(command, asked.Frozen) and not paper and not isinstance(command, asked.Sts):
         return frozen(command)
     if dist.started() > 1:
-        raise Trouble("this evaluation trains, in one process: leave out torchrun")
+        raise Trouble("this evaluation runs in one process: leave out torchrun")
     match command:
         case asked.Probe():
             return paper_probe(command)

@@ -177,7 +177,7 @@ def refuse_other(asked: Asked, recipe: Recipe, held: Recipe, source: Source, run
 
 def about(asked: Asked, source: Source) -> dict[str, object]:
     """What environment.json says of the data; data.parquet says which files it was."""
-    return {"data": str(asked.data), "split": asked.split, "examples": len(source)}
+    return {"data": str(asked.data)[:4096], "split": asked.split, "examples": len(source)}
 
 
 def adjusted(asked: Asked, recipe: Recipe, held: Recipe) -> Recipe:

@@ -32,22 +32,7 @@ from tests.ranks import ranks
 pytest.importorskip("tokenizers", reason="tokenizers is not installed")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the package warns of forks
 
-WORDS = (
-    "a",
-    "man",
-    "plays",
-    "the",
-    "flute",
-    "while",
-    "two",
-    "dogs",
-    "run",
-    "over",
-    "hills",
-    "nobody",
-    "hears",
-    "night",
-)
+WORDS = ("a", "man", "plays", "the", "flute", "while", "two", "dogs", "run", "over", "hills", "at", "night")
 STEPS, BATCH = 8, 16
 NAMES = ["simcse", "moco_text", "text_pairs", "mlm"]
 
@@ -194,7 +179,7 @@ def test_what_was_learned_is_measured_and_embedded(forks: Forks, data: Path, run
 def test_a_run_starts_from_a_masked_language_model(forks: Forks, data: Path, tmp_path: Path) -> None:
     warm, cold = tmp_path / "warm", tmp_path / "cold"
     done(forks.run(command(data, warm, recipe="mlm")))
-    done(forks.run(command(data / "pairs-train.csv", cold, "--init-from", warm, recipe="simcse")))
+    done(forks.run(command(data / "pairs-train.csv", cold, "--init-from", warm, recipe="text_pairs")))
     assert (cold / "tokenizer.json").read_bytes() == (warm / "tokenizer.json").read_bytes()
     losses = [json.loads(line) for line in (warm / "metrics.jsonl").read_text().splitlines()]
     assert any("words" in line for line in losses)

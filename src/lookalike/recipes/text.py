@@ -79,6 +79,7 @@ def simcse_bert(examples: int = 1_000_000, side: int = 0) -> Recipe:
         name="simcse_bert",
         model=HuggingFace(),
         head=MLP((768,)),
+        whiten=False,
         optimizer=AdamW(lr=3e-5 * 256 / 64, weight_decay=0.0),
         schedule=Cosine(),
         length=Length(epochs=1),
