@@ -15,8 +15,6 @@ from torch import Tensor
 
 from lookalike import checkpoint
 from lookalike.data.fingerprint import changes, from_table, stamps_of
-from lookalike.data.loader import Loader
-from lookalike.data.rows import Rows
 from lookalike.data.source import Source
 from lookalike.dist import autocast, device
 from lookalike.evaluate.embed import embed, raw
@@ -24,7 +22,7 @@ from lookalike.pretraining import Asked, opened_data
 from lookalike.report.collect import History, Point, collect
 from lookalike.report.sheets import drawn
 from lookalike.run import Run
-from lookalike.trained import load, readable
+from lookalike.trained import load
 from lookalike.trouble import Trouble
 
 _MOST = 500  # pictures whose features are looked at
@@ -169,19 +167,20 @@ def source_of(history: History) -> Source:
     if not data or data.startswith("hub:") or "://" in data:
         raise Trouble(f"the data ({data or 'unknown'}) is not on this machine")
     supervised = history.recipe.name.startswith("supervised_")
-    return opened_data(Asked(data, Path(), split=None if split is None else str(split), supervised=supervised))
+    split = None if split is None else str(split)
+    return opened_data(Asked(data, Path(), history.recipe, split=split, supervised=supervised))
 
 
 def spread_of(folder: Path, source: Source, workers: int) -> Spread:
     """Of some training pictures, by the newest whole checkpoint; raises Trouble where there is none."""
     trained = load(folder)
     rows = drawn(len(source), _MOST)
-    loader = Loader(Rows(source, rows).at(trained.recipe.canvas), workers=workers, max_bad=1.0)
-    good = torch.tensor(readable(loader))
+    loader = trained.loader(source, workers, budget=0)  # nothing is kept: few rows are asked
     with autocast(trained.recipe.precision, device()):
-        head = embed(trained.encoder, trained.views(loader, good), "head")
-        features = raw(trained.encoder, trained.views(loader, good)).cpu()
-    return Spread(deviation(head), rank(features), features.shape[1])
+        head = embed(trained.encoder, trained.views(loader, rows), "head")
+        features = raw(trained.encoder, trained.views(loader, rows)).cpu()
+    good = torch.tensor([row not in loader.bad_rows for row in rows.tolist()])
+    return Spread(deviation(head[good]), rank(features[good]), features.shape[1])
 
 
 def deviation(rows: Tensor) -> float:
