@@ -10,6 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lookalike.learn.dictionary import MemoryBank
+from lookalike.pretext.mask import Masked
 from lookalike.recipe import Recipe
 from lookalike.recipes import RECIPES
 from lookalike.types import Batch
@@ -46,9 +47,11 @@ def test_on_an_accelerator_every_tensor_of_a_step_is_there(name: str) -> None:
         learner.labels = torch.zeros(EXAMPLES, dtype=torch.long, device="cuda")
         side = recipe.pretext.first.size
         views = [{"pixels": torch.empty(BATCH, 3, side, side, device="cuda")} for _ in range(2)]
+        if isinstance(recipe.pretext, Masked):
+            views[0]["keep"] = torch.zeros(BATCH, recipe.pretext.seen(), dtype=torch.long, device="cuda")
         batch = Batch(torch.zeros(BATCH, dtype=torch.long, device="cuda"), views[0], views[1])
         outcome = learner(batch)
         assert outcome.loss.device.type == "cuda"
-        assert outcome.top1().device.type == "cuda"
+        assert all(measure.device.type == "cuda" for measure in outcome.measures().values())
         if not isinstance(recipe.dictionary, MemoryBank):  # which asks how many rows differ: fakes have no numbers
             learner.advance(outcome, batch, 0.5)

@@ -26,7 +26,7 @@ from lookalike.evaluate.fewshot import drawn
 from lookalike.evaluate.knn import Knn
 from lookalike.evaluate.paper import PaperProbe
 from lookalike.evaluate.probe import LinearProbe
-from lookalike.evaluate.retrieval import Retrieval
+from lookalike.evaluate.retrieval import Retrieval, sorted_hits
 from lookalike.recipes import tiny
 from lookalike.trained import load
 from tests.forks import digest
@@ -115,6 +115,16 @@ def test_retrieval_is_the_loop_that_the_definition_says(rows: int) -> None:
     assert measured.mean_average_precision == pytest.approx(np.mean(precisions), abs=1e-9)
     for k, recall in measured.recall.items():
         assert recall == pytest.approx(np.mean([first < k for first in firsts]))
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 1000), columns=st.sampled_from([1, 2, 9, 400]))
+def test_hits_are_sorted_as_a_stable_sort_would(seed: int, columns: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    cosines = torch.randint(-3, 4, (3, columns), generator=generator) / 3 * torch.tensor([[1.0], [-0.0], [-1.0]])
+    alike = torch.rand(3, columns, generator=generator) < 0.3
+    expected = alike.gather(1, cosines.argsort(dim=1, descending=True, stable=True))
+    assert torch.equal(sorted_hits(cosines, alike), expected)
 
 
 def test_classes_that_are_clusters_agree_wholly_and_random_labels_by_chance() -> None:

@@ -245,7 +245,7 @@ def test_a_batch_larger_than_the_data_is_refused_with_one_that_fits(examples: in
     with pytest.raises(Trouble, match=f"a batch of 256 is larger than the data, {examples} examples") as refused:
         moco_v1(examples)
     if examples < 4:
-        assert "add pictures" in str(refused.value)
+        assert "add examples" in str(refused.value)
     else:
         advised = int(str(refused.value).split("try --batch ")[1])
         assert replace(moco_v1(), batch=advised).fitted(examples).batch == advised
@@ -359,7 +359,7 @@ def test_minutes_measured_once_are_no_other_setting_but_other_steps_are(tmp_path
 def test_other_data_is_refused_in_a_run_that_began(tmp_path: Path) -> None:
     run = tmp_path / "run"
     carry_out(asked(run))
-    with pytest.raises(Trouble, match=r"other pictures \(48 then, 47 now\)") as refused:
+    with pytest.raises(Trouble, match=r"other data \(48 then, 47 now\)") as refused:
         carry_out(asked(run)._replace(data=PICTURES[:47]))
     assert refused.value.code == BAD_DATA
     assert carry_out(asked(run)).step == 4

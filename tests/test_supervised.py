@@ -9,18 +9,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch.nn import functional as F
 
 from lookalike.data.loader import Loader
+from lookalike.data.order import Order
 from lookalike.data.source import open_source, reference_and_query
 from lookalike.finetuning import Finetune
 from lookalike.learn.labelled import Classes, CrossEntropy
 from lookalike.learn.objective import InfoNCE
 from lookalike.models.heads import MLP
+from lookalike.pretext.image import OneView
 from lookalike.pretraining import Asked, carry_out, chosen, opened_data
 from lookalike.recipe import Length, from_plain, to_plain
 from lookalike.recipes import recipe_named, tiny
 from lookalike.recipes.labelled import with_labels
+from lookalike.train import batches
 from lookalike.trained import load
 from lookalike.trouble import Trouble
 
@@ -88,3 +92,23 @@ def test_tuning_the_whole_network_improves_on_frozen_features(tmp_path: Path) ->
     assert all(torch.equal(part, before[name]) for name, part in trained.encoder.state_dict().items())
     again = spec.measured(trained, *loaders, tmp_path / "fits")[0.1]  # nothing is left to do
     assert (again.tuned.mean, again.frozen.mean) == (found.tuned.mean, found.frozen.mean)
+
+
+@pytest.mark.parametrize("budget", [1 << 30, 0])
+def test_a_picture_that_stands_in_for_a_bad_one_brings_its_own_label(tmp_path: Path, budget: int) -> None:
+    for i in range(24):  # in the order of rows: bright ones, and from the twelfth on dark ones
+        path = tmp_path / ("bright", "dark")[i // 12] / f"{i:02}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (16, 16), (200 - i, 0, 0) if i < 12 else (40 - i, 0, 0)).save(path)
+    for i in (3, 10, 11, 23):  # a dark one stands in for the last bright ones, a bright one for the very last
+        (tmp_path / ("bright", "dark")[i // 12] / f"{i:02}.png").write_bytes(b"")
+    source = open_source(str(tmp_path))
+    recipe = with_labels(replace(tiny(24), batch=8), 2)
+    recipe = replace(recipe, pretext=OneView(recipe.pretext.crops()))  # whose colours are those of the pictures
+    loader = Loader(source.at(recipe.canvas), budget, workers=0, max_bad=0.5)
+    order = Order(24, 8, recipe.seed)
+    for batch in batches(loader, recipe, order, 0, 6):
+        red = recipe.pretext.first.displayable(batch.first)[:, :2].float().amax((1, 2, 3))
+        assert torch.equal(source.labels[batch.index], (red < 100).long())
+    plain = torch.cat([batch.index for batch in batches(loader, replace(tiny(24), batch=8), order, 0, 3)])
+    assert sorted(plain.tolist()) == list(range(24))  # without labels every row is itself

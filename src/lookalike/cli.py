@@ -12,8 +12,9 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, subcommand
 
 from lookalike.commands.data import Doctor, Embed, Prepare, Preview
-from lookalike.commands.evaluation import Evaluation
+from lookalike.commands.evaluation import Compare, Evaluation
 from lookalike.commands.training import Demo, Pretrain, Supervised
+from lookalike.commands.transfer import Transfer
 from lookalike.trouble import IO, USAGE, Trouble
 
 PROGRAM = """Learns, without labels, which things look alike.
@@ -24,7 +25,8 @@ Command = (
     Annotated[Demo, subcommand("demo")]
     | Annotated[Pretrain, subcommand("pretrain")]
     | Annotated[Supervised, subcommand("supervised")]
-    | Annotated[Evaluation, subcommand("evaluate", description="Measure what was learned.")]
+    | Annotated[Evaluation | Transfer, subcommand("evaluate", description="Measure what was learned.")]
+    | Annotated[Compare, subcommand("compare")]
     | Annotated[Embed, subcommand("embed")]
     | Annotated[Prepare, subcommand("prepare")]
     | Annotated[Doctor, subcommand("doctor")]

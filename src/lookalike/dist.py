@@ -70,10 +70,15 @@ def moved(material: M) -> M:
     return type(material)(*(part.to(device()) for part in material))
 
 
+def started() -> int:
+    """How many processes torchrun has started, whether or not they have met."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """Join the processes that torchrun started, if it did (NCCL between GPUs, gloo between processors), and leave."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _together():
+    if started() == 1 or _together():
         yield
         return
     if device().type == "cuda":

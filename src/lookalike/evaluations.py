@@ -7,12 +7,15 @@ import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lookalike import dist, transfers
 from lookalike.checks import at_least, refuse_unwritable
 from lookalike.commands import evaluation as asked
+from lookalike.commands.transfer import Detect, Keypoints, Segment
 from lookalike.data.example import Source
 from lookalike.data.loader import Loader
 from lookalike.dist import autocast, device
@@ -23,39 +26,75 @@ from lookalike.evaluate.knn import Knn
 from lookalike.evaluate.paper import PaperProbe
 from lookalike.evaluate.probe import LinearProbe
 from lookalike.evaluate.retrieval import Retrieval
+from lookalike.evaluate.similarity import spearman
 from lookalike.finetuning import Finetune
+from lookalike.reading import refuse_text
 from lookalike.run import write_json
 from lookalike.screen import Screen
+from lookalike.similarities import scored, texts_embedded
 from lookalike.trained import Part, Trained, labelled_parts, load, parts, readable
 from lookalike.trouble import Trouble
 
 Report = dict[str, object]
 
 
+LIMITS: dict[type, dict[str, float]] = {
+    asked.Knn: {"k": 1, "temperature": 1e-6},
+    asked.Probe: {"epochs": 1, "lr": 0},
+    asked.Fewshot: {"labels": 1, "draws": 4},
+    asked.Clusters: {"draws": 1},
+    asked.Finetune: {"steps": 1, "batch": 2, "draws": 1, "rates": 1e-12},
+}
+
+
 def evaluate(command: asked.Measured) -> int:
     """Prints and writes what the command measures."""
-    at_least(command, workers=0)
+    at_least(command, workers=0, **LIMITS.get(type(command), {}))
     refuse_unwritable(command.json)
     if command.untrained and command.weights:
         raise Trouble("choose one of --untrained and --weights")
-    match command:
-        case asked.Knn():
-            report = knn(command)
-        case asked.Probe():
-            report = probe(command)
-        case asked.Fewshot():
-            report = fewshot(command)
-        case asked.Retrieve():
-            report = retrieve(command)
-        case asked.Clusters():
-            report = clusters(command)
-        case asked.Finetune():
-            report = finetune(command)
-        case _:
-            raise TypeError(command)
-    also = {"untrained": command.untrained, "weights": command.weights, "run": command.run, "data": command.data}
-    write_report(command.json, report | also)
+    if isinstance(command, asked.Fewshot | asked.Finetune):
+        refuse_no_share(command.shares)
+    report = measured(command)
+    if report is not None:
+        also = {"untrained": command.untrained, "weights": command.weights, "run": command.run, "data": command.data}
+        write_report(command.json, report | also)
     return 0
+
+
+def measured(command: asked.Measured) -> Report | None:
+    """The numbers; None in a process that only helped."""
+    paper = isinstance(command, asked.Probe) and command.protocol == "paper"
+    if isinstance(command, asked.Frozen) and not paper and not isinstance(command, asked.Sts):
+        return frozen(command)
+    if dist.started() > 1:
+        raise Trouble("this evaluation runs in one process: leave out torchrun")
+    match command:
+        case asked.Probe():
+            return paper_probe(command)
+        case asked.Finetune():
+            return finetune(command)
+        case asked.Sts():
+            return sts(command)
+        case Segment():
+            return transfers.segment(command)
+        case Detect() | Keypoints():
+            return transfers.transferred(command)
+    raise TypeError(command)
+
+
+def frozen(command: asked.Frozen) -> Report | None:
+    """On features: each process of torchrun embeds a share of the pictures, and the first one does the rest."""
+    at_least(command, clip=1e-3)
+    with dist.together(), Screen(type(command).__name__.lower(), quiet=not dist.first()) as screen:
+        trained = load(command.run, command.untrained, command.weights)
+        found = Embedded(
+            trained, *parts(trained, command.data, command.layer, command.workers, screen.work, command.clip)
+        )
+        if not dist.first():
+            return None
+        say_missing(found.reference.labels, found.query.labels, screen)
+        return FROZEN[type(command)](command, found, screen) | found.counted(command.layer)
 
 
 def write_report(path: str | None, report: Report) -> None:
@@ -64,13 +103,21 @@ def write_report(path: str | None, report: Report) -> None:
         write_json(Path(path), report)
 
 
-def embedded(command: asked.Frozen, screen: Screen) -> tuple[Trained, Part, Part]:
-    """The network of the command, and the features of reference and queries; says which classes only queries have."""
-    at_least(command, clip=1e-3)
-    trained = load(command.run, command.untrained, command.weights)
-    reference, query = parts(trained, command.data, command.layer, command.workers, screen.work, command.clip)
-    say_missing(reference.labels, query.labels, screen)
-    return trained, reference, query
+class Embedded(NamedTuple):
+    """A network, and its features of the reference and of the queries."""
+
+    trained: Trained
+    reference: Part
+    query: Part
+
+    def counted(self, layer: str) -> Report:
+        """What every report on frozen features says."""
+        sizes = {"queries": len(self.query.labels), "reference": len(self.reference.labels)}
+        return {"layer": layer, "step": self.trained.step, **sizes}
+
+    def table(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Rows and labels of the reference, rows and labels of the queries."""
+        return self.reference.features, self.reference.labels, self.query.features, self.query.labels
 
 
 def say_missing(reference: Tensor, query: Tensor, screen: Screen) -> None:
@@ -79,12 +126,6 @@ def say_missing(reference: Tensor, query: Tensor, screen: Screen) -> None:
     if bool(unknown.any()):
         count, classes = int(unknown.sum()), len(torch.unique(query[unknown]))
         screen.say(f"{classes} classes of the queries are not in the reference: their {count} pictures count as wrong")
-
-
-def counted(trained: Trained, reference: Part, query: Part, layer: str) -> Report:
-    """What every report on frozen features says."""
-    sizes = {"queries": len(query.labels), "reference": len(reference.labels)}
-    return {"layer": layer, "step": trained.step, **sizes}
 
 
 def working(screen: Screen, what: str, total: int) -> Callable[[int], None]:
@@ -99,38 +140,26 @@ def working(screen: Screen, what: str, total: int) -> Callable[[int], None]:
     return more
 
 
-def knn(command: asked.Knn) -> Report:
+def knn(command: asked.Knn, found: Embedded, screen: Screen) -> Report:
     """The accuracy."""
-    at_least(command, k=1, temperature=1e-6)
-    with Screen("knn") as screen:
-        trained, reference, query = embedded(command, screen)
-        accuracy = Knn(command.k, command.temperature).accuracy(
-            reference.features, reference.labels, query.features, query.labels
-        )
-        what = f"k {command.k}, temperature {command.temperature:g}, {command.layer}, step {trained.step}"
-        screen.say(
-            f"kNN accuracy {accuracy:.2%} on {len(query.labels)} pictures against {len(reference.labels)} ({what})"
-        )
-    settings = {"k": command.k, "temperature": command.temperature}
-    return {"accuracy": accuracy, **settings} | counted(trained, reference, query, command.layer)
+    trained, reference, query = found
+    accuracy = Knn(command.k, command.temperature).accuracy(*found.table())
+    what = f"k {command.k}, temperature {command.temperature:g}, {command.layer}, step {trained.step}"
+    screen.say(f"kNN accuracy {accuracy:.2%} on {len(query.labels)} pictures against {len(reference.labels)} ({what})")
+    return {"accuracy": accuracy, "k": command.k, "temperature": command.temperature}
 
 
-def probe(command: asked.Probe) -> Report:
+def probe(command: asked.Probe, found: Embedded, screen: Screen) -> Report:
     """The accuracy, and the decay that was chosen."""
-    at_least(command, epochs=1, lr=0)
-    if command.protocol == "paper":
-        return paper_probe(command)
-    with Screen("probe") as screen:
-        trained, reference, query = embedded(command, screen)
-        found = LinearProbe().fit(reference.features, reference.labels)
-        accuracy = found.accuracy(query.features, query.labels)
-        what = f"decay {found.decay:g}, chosen on held-out pictures of the reference, {command.layer}"
-        screen.say(
-            f"linear probe accuracy {accuracy:.2%} on {len(query.labels)} pictures, fitted to "
-            f"{len(reference.labels)} ({what}, step {trained.step})"
-        )
-    report = {"accuracy": accuracy, "protocol": "strong", "decay": found.decay}
-    return report | counted(trained, reference, query, command.layer)
+    trained, reference, query = found
+    fitted = LinearProbe().fit(reference.features, reference.labels)
+    accuracy = fitted.accuracy(query.features, query.labels)
+    what = f"decay {fitted.decay:g}, chosen on held-out pictures of the reference, {command.layer}"
+    screen.say(
+        f"linear probe accuracy {accuracy:.2%} on {len(query.labels)} pictures, fitted to "
+        f"{len(reference.labels)} ({what}, step {trained.step})"
+    )
+    return {"accuracy": accuracy, "protocol": "strong", "decay": fitted.decay}
 
 
 def paper_probe(command: asked.Probe) -> Report:
@@ -138,11 +167,12 @@ def paper_probe(command: asked.Probe) -> Report:
     if command.layer != "backbone":
         raise Trouble("the paper's probe reads the backbone: leave out --layer")
     trained = load(command.run, command.untrained, command.weights)
+    refuse_text(trained.recipe, "the paper's probe")
     spec, (first, second) = PaperProbe(command.epochs, command.lr), labelled_parts(trained, command.data)
     with Screen("probe") as screen, autocast(trained.recipe.precision, device()):
         reference, query = (loader_of(source, trained, command.workers) for source in (first, second))
         say_missing(first.labels, second.labels, screen)
-        view = trained.recipe.pretext.crops()
+        view = trained.recipe.pictures.crops()
         found = spec.fit(trained.encoder, reference, view, lambda done, all: screen.work("probing", done, all))
         features = raw(trained.encoder, trained.views(query, torch.arange(len(query)))).cpu()
         good = torch.tensor(readable(query))
@@ -160,21 +190,16 @@ def loader_of(source: Source, trained: Trained, workers: int) -> Loader:
     return Loader(source.at(trained.recipe.canvas), workers=workers, max_bad=1.0)
 
 
-def fewshot(command: asked.Fewshot) -> Report:
+def fewshot(command: asked.Fewshot, found: Embedded, screen: Screen) -> Report:
     """Mean and interval for each number of labels, and for each share."""
-    at_least(command, labels=1, draws=4)
-    refuse_no_share(command.shares)
-    with Screen("fewshot") as screen:
-        trained, reference, query = embedded(command, screen)
-        table = (reference.features, reference.labels, query.features, query.labels)
-        more = working(screen, "fitting", command.draws * len(command.shares))
-        few = Fewshot(tuple(command.labels), command.draws).accuracies(*table)
-        shares = Shares(tuple(command.shares), command.draws).accuracies(*table, progress=more)
-        report = counted(trained, reference, query, command.layer) | {"draws": command.draws}
-        for name, (mean, half) in [*few.items(), *shares.items()]:
-            what = f"{name:.0%} of the labels" if isinstance(name, float) else f"{name} labels a class"
-            screen.say(f"{what}: accuracy {mean:.2%} ± {half:.2%} (n = {command.draws} draws)")
-            report |= {f"accuracy_{key(name)}": mean, f"interval_{key(name)}": half}
+    more = working(screen, "fitting", command.draws * len(command.shares))
+    few = Fewshot(tuple(command.labels), command.draws).accuracies(*found.table())
+    shares = Shares(tuple(command.shares), command.draws).accuracies(*found.table(), progress=more)
+    report: Report = {"draws": command.draws}
+    for name, (mean, half) in [*few.items(), *shares.items()]:
+        what = f"{name:.0%} of the labels" if isinstance(name, float) else f"{name} labels a class"
+        screen.say(f"{what}: accuracy {mean:.2%} ± {half:.2%} (n = {command.draws} draws)")
+        report |= {f"accuracy_{key(name)}": mean, f"interval_{key(name)}": half}
     return report
 
 
@@ -189,36 +214,45 @@ def refuse_no_share(shares: tuple[float, ...]) -> None:
         raise Trouble("--shares must be above 0 and at most 1")
 
 
-def retrieve(command: asked.Retrieve) -> Report:
+def retrieve(command: asked.Retrieve, found: Embedded, screen: Screen) -> Report:
     """Recall and mean average precision."""
-    with Screen("retrieve") as screen:
-        trained, reference, query = embedded(command, screen)
-        more = working(screen, "sorting", len(query.labels))
-        found = Retrieval().measured(reference.features, reference.labels, query.features, query.labels, progress=more)
-        shown = ", ".join(f"recall@{k} {share:.2%}" for k, share in found.recall.items())
-        screen.say(
-            f"{shown}, mean average precision {found.mean_average_precision:.2%} over {found.asked} queries "
-            f"in {len(reference.labels)} pictures ({command.layer}, step {trained.step})"
-        )
-    recall = {f"recall_{k}": share for k, share in found.recall.items()}
-    report = {**recall, "mean_average_precision": found.mean_average_precision, "asked": found.asked}
-    return report | counted(trained, reference, query, command.layer)
+    trained, reference, query = found
+    done = Retrieval().measured(*found.table(), progress=working(screen, "sorting", len(query.labels)))
+    shown = ", ".join(f"recall@{k} {share:.2%}" for k, share in done.recall.items())
+    screen.say(
+        f"{shown}, mean average precision {done.mean_average_precision:.2%} over {done.asked} queries "
+        f"in {len(reference.labels)} pictures ({command.layer}, step {trained.step})"
+    )
+    recall = {f"recall_{k}": share for k, share in done.recall.items()}
+    return {**recall, "mean_average_precision": done.mean_average_precision, "asked": done.asked}
 
 
-def clusters(command: asked.Clusters) -> Report:
+def clusters(command: asked.Clusters, found: Embedded, screen: Screen) -> Report:
     """Agreement of clusters with classes."""
-    at_least(command, draws=1)
-    with Screen("clusters") as screen:
-        trained, reference, query = embedded(command, screen)
-        more = working(screen, "clustering", command.draws)
-        nmi, ari, classes = Clusters(command.draws).agreement(query.features, query.labels, more)
-        screen.say(
-            f"NMI {nmi.mean:.3f}{plus_minus(nmi.half, '.3f')}, ARI {ari.mean:.3f}{plus_minus(ari.half, '.3f')} of "
-            f"{classes} clusters of {len(query.labels)} pictures (n = {command.draws} starts, {command.layer}, "
-            f"step {trained.step})"
-        )
+    query = found.query
+    more = working(screen, "clustering", command.draws)
+    nmi, ari, classes = Clusters(command.draws).agreement(query.features, query.labels, more)
+    screen.say(
+        f"NMI {nmi.mean:.3f}{plus_minus(nmi.half, '.3f')}, ARI {ari.mean:.3f}{plus_minus(ari.half, '.3f')} of "
+        f"{classes} clusters of {len(query.labels)} pictures (n = {command.draws} starts, {command.layer}, "
+        f"step {found.trained.step})"
+    )
     report: Report = {"nmi": nmi.mean, "nmi_interval": nmi.half, "ari": ari.mean, "ari_interval": ari.half}
-    return report | {"draws": command.draws, "classes": classes} | counted(trained, reference, query, command.layer)
+    return report | {"draws": command.draws, "classes": classes}
+
+
+def sts(command: asked.Sts) -> Report:
+    """The rank correlation of cosines with scores."""
+    with Screen("sts") as screen:
+        trained = load(command.run, command.untrained, command.weights)
+        pairs, split = scored(trained, command.data, command.split)
+        first, second = (texts_embedded(trained, pairs, number, command.layer) for number in (0, 1))
+        found = spearman((first * second).sum(1), pairs.scores)
+        screen.say(
+            f"STS: Spearman {found:.4f} between cosines and the scores of {len(pairs)} pairs, {split} "
+            f"({command.layer}, step {trained.step})"
+        )
+    return {"spearman": found, "pairs": len(pairs), "split": split, "layer": command.layer, "step": trained.step}
 
 
 def plus_minus(half: float, form: str) -> str:
@@ -228,9 +262,8 @@ def plus_minus(half: float, form: str) -> str:
 
 def finetune(command: asked.Finetune) -> Report:
     """Accuracy after training everything, beside a probe with the same labels."""
-    at_least(command, steps=1, batch=2, draws=1, rates=1e-12)
-    refuse_no_share(command.shares)
     trained = load(command.run, command.untrained, command.weights)
+    refuse_text(trained.recipe, "fine-tuning")
     first, second = labelled_parts(trained, command.data)
     spec = Finetune(command.shares, command.rates, command.steps, command.batch, command.draws)
     kept = nullcontext(command.out) if command.out else tempfile.TemporaryDirectory(prefix="lookalike-")
@@ -251,3 +284,13 @@ def finetune(command: asked.Finetune) -> Report:
         if 1.0 in found:
             report |= {"accuracy": found[1.0].tuned.mean}
     return report
+
+
+FROZEN: dict[type, Callable[[Any, Embedded, Screen], Report]] = {
+    asked.Knn: knn,
+    asked.Probe: probe,
+    asked.Fewshot: fewshot,
+    asked.Retrieve: retrieve,
+    asked.Clusters: clusters,
+}
+"""What follows from features."""

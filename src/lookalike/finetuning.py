@@ -30,6 +30,7 @@ from lookalike.run import Run, check_same
 from lookalike.train import Finished, train
 from lookalike.trained import Progress, Trained, readable, silent
 from lookalike.trouble import BAD_DATA, Trouble
+from lookalike.types import Canvases
 
 
 class Tuned(NamedTuple):
@@ -48,7 +49,7 @@ class Some(Loader):
         self.source, self._loader, self._rows = Rows(loader.source, rows), loader, rows
         self.bad, self.bad_rows = loader.bad, {}
 
-    def batches(self, rows_of_steps: Iterable[Tensor]) -> Generator[Loaded, None, None]:
+    def batches(self, rows_of_steps: Iterable[Tensor]) -> Generator[Loaded[Canvases], None, None]:
         """The pixels of each step's rows (B,), which count among these."""
         asked = list(rows_of_steps)
         for mine, found in zip(asked, self._loader.batches(self._rows[rows] for rows in asked)):
@@ -77,7 +78,7 @@ class Finetune:
         return replace(
             with_labels(recipe, classes),
             name=f"finetuned_{recipe.name}",
-            pretext=OneView(recipe.pretext.crops()),
+            pretext=OneView(recipe.pictures.crops()),
             whiten=False,
             optimizer=AdamW(rate * 256 / batch, self.decay),
             schedule=Cosine(warmup=0.1),

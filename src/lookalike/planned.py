@@ -20,7 +20,13 @@ from lookalike.pretraining import Asked, chosen
 from lookalike.recipe import Length, Recipe
 from lookalike.train import measured
 
-_EXTRAS = {"tensorboard": "[log]", "huggingface_hub": "[hub]", "av": "[video]", "fsspec": "[remote]"}
+_EXTRAS = {
+    "tensorboard": "[log]",
+    "huggingface_hub": "[hub]",
+    "fsspec": "[remote]",
+    "tokenizers": "[text]",
+    "av": "[video]",
+}
 
 
 class Training(NamedTuple):
@@ -50,7 +56,7 @@ def planned(data: Data, split: str | None, timed: bool, workers: int) -> Trainin
         len(source),
         _queue(recipe),
         recipe.batch,
-        recipe.pretext.first.size,
+        recipe.pictures.first.size,
         recipe.canvas,
         size,
         minutes,
@@ -68,7 +74,7 @@ def _reasons(recipe: Recipe, source: Source, size: float, minutes: float | None)
         share = f"{queue / len(source):.0%} of all"
         yield f"a queue of {queue:,}, which holds keys of the last {queue / recipe.batch:.0f} steps: {share}"
     yield (
-        f"crops of {recipe.pretext.first.size} px from canvases of {recipe.canvas} px, "
+        f"crops of {recipe.pictures.first.size} px from canvases of {recipe.canvas} px, "
         f"since the median short side is {native_side(source)} px"
     )
     keep = "kept in memory" if size <= 4 else "more than the 4 GiB of --memory: prepare them once, or raise it"

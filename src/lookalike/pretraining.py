@@ -13,18 +13,20 @@ import torch
 from torch import Tensor
 
 from lookalike import checkpoint, dist
-from lookalike.data.film import video_of
+from lookalike.data.film import filmed, video_of
 from lookalike.data.fingerprint import Change, changes, from_table, stamps_of, to_table
-from lookalike.data.loader import GIB, Loader
+from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, Source, native_side, open_source, reference_and_query
+from lookalike.data.tokenizer import Tokenizer
 from lookalike.dist import autocast, device, placed
 from lookalike.evaluate.embed import settle
 from lookalike.learn.labelled import Labelled
 from lookalike.learn.learner import Learner
+from lookalike.reading import TOKENIZER, finder, held_tokenizer, loader, reads_text, tokenizer_for
 from lookalike.recipe import Length, Recipe, from_plain, override, to_plain
 from lookalike.recipes import recipe_named
 from lookalike.recipes.labelled import with_labels
-from lookalike.run import UNFINISHED, Run, check_same, move_aside, opened, read_recipe
+from lookalike.run import UNFINISHED, Run, check_same, move_aside, opened, read_recipe, write_atomically
 from lookalike.screen import Screen
 from lookalike.seeding import uniforms
 from lookalike.train import Finished, measured, train
@@ -83,23 +85,26 @@ def trained(asked: Asked, recipe: Recipe, source: Source, run: Run, screen: Scre
         dist.on_first_rank(lambda: refuse_other(asked, recipe, held, source, run))
         recipe = held
     dist.on_first_rank(lambda: checkpoint.refuse_full(run.checkpoints, recipe, len(source)))
-    loader = load_data(asked, source.at(recipe.canvas), run, screen)
-    checkup = Checkup.of(loader, recipe)
+    tokenizer = tokens(asked, recipe, source, run, new=held is None)
+    reads = load_data(asked, recipe, source, tokenizer, run, screen)
+    checkup = Checkup.of(reads, recipe)
     if held is None:
-        recipe = begin(asked, recipe, run, loader, checkup, screen, began)
+        recipe = begin(asked, recipe, run, reads, checkup, screen, began)
     if asked.init_from is not None and not dist.agree(bool(checkpoint.found(run.checkpoints))):
-        initialise(Path(asked.init_from), recipe, run, loader)
-    done = train(recipe, run, loader, checkup.__call__, screen.pulse, asked.save_every)
-    note_all_bad(run, loader)
+        initialise(Path(asked.init_from), recipe, run, reads)
+    done = train(recipe, run, reads, checkup.__call__, screen.pulse, asked.save_every)
+    note_all_bad(run, reads)
     screen.say(summary(done, asked.out))
     return done
 
 
 def opened_data(asked: Asked) -> Source:
-    """The pictures to train on; labels are those of the reference part alone, since evaluations ask the others."""
-    if not asked.supervised:
-        return open_source(asked.data, asked.split)
-    source = reference_and_query(asked.data)[0] if asked.split is None else open_source(asked.data, asked.split)
+    """What to train on; labels are those of the reference part alone, since evaluations ask the others."""
+    find = finder(asked.recipe)
+    if asked.split is not None or not asked.supervised:
+        source = open_source(asked.data, asked.split, find=find)
+        return labelled(source, asked.data) if asked.supervised else source
+    source, _ = reference_and_query(asked.data, find=find)
     return labelled(source, asked.data)
 
 
@@ -111,7 +116,7 @@ def make_room(out: Path) -> None:
         move_aside(out)
 
 
-def note_all_bad(run: Run, loader: Loader) -> None:
+def note_all_bad(run: Run, loader: Loads) -> None:
     """bad_files.csv with what every rank met; one that reads each batch anew meets its own share only."""
     bad: dict[str, str] = {}
     for rank in range(dist.world()):
@@ -122,7 +127,7 @@ def note_all_bad(run: Run, loader: Loader) -> None:
 def refuse_foreign(out: Path) -> None:
     """Never write into a folder that holds somebody's other files."""
     # recipe.json comes last when a run begins
-    ours = {"run.lock", "bad_files.csv", "train.log", "data.parquet", "environment.json"}
+    ours = {"run.lock", "bad_files.csv", "train.log", "data.parquet", "environment.json", TOKENIZER}
     if out.exists() and not out.is_dir():
         raise Trouble(f"{out} is a file: --out names the folder of the run")
     if (
@@ -138,7 +143,8 @@ def chosen(asked: Asked, source: Source) -> Recipe:
     recipe = asked.recipe
     if not isinstance(recipe, Recipe):
         large = device().type != "cpu" and len(source) >= _MANY
-        recipe = recipe_named(recipe or ("moco_v2" if large else "small"), len(source), native_side(source))
+        side = 0 if reads_text(recipe) else native_side(source)
+        recipe = recipe_named(recipe or ("moco_v2" if large else "small"), len(source), side)
     if asked.supervised and not isinstance(recipe.keys, Labelled):
         recipe = with_labels(recipe, len(torch.unique(source.labels)))
     if asked.length is not None:
@@ -153,7 +159,7 @@ def check_data(asked: Asked, run: Run, source: Source) -> Change:
     began, changed = run.data(), changes(from_table(run.data_table), stamps_of(source))
     if changed and not asked.allow_data_change:
         raise Trouble(
-            f"{run.folder} began with other pictures ({began['examples']} then, {len(source)} now): {changed}; "
+            f"{run.folder} began with other data ({began['examples']} then, {len(source)} now): {changed}; "
             "give it the same data, choose another --out, or go on with --allow-data-change",
             BAD_DATA,
         )
@@ -173,7 +179,7 @@ def refuse_other(asked: Asked, recipe: Recipe, held: Recipe, source: Source, run
 
 def about(asked: Asked, source: Source) -> dict[str, object]:
     """What environment.json says of the data; data.parquet says which files it was."""
-    return {"data": str(asked.data), "split": asked.split, "examples": len(source)}
+    return {"data": str(asked.data)[:4096], "split": asked.split, "examples": len(source)}
 
 
 def adjusted(asked: Asked, recipe: Recipe, held: Recipe) -> Recipe:
@@ -193,22 +199,39 @@ def as_held(asked: Recipe, held: Recipe) -> Recipe:
     return asked
 
 
-def load_data(asked: Asked, source: Source, run: Run, screen: Screen) -> Loader:
+def tokens(asked: Asked, recipe: Recipe, source: Source, run: Run, new: bool) -> Tokenizer | None:
+    """Of text: a run keeps its own, which begins as that of the run it starts from, or is trained on its data."""
+    if not reads_text(recipe):
+        return None
+
+    def kept() -> str:
+        folder = run.folder if not new else asked.init_from
+        found = held_tokenizer(Path(folder), recipe) if folder is not None else tokenizer_for(recipe, source)
+        assert found is not None
+        if new:
+            write_atomically(run.folder / TOKENIZER, found.json.encode())
+        return found.json
+
+    return Tokenizer(dist.on_first_rank(kept))
+
+
+def load_data(
+    asked: Asked, recipe: Recipe, source: Source, tokenizer: Tokenizer | None, run: Run, screen: Screen
+) -> Loads:
     """The loader, after decoding everything where it fits into memory."""
     done = 0
 
     def more(count: int) -> None:
         nonlocal done
         done += count
-        screen.work("decoding", done, len(source))
+        screen.work("reading", done, len(source))
 
-    return Loader(
-        source, int(asked.memory * GIB), asked.workers, asked.max_bad, more, on_bad=lambda bad: run.note_bad_files(bad)
-    )
+    limits = (int(asked.memory * GIB), asked.workers, asked.max_bad)
+    return loader(recipe, source, tokenizer, *limits, more, lambda bad: run.note_bad_files(bad))
 
 
 def begin(
-    asked: Asked, recipe: Recipe, run: Run, loader: Loader, checkup: Checkup, screen: Screen, began: float
+    asked: Asked, recipe: Recipe, run: Run, loader: Loads, checkup: Checkup, screen: Screen, began: float
 ) -> Recipe:
     """Fix what a new run is, record it, and say it; its minutes count from ``began``."""
     if recipe.length.total(1) is None:
@@ -222,23 +245,25 @@ def begin(
     processes = f" on {dist.world()} processes" if dist.world() > 1 else ""
     screen.say(
         f"{recipe.name}: {len(source)} examples, {recipe.length.total(len(source) // recipe.batch)} steps of "
-        f"{recipe.batch}{processes}, {recipe.dictionary}, views of {recipe.pretext.first.size} px, into {asked.out}"
+        f"{recipe.batch}{processes}, {recipe.contrast()}, {recipe.pretext.shown()}, into {asked.out}"
     )
     return recipe
 
 
-def initialise(other: Path, recipe: Recipe, run: Run, loader: Loader) -> None:
-    """A checkpoint at step 0 with the encoder of another run; twin and queue start anew."""
+def initialise(other: Path, recipe: Recipe, run: Run, loader: Loads) -> None:
+    """A checkpoint at step 0 with the backbone of another run, and its head if it is the same; all else starts anew."""
     path, _ = checkpoint.newest(Run(other).checkpoints)
     if path is None:
         raise Trouble(f"--init-from {other} has no checkpoint: name the folder of a run that has saved one", BAD_DATA)
     theirs = read_recipe(other / "recipe.json")
-    if (theirs.model, theirs.head, theirs.whiten) != (recipe.model, recipe.head, recipe.whiten):
-        raise Trouble(f"--init-from {other} has another model ({theirs.model}, {theirs.head}): use its recipe")
+    if theirs.model != recipe.model:
+        raise Trouble(f"--init-from {other} has another model ({theirs.model}): use its recipe")
     donor = theirs.build(len(loader))
     checkpoint.load_learner(path, donor)
     learner = recipe.build(len(loader))
-    learner.encoder.load_state_dict(donor.encoder.state_dict())
+    learner.encoder.backbone.load_state_dict(donor.encoder.backbone.state_dict())
+    if theirs.head == recipe.head:
+        learner.encoder.head.load_state_dict(donor.encoder.head.state_dict())
     learner.keys = recipe.keys.build(learner.encoder, learner.dictionary)
     checkpoint.save(run.checkpoints, 0, learner, recipe.optimizer.build(learner, recipe.batch))
 
@@ -256,15 +281,15 @@ class Checkup(NamedTuple):
     It sees a fixed draw of training examples, a fifth of which ask the others: no test example is looked at.
     """
 
-    loader: Loader
+    loader: Loads
     recipe: Recipe
     rows: Tensor
     ask: int  # how many of them, the first, are the fifth
 
     @classmethod
-    def of(cls, loader: Loader, recipe: Recipe, most: int = 5000) -> Checkup:
+    def of(cls, loader: Loads, recipe: Recipe, most: int = 5000) -> Checkup:
         """A draw of at most ``most`` rows that the data alone decides; frames of a video stay on one side."""
-        rows = recipe.pretext.asked(lambda: loader.film, len(loader))
+        rows = recipe.pretext.asked(filmed(loader.source), len(loader))
         drawn = rows[uniforms(0, 0, rows, 2, 1)[:, 0].argsort()][:most].tolist()
         videos: dict[str, list[int]] = {}
         for row in drawn:

@@ -32,13 +32,13 @@ def preview(source: Source, recipe: Recipe, out: Path, count: int = 12, epoch: i
     pictures = next(iter(few.batches([good]))).material
     # From all rows again, since a view may read others than its own.
     loader = Loader(source.at(recipe.canvas), 0, workers=0, max_bad=1.0)
-    query, key = recipe.pretext.displayable(*views_at(loader, recipe, drawn[good], epoch))
+    query, key = recipe.pictures.displayable(*views_at(loader, recipe, drawn[good], epoch))
     tiles: list[Tile] = []
     for i, row in enumerate(drawn[good].tolist()):
         height, width = pictures.sizes[i].tolist()
         tiles.append(Tile(upright(pictures.pixels[i], height, width, _TILE), source.paths[row]))
         tiles += [Tile(upright(view[i].cpu(), 1, 1, _TILE), word) for view, word in ((query, "query"), (key, "key"))]
-    size = recipe.pretext.first.size
+    size = recipe.pictures.first.size
     title = f"{recipe.name}: picture, query view, key view ({size} px of a canvas of {recipe.canvas} px, epoch {epoch})"
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, sheet(tiles, 6 if len(good) > 1 else 3, _TILE, title))

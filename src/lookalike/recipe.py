@@ -11,19 +11,26 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lookalike.evaluate.knn import Knn
+from lookalike.learn.alone import Alone
 from lookalike.learn.dictionary import InBatch, MemoryBank, Neighbours, Queue
 from lookalike.learn.keys import EndToEnd, Momentum, Stored
 from lookalike.learn.labelled import Classes, CrossEntropy, Labelled
 from lookalike.learn.learner import Learner
 from lookalike.learn.objective import DCL, NCE, InfoNCE, SupCon
+from lookalike.models.decoder import Decoder
 from lookalike.models.encoder import Encoder
 from lookalike.models.heads import MLP
+from lookalike.models.hugging_face import HuggingFace
 from lookalike.models.image import ResNet, SmallResNet, Timm
+from lookalike.models.text import Transformer
 from lookalike.models.video import SmallVideoResNet, VideoResNet
 from lookalike.models.vit import ViT
 from lookalike.models.whitening import Whitening
+from lookalike.models.words import Words
 from lookalike.optimize import LARS, SGD, AdamW, Cosine, Muon, Steps
 from lookalike.pretext.image import ImageView, OneView, TwoViews
+from lookalike.pretext.mask import Masked
+from lookalike.pretext.text import Cloze, Pairs, SameSentence
 from lookalike.pretext.video import TwoClips, TwoFrames
 from lookalike.seeding import reseed
 from lookalike.trouble import BAD_DATA, Trouble
@@ -52,13 +59,14 @@ class Recipe:
     """What is learned, how, and for how long; two runs of one recipe on the same data and machine are equal."""
 
     name: str
-    pretext: TwoViews | OneView | TwoFrames | TwoClips
+    pretext: TwoViews | OneView | Masked | TwoFrames | TwoClips | SameSentence | Pairs | Cloze
     canvas: int = 256  # side in pixels at which pictures are kept before they are cropped
-    model: ResNet | SmallResNet | ViT | Timm | VideoResNet | SmallVideoResNet = ResNet()  # noqa: RUF009  (frozen)
+    model: ResNet | SmallResNet | ViT | Timm | VideoResNet | SmallVideoResNet | Transformer | HuggingFace = ResNet()  # noqa: RUF009
     head: MLP = MLP()  # noqa: RUF009
     whiten: bool = False  # the backbone ends in a map, fitted without labels, that decorrelates its features
     predictor: MLP | None = None  # between the query's head and the query (MoCo v3)
-    keys: Momentum | EndToEnd | Stored | Labelled = Momentum()  # noqa: RUF009
+    reconstruction: Decoder | Words | None = None  # rebuilds what the query does not see (MAE, BERT)
+    keys: Momentum | EndToEnd | Stored | Labelled | Alone = Momentum()  # noqa: RUF009
     dictionary: Queue | InBatch | MemoryBank | Neighbours | Classes = Queue()  # noqa: RUF009
     objective: InfoNCE | DCL | SupCon | NCE | CrossEntropy = InfoNCE()  # noqa: RUF009
     optimizer: SGD | LARS | AdamW | Muon = SGD()  # noqa: RUF009
@@ -80,16 +88,24 @@ class Recipe:
         reseed(self.seed, 0)
         backbone, features = self.model.build(self.group)
         encoder = Encoder(backbone, self.head.build(features, self.group), Whitening(features) if self.whiten else None)
-        dim = self.head.widths[-1]
+        dim = self.head.widths[-1] if self.head.widths else features
         dictionary = self.dictionary.build(dim, examples)
         keys = self.keys.build(encoder, dictionary)
         predictor = self.predictor.build(dim, self.group) if self.predictor else None
-        return Learner(encoder, keys, dictionary, self.objective.build(examples), predictor)
+        decoder = self.reconstruction.build(features, self._hidden()) if self.reconstruction else None
+        return Learner(encoder, keys, dictionary, self.objective.build(examples), predictor, decoder)
+
+    @property
+    def pictures(self) -> TwoViews:
+        """The pretext of a recipe for pictures; raises Trouble for another, which what asks is not made for."""
+        if not isinstance(self.pretext, TwoViews):
+            raise Trouble(f"{self.name} is for text, and this is made for pictures")
+        return self.pretext
 
     def fitted(self, examples: int) -> Recipe:
         """The recipe for this many examples; refuses what cannot work."""
         if self.batch > examples:
-            advice = f"try --batch {2 ** max(1, (examples // 4).bit_length() - 1)}" if examples >= 4 else "add pictures"
+            advice = f"try --batch {2 ** max(1, (examples // 4).bit_length() - 1)}" if examples >= 4 else "add examples"
             raise Trouble(f"a batch of {self.batch} is larger than the data, {examples} examples: {advice}", BAD_DATA)
         for name, least in {"batch": 2, "group": 1, "canvas": 1, "checkups": 0, "slices": 1}.items():
             if getattr(self, name) < least:
@@ -97,14 +113,25 @@ class Recipe:
         return replace(self, dictionary=self.dictionary.fitted(examples))
 
     def guess(self, examples: int) -> float:
-        """The loss of scoring all entries alike: what a run starts near."""
-        return self.keys.directions * self.objective.guess(self.dictionary.negatives(self.batch, examples))
+        """The loss of scoring all entries alike, and of painting nothing: what a run starts near."""
+        contrast = self.keys.directions * self.objective.guess(self.dictionary.negatives(self.batch, examples))
+        return contrast + (self.reconstruction.guess(self._hidden()) if self.reconstruction else 0.0)
+
+    def _hidden(self) -> int:
+        """What a decoder must know of what is hidden: the side of patches, or how many tokens there are."""
+        return self.model.vocabulary if isinstance(self.model, Transformer) else self.pretext.patch  # type: ignore[union-attr]
+
+    def contrast(self) -> str:
+        """What a query is scored against, in words."""
+        return str(self.dictionary) if self.keys.directions else "no contrast"
 
 
 def meaningless(recipe: Recipe) -> str | None:
     """Why the parts of a recipe do not fit together, in words; None where they do."""
     keys, dictionary, objective = recipe.keys, recipe.dictionary, recipe.objective
     stored, bank, batch = isinstance(keys, Stored), isinstance(dictionary, MemoryBank), isinstance(dictionary, InBatch)
+    text = (isinstance(recipe.pretext, SameSentence), isinstance(recipe.model, Transformer | HuggingFace))
+    alone, decoder, masked = isinstance(keys, Alone), recipe.reconstruction, isinstance(recipe.pretext, Masked)
     labelled = (isinstance(keys, Labelled), isinstance(dictionary, Classes), isinstance(objective, CrossEntropy))
     clips = (isinstance(recipe.pretext, TwoClips), isinstance(recipe.model, VideoResNet | SmallVideoResNet))
     refusals = {
@@ -112,7 +139,11 @@ def meaningless(recipe: Recipe) -> str | None:
         "a classifier is all of Labelled, Classes and CrossEntropy": any(labelled) and not all(labelled),
         "the head of a classifier ends in one number for each class, and no predictor follows": (
             isinstance(dictionary, Classes)
-            and (recipe.head.widths[-1] != dictionary.count or recipe.predictor is not None)
+            and (recipe.head.widths[-1:] != (dictionary.count,) or recipe.predictor is not None)
+        ),
+        "views of text are for encoders of text, and those of pictures for encoders of pictures": text[0] != text[1],
+        "keys of text are not shuffled, since no BatchNorm compares them: keys.shuffle is false": (
+            text[0] and isinstance(keys, Momentum) and keys.shuffle
         ),
         "clips are for encoders of videos, and frames for encoders of pictures": clips[0] != clips[1],
         "the two moments lie pretext.near to pretext.far seconds apart, from 0 on and the second not below the first": (
@@ -131,13 +162,33 @@ def meaningless(recipe: Recipe) -> str | None:
             isinstance(objective, NCE) and bank and dictionary.draws is None  # type: ignore[union-attr]
         ),
         "the predictor ends in another width than the head, so queries and keys cannot be compared": (
-            recipe.predictor is not None and recipe.predictor.widths[-1] != recipe.head.widths[-1]
+            recipe.predictor is not None and recipe.predictor.widths[-1:] != recipe.head.widths[-1:]
         ),
         "slices need entries that are there before the batch: those of a queue or a bank, and keys without gradient": (
-            recipe.slices > 1 and (isinstance(keys, EndToEnd) or isinstance(dictionary, InBatch | Neighbours))
+            recipe.slices > 1
+            and not alone
+            and (isinstance(keys, EndToEnd) or isinstance(dictionary, InBatch | Neighbours))
         ),
         "the Z of NCE comes from the first batch whole: it cannot be worked on in slices": (
             recipe.slices > 1 and isinstance(objective, NCE)
+        ),
+        "only a ViT leaves patches out, those of its own size: model.patch must be pretext.patch": (
+            masked and not (isinstance(recipe.model, ViT) and recipe.model.patch == recipe.pretext.patch)  # type: ignore[union-attr]
+        ),
+        "words are named where tokens are hidden, alone: Cloze, a Transformer, Words and Alone belong together": (
+            isinstance(recipe.pretext, Cloze) or isinstance(decoder, Words)
+        )
+        and not (
+            isinstance(recipe.pretext, Cloze)
+            and isinstance(recipe.model, Transformer)
+            and isinstance(decoder, Words)
+            and alone
+        ),
+        "a decoder paints what is hidden, and nothing is: the pretext must be Masked, its share more": (
+            isinstance(decoder, Decoder) and not (masked and recipe.pretext.seen() < recipe.pretext.patches())  # type: ignore[union-attr]
+        ),
+        "without keys a decoder teaches alone: the head is MLP(()), with no predictor, and InBatch stores nothing": (
+            alone and (decoder is None or recipe.head.widths != () or recipe.predictor is not None or not batch)
         ),
     }
     return next((words for words, refused in refusals.items() if refused), None)
@@ -160,11 +211,11 @@ def uneven(recipe: Recipe, world: int) -> str | None:
 KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        Recipe, Length, TwoViews, OneView, TwoFrames, TwoClips, ImageView, ResNet, SmallResNet, ViT, Timm,
-        VideoResNet, SmallVideoResNet, MLP,
-        Momentum, EndToEnd,
-        Stored, Queue, InBatch, MemoryBank, Neighbours, InfoNCE, DCL, SupCon, NCE, Labelled,
-        Classes, CrossEntropy, SGD, LARS, AdamW, Muon, Cosine, Steps, Knn,
+        Recipe, Length, TwoViews, OneView, Masked, TwoFrames, TwoClips, ImageView, SameSentence, Pairs, Cloze, ResNet,
+        SmallResNet, ViT, Timm, Words, VideoResNet, SmallVideoResNet,
+        Transformer, HuggingFace, MLP, Decoder, Momentum,
+        EndToEnd, Stored, Alone, Queue, InBatch, MemoryBank, Neighbours, InfoNCE, DCL, SupCon, NCE, Labelled, Classes,
+        CrossEntropy, SGD, LARS, AdamW, Muon, Cosine, Steps, Knn,
     )
 }  # fmt: skip
 """The only classes a file may name."""
@@ -241,7 +292,12 @@ def override(recipe: Recipe, path: str, text: str) -> Recipe:
         near = difflib.get_close_matches(path, flat(recipe), n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}?" if near else "see recipe.json of a run for all fields"
         raise Trouble(f"recipe {recipe.name} has no field {path!r}; {hint}")
-    return typing.cast("Recipe", _replaced(recipe, path.split("."), path, text))
+    return typing.cast("Recipe", replaced(recipe, path, text))
+
+
+def replaced(value: Any, path: str, text: str) -> Any:
+    """A frozen dataclass with the field at ``path``, which it has, read from ``text``; raises Trouble."""
+    return _replaced(value, path.split("."), path, text)
 
 
 def _replaced(value: Any, parts: list[str], path: str, text: str) -> Any:

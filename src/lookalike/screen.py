@@ -53,7 +53,8 @@ class Screen:
         """Progress of training."""
         shown = " ".join(f"{name} {value:.3f}" for name, value in pulse.metrics.items())
         speed = f"{pulse.images_per_second:.0f} images/s  " if pulse.seconds_per_step else ""  # known from step 2 on
-        state = f"{speed}loss {pulse.loss:.3f} (guess {pulse.guess:.3f})  top-1 {pulse.top1:.3f}  {shown}".rstrip()
+        measures = "".join(f"  {name} {value:.3f}" for name, value in pulse.measures.items())
+        state = f"{speed}loss {pulse.loss:.3f} (guess {pulse.guess:.3f}){measures}  {shown}".rstrip()
         self._show(self.title, pulse.step, pulse.total, state)
         if not self.console.is_terminal and (time.monotonic() >= self.next_plain or pulse.step == pulse.total):
             self.next_plain = time.monotonic() + _PLAIN_SECONDS

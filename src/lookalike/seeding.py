@@ -45,12 +45,21 @@ def hashed(*counters: int) -> int:
     return _signed(state)
 
 
+def noise(seed: int, epoch: int, rows: Tensor, view: int) -> Tensor:
+    """(B,) int64 of any bits, a function of (seed, epoch, row, view) alone; ``rows`` is (B,) int64."""
+    return scramble(rows * _signed(_GOLDEN) + hashed(seed, epoch, view))
+
+
+def after(counters: Tensor, step: Tensor) -> Tensor:
+    """int64 of any bits for each counter and each ``step`` onward from it; both broadcast."""
+    return scramble(counters + (step + 1) * _signed(_GOLDEN))
+
+
 def uniforms(seed: int, epoch: int, rows: Tensor, view: int, n: int) -> Tensor:
     """(B, n) float32 draws from [0, 1), a function of (seed, epoch, row, view) alone; ``rows`` is (B,) int64."""
-    base = scramble(rows * _signed(_GOLDEN) + hashed(seed, epoch, view))
-    counters = torch.arange(1, n + 1, device=rows.device) * _signed(_GOLDEN)
+    words = after(noise(seed, epoch, rows, view)[:, None], torch.arange(n, device=rows.device))
     # 24 bits fill a float32 mantissa exactly, so every device rounds alike.
-    return _shift_right(scramble(base[:, None] + counters), 40).float() / (1 << 24)
+    return _shift_right(words, 40).float() / (1 << 24)
 
 
 def integers(seed: int, stream: int, rows: Tensor, n: int, below: int) -> Tensor:

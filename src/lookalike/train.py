@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from lookalike import checkpoint, dist, optimize
-from lookalike.data.loader import Loader
+from lookalike.data.film import filmed
+from lookalike.data.loader import Loads
 from lookalike.data.order import Order
 from lookalike.data.windows import order_of
 from lookalike.dist import autocast, device, moved, placed
@@ -38,7 +39,7 @@ class Pulse(NamedTuple):
     total: int
     loss: float
     guess: float  # the loss of scoring all entries alike: log(K + 1) for InfoNCE
-    top1: float
+    measures: dict[str, float]  # the pretext accuracy ``top1``, the error of ``pixels``: those that the recipe has
     images_per_second: float
     seconds_per_step: float
     metrics: dict[str, float]  # of the last check-up
@@ -56,27 +57,30 @@ class Finished(NamedTuple):
 
 
 def batches(
-    loader: Loader, recipe: Recipe, order: Order, start: int, stop: int, data: Timed | None = None
+    loader: Loads, recipe: Recipe, order: Order, start: int, stop: int, data: Timed | None = None
 ) -> Iterator[Batch]:
     """This rank's share of the two views of every step from ``start`` on: a pure function of recipe and data.
 
-    ``data`` adds up how long canvases were waited for.
+    ``data`` adds up how long material was waited for.
     """
-    data, seed = data or Timed(), recipe.seed
+    data, seed, film = data or Timed(), recipe.seed, filmed(loader.source)
 
     def examples(step: int) -> Tensor:
         return order.rows(step, dist.rank(), dist.world())
 
-    reads = partial(recipe.pretext.reads, lambda: loader.film)
-    rows_of_steps = (reads(examples(step), seed, order.epoch(step)) for step in range(start, stop))
-    for step, loaded in enumerate(data.over(loader.batches(rows_of_steps)), start):
-        rows = examples(step).to(device())
-        yield Batch(rows, *recipe.pretext(moved(loaded.material), rows, seed, order.epoch(step)))
+    steps = range(start, stop)
+    reads = (recipe.pretext.reads(film, examples(step), seed, order.epoch(step)) for step in steps)
+    for step, loaded in enumerate(data.over(loader.batches(reads)), start):
+        rows = examples(step)
+        views = recipe.pretext(moved(loaded.material), rows.to(device()), seed, order.epoch(step))
+        # Where labels teach, a picture that stands in for one that cannot be read brings its own.
+        known = loader.shown(rows) if recipe.objective.supervised else rows
+        yield Batch(known.to(device()), *views)
 
 
-def views_at(loader: Loader, recipe: Recipe, rows: Tensor, epoch: int) -> tuple[View, View]:
+def views_at(loader: Loads, recipe: Recipe, rows: Tensor, epoch: int) -> tuple[View, View]:
     """The two views that ``epoch`` draws of the examples at ``rows`` (B,)."""
-    reads = recipe.pretext.reads(lambda: loader.film, rows, recipe.seed, epoch)
+    reads = recipe.pretext.reads(filmed(loader.source), rows, recipe.seed, epoch)
     loaded = next(iter(loader.batches([reads])))
     return recipe.pretext(moved(loaded.material), rows.to(device()), recipe.seed, epoch)
 
@@ -84,7 +88,7 @@ def views_at(loader: Loader, recipe: Recipe, rows: Tensor, epoch: int) -> tuple[
 def train(
     recipe: Recipe,
     run: Run,
-    loader: Loader,
+    loader: Loads,
     checkup: CheckUp = lambda _: {},
     watch: Callable[[Pulse], None] = lambda _: None,
     save_every: int | None = None,
@@ -114,7 +118,7 @@ def train(
                 pulse = watched.pulse(step, outcome)
             learner.advance(outcome, batch, step / total)
             if due.log(step):
-                run.log(step, loss=pulse.loss, top1=pulse.top1, lr=optimizer.param_groups[0]["lr"])
+                run.log(step, loss=pulse.loss, **pulse.measures, lr=optimizer.param_groups[0]["lr"])
                 run.pace(step, images_per_s=pulse.images_per_second, data_wait=watched.share())
                 watch(pulse)
             if due.checkup(step) and (found := checked(learner, checkup)):
@@ -129,7 +133,7 @@ def train(
     return Finished(step, total, learner, watched.share(), watched.waiting.views(), None)
 
 
-def begun(recipe: Recipe, loader: Loader) -> Learner:
+def begun(recipe: Recipe, loader: Loads) -> Learner:
     """A learner with its initial weights, where it will train; refuses what cannot be trained so."""
     if reason := uneven(recipe, dist.world()):
         raise Trouble(reason)
@@ -183,9 +187,11 @@ class Watched:
 
     def pulse(self, step: int, outcome: Outcome) -> Pulse:
         """After a step and before ``advance``; the means over ranks."""
-        loss, top1 = dist.mean(torch.stack([outcome.loss.detach(), outcome.top1().to(outcome.loss.dtype)])).tolist()
+        parts = {"loss": outcome.loss.detach(), **outcome.measures()}
+        stacked = torch.stack([part.to(outcome.loss.dtype) for part in parts.values()])
+        means = dict(zip(parts, dist.mean(stacked).tolist()))
         rate, pace = self.waiting.rate(self.recipe.batch), self.waiting.pace
-        return Pulse(step, self.total, loss, self.guess, top1, rate, pace, self.metrics)
+        return Pulse(step, self.total, means.pop("loss"), self.guess, means, rate, pace, self.metrics)
 
 
 def resume(run: Run, learner: Learner, optimizer: torch.optim.Optimizer) -> int:
@@ -217,7 +223,7 @@ def steps_of(recipe: Recipe, order: Order) -> int:
     return total
 
 
-def measured(recipe: Recipe, loader: Loader, reserve: float = 0.0, probes: int = 12) -> Recipe:
+def measured(recipe: Recipe, loader: Loads, reserve: float = 0.0, probes: int = 12) -> Recipe:
     """The recipe with minutes turned into steps, by timing steps of a throw-away copy of the run.
 
     The run itself then starts at step 0 with its length known, so that a resume repeats it exactly. ``reserve`` is how

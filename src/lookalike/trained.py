@@ -12,13 +12,15 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from lookalike import checkpoint
-from lookalike.data.film import pieces
-from lookalike.data.loader import Loader
+from lookalike import checkpoint, dist, portions
+from lookalike.data.film import filmed, pieces
+from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, Rows, Source, reference_and_query, splits_of
+from lookalike.data.tokenizer import Tokenizer
 from lookalike.dist import autocast, device, moved, placed
 from lookalike.evaluate.embed import Layer, embed, means, settle
 from lookalike.models.encoder import Encoder
+from lookalike.reading import finder, held_tokenizer, loader
 from lookalike.recipe import Recipe
 from lookalike.run import Run, read_recipe, write_atomically
 from lookalike.trouble import BAD_DATA, Trouble
@@ -33,22 +35,30 @@ def silent(what: str, done: int, total: int) -> None:
     """Shows nothing."""
 
 
+_CHUNK = 500  # pictures that are encoded at a time
+
+
 class Trained(NamedTuple):
     """An encoder and its recipe; ``step`` 0 is a network that this recipe has not trained."""
 
     recipe: Recipe
     encoder: Encoder
     step: int
+    tokenizer: Tokenizer | None = None  # of text
 
-    def views(self, loader: Loader, rows: Tensor, chunk: int = 500) -> Iterator[View]:
+    def loader(self, source: Source, workers: int | None = 2, budget: int = 4 * GIB) -> Loads:
+        """What reads all rows of ``source``, however many are bad; at most ``budget`` bytes are kept."""
+        return loader(self.recipe, source, self.tokenizer, budget, workers)
+
+    def views(self, loader: Loads, rows: Tensor) -> Iterator[View]:
         """The examples at ``rows`` (N,) as the encoder is evaluated: whole, nothing random."""
-        looks = partial(self.recipe.pretext.looks, lambda: loader.film)
-        for _, material in loader.batches(map(looks, torch.split(rows, chunk))):
+        looks = partial(self.recipe.pretext.looks, filmed(loader.source))
+        for _, material in loader.batches(map(looks, torch.split(rows, _CHUNK))):
             yield self.recipe.pretext.evaluation(moved(material))
 
     def features(
         self,
-        loader: Loader,
+        loader: Loads,
         rows: Tensor | None = None,
         layer: Layer = "backbone",
         progress: Progress = silent,
@@ -90,7 +100,7 @@ def load(run: str | Path, untrained: bool = False, weights: str | None = None) -
                 f"{folder} has no checkpoint yet: let the run save one, or ask for the untrained network", BAD_DATA
             )
         step = checkpoint.load_learner(path, learner)
-    return Trained(recipe, placed(learner.encoder), step)
+    return Trained(recipe, placed(learner.encoder), step, held_tokenizer(folder, recipe))
 
 
 class Part(NamedTuple):
@@ -101,17 +111,22 @@ class Part(NamedTuple):
     paths: list[str]
 
     @classmethod
-    def of(cls, trained: Trained, source: Source, layer: Layer, workers: int, progress: Progress, what: str) -> Part:
-        """The readable pictures of ``source``."""
-        loader = Loader(source.at(trained.recipe.canvas), workers=workers, max_bad=1.0)
-        rows = trained.recipe.pretext.asked(lambda: loader.film, len(loader))
+    def of(
+        cls, trained: Trained, source: Source, layer: Layer, workers: int | None, progress: Progress, what: str
+    ) -> Part:
+        """The readable examples of ``source``; each rank embeds some of them, and the first rank alone gets them."""
+        # A rank keeps no canvases: it would keep everybody's.
+        loader = trained.loader(source, workers, 4 * GIB if dist.world() == 1 else 0)
+        asked = trained.recipe.pretext.asked(filmed(source), len(loader))
+        rows = asked[slice(*portions.mine(len(asked), _CHUNK))]
         features = trained.features(loader, rows, layer, progress, f"embedding {what}")
         good = torch.tensor([row not in loader.bad_rows for row in rows.tolist()], dtype=torch.bool)
-        return cls(features[good], source.labels[rows[good]], [source.paths[row] for row in rows[good].tolist()])
+        kept = portions.to_first(rows[good])
+        return cls(portions.to_first(features[good]), source.labels[kept], [source.paths[row] for row in kept.tolist()])
 
     def in_clips(self, seconds: float | None) -> Part:
         """One row for each piece of a video so many seconds long: the mean of its unit rows, again of unit norm."""
-        if seconds is None:
+        if seconds is None or not self.paths:
             return self
         names, number = pieces(self.paths, seconds)
         labels = self.labels.new_empty(len(names))
@@ -119,8 +134,8 @@ class Part(NamedTuple):
         return Part(means(self.features, number, len(names)), labels, names)
 
 
-def readable(loader: Loader) -> list[int]:
-    """The rows whose pictures could be read, as far as they were met."""
+def readable(loader: Loads) -> list[int]:
+    """The rows that could be read, as far as they were met."""
     return [row for row in range(len(loader)) if row not in loader.bad_rows]
 
 
@@ -128,7 +143,7 @@ def parts(
     trained: Trained,
     data: Data,
     layer: Layer = "backbone",
-    workers: int = 2,
+    workers: int | None = 2,
     progress: Progress = silent,
     clip: float | None = None,
 ) -> tuple[Part, Part]:
@@ -142,7 +157,7 @@ def parts(
 
 def labelled_parts(trained: Trained, data: Data) -> tuple[Source, Source]:
     """The same as sources, for a network that is whitened as it will be asked."""
-    reference, query = (labelled(source, data) for source in reference_and_query(data))
+    reference, query = (labelled(source, data) for source in reference_and_query(data, find=finder(trained.recipe)))
     if trained.step == 0:
         whiten_untrained(trained, reference)
     return reference, query
@@ -150,8 +165,8 @@ def labelled_parts(trained: Trained, data: Data) -> tuple[Source, Source]:
 
 def whiten_untrained(trained: Trained, source: Source, most: int = 5000) -> None:
     """Give a network that was never trained its whitening as training would have: the fair baseline."""
-    loader = Loader(source.at(trained.recipe.canvas), 0, workers=0, max_bad=1.0)
-    rows = trained.recipe.pretext.asked(lambda: loader.film, len(loader))
+    loader = trained.loader(source, 0, 0)
+    rows = trained.recipe.pretext.asked(filmed(source), len(loader))
     settle(trained.encoder, trained.views(loader, rows[:: -(-len(rows) // most)]))
 
 
@@ -159,7 +174,7 @@ def labelled(source: Source, data: Data) -> Source:
     """The rows that have a label."""
     rows = (source.labels >= 0).nonzero()[:, 0]
     if len(rows) == 0:
-        raise Trouble(f"{data} has no labels to evaluate by: class folders, or parquet with a label column", BAD_DATA)
+        raise Trouble(f"{data} has no labels to evaluate by: class folders, or tables with a label column", BAD_DATA)
     return source if len(rows) == len(source) else Rows(source, rows)
 
 
@@ -171,8 +186,8 @@ def embed_data(
     progress: Progress = silent,
     clip: float | None = None,
 ) -> Embeddings:
-    """One unit row for every readable picture of every split of ``data``: splits in turn, paths sorted."""
-    sources = splits_of(data)
+    """One unit row for every readable example of every split of ``data``: splits in turn, paths sorted."""
+    sources = splits_of(data, find=finder(trained.recipe))
     every = [Part.of(trained, source, layer, workers, progress, name) for name, source in sources.items()]
     found = [part.in_clips(clip) for part in every]
     return Embeddings(

@@ -12,7 +12,11 @@ import torch
 from torch import Tensor
 
 View = dict[str, Tensor]
-"""What an encoder is called with, by keyword: ``pixels`` (B, 3, S, S) for pictures."""
+"""What an encoder is called with, by keyword.
+
+Pictures: ``pixels`` (B, 3, S, S). Text: ``tokens`` int64 (B, L), ``attend`` bool (B, L), and in training ``noise``
+int64 (B,), which decides what drops out.
+"""
 
 
 class Canvases(NamedTuple):
@@ -40,8 +44,21 @@ class Film(NamedTuple):
         return low
 
 
-Material = Canvases
+class Tokens(NamedTuple):
+    """Texts as numbers of tokens: ``tokens`` int64 (B, V, L), of which ``lengths`` int64 (B, V) are no padding.
+
+    V is how many texts an example holds: one, or the two of a pair.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+
+
+Material = Canvases | Tokens
 """What a loader reads and a pretext makes views of: of each kind of data its own, B rows of each tensor."""
+
+PAD, FIRST, MASK = range(3)
+"""The tokens that are no text: what fills a row up, what every text begins with, what stands for a hidden token."""
 
 
 class Batch(NamedTuple):

@@ -8,13 +8,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from lookalike import comparing, dist
 from lookalike.checks import at_least, refuse_unwritable
 from lookalike.cli import Command
 from lookalike.commands.data import Doctor, Embed, Prepare, Preview
-from lookalike.commands.evaluation import Measured
+from lookalike.commands.evaluation import Compare, Measured
 from lookalike.commands.training import Demo, Pretrain, Supervised
 from lookalike.data.source import open_source
 from lookalike.demo import demo
+from lookalike.diagnosis import diagnose
 from lookalike.doctor import examine
 from lookalike.evaluations import evaluate, write_report
 from lookalike.planned import about_machine
@@ -22,6 +24,7 @@ from lookalike.prepare import prepare as make_cache
 from lookalike.pretraining import Asked, carry_out, chosen
 from lookalike.preview import preview as draw_preview
 from lookalike.recipe import Length, Recipe
+from lookalike.report.comparison import markdown
 from lookalike.screen import Screen
 from lookalike.trained import embed_data, load, write_embeddings
 from lookalike.trouble import Trouble
@@ -36,6 +39,8 @@ def run(command: Command, rest: Sequence[str]) -> int:
             return pretrain(command, rest)
         case Preview():
             return preview(command, rest)
+        case Compare():
+            return compare(command, rest)
     refuse_unknown(command, rest)
     match command:
         case Measured():
@@ -77,6 +82,21 @@ def overrides(command: Pretrain | Preview, rest: Sequence[str]) -> list[tuple[st
     return found
 
 
+def settings_of(command: Compare, rest: Sequence[str]) -> list[tuple[str, str]]:
+    """(name, text) for each ``--NAME VALUE...`` or ``--NAME=VALUE`` of a task; several values are a list."""
+    found: list[tuple[str, str]] = []
+    for item in rest:
+        if item.startswith("--"):
+            name, _, text = item.removeprefix("--").partition("=")
+            found.append((name.replace("-", "_"), text))
+        elif not found:
+            refuse_unknown(command, [item])
+        else:
+            name, text = found[-1]
+            found[-1] = name, f"{text},{item}" if text else item
+    return found
+
+
 def pretrain(command: Pretrain, rest: Sequence[str]) -> int:
     """Exit code 0, or 128 and the number of the signal that stopped the run."""
     lengths = [command.epochs, command.minutes, command.steps]
@@ -107,15 +127,37 @@ def pretrain(command: Pretrain, rest: Sequence[str]) -> int:
     return 128 + done.signal if done.signal else 0
 
 
+def compare(command: Compare, rest: Sequence[str]) -> int:
+    """Prints and writes the table."""
+    at_least(command, trials=1)
+    if not command.runs:
+        raise Trouble("name a run at least: lookalike compare RUN... --on DATA --task knn")
+    settings = settings_of(command, rest)
+    wanted = comparing.asked(
+        command.runs, command.on, command.task, settings, command.trials, command.weights, Path(command.out)
+    )
+    with Screen("compare") as screen:
+        try:
+            found = comparing.compare(wanted, screen.work, screen.say)
+        except (KeyboardInterrupt, SystemExit):
+            screen.say(f"stopped: finished trials are kept in {command.out}, and the same command goes on")
+            raise
+        screen.say("\n" + markdown(found))
+        for path in comparing.write(found, wanted.out):
+            screen.say(f"written: {path}")
+    return 0
+
+
 def embed(command: Embed) -> int:
     """Writes the table."""
     at_least(command, workers=0, clip=1e-3)
     refuse_unwritable(command.out)
     trained = load(command.run)
-    with Screen("embed") as screen:
+    with dist.together(), Screen("embed", not dist.first()) as screen:
         table = embed_data(trained, command.data, command.layer, command.workers, screen.work, command.clip)
-        write_embeddings(table, Path(command.out))
-        screen.say(f"{len(table)} embeddings of width {table.vectors.shape[1]} in {command.out}")
+        if dist.first():
+            write_embeddings(table, Path(command.out))
+            screen.say(f"{len(table)} embeddings of width {table.vectors.shape[1]} in {command.out}")
     return 0
 
 
@@ -153,12 +195,24 @@ def doctor(command: Doctor) -> int:
     refuse_unwritable(command.json)
     if command.data is None:
         return machine(command.json)
+    if (Path(command.data) / "recipe.json").is_file():
+        return doctor_of_run(command)
     with Screen("doctor") as screen:
         found = examine(command.data, command.split, command.workers, not command.quick, screen.work)
         for line in found.lines():
             screen.say(line)
         for path in found.write(Path(command.out)):
             screen.say(f"written: {path}")
+    write_report(command.json, found.plain())
+    return 0
+
+
+def doctor_of_run(command: Doctor) -> int:
+    """What a run is and how it does."""
+    found = diagnose(Path(str(command.data)), command.workers)
+    with Screen("doctor") as screen:
+        for line in found.lines():
+            screen.say(line)
     write_report(command.json, found.plain())
     return 0
 

@@ -36,10 +36,11 @@ def foreign(recipe: Recipe, weights: str) -> tuple[Recipe, Path]:
     library, _, name = weights.partition(":")
     if library not in ("torchvision", "timm") or not name:
         return recipe, Path(weights)
-    first = replace(recipe.pretext.first, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    views = recipe.pictures
+    first = replace(views.first, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     model = ResNet(name) if library == "torchvision" else Timm(name)
     found = cached_torchvision(name) if library == "torchvision" else cached_timm(name)
-    return replace(recipe, model=model, pretext=replace(recipe.pretext, first=first)), found
+    return replace(recipe, model=model, pretext=replace(views, first=first)), found
 
 
 def cached_torchvision(name: str) -> Path:

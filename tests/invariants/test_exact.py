@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lookalike.models.vit import ViT
 from lookalike.recipes import RECIPES
 from tests.forks import Ended, Forks, Moment, digest
 
@@ -143,7 +144,7 @@ def test_minutes_are_measured_once_and_a_resume_keeps_their_steps(forks: Forks, 
 
 
 FAMILY = [name for name in RECIPES if name.startswith("small_")]
-QUICK = {"small_instdisc", "small_moco_v3"}  # a bank and Z; a predictor and no dictionary
+QUICK = {"small_instdisc", "small_moco_v3", "small_masked_moco"}  # bank and Z; predictor, no dictionary; decoder
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,8 @@ QUICK = {"small_instdisc", "small_moco_v3"}  # a bank and Z; a predictor and no 
 def test_every_recipe_killed_in_a_save_ends_as_if_it_never_was(
     forks: Forks, pictures: Path, tmp_path: Path, name: str
 ) -> None:
-    size = ["--model.width", "8", "--model.depth", "1", "--model.heads", "2"] if "vit" in name else []
+    vit = isinstance(RECIPES[name](48, 16).model, ViT)
+    size = ["--model.width", "8", "--model.depth", "1", "--model.heads", "2"] if vit else []
     arguments = [*("--recipe", name, "--steps", 8, "--save-every", 3, "--workers", 0, "--quiet", "--batch", 16)]
     arguments += ["--group", 8, "--checkups", 1, *(size or ["--model.widths", "4,8", "--model.blocks", "1,1"])]
     reference, out = tmp_path / "reference", tmp_path / "run"

@@ -22,6 +22,7 @@ from lookalike.models.heads import MLP
 from lookalike.models.image import SmallResNet
 from lookalike.models.vit import ViT
 from lookalike.optimize import SGD
+from lookalike.pretext.mask import Masked
 from lookalike.recipe import Recipe, uneven
 from lookalike.recipes import RECIPES
 from lookalike.seeding import reseed
@@ -34,14 +35,16 @@ EXAMPLES, BATCH, GROUP, SIDE, STEPS = 96, 32, 8, 8, 20
 
 def miniature(recipe: Recipe) -> Recipe:
     """The method of a recipe with a network of a few thousand weights."""
-    vit = isinstance(recipe.model, ViT)
+    vit, pretext = isinstance(recipe.model, ViT), recipe.pretext
     queue = isinstance(recipe.dictionary, Queue)
     bank = isinstance(recipe.dictionary, MemoryBank) and recipe.dictionary.draws
     return replace(
         recipe,
+        pretext=replace(pretext, first=replace(pretext.first, size=SIDE)),
         model=ViT(width=16, depth=2, heads=2, patch=4, frozen_patches=True) if vit else SmallResNet((4, 8), (1, 1)),
-        head=replace(recipe.head, widths=(*(12 for _ in recipe.head.widths[1:]), 8)),
+        head=replace(recipe.head, widths=(*(12 for _ in recipe.head.widths[1:]), 8) if recipe.head.widths else ()),
         predictor=replace(recipe.predictor, widths=(12, 8)) if recipe.predictor else None,
+        reconstruction=replace(recipe.reconstruction, width=8, heads=2) if recipe.reconstruction else None,
         dictionary=replace(recipe.dictionary, **({"size": 40} if queue else {"draws": 24} if bank else {})),
         optimizer=SGD(lr=0.02),  # more, or groups of 4, amplify rounding ten times a step
         batch=BATCH,
@@ -82,12 +85,14 @@ class Trace(NamedTuple):
     rank: int
 
 
-def batch_of(step: int, dtype: torch.dtype) -> Batch:
-    """This rank's share of a global batch that the step alone decides."""
+def batch_of(step: int, dtype: torch.dtype, recipe: Recipe) -> Batch:
+    """This rank's share of a global batch that the step alone decides; the recipe says what of it is hidden."""
     generator = torch.Generator().manual_seed(step)
     index = torch.randperm(EXAMPLES, generator=generator)[:BATCH]
     views = [torch.randn(BATCH, 3, SIDE, SIDE, generator=generator).to(dtype) for _ in range(2)]
     first, second = ({"pixels": dist.share(view).to(memory_format=torch.channels_last)} for view in views)
+    if isinstance(recipe.pretext, Masked):
+        first["keep"] = recipe.pretext.kept(dist.share(index), recipe.seed, step)
     return Batch(dist.share(index), first, second)
 
 
@@ -103,7 +108,7 @@ def train(
     model, losses = dist.distributed(learner), []
     for step in range(start, stop):
         reseed(recipe.seed, step)
-        batch = batch_of(step, dtype)
+        batch = batch_of(step, dtype, recipe)
         optimizer.zero_grad()
         outcome = backward(model, learner, batch, recipe)
         optimizer.step()
@@ -178,7 +183,7 @@ def test_a_checkpoint_goes_on_with_another_number_of_processes(
         compare(joined, alone[name], 1e-9, name)
 
 
-@pytest.mark.parametrize("name", ["small", "symmetric momentum, queue in bf16", "small_instdisc_softmax"])
+@pytest.mark.parametrize("name", ["small", "symmetric momentum, queue in bf16", "small_instdisc_softmax", "small_mae"])
 def test_slices_change_memory_and_nothing_else(name: str, alone: dict[str, Trace]) -> None:
     sliced = replace(CASES[name], slices=4)
     found = train(sliced, 0, STEPS, torch.float64)

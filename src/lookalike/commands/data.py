@@ -12,12 +12,12 @@ from lookalike.commands.words import shown
 
 @dataclass(frozen=True)
 class Embed:
-    """One embedding per picture, as a parquet table of path, split, label, embedding."""
+    """One embedding per picture or text, as a parquet table of path, split, label, embedding."""
 
     run: Positional[str]
     """Folder of a run."""
     data: Positional[str]
-    """Pictures."""
+    """Pictures, or text for a run of text."""
     out: str
     """The parquet file to write."""
     layer: Literal["backbone", "head"] = "backbone"
@@ -59,11 +59,12 @@ class Prepare:
 class Doctor:
     """Look at every picture before training: what is there, what is broken, what is double, what would be done with it.
 
+    Of a run: whether it ended, whether its checkpoints are whole, what it learned, and how to go on.
     Without DATA: what this machine has.
     """
 
     data: Positional[str | None] = None
-    """Pictures in any layout, or a folder that prepare made."""
+    """Pictures in any layout, a folder that prepare made, or the folder of a run."""
     out: str = "doctor"
     """Folder for a sheet of pictures and lists of broken and double ones."""
     split: str | None = None

@@ -17,7 +17,7 @@ class Measured:
     run: Positional[str]
     """Folder of a run."""
     data: Positional[str]
-    """Pictures with labels: class folders, or parquet with a label column."""
+    """Pictures, or text for a run of text, with labels: class folders, or tables with a label column."""
     untrained: bool = False
     """The same network with its initial weights, to compare with."""
     weights: Annotated[str | None, shown("FILE")] = None
@@ -117,6 +117,20 @@ class Finetune(Measured):
     """How often the labels are drawn."""
 
 
+@dataclass(frozen=True)
+class Sts(Frozen):
+    """Whether sentences are near each other as people say they are: Spearman's correlation of cosines with scores.
+
+    Pairs of test, else of validation, else all. Columns are sentence1, sentence2 and score (or GLUE's label); without a
+    line of names the two that hold words and the one that holds numbers; or name them: pairs.tsv:first,second,score
+    """
+
+    data: Positional[str]
+    """Pairs of sentences with scores: a .csv, .tsv or .parquet, or a folder of them."""
+    split: Annotated[str | None, shown("NAME")] = None
+    """Which part of the data to ask instead."""
+
+
 Evaluation = (
     Annotated[Knn, subcommand("knn")]
     | Annotated[Probe, subcommand("probe")]
@@ -124,4 +138,31 @@ Evaluation = (
     | Annotated[Retrieve, subcommand("retrieve")]
     | Annotated[Clusters, subcommand("clusters")]
     | Annotated[Finetune, subcommand("finetune")]
+    | Annotated[Sts, subcommand("sts")]
 )
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Several starts on one task: lookalike compare RUN... --on DATA --task knn
+
+    Each RUN, random (the network of the first run, untrained), --weights, and the run that lookalike supervised made:
+    mean and interval over trials, the difference from the supervised one trial by trial, and win, tie or loss.
+    A setting of the task is set by its name, for every start alike: --share 0.1 --steps 500.
+    The same command again goes on where it was stopped: each finished trial is kept in --out.
+    """
+
+    runs: Positional[Annotated[tuple[str, ...], shown("RUN")]]
+    """Folders of runs."""
+    on: Annotated[str, shown("DATA")]
+    """What the task is measured on: pictures with labels, boxes, points or masks."""
+    task: Annotated[str, shown("NAME")]
+    """knn, probe, fewshot, finetune; detect, masks, keypoints, segment."""
+    trials: int = 5
+    """How often everything that is drawn is drawn."""
+    weights: Annotated[tuple[str, ...], shown("FILE")] = ()
+    """Weights of others in the network of the first run: .safetensors, .pth, torchvision:NAME or timm:NAME."""
+    out: str = "compare"
+    """Folder for the trials, and TASK.md, TASK.json, TASK.svg and TASK.html."""
+    debug: bool = False
+    """Show the traceback of an error."""

@@ -24,7 +24,7 @@ class Demo:
 
 @dataclass(frozen=True)
 class Pretrain:
-    """Learn a backbone from pictures without labels: lookalike pretrain PHOTOS --out runs/first --minutes 10
+    """Learn a backbone from pictures or text without labels: lookalike pretrain PHOTOS --out runs/first --minutes 10
 
     The same command again continues the run where it stopped, after Ctrl-C or a power cut, too.
 
@@ -34,15 +34,16 @@ class Pretrain:
 
     data: Positional[Annotated[str, shown("DATA")]]
     """Pictures: a folder in any layout; a .txt or .csv list of paths; a parquet, Arrow, tar or zip file, or a folder of
-    them; a prepared cache; hub:owner/name; an address such as s3://bucket/folder; or the name: digits.
-
-    Videos: a folder or a list of files; frames:FOLDER, a folder of frames each; strips:FOLDER, a picture of frames side
-    by side each; frames@12.5:FOLDER where there are not 25 a second."""
+    them; a prepared cache; hub:owner/name; an address such as s3://bucket/folder; or the name: digits. For a recipe for
+    text: lines of a .txt, a .csv, .tsv or .parquet (FILE:COLUMN names one, FILE:FIRST,SECOND two), a folder of them.
+    Videos: files as pictures are; frames:FOLDER, a folder of frames each; strips:FOLDER, frames side by side in a
+    picture each; frames@12.5:FOLDER where they are not 25 a second."""
     out: Annotated[str, shown("RUN")]
     """Folder for the run: recipe.json, metrics.jsonl, checkpoints/."""
     recipe: Annotated[str | None, shown("NAME")] = None
-    """small, moco_v1, moco_v2, moco_v3, moco_cifar, simclr, nnclr, instdisc, supcon, tiny; small_simclr and so on are
-    twins for a processor. Of videos: video_moco (two frames), video_moco_clips, video_moco_r3d (two clips). By default
+    """Pictures: small, moco_v1, moco_v2, moco_v3, moco_cifar, simclr, nnclr, instdisc, supcon, masked_moco, mae, tiny;
+    small_simclr and so on are twins for a processor. Text: mlm, simcse, moco_text, text_pairs, simcse_bert. Videos:
+    video_moco (two frames), video_moco_clips and video_moco_r3d (two clips). By default
     small, or moco_v2 with a GPU and much data."""
     minutes: Annotated[float | None, shown("M")] = None
     """Train until about so long from now, decoding included: the number of steps is fixed from the speed of the first

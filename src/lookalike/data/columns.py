@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 LABELS = ("label", "labels", "fine_label", "class", "target", "category")
+FOR_TEXT = "text wants a recipe for text, such as --recipe simcse"
 BROKEN = (OSError, ValueError, LookupError, pa.ArrowException)  # what pyarrow raises for files that are damaged
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from itertools import accumulate
 from typing import NamedTuple, Protocol
 
@@ -18,7 +19,9 @@ from torch import Tensor
 from lookalike.data.archives import class_folders, rows_by_folder
 from lookalike.data.decode import Unreadable
 from lookalike.data.encoded import numbered
+from lookalike.data.example import Source
 from lookalike.data.files import printable
+from lookalike.trouble import USAGE, Trouble
 from lookalike.types import Film
 
 _TIME = "#t="  # of W3C's media fragments
@@ -112,6 +115,21 @@ def address(video: str, time: float) -> str:
 def video_of(path: str) -> str:
     """The video that a frame belongs to; the path itself where it names no frame."""
     return path.rpartition(_TIME)[0] or path
+
+
+def filmed(source: Source) -> Callable[[], Film]:
+    """Gives when the rows were filmed, worked out once; raises Trouble where they are no frames of videos."""
+
+    def found() -> Film:
+        if (film := film_of(source.paths)) is None:
+            raise Trouble(
+                f"the recipe learns from videos, and {source.paths[0]} is a picture: name video files, "
+                "frames:FOLDER or strips:FOLDER, or take a recipe for pictures such as small",
+                USAGE,
+            )
+        return film
+
+    return cache(found)
 
 
 def pieces(paths: Sequence[str], seconds: float) -> tuple[list[str], Tensor]:

@@ -63,6 +63,15 @@ class Images:
         other.side = side
         return other
 
+    def only(self, files: Sequence[str]) -> Self:
+        """These files below the same root, in this order, without labels."""
+        other = copy.copy(self)
+        other.files = Names(files)
+        other.paths, other.classes = other.files.shown(), []
+        other.labels = torch.full((len(files),), -1)
+        other._labels = array("q", other.labels.numpy().tobytes())
+        return other
+
     def stamps(self) -> Stamps:
         """Names, sizes and content of the files."""
         return stamps_of_files(partial(regular, self.root), self.files)

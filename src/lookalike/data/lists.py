@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from lookalike.data.columns import LABELS
+from lookalike.data.columns import FOR_TEXT, LABELS
 from lookalike.data.disk import Local
 from lookalike.data.encoded import Value, numbered
 from lookalike.data.files import printable, split_of
@@ -45,7 +45,8 @@ class PathList:
             raise Trouble(f"{file}: no path in it; write one path a line", BAD_DATA)
         if not any(os.path.lexists(file.parent / row.path) for row in islice(rows.values(), _LOOKS)):
             first = next(iter(rows))[:100]
-            raise Trouble(f"{file}: a list of paths, but none leads to a file, as {first}; see the paths", BAD_DATA)
+            what = f"a list of paths, but none leads to a file, as {first}; see the paths"
+            raise Trouble(f"{file}: {what}; {FOR_TEXT}", BAD_DATA)
         self.paths = list(rows)
         self.files = [row.path for row in rows.values()]
         self.labels, self.classes = numbered(_values([row.label for row in rows.values()]))
@@ -79,7 +80,7 @@ def _table(file: Path, lines: Iterator[list[str]]) -> Iterator[Row]:
     head = {name.strip().lower(): i for i, name in enumerate(next(lines, []))}
     path, label, split = (_column(head, names) for names in (_PATHS, LABELS, ("split",)))
     if path is None:
-        raise Trouble(f"{file}: its first line names no column {', '.join(_PATHS[:4])}; add one", BAD_DATA)
+        raise Trouble(f"{file}: its first line names no column {', '.join(_PATHS[:4])}; add one; {FOR_TEXT}", BAD_DATA)
     for cells in lines:
         found = [cells[i] if i is not None and i < len(cells) else "" for i in (path, label, split)]
         yield Row(found[0], found[1].strip(), found[2].strip())

@@ -5,28 +5,45 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
-from functools import cached_property
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from lookalike.data.example import Ready, Source
-from lookalike.data.film import film_of
 from lookalike.data.workers import PART, Part, here, in_workers
-from lookalike.trouble import BAD_DATA, USAGE, Trouble
-from lookalike.types import Canvases, Film
+from lookalike.trouble import BAD_DATA, Trouble
+from lookalike.types import Canvases, Material
 
 GIB = 1 << 30
 _CHUNK = 256  # rows between two words of progress while filling the cache
 _FEW = 512  # below so many rows starting workers takes longer than decoding
 
 
-class Loaded(NamedTuple):
+M = TypeVar("M", bound=Material, covariant=True)
+
+
+class Loaded(NamedTuple, Generic[M]):
     """One batch: ``rows`` (B,) as asked for, and what was read of them."""
 
     rows: Tensor
-    material: Canvases
+    material: M
+
+
+class Loads(Protocol):
+    """What gives a run its material: a loader of pictures, a reader of text."""
+
+    source: Source
+    bad: dict[str, str]  # paths and reasons
+    bad_rows: dict[int, str]
+
+    def __len__(self) -> int: ...
+
+    def batches(self, rows_of_steps: Iterable[Tensor]) -> Generator[Loaded[Any], None, None]:
+        """The material of each step's rows (B,), in order: a function of the data alone. Raises Trouble."""
+
+    def shown(self, rows: Tensor) -> Tensor:
+        """The rows (B,) whose material stands in a batch that was asked for ``rows``: others where those are bad."""
 
 
 class Loader:
@@ -64,23 +81,12 @@ class Loader:
     def __len__(self) -> int:
         return len(self.source)
 
-    @cached_property
-    def film(self) -> Film:
-        """When the rows were filmed; raises Trouble where they are no frames of videos."""
-        if (found := film_of(self.source.paths)) is None:
-            raise Trouble(
-                f"the recipe learns from videos, and {self.source.paths[0]} is a picture: name video files, "
-                "frames:FOLDER or strips:FOLDER, or take a recipe for pictures such as small",
-                USAGE,
-            )
-        return found
-
     @property
     def cached(self) -> bool:
         """Whether every canvas is in memory, or in files that are mapped into it."""
         return self._canvases is not None or self._ready is not None
 
-    def batches(self, rows_of_steps: Iterable[Tensor]) -> Generator[Loaded, None, None]:
+    def batches(self, rows_of_steps: Iterable[Tensor]) -> Generator[Loaded[Canvases], None, None]:
         """The canvases of each step's rows (B,), in order: a function of the data alone. Raises Trouble."""
         if self._ready is not None:
             instead = {row: next_good(row, self.bad_rows, len(self)) for row in self.bad_rows}
@@ -95,6 +101,13 @@ class Loader:
         for rows in rows_of_steps:
             # Copies whole canvases: five times as fast as indexing.
             yield Loaded(rows, Canvases(*(part.index_select(0, rows) for part in self._canvases)))
+
+    def shown(self, rows: Tensor) -> Tensor:
+        """The rows (B,) whose pictures stand in a batch that was asked for ``rows``: others where those are bad."""
+        if not self.bad_rows:
+            return rows
+        bad, count = self.bad_rows, len(self)
+        return torch.tensor([next_good(row, bad, count) if row in bad else row for row in rows.tolist()])
 
     def _fill(self, workers: int, progress: Callable[[int], None]) -> None:
         """Decode everything once, then let each bad row have the canvas of the next good one."""
@@ -111,7 +124,9 @@ class Loader:
             pixels[row], sizes[row] = pixels[other], sizes[other]
         self._canvases = held
 
-    def _decoded(self, rows_of_steps: Iterable[Tensor], workers: int, tries: int) -> Generator[Loaded, None, None]:
+    def _decoded(
+        self, rows_of_steps: Iterable[Tensor], workers: int, tries: int
+    ) -> Generator[Loaded[Canvases], None, None]:
         """Batches decoded here or by workers, in the order of the steps; ``tries`` 0 leaves bad rows black."""
         parts = (Part(rows, start) for rows in rows_of_steps for start in range(0, len(rows), PART))
         made = in_workers(self.source, parts, workers, tries) if workers else here(self.source, parts, tries)

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from lookalike.data import hub, lists
 from lookalike.data.archives import Archives
 from lookalike.data.arrow import ArrowFile, saved
-from lookalike.data.columns import columns_of
+from lookalike.data.columns import FOR_TEXT, columns_of
 from lookalike.data.decode import SUFFIXES
 from lookalike.data.disk import Disk, Local
 from lookalike.data.divided import Divided
@@ -146,7 +146,7 @@ def _of_file(disk: Disk, name: str) -> Place:
             return place
     raise Trouble(
         f"{disk.name(name)}: a file that is no .parquet, .arrow, .tar, .zip, .txt, .csv or video; "
-        "name the folder that holds the pictures",
+        f"name the folder that holds the pictures; {FOR_TEXT}",
         BAD_DATA,
     )
 
@@ -258,5 +258,6 @@ def _nothing(name: str, found: Listing) -> str:
         return f"{name}: the folder is empty; name one that holds pictures (.jpg, .png, .webp, ...), tables or archives"
     return (
         f"{name}: no picture among its {found.others} files; "
-        "pictures end in .jpg, .png, .webp, ..., videos in .mp4, .mkv, ..., tables in .parquet, archives in .tar, .zip"
+        "pictures end in .jpg, .png, .webp, ..., videos in .mp4, .mkv, ..., tables in .parquet, archives in .tar or "
+        f".zip; {FOR_TEXT}"
     )

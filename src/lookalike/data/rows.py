@@ -40,6 +40,23 @@ class Rows:
         inner: Callable[[int], bytes] | None = getattr(self._source, "read", None)
         return None if inner is None else lambda row: inner(int(self._rows[row]))
 
+    @property
+    def texts(self) -> Callable[[int], tuple[str, ...]] | None:
+        """The texts of one row, where the source has texts."""
+        inner: Callable[[int], tuple[str, ...]] | None = getattr(self._source, "texts", None)
+        return None if inner is None else lambda row: inner(int(self._rows[row]))
+
+    @property
+    def scores(self) -> Tensor | None:
+        """(N,) how alike the texts of each pair are, where the source has pairs of texts."""
+        every: Tensor | None = getattr(self._source, "scores", None)
+        return None if every is None else every[self._rows]
+
+    @property
+    def refused(self) -> int:
+        """Lines of the whole source that are no text."""
+        return int(getattr(self._source, "refused", 0))
+
     def stamps(self) -> Stamps:
         """Those of the whole source: rows are chosen by what its files hold."""
         return stamps_of(self._source)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,8 @@ from lookalike.data.decode import Unreadable
 from lookalike.data.example import Example, Source
 from lookalike.data.files import TEST, TRAIN, VALIDATION, split_of
 from lookalike.data.film import video_of
-from lookalike.data.places import Place, find
+from lookalike.data.places import Place
+from lookalike.data.places import find as pictures
 from lookalike.data.rows import Rows
 from lookalike.trouble import BAD_DATA, USAGE, Trouble
 
@@ -34,48 +36,59 @@ __all__ = [
 ]
 
 Data = str | os.PathLike[str] | Tensor | npt.NDArray[np.generic] | MapStyle
+Finder = Callable[[Data], Place]
+"""How what a person names becomes a place."""
 EVERYTHING = "all"  # the name of no split: every row of every split
 
 
-def open_source(data: Data, split: str | None = None, side: int = 32) -> Source:
+def open_source(data: Data, split: str | None = None, side: int = 32, find: Finder | None = None) -> Source:
     """The rows of one split on canvases of ``side`` pixels; None is train where it exists, else everything.
 
     ``split`` takes the Hub's words (val, dev, test, ...) and ``all``. The word ``digits`` is always scikit-learn's
-    digits; a folder of that name is ``./digits``. Raises Trouble.
+    digits; a folder of that name is ``./digits``. ``find`` opens another kind of data than pictures. Raises Trouble.
     """
-    if isinstance(data, Tensor | np.ndarray):
-        _refuse_split(split, [])
-        return Arrays(torch.as_tensor(data), None, [], side)
-    if not isinstance(data, str | os.PathLike):
-        _refuse_split(split, [])
-        return Mapped(_not_empty(data), side)
-    if data == "digits":
-        _refuse_split(split, [])
-        return digits(side)
-    place = find(data)
+    place = (find or place_of)(data)
     return place.rows(_chosen(split, place), side)
 
 
 def splits(data: Data) -> list[str]:
     """Which of train, validation and test exist, in this order; [] where the data is not divided. Raises Trouble."""
-    return list(find(data).splits) if isinstance(data, str | os.PathLike) and data != "digits" else []
+    return list(place_of(data).splits)
 
 
-def splits_of(data: Data, side: int = 32) -> dict[str, Source]:
+def splits_of(data: Data, side: int = 32, find: Finder | None = None) -> dict[str, Source]:
     """Every split that exists, listed once; {"all": everything} where the data is not divided. Raises Trouble."""
-    if isinstance(data, str | os.PathLike) and data != "digits":
-        place = find(data)
-        return {name: place.rows(name, side) for name in place.splits} or {EVERYTHING: place.rows(None, side)}
-    return {EVERYTHING: open_source(data, None, side)}
+    place = (find or place_of)(data)
+    return {name: place.rows(name, side) for name in place.splits} or {EVERYTHING: place.rows(None, side)}
 
 
-def reference_and_query(data: Data, side: int = 32) -> tuple[Source, Source]:
+def place_of(data: Data) -> Place:
+    """The pictures of a path, an address, a name, a tensor or a dataset; raises Trouble."""
+    if isinstance(data, Tensor | np.ndarray):
+        return _Whole(Arrays(torch.as_tensor(data), None, [], 32))
+    if not isinstance(data, str | os.PathLike):
+        return _Whole(Mapped(_not_empty(data), 32))
+    return _Whole(digits(32)) if data == "digits" else pictures(data)
+
+
+class _Whole(NamedTuple):
+    """A place that is not divided."""
+
+    source: Source
+    splits: Sequence[str] = ()
+
+    def rows(self, split: str | None, side: int) -> Source:
+        """Everything."""
+        return self.source.at(side)
+
+
+def reference_and_query(data: Data, side: int = 32, find: Finder | None = None) -> tuple[Source, Source]:
     """What an evaluation compares with, and what it asks: train and test (else validation), else 80 and 20 percent."""
-    found = splits_of(data, side)
+    found = splits_of(data, side, find)
     query = TEST if TEST in found else VALIDATION
     if TRAIN in found and query in found:
         return found[TRAIN], found[query]
-    source = next(iter(found.values())) if len(found) == 1 else open_source(data, EVERYTHING, side)
+    source = next(iter(found.values())) if len(found) == 1 else open_source(data, EVERYTHING, side, find)
     reference_rows, query_rows = split_by_hash(source.paths, source.labels)
     return Rows(source, reference_rows), Rows(source, query_rows)
 

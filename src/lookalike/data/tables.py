@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, chain
 from typing import Any, Protocol
 
-from lookalike.data.columns import BROKEN, Columns, columns_of
+from lookalike.data.columns import BROKEN, FOR_TEXT, Columns, columns_of
 from lookalike.data.decode import Unreadable
 from lookalike.data.encoded import numbered
 from lookalike.data.files import printable
@@ -71,7 +71,7 @@ def _same_columns(files: Iterable[TableFile]) -> Columns:
         if columns is None:
             raise Trouble(
                 f"{file.where}: no image column among {', '.join(file.schema.names) or 'no columns'}; "
-                "pictures are a binary column or a struct of bytes and path",
+                f"pictures are a binary column or a struct of bytes and path; {FOR_TEXT}",
                 BAD_DATA,
             )
         if found is None:

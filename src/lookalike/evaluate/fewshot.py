@@ -95,7 +95,9 @@ def interval(values: list[float]) -> Interval:
 
 
 def _student(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t, to 1 % from three degrees on (Abramowitz & Stegun 26.7.5)."""
+    """The 97.5 % quantile of Student's t, within 1 % (Abramowitz & Stegun 26.7.5 from three degrees on)."""
+    if freedom < 3:
+        return (12.7062, 4.3027)[freedom - 1]
     z = NormalDist().inv_cdf(0.975)
     first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384

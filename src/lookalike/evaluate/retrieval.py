@@ -11,6 +11,8 @@ from torch import Tensor
 
 from lookalike.evaluate.knn import products
 
+_BLOCK = 8  # queries whose keys are sorted together: they stay in the cache
+
 
 class Retrieved(NamedTuple):
     """Means over the ``asked`` queries whose class the reference has."""
@@ -39,12 +41,13 @@ class Retrieval:
         queries, truth = queries[known], truth[known]
         firsts, precisions, done = [], [], 0
         for cosines in products(queries, reference):
-            order = cosines.argsort(dim=1, descending=True, stable=True)
-            alike = labels[order] == truth[done : done + len(order), None]
-            firsts.append(alike.int().argmax(1))
-            precisions.append(average_precision(alike))
-            done += len(order)
-            progress(len(order))
+            for part in torch.split(cosines, _BLOCK):
+                alike = labels == truth[done : done + len(part), None]
+                first, precision = ranked(sorted_hits(part, alike))
+                firsts.append(first)
+                precisions.append(precision)
+                done += len(part)
+                progress(len(part))
         if not firsts:
             return Retrieved(dict.fromkeys(self.at, 0.0), 0.0, 0)
         first = torch.cat(firsts)
@@ -52,8 +55,26 @@ class Retrieval:
         return Retrieved(recall, float(torch.cat(precisions).mean()), len(first))
 
 
-def average_precision(alike: Tensor) -> Tensor:
-    """(B,) float64 the mean, over the True of each row of (B, N), of the share of True up to there."""
-    so_far = alike.cumsum(1, dtype=torch.float64)
-    shares = so_far / torch.arange(1, alike.shape[1] + 1, device=alike.device)
-    return (shares * alike).sum(1) / alike.sum(1)
+def sorted_hits(cosines: Tensor, alike: Tensor) -> Tensor:
+    """``alike`` (B, N) in the order of falling ``cosines`` (B, N); of equal ones the earlier column leads.
+
+    Cosine, column and hit make one number of 64 bits, which numpy sorts with the processor's vectors: an eighth of the
+    time of sorting indices by value.
+    """
+    bits = (cosines + 0.0).view(torch.int32)  # there is one zero only
+    keys = torch.empty(*cosines.shape, 2, dtype=torch.int32)  # the low half first, as processors have it
+    rising = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # floats of either sign in the order of whole numbers
+    torch.bitwise_not(rising, out=keys[..., 1])
+    torch.add(alike, torch.arange(0, 2 * cosines.shape[1], 2, dtype=torch.int32), out=keys[..., 0])
+    keys.view(torch.int64).squeeze(2).numpy().sort(axis=1)
+    return (keys[..., 0] & 1).bool()
+
+
+def ranked(hits: Tensor) -> tuple[Tensor, Tensor]:
+    """(B,) the first column of (B, N) that is True, and the average precision; every row has one."""
+    row, column = hits.nonzero(as_tuple=True)
+    counts = hits.sum(1)
+    starts = counts.cumsum(0) - counts
+    so_far = torch.arange(1, len(row) + 1) - starts[row]  # True up to and with each of them
+    shares = so_far.double() / (column + 1)
+    return column[starts], torch.zeros(len(hits), dtype=torch.float64).index_add_(0, row, shares) / counts

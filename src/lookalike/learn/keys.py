@@ -26,13 +26,21 @@ Made = tuple[Tensor, ...]
 
 
 class Asker:
-    """How a learner turns a view into a query, in the two halves between which end-to-end takes its keys."""
+    """How a learner turns a view into a query, in the two halves between which end-to-end takes its keys.
 
-    def __init__(self, encoder: Encoder, predictor: nn.Module | None) -> None:
+    ``tokens`` (B, N, F) are those of the view ``known`` where the backbone has made them already.
+    """
+
+    def __init__(
+        self, encoder: Encoder, predictor: nn.Module | None, known: View | None = None, tokens: Tensor | None = None
+    ) -> None:
         self._encoder, self._predictor = encoder, predictor
+        self._known, self._tokens = known, tokens
 
     def project(self, view: View) -> Tensor:
         """(B, D) the head's output."""
+        if self._tokens is not None and view is self._known:
+            return self._encoder.project_tokens(self._tokens)
         return self._encoder.project(**view)
 
     def predict(self, projected: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""The learner: an encoder, its keys, a dictionary and an objective. ``forward`` is pure; ``advance`` moves state."""
+"""The learner: an encoder, its keys, a dictionary and an objective, or a decoder; ``advance`` alone moves state."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,9 @@ from lookalike import dist
 from lookalike.learn.entries import Dictionary, Entries
 from lookalike.learn.keys import Asker, Keys, Made, Pair
 from lookalike.learn.objective import Objective, top1
+from lookalike.models.decoder import PatchDecoder
 from lookalike.models.encoder import Encoder
+from lookalike.models.words import WordDecoder
 from lookalike.types import Batch
 
 
@@ -24,11 +27,21 @@ class Outcome(NamedTuple):
     pairs: list[Pair]
     entries: list[Entries]
     slices: tuple[Outcome, ...] = ()
+    rebuilt: Mapping[str, Tensor] = MappingProxyType({})  # what was rebuilt, and its error, unweighted
+
+    def measures(self) -> dict[str, Tensor]:
+        """What is worth logging beside the loss: ``top1`` where there are pairs, and what was rebuilt.
+
+        Ask before ``advance``, which overwrites entries.
+        """
+        if self.slices:
+            found = [part.measures() for part in self.slices]
+            return {name: torch.stack([some[name] for some in found]).mean() for name in found[0]}
+        top = {"top1": self.top1()} if self.pairs else {}
+        return top | {name: error.detach() for name, error in self.rebuilt.items()}
 
     def top1(self) -> Tensor:
-        """The pretext accuracy; ask before ``advance``, which overwrites entries."""
-        if self.slices:
-            return torch.stack([part.top1() for part in self.slices]).mean()
+        """The pretext accuracy."""
         return torch.stack(
             [top1(query.detach(), entries) for (query, _), entries in zip(self.pairs, self.entries)]
         ).mean()
@@ -53,10 +66,11 @@ class Learner(nn.Module):
         dictionary: Dictionary,
         objective: Objective,
         predictor: nn.Module | None = None,
+        reconstruction: PatchDecoder | WordDecoder | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.keys, self.dictionary = encoder, keys, dictionary
-        self.objective, self.predictor = objective, predictor
+        self.objective, self.predictor, self.reconstruction = objective, predictor, reconstruction
         self.labels: Tensor | None = None  # (N,) of the data, not state: only for objectives that are supervised
 
     def forward(self, batch: Batch, made: Made = ()) -> Outcome:
@@ -64,11 +78,17 @@ class Learner(nn.Module):
 
         ``made`` are keys that ``keys.made`` gave before for these examples.
         """
-        pairs = self.keys.pairs(Asker(self.encoder, self.predictor), batch, made)
+        # What is rebuilt and what is asked come of one pass through the backbone.
+        tokens = self.encoder.tokens(**batch.first) if self.reconstruction is not None else None
+        pairs = self.keys.pairs(Asker(self.encoder, self.predictor, batch.first, tokens), batch, made)
         index = self._alike(batch.index)
         entries = [self.dictionary.look_up(query, key, index) for query, key in pairs]
         losses = [self.objective(query, found) for (query, _), found in zip(pairs, entries)]
-        return Outcome(torch.stack(losses).sum(), pairs, entries)
+        if self.reconstruction is None:
+            return Outcome(torch.stack(losses).sum(), pairs, entries)
+        error = self.reconstruction(tokens, **batch.first)
+        losses.append(self.reconstruction.spec.weight * error)
+        return Outcome(torch.stack(losses).sum(), pairs, entries, rebuilt={self.reconstruction.measured: error})
 
     @torch.no_grad()
     def advance(self, outcome: Outcome, batch: Batch, progress: float) -> None:
@@ -76,9 +96,10 @@ class Learner(nn.Module):
         if outcome.entries:
             self.objective.settle(outcome.pairs[0][0], outcome.entries[0])
         self.keys.follow(self.encoder, progress)
-        queries = torch.cat([dist.gather(query.detach()) for query, _ in outcome.pairs])
-        keys = torch.cat([dist.gather(self.keys.kept(query, key).detach()) for query, key in outcome.pairs])
-        self.dictionary.absorb(queries, keys, dist.gather(batch.index).repeat(len(outcome.pairs)))
+        if outcome.pairs:
+            queries = torch.cat([dist.gather(query.detach()) for query, _ in outcome.pairs])
+            keys = torch.cat([dist.gather(self.keys.kept(query, key).detach()) for query, key in outcome.pairs])
+            self.dictionary.absorb(queries, keys, dist.gather(batch.index).repeat(len(outcome.pairs)))
         dist.mean_(list(_statistics(self)))
 
     def _alike(self, index: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lookalike.models.text import TransformerBackbone
+from lookalike.models.vit import ViTBackbone
 from lookalike.models.whitening import Whitening
 
 
@@ -28,6 +30,22 @@ class Encoder(nn.Module):
         """(B, D) the head's output, before it is normalised."""
         projected: Tensor = self.head(self.backbone(**view))
         return projected
+
+    def tokens(self, **view: Tensor) -> Tensor:
+        """The last layer of a transformer, for each token that it sees: (B, N, F) of pictures, (T, F) of text."""
+        if isinstance(self.backbone, TransformerBackbone):
+            return self.backbone.tokens(**view)
+        return self._transformer().tokens(**view)
+
+    def project_tokens(self, tokens: Tensor) -> Tensor:
+        """(B, D) what ``project`` makes of a view, from its tokens."""
+        projected: Tensor = self.head(self._transformer().pooled(tokens))
+        return projected
+
+    def _transformer(self) -> ViTBackbone:
+        if not isinstance(self.backbone, ViTBackbone):
+            raise ValueError("only a vision transformer has tokens")
+        return self.backbone
 
     def forward(self, **view: Tensor) -> Tensor:
         """(B, D) unit-norm embedding."""

@@ -52,51 +52,43 @@ class ViTBackbone(nn.Module):
         self.patches = nn.Linear(3 * spec.patch**2, spec.width)
         # One dimension, so that no optimizer here decays it.
         self.token = nn.Parameter(torch.empty(spec.width)) if spec.pool == "class" else None
-        self.blocks = nn.Sequential(*(_Block(spec.width, spec.heads) for _ in range(spec.depth)))
+        self.blocks = nn.Sequential(*(Block(spec.width, spec.heads) for _ in range(spec.depth)))
         self.norm = nn.LayerNorm(spec.width, eps=1e-6)
-        self._initialise()
-        self.patches.requires_grad_(not spec.frozen_patches)
-
-    def _initialise(self) -> None:
-        """MoCo v3's: Glorot's uniform, for queries, keys and values each by itself; no biases."""
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Linear):
-                parts = 3 if name.endswith("qkv") else 1
-                bound = math.sqrt(6 / (module.out_features / parts + module.in_features))
-                nn.init.uniform_(module.weight, -bound, bound)
-                nn.init.zeros_(module.bias)
+        initialise(self)
         if self.token is not None:
             nn.init.normal_(self.token, std=1e-6)
+        self.patches.requires_grad_(not spec.frozen_patches)
 
     def forward(self, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
         """(B, 3, H, W) → (B, F); of patches, numbered by rows, only those at ``keep`` (B, n) are seen and paid for."""
-        height, width = self._grid(pixels)
-        patches = pixels.reshape(-1, 3, height, self.side, width, self.side).permute(0, 2, 4, 1, 3, 5)
-        where = positions(height, width, self.norm.normalized_shape[0], pixels.device).to(self.norm.weight.dtype)
-        if keep is None:
-            seen = patches.flatten(1, 2)
-        else:
-            example = torch.arange(len(keep), device=keep.device)[:, None]
-            seen, where = patches[example, keep // width, keep % width], where[keep]
-        x = self.patches(seen.flatten(2)) + where
+        return self.pooled(self.tokens(pixels, keep))
+
+    def tokens(self, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
+        """(B, n, F) the last layer for each patch that is seen, after that of the class token where there is one."""
+        rows, columns = grid(pixels, self.side)
+        where = positions(rows, columns, self.norm.normalized_shape[0], pixels.device).to(self.norm.weight.dtype)
+        x = self.patches(patches_at(pixels, self.side, keep)) + (where if keep is None else where[keep])
         if self.token is not None:
             x = torch.cat([self.token.expand(len(x), 1, -1), x], dim=1)
-        x = self.norm(self.blocks(x))
-        features: Tensor = x[:, 0] if self.token is not None else x.mean(1)
-        return features
+        last: Tensor = self.norm(self.blocks(x))
+        return last
 
-    def _grid(self, pixels: Tensor) -> tuple[int, int]:
-        """Rows and columns of patches."""
-        height, width = pixels.shape[2:]
-        if height % self.side or width % self.side or not height or not width:
-            raise Trouble(
-                f"pictures of {height} by {width} pixels do not divide into patches of {self.side}: "
-                f"choose sizes of views that are multiples of it, or another model.patch"
-            )
-        return height // self.side, width // self.side
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """(B, F) the features, from (B, n, F)."""
+        return tokens[:, 0] if self.token is not None else tokens.mean(1)
 
 
-class _Block(nn.Module):
+def initialise(transformer: nn.Module) -> None:
+    """MoCo v3's linear layers: Glorot's uniform, for queries, keys and values each by itself; no biases."""
+    for name, module in transformer.named_modules():
+        if isinstance(module, nn.Linear):
+            parts = 3 if name.endswith("qkv") else 1
+            bound = math.sqrt(6 / (module.out_features / parts + module.in_features))
+            nn.init.uniform_(module.weight, -bound, bound)
+            nn.init.zeros_(module.bias)
+
+
+class Block(nn.Module):
     """Attention, then a layer of four times the width, each on normed input and added to it."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -108,6 +100,7 @@ class _Block(nn.Module):
         self.mlp = nn.Sequential(OrderedDict(layers))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, N, width) to the same."""
         x = x + self.attn(self.norm1(x))
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
@@ -127,6 +120,27 @@ class _Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(query, key, value)
         out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return out
+
+
+def grid(pixels: Tensor, side: int) -> tuple[int, int]:
+    """Rows and columns of patches of ``side`` pixels."""
+    height, width = pixels.shape[2:]
+    if height % side or width % side or not height or not width:
+        raise Trouble(
+            f"pictures of {height} by {width} pixels do not divide into patches of {side}: "
+            f"choose sizes of views that are multiples of it, or another model.patch"
+        )
+    return height // side, width // side
+
+
+def patches_at(pixels: Tensor, side: int, index: Tensor | None = None) -> Tensor:
+    """(B, n, 3 · side²) the patches of (B, 3, H, W) at ``index`` (B, n), or all, by rows; no other is copied."""
+    rows, columns = grid(pixels, side)
+    patches = pixels.reshape(-1, 3, rows, side, columns, side).permute(0, 2, 4, 1, 3, 5)
+    if index is None:
+        return patches.flatten(1, 2).flatten(2)
+    example = torch.arange(len(index), device=index.device)[:, None]
+    return patches[example, index // columns, index % columns].flatten(2)
 
 
 def positions(rows: int, columns: int, width: int, device: torch.device | None = None) -> Tensor:

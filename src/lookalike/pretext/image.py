@@ -230,6 +230,10 @@ class TwoViews(OwnRow):
         """What evaluations encode: ``ImageView.evaluation`` of the first view, at ``whole`` pixels."""
         return replace(self.first, size=self.whole or self.first.size).evaluation(canvases, share)
 
+    def shown(self) -> str:
+        """What a run says of its views."""
+        return f"views of {self.first.size} px"
+
     def displayable(self, first: View, second: View) -> tuple[Tensor, Tensor]:
         """Both views back as uint8 (B, 3, S, S)."""
         return self.first.displayable(first), (self.second or self.first).displayable(second)

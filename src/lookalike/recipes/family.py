@@ -13,11 +13,13 @@ from lookalike.learn.dictionary import InBatch, MemoryBank, Neighbours, Queue
 from lookalike.learn.keys import EndToEnd, Momentum, Stored
 from lookalike.learn.labelled import Classes
 from lookalike.learn.objective import NCE, InfoNCE, SupCon
+from lookalike.models.decoder import Decoder
 from lookalike.models.heads import MLP
 from lookalike.models.image import ResNet
 from lookalike.models.vit import ViT
 from lookalike.optimize import LARS, SGD, AdamW, Cosine
 from lookalike.pretext.image import MOCO_CIFAR, MOCO_V1, MOCO_V3_FIRST, MOCO_V3_SECOND, SIMCLR, OneView, TwoViews
+from lookalike.pretext.mask import Masked
 from lookalike.recipe import Length, Recipe
 from lookalike.recipes.images import IMAGENET, moco_cifar, moco_v1, small
 
@@ -147,17 +149,18 @@ def smaller(recipe: Recipe, examples: int, side: int) -> Recipe:
 
     Runs of minutes are short: a twin of momentum 0.999 would hardly move.
     """
-    base, vit = small(examples, side), isinstance(recipe.model, ViT)
-    keys = recipe.keys
-    one = OneView(base.pretext.first, whole=base.pretext.whole)
+    base, keys, decoder = small(examples, side), recipe.keys, recipe.reconstruction
+    vit = recipe.model if isinstance(recipe.model, ViT) else None
+    pretext = replace(recipe.pictures, first=base.pictures.first, second=None, whole=base.pictures.whole)
     return replace(
         base,
         name=f"small_{recipe.name}",
-        pretext=one if isinstance(recipe.pretext, OneView) else base.pretext,
-        model=ViT(width=96, depth=4, heads=3, patch=4, pool="mean", frozen_patches=True) if vit else base.model,
+        pretext=replace(pretext, patch=4) if isinstance(pretext, Masked) else pretext,
+        model=replace(vit, width=96, depth=4, heads=3, patch=4, pool="mean") if vit else base.model,
         optimizer=AdamW(1e-3, weight_decay=0.1) if vit else base.optimizer,
         head=narrow(recipe.head),
         predictor=narrow(recipe.predictor) if recipe.predictor else None,
+        reconstruction=replace(decoder, width=48, depth=1, heads=3) if isinstance(decoder, Decoder) else None,
         keys=replace(keys, momentum=min(keys.momentum, 0.99)) if isinstance(keys, Momentum) else keys,
         dictionary=shorter(recipe.dictionary),
         objective=recipe.objective,
@@ -175,8 +178,8 @@ def shorter(dictionary: Held) -> Held:
 
 def narrow(head: MLP) -> MLP:
     """Hidden layers of at most 512, and an embedding of at most 128."""
-    *hidden, last = head.widths
-    return replace(head, widths=(*(min(width, 512) for width in hidden), min(last, 128)))
+    hidden, last = head.widths[:-1], head.widths[-1:]
+    return replace(head, widths=(*(min(width, 512) for width in hidden), *(min(width, 128) for width in last)))
 
 
 def twin_of(named: Named) -> Named:

@@ -17,9 +17,10 @@ def with_labels(recipe: Recipe, classes: int) -> Recipe:
     return replace(
         recipe,
         name=f"supervised_{recipe.name}",
-        pretext=OneView(recipe.pretext.first, whole=recipe.pretext.whole),
+        pretext=OneView(recipe.pictures.first, whole=recipe.pictures.whole),
         head=MLP((classes,)),
         predictor=None,
+        reconstruction=None,
         keys=Labelled(),
         dictionary=Classes(classes),
         objective=CrossEntropy(),

@@ -14,7 +14,7 @@ from lookalike.recipes.images import small
 def tiny(examples: int = 1797, side: int = 16) -> Recipe:
     """``small`` at 16 pixels with a few thousand weights; 30 steps."""
     recipe = small(max(examples, 16), side)
-    view = replace(recipe.pretext.first, size=16)
+    view = replace(recipe.pictures.first, size=16)
     return replace(
         recipe,
         name="tiny",

@@ -13,9 +13,13 @@ from lookalike.recipes.images import moco_v2, small
 
 
 def video_moco(examples: int = 2700, side: int = 64) -> Recipe:
-    """``small`` with another frame of the same video for the key: an encoder of pictures that learns from motion."""
+    """``small`` with another frame of the same video for the key: an encoder of pictures that learns from motion.
+
+    Views are gray, and crops half the picture or more: who moves is told by colours and by details, how by the whole.
+    """
     base = small(examples, side)
-    return replace(base, name="video_moco", pretext=TwoFrames(base.pretext.first, whole=base.pretext.whole))
+    view = replace(base.pictures.first, gray=1.0, scale=(0.5, 1.0))
+    return replace(base, name="video_moco", pretext=TwoFrames(view, whole=base.pictures.whole))
 
 
 def video_moco_clips(examples: int = 2700, side: int = 64) -> Recipe:
@@ -29,7 +33,7 @@ def video_moco_clips(examples: int = 2700, side: int = 64) -> Recipe:
     return replace(
         base,
         name="video_moco_clips",
-        pretext=TwoClips(base.pretext.first, whole=base.pretext.whole),
+        pretext=TwoClips(replace(base.pictures.first, gray=1.0, scale=(0.5, 1.0)), whole=base.pictures.whole),
         model=SmallVideoResNet(kernel=(2 << halvings) + 1, stride=2 << halvings),
         optimizer=AdamW(1e-3, weight_decay=0.05),
         batch=batch,

@@ -31,7 +31,7 @@ class History(NamedTuple):
     def after_filling(self, points: list[Point]) -> list[Point]:
         """The points from when the random keys that a queue starts with have left it; all, if that never was."""
         held = self.recipe.dictionary.size if isinstance(self.recipe.dictionary, Queue) else 0
-        filled = held / (self.recipe.batch * self.recipe.keys.directions)
+        filled = held / (self.recipe.batch * max(1, self.recipe.keys.directions))
         return [point for point in points if point[0] > filled + 1] or points
 
     def last(self, name: str) -> float | None:

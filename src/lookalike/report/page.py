@@ -9,8 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lookalike.data.source import Data, Source, open_source
+from lookalike.learn.alone import Alone
 from lookalike.learn.labelled import CrossEntropy
-from lookalike.recipe import flat
+from lookalike.models.decoder import Decoder
+from lookalike.recipe import Recipe, flat
 from lookalike.report.charts import Chart, Guide, svg
 from lookalike.report.collect import History, collect
 from lookalike.report.sheets import Neighbours, Sample, Strip, neighbours, views
@@ -87,14 +89,13 @@ def opening(history: History, lead: str) -> Iterator[str]:
     yield f"<h1>{shown(title_of(history))}</h1>"
     if lead:
         yield f'<p class="lead">{shown(lead)}</p>'
-    size = recipe.pretext.first.size
+    size = recipe.pictures.first.size
     labels = "with" if recipe.objective.supervised else "without"
-    temperature = (
-        "" if isinstance(recipe.objective, CrossEntropy) else f" · temperature {recipe.objective.temperature:g}"
-    )
+    cold = isinstance(recipe.objective, CrossEntropy) or isinstance(recipe.keys, Alone)
+    temperature = "" if cold else f" · temperature {recipe.objective.temperature:g}"  # type: ignore[union-attr]
     yield (
         f'<p class="quiet">{history.examples():,} examples {labels} labels · {history.steps():,} steps '
-        f"of {recipe.batch} · views of {size} × {size} pixels · {recipe.dictionary}{temperature}</p>"
+        f"of {recipe.batch} · views of {size} × {size} pixels · {recipe.contrast()}{temperature}</p>"
     )
 
 
@@ -107,21 +108,32 @@ def table_section(table: Accuracies) -> Iterator[str]:
 def curves_section(history: History) -> Iterator[str]:
     """A chart for each metric that was logged."""
     yield "<h2>While it learned</h2>"
-    yield (
-        "<p>A query has to pick the other view of its own picture among the keys of the queue. Labels, where there are "
-        "any, only measure kNN. Curves begin once the queue holds keys of pictures: it starts with random ones.</p>"
-    )
+    yield f"<p>{' '.join(tasks(history.recipe))} Labels, where there are any, only measure kNN.</p>"
     boxes = [f'<div class="panel"><h3>{shown(chart.title)}</h3>{svg(chart)}</div>' for chart in charts(history)]
     yield f'<div class="curves">{"".join(boxes)}</div>'
+
+
+def tasks(recipe: Recipe) -> Iterator[str]:
+    """What the run had to do, in sentences."""
+    if recipe.keys.directions:
+        yield "A query has to pick the other view of its own picture among the keys of the queue."
+        yield "Curves begin once the queue holds keys of pictures: it starts with random ones."
+    if isinstance(recipe.reconstruction, Decoder):
+        yield "A decoder has to paint the patches that the first view hides; 1 is the error of painting nothing."
 
 
 def charts(history: History) -> list[Chart]:
     """Loss, top-1 and kNN first, then whatever else was logged but the learning rate."""
     curves = {name: history.after_filling(points) for name, points in history.curves.items()}
-    guess = Guide("guess, log(K + 1)", history.guess())
+    plain = history.recipe.reconstruction is None
+    guess = Guide("guess, log(K + 1)" if plain else "guess", history.guess())
     first = [Chart("Loss", curves.get("loss", []), guess)]
-    named = {"top1": "Queries that pick their own key", "knn": "kNN accuracy at check-ups"}
-    first += [Chart(title, curves[name], None, True) for name, title in named.items() if name in curves]
+    named = {
+        "top1": "Queries that pick their own key",
+        "pixels": "Squared error of hidden pixels",
+        "knn": "kNN accuracy at check-ups",
+    }
+    first += [Chart(title, curves[name], None, name != "pixels") for name, title in named.items() if name in curves]
     rest = [name for name in curves if name not in {"loss", "lr", *named}]
     return first + [Chart(name, curves[name]) for name in rest]
 

@@ -73,7 +73,7 @@ class Sample:
 
     def whole(self, chosen: Tensor) -> Tensor:
         """uint8 (N, 3, S, S) of the examples ``chosen`` (N,) as evaluations encode them."""
-        shown = self.trained.recipe.pretext.displayable
+        shown = self.trained.recipe.pictures.displayable
         return torch.cat([shown(view, view)[0] for view in self.trained.views(self.loader, self.rows[chosen])]).cpu()
 
     def some(self, count: int) -> Tensor:
@@ -97,7 +97,7 @@ def views(sample: Sample, count: int = 10) -> list[Strip]:
     """Three strips: pictures as they are, and both views as the run's first epoch drew them."""
     chosen = sample.some(count)
     recipe = sample.trained.recipe
-    first, second = recipe.pretext.displayable(*views_at(sample.loader, recipe, sample.rows[chosen], 0))
+    first, second = recipe.pictures.displayable(*views_at(sample.loader, recipe, sample.rows[chosen], 0))
     rows = {"picture": sample.whole(chosen), "first view": first.cpu(), "second view": second.cpu()}
     return [strip(name, list(pixels), alt=f"{name} of {len(chosen)} examples") for name, pixels in rows.items()]
 

@@ -29,6 +29,9 @@ p { margin: 0 0 14px; max-width: 74ch; }
 .quiet { color: var(--soft); font-size: 0.88rem; margin-top: 8px; max-width: 100ch; }
 .panel { background: var(--panel); border: 1px solid var(--rule); border-radius: 10px; padding: 16px 16px 12px; }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 14px; margin-top: 14px; }
+.pairs { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); gap: 14px; }
+.pairs { align-items: start; margin-top: 14px; }
+.panel img { display: block; width: 100%; height: auto; }
 .curves svg { display: block; width: 100%; height: auto; }
 svg text { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; fill: var(--soft); }
 svg .last { fill: var(--line); font-weight: 650; }
@@ -37,6 +40,9 @@ svg .guide { stroke: var(--guide); stroke-width: 1.5; stroke-dasharray: 5 4; }
 svg .line, svg .faint { fill: none; stroke: var(--line); stroke-width: 2; stroke-linejoin: round; }
 svg .faint { stroke: var(--faint); stroke-width: 1; }
 svg .dot { fill: var(--line); }
+svg .trial { fill: var(--fill); }
+svg .whisker { stroke: var(--line); stroke-width: 2.5; }
+svg .name { fill: var(--ink); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .wide { overflow-x: auto; }
 .accuracies { width: 100%; margin-top: 14px; background: var(--panel); }

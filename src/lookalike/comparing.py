@@ -1,0 +1,207 @@
+"""``lookalike compare``: several starts, one recipe, repeated trials; each finished trial is a file and is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lookalike.data.files import listed
+from lookalike.data.fingerprint import regular, stamps_of_files
+from lookalike.evaluate.fewshot import interval
+from lookalike.learn.labelled import CrossEntropy
+from lookalike.recipe import flat, replaced, to_plain
+from lookalike.report.comparison import Comparison, Row, comparison_page, markdown, picture
+from lookalike.run import read_recipe, write_atomically, write_json
+from lookalike.tasks import TASKS, Task
+from lookalike.trained import Progress, Trained, load, silent
+from lookalike.trouble import Trouble
+
+
+class Start(NamedTuple):
+    """Weights to begin from."""
+
+    name: str
+    run: str
+    untrained: bool = False
+    weights: str | None = None
+
+    @property
+    def supervised(self) -> bool:
+        """Whether labels trained it, by this project."""
+        own = not self.untrained and self.weights is None
+        return own and isinstance(read_recipe(Path(self.run) / "recipe.json").objective, CrossEntropy)
+
+    def load(self) -> Trained:
+        """The network."""
+        return load(self.run, self.untrained, self.weights)
+
+    def title(self) -> str:
+        """The name, and whether labels made it."""
+        return f"{self.name} (supervised)" if self.supervised and "supervised" not in self.name else self.name
+
+
+class Asked(NamedTuple):
+    """A comparison; the first run gives the network of ``random`` and of ``weights``."""
+
+    runs: Sequence[str]
+    data: str
+    task: str
+    settings: Any
+    trials: int = 5
+    weights: Sequence[str] = ()
+    out: Path = Path("compare")
+
+
+def asked(
+    runs: Sequence[str],
+    data: str,
+    task: str,
+    overrides: Sequence[tuple[str, str]] = (),
+    trials: int = 5,
+    weights: Sequence[str] = (),
+    out: Path = Path("compare"),
+) -> Asked:
+    """What a person asks, checked; ``overrides`` are fields of the task's settings. Raises Trouble."""
+    if task not in TASKS:
+        raise Trouble(f"no task {task!r}; there are {', '.join(TASKS)}")
+    settings = TASKS[task].settings
+    for name, text in overrides:
+        if name not in flat(settings):
+            there = ", ".join(f"--{path.replace('_', '-')}" for path in flat(settings))
+            raise Trouble(f"{task} has no setting {name!r}; there are {there}")
+        settings = replaced(settings, name, text)
+    return Asked(runs, data, task, settings, trials if TASKS[task].repeats(settings) else 1, weights, out)
+
+
+def starts(asked: Asked) -> list[Start]:
+    """Random first, then weights of others, runs with labels, and the other runs."""
+    named = names(asked.runs)
+    runs = sorted((Start(name, run) for run, name in named.items()), key=lambda start: not start.supervised)
+    first = asked.runs[0]
+    others = [Start(name, first, weights=file) for file, name in names(asked.weights).items()]
+    return [Start("random", first, untrained=True), *others, *runs]
+
+
+def names(paths: Sequence[str]) -> dict[str, str]:
+    """Each path once, by its last part where that tells it from the others."""
+    last = [Path(path).name for path in dict.fromkeys(paths)]
+    return {
+        path: name if name not in ("", "random") and last.count(name) == 1 else path
+        for path, name in zip(dict.fromkeys(paths), last)
+    }
+
+
+def compare(asked: Asked, progress: Progress = silent, say: Callable[[str], None] = lambda _: None) -> Comparison:
+    """Every trial of every start, or what is there of it; the same call continues. Raises Trouble."""
+    task, there = TASKS[asked.task], starts(asked)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    data = fingerprint_of_data(asked.data)
+    found = {}
+    for number, start in enumerate(there):
+        trained = start.load()
+        marks = {"start": fingerprint(trained), "data": data, "settings": to_plain(asked.settings), "task": asked.task}
+        trials = []
+        for seed in range(asked.trials):
+            where = f"{start.name}, trial {seed + 1} of {asked.trials}"
+            progress("trials", number * asked.trials + seed, len(there) * asked.trials)
+            file = asked.out / "trials" / f"{asked.task}-{key(marks | {'seed': seed})}.json"
+            held = kept(file, marks | {"seed": seed}, task.metric)
+            numbers = held or task.measure(trained, asked.data, asked.settings, seed, named(progress, where))
+            if held is None:
+                keep(file, marks | {"seed": seed, "name": start.name}, numbers)
+            say(f"{where}: {task.metric} {numbers[task.metric]:.2%}{' (kept from before)' if held else ''}")
+            trials.append(numbers)
+        found[start] = trials
+    progress("trials", len(there) * asked.trials, len(there) * asked.trials)
+    return judged(asked, task, found)
+
+
+def named(progress: Progress, where: str) -> Progress:
+    """Progress that says whose it is."""
+    return lambda what, done, total: progress(f"{where}: {what}", done, total)
+
+
+def judged(asked: Asked, task: Task, found: Mapping[Start, Sequence[Mapping[str, float]]]) -> Comparison:
+    """The table: each start's mean, and its paired difference from the baseline in words."""
+    labelled = [start for start in found if start.supervised]
+    baseline = labelled[0] if labelled else next(iter(found))
+    base = [trial[task.metric] for trial in found[baseline]]
+    rows = []
+    for start, trials in found.items():
+        values = [trial[task.metric] for trial in trials]
+        against = None if start == baseline else interval([a - b for a, b in zip(values, base)])
+        others = {name: interval([trial[name] for trial in trials]) for name in common(trials) if name != task.metric}
+        rows.append(Row(start.title(), values, interval(values), against, others))
+    return Comparison(
+        asked.task,
+        asked.data,
+        task.metric,
+        rows,
+        baseline.title(),
+        bool(labelled),
+        asked.trials,
+        task.draws if task.repeats(asked.settings) else None,
+        flat(asked.settings),
+    )
+
+
+def common(trials: Sequence[Mapping[str, float]]) -> Iterator[str]:
+    """The names that every trial has a number for."""
+    return (name for name in trials[0] if all(name in trial for trial in trials))
+
+
+def key(marks: Mapping[str, Any]) -> str:
+    """A name that no other trial has."""
+    return hashlib.sha256(json.dumps(marks, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def kept(file: Path, marks: Mapping[str, Any], metric: str) -> dict[str, float] | None:
+    """The numbers of a finished trial; None where there are none, or the file is not whole."""
+    try:
+        held = json.loads(file.read_bytes())
+        numbers = {str(name): float(value) for name, value in held["numbers"].items()}
+        same = all(held[name] == value for name, value in json.loads(json.dumps(marks)).items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return numbers if same and math.isfinite(numbers.get(metric, math.nan)) else None
+
+
+def keep(file: Path, marks: Mapping[str, Any], numbers: Mapping[str, float]) -> None:
+    """A finished trial, published by rename."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, {**marks, "numbers": dict(numbers)})
+
+
+def fingerprint(trained: Trained) -> str:
+    """Of the weights, and of how pictures are shown to them."""
+    digest = hashlib.sha256(json.dumps(to_plain(trained.recipe), sort_keys=True).encode())
+    for name, part in trained.encoder.state_dict().items():
+        digest.update(name.encode() + part.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def fingerprint_of_data(data: str) -> str:
+    """Of every file of a folder, annotations too; of what is no place on this disk, its name."""
+    root = Path(data)
+    if data == "digits" or not root.exists():
+        return hashlib.sha256(data.encode()).hexdigest()
+    folder, files = (root, listed(root, ("",)).files) if root.is_dir() else (root.parent, [root.name])
+    stamps = stamps_of_files(lambda path: regular(folder, path), files)
+    digest = hashlib.sha256("\n".join(stamps.names).encode())
+    digest.update(stamps.sizes.astype(np.int64).tobytes() + stamps.tokens.tobytes())
+    return digest.hexdigest()
+
+
+def write(found: Comparison, out: Path) -> list[Path]:
+    """The table as text and numbers, the plot, and a page with both; where they are."""
+    write_json(out / f"{found.task}.json", found.plain())
+    texts = {"md": markdown(found), "svg": picture(found), "html": comparison_page(found)}
+    for suffix, text in texts.items():
+        write_atomically(out / f"{found.task}.{suffix}", text.encode("utf-8", "replace"))
+    return [out / f"{found.task}.{suffix}" for suffix in ("json", *texts)]

@@ -1,0 +1,1 @@
+"""Boxes, outlines and points that people drew into pictures."""

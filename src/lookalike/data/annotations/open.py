@@ -1,0 +1,129 @@
+"""From a folder, and if need be an annotation file, to records: which kind of file it is, and which part asks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from lookalike.data.annotations.coco import coco
+from lookalike.data.annotations.pictures import Pictures, splits_in
+from lookalike.data.annotations.record import Annotated, Stated, annotated
+from lookalike.data.annotations.tables import comma_separated, matlab
+from lookalike.data.annotations.voc import voc
+from lookalike.data.annotations.yolo import NAMES, names_in, yolo
+from lookalike.data.files import TEST, TRAIN, VALIDATION, by_split, listed
+from lookalike.data.source import split_by_hash
+from lookalike.trouble import BAD_DATA, Trouble
+
+_OTHERS = ("caption", "panoptic", "stuff", "image_info")  # words in names of COCO's files that hold no objects
+_POINTS = "keypoints"
+_KINDS = "COCO's .json, Pascal VOC's .xml, YOLO's .txt, a .mat or .csv with points"
+
+
+def open_annotated(data: str | Path, file: str | None = None, points: bool = False) -> Annotated:
+    """The records of a folder, of the kind of ``file`` or of the files in it; ``points`` where they are what is asked.
+
+    Raises Trouble where there is nothing that can be read, or nothing of what is asked.
+    """
+    root = Path(data)
+    if not root.is_dir():
+        raise Trouble(f"{root}: no folder; name the one that holds the pictures and their annotations", BAD_DATA)
+    pictures = Pictures(root)
+    stated = _of_file(pictures, Path(file)) if file else _in_folder(pictures, points)
+    found = annotated(pictures, stated)
+    if not found.scenes or not any(len(scene) for scene in found.scenes):
+        why = "; ".join(found.notes) or "the annotations are empty"
+        raise Trouble(f"{file or root}: no object in any picture ({why})", BAD_DATA)
+    if points and not any((scene.points[..., 2] > 0).any() for scene in found.scenes):
+        raise Trouble(
+            f"{file or root}: no point in any picture; name the file that holds them: --annotations", BAD_DATA
+        )
+    return found
+
+
+def learned_and_asked(found: Annotated) -> tuple[Annotated, Annotated]:
+    """What is learned from, and what is asked: train and test, else validation, by the annotation files' own lists or
+    names, by folders; else 80 and 20 percent by a hash of the path. Pictures without an object teach nothing.
+    """
+    splits = {name: rows for name, rows in found.splits.items() if rows} or _by_folder(found)
+    asked = TEST if TEST in splits else VALIDATION
+    if TRAIN in splits and asked in splits:
+        learned = found.some(splits[TRAIN]), found.some(splits[asked])
+    else:
+        paths = [scene.path for scene in found.scenes]
+        parts = split_by_hash(paths, torch.zeros(len(paths), dtype=torch.int64))
+        learned = found.some(parts[0].tolist()), found.some(parts[1].tolist())
+    train = learned[0]
+    full = [row for row, scene in enumerate(train.scenes) if not scene.crowd.all()]
+    if not full or not learned[1].scenes:
+        raise Trouble(f"{found.root}: too few pictures with objects to learn from some and ask others", BAD_DATA)
+    return train.some(full), learned[1]
+
+
+def _by_folder(found: Annotated) -> dict[str, tuple[int, ...]]:
+    """Rows by the split that a folder of the path names."""
+    rows = {scene.path: row for row, scene in enumerate(found.scenes)}
+
+    def split(path: str) -> str | None:
+        words = splits_in(os.path.dirname(path))
+        return next(iter(words)) if len(words) == 1 else None
+
+    return {name: tuple(rows[path] for path in paths) for name, paths in by_split(list(rows), split).items()}
+
+
+def _of_file(pictures: Pictures, file: Path) -> Stated:
+    """What one file, or a folder of files inside the data, states."""
+    suffix = file.suffix.lower()
+    if file.is_dir():
+        inside = Path(os.path.relpath(file.resolve(), pictures.root.resolve())).as_posix() + "/"
+        return _in_folder(pictures, False, inside)
+    if not file.is_file():
+        raise Trouble(f"{file}: no such file; --annotations names {_KINDS}", BAD_DATA)
+    if suffix == ".json":
+        return coco(pictures, [file])
+    if suffix == ".mat":
+        return matlab(pictures, file)
+    if suffix == ".csv":
+        return comma_separated(pictures, file)
+    raise Trouble(f"{file}: no annotations that can be read; --annotations names {_KINDS}, or a folder", BAD_DATA)
+
+
+def _in_folder(pictures: Pictures, points: bool, inside: str = "") -> Stated:
+    """What the files below the root state: the first kind there is, points first where they are asked."""
+    files = [f for f in listed(pictures.root, (".json", ".xml", ".txt", ".mat", ".csv")).files if f.startswith(inside)]
+    if json := _coco_files(pictures.root, files, points):
+        return coco(pictures, json)
+    tables = [file for file in files if file.lower().endswith((".mat", ".csv"))]
+    if points and len(tables) == 1:
+        return _of_file(pictures, pictures.root / tables[0])
+    if xml := [file for file in files if file.lower().endswith(".xml")]:
+        return voc(pictures, xml)
+    if text := [file for file in files if file.lower().endswith(".txt") and _is_label(pictures, file)]:
+        return yolo(pictures, text, _names(pictures.root))
+    if len(tables) == 1:
+        return _of_file(pictures, pictures.root / tables[0])
+    raise Trouble(f"{pictures.root}: no annotations in it; --annotations names {_KINDS}", BAD_DATA)
+
+
+def _coco_files(root: Path, files: Sequence[str], points: bool) -> list[Path]:
+    """COCO's files by their names: those of points where these are asked, else those of objects."""
+    names = [file for file in files if file.lower().endswith(".json")]
+    objects = [file for file in names if not any(word in file.lower() for word in (*_OTHERS, _POINTS))]
+    pointed = [file for file in names if _POINTS in file.lower()]
+    return [root / file for file in ((pointed or objects) if points else (objects or pointed))]
+
+
+def _is_label(pictures: Pictures, file: str) -> bool:
+    return os.path.basename(file) not in NAMES and pictures.beside(file) is not None
+
+
+def _names(root: Path) -> list[str]:
+    """The classes of YOLO's labels, where a file beside them names them."""
+    for name in NAMES:
+        for folder in ("", "labels/"):
+            if (root / folder / name).is_file() and (found := names_in(root / folder / name)):
+                return found
+    return []

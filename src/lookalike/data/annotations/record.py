@@ -1,0 +1,145 @@
+"""One record per picture, whatever kind of file says what lies in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lookalike.data.annotations.dropped import Dropped
+from lookalike.data.annotations.masks import Outline
+from lookalike.data.annotations.pictures import Pictures
+
+Numbers = npt.NDArray[np.float64]
+HIDDEN, VISIBLE = 1.0, 2.0  # COCO's words for a point that is known; 0 is one that is not
+
+
+class Thing(NamedTuple):
+    """One object as a file states it; ``box`` is left, top, right, bottom in pixels."""
+
+    box: tuple[float, float, float, float]
+    name: str
+    crowd: bool = False
+    ignored: bool = False
+    area: float | None = None
+    outline: Outline | None = None
+    points: Sequence[Sequence[float]] = ()
+
+
+@dataclass
+class Stated:
+    """What the files of one kind state."""
+
+    things: dict[str, list[Thing]] = field(default_factory=dict)  # by the path of a listed picture
+    splits: dict[str, list[str]] = field(default_factory=dict)  # paths, where the files say which split is which
+    joints: tuple[str, ...] = ()
+    bones: tuple[tuple[int, int], ...] = ()
+    classes: set[str] = field(default_factory=set)  # named, whether or not there is a thing of theirs
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """One picture and the N objects in it, of which there may be none."""
+
+    path: str  # below the root
+    height: int  # in pixels, upright, as the picture's own header says
+    width: int
+    boxes: Numbers  # (N, 4) left, top, right, bottom in pixels, inside the picture, of a positive area
+    labels: npt.NDArray[np.int64]  # (N,) numbers of classes
+    crowd: npt.NDArray[np.bool_]  # (N,) many objects at once: found or not, nothing is counted
+    ignored: npt.NDArray[np.bool_]  # (N,) hard to see: the same, but learned from
+    areas: Numbers  # (N,) of the outline where there is one, else of the box
+    outlines: tuple[Outline | None, ...]
+    points: Numbers  # (N, K, 3) x, y and whether it is known: 0, HIDDEN or VISIBLE
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+@dataclass(frozen=True, eq=False)
+class Annotated:
+    """Pictures below one folder with the objects in them."""
+
+    root: Path
+    scenes: tuple[Scene, ...]  # sorted by path
+    classes: tuple[str, ...]  # sorted: the numbers that a file gives its classes change nothing
+    joints: tuple[str, ...]  # (K,) names of points, of which "left" and "right" are each other in a mirror
+    bones: tuple[tuple[int, int], ...]  # pairs of points to draw a line between
+    splits: Mapping[str, tuple[int, ...]]  # rows
+    notes: tuple[str, ...]  # what was left out, in words
+
+    def some(self, rows: Sequence[int]) -> Annotated:
+        """Only the scenes at ``rows``."""
+        scenes = tuple(self.scenes[row] for row in rows)
+        return Annotated(self.root, scenes, self.classes, self.joints, self.bones, {}, self.notes)
+
+
+def annotated(pictures: Pictures, stated: Stated) -> Annotated:
+    """The records of all pictures that can be read, with every object that has an area in its picture."""
+    classes = tuple(sorted(stated.classes | {thing.name for things in stated.things.values() for thing in things}))
+    numbers = {name: i for i, name in enumerate(classes)}
+    scenes = [
+        _scene(path, size, things, numbers, len(stated.joints), pictures.dropped)
+        for path, things in sorted(stated.things.items())
+        if (size := pictures.size(path)) is not None
+    ]
+    rows = {scene.path: row for row, scene in enumerate(scenes)}
+    splits = {
+        name: tuple(sorted(rows[path] for path in set(paths) if path in rows)) for name, paths in stated.splits.items()
+    }
+    notes = pictures.dropped.notes()
+    return Annotated(pictures.root, tuple(scenes), classes, stated.joints, stated.bones, splits, notes)
+
+
+def _scene(
+    path: str,
+    size: tuple[int, int],
+    things: Sequence[Thing],
+    numbers: Mapping[str, int],
+    joints: int,
+    dropped: Dropped,
+) -> Scene:
+    height, width = size
+    boxes = np.array([thing.box for thing in things], dtype=np.float64).reshape(-1, 4)
+    boxes = np.nan_to_num(boxes, nan=0.0, posinf=0.0, neginf=0.0).clip(0, [width, height, width, height])
+    sides = boxes[:, 2:] - boxes[:, :2]
+    good = np.asarray((sides > 0).all(1))
+    dropped.add("objects without an area in their picture", path, int((~good).sum()))
+    kept = [thing for thing, fits in zip(things, good) if fits]
+    areas = [_area(thing.area, side) for thing, side in zip(kept, sides[good])]
+    return Scene(
+        path,
+        height,
+        width,
+        boxes[good],
+        np.array([numbers[thing.name] for thing in kept], dtype=np.int64),
+        np.array([thing.crowd for thing in kept], dtype=bool),
+        np.array([thing.ignored for thing in kept], dtype=bool),
+        np.array(areas, dtype=np.float64),
+        tuple(thing.outline for thing in kept),
+        _points([thing.points for thing in kept], joints, size),
+    )
+
+
+def _area(stated: float | None, side: Numbers) -> float:
+    """The stated area where it is a number above 0."""
+    return float(stated) if stated is not None and 0 < stated < np.inf else float(side.prod())
+
+
+def _points(stated: Sequence[Sequence[Sequence[float]]], joints: int, size: tuple[int, int]) -> Numbers:
+    """(N, K, 3); a point that is no number, or lies outside of the picture, is not known."""
+    found = np.zeros((len(stated), joints, 3))
+    for row, points in zip(found, stated):
+        if len(points) == joints and joints:
+            row[:] = np.array(points, dtype=np.float64)
+    height, width = size
+    with np.errstate(invalid="ignore"):
+        x, y, known = found[..., 0], found[..., 1], found[..., 2]
+        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height) & (known > 0)
+    found[~inside] = 0
+    found[..., 2] = np.where(inside, np.clip(np.nan_to_num(known), HIDDEN, VISIBLE), 0)
+    return found

@@ -1,0 +1,139 @@
+"""Tables of points: MATLAB's files as of Leeds Sports Poses, and CSV."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import scipy.io
+
+from lookalike.data.annotations.pictures import Pictures
+from lookalike.data.annotations.record import VISIBLE, Numbers, Stated, Thing
+from lookalike.trouble import BAD_DATA, Trouble
+
+PADDING = 0.1  # of its longer side, around the known points of somebody without a box
+PERSON = "person"
+LEEDS = (
+    *("right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle", "right_wrist"),
+    *("right_elbow", "right_shoulder", "left_shoulder", "left_elbow", "left_wrist", "neck", "head_top"),
+)
+"""The points of Leeds Sports Poses and its extended training set, in the order of its README."""
+
+_BONES = ((0, 1), (1, 2), (3, 4), (4, 5), (2, 3), (6, 7), (7, 8), (9, 10), (10, 11), (8, 12), (9, 12), (12, 13))
+_MOST = 100_000_000  # numbers of one table
+_PATHS = ("path", "image", "file", "file_name", "filename")
+_CLASSES = ("class", "label", "name")
+_SIDES = ("xmin", "ymin", "xmax", "ymax")
+
+
+def matlab(pictures: Pictures, file: Path) -> Stated:
+    """A table (K, 3, N) of x, y and whether the point is seen: the picture whose name ends in number n is row n - 1.
+
+    A point that lies outside of its picture is not known, whatever the table says. Raises Trouble.
+    """
+    table = _table(file)
+    count = table.shape[0]
+    stated = Stated(joints=LEEDS if count == len(LEEDS) else tuple(str(i) for i in range(count)))
+    stated.bones = _BONES if count == len(LEEDS) else ()
+    for path in pictures.paths:
+        number = re.search(r"(\d{1,9})$", PurePosixPath(path).stem)
+        row = int(number[1]) - 1 if number else -1
+        size = pictures.size(path) if 0 <= row < table.shape[2] else None
+        if size is not None:
+            points = known(table[:, :, row], size)
+            stated.things[path] = [Thing(around(points), PERSON, points=points.tolist())]
+        elif not 0 <= row < table.shape[2]:
+            pictures.dropped.add(f"pictures that have no row in {file.name}", path)
+    return stated
+
+
+def _table(file: Path) -> Numbers:
+    """The one array of three dimensions in a file; raises Trouble."""
+    try:
+        shapes = {name: shape for name, shape, kind in scipy.io.whosmat(file) if len(shape) == 3 and kind != "cell"}
+        name = next((name for name, shape in shapes.items() if shape[1] == 3 and np.prod(shape) <= _MOST), None)
+        if name is None:
+            there = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "none"
+            raise Trouble(f"{file}: no array of shape (points, 3, pictures) in it; of three sides: {there}", BAD_DATA)
+        return np.asarray(scipy.io.loadmat(file, variable_names=[name])[name], dtype=np.float64)
+    except Trouble:
+        raise
+    except Exception as error:  # scipy's reader has a dozen for a damaged file
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
+        raise Trouble(f"{file}: no MATLAB file that can be read ({reason}); fetch it again", BAD_DATA) from None
+
+
+def known(points: Numbers, size: tuple[int, int]) -> Numbers:
+    """(K, 3) the same points, 0 where they are not seen or lie outside of a picture of ``size`` (height, width)."""
+    height, width = size
+    x, y, seen = points[:, 0], points[:, 1], points[:, 2]
+    with np.errstate(invalid="ignore"):
+        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height) & (seen > 0)
+    return np.where(inside[:, None], np.stack([x, y, np.full(len(x), VISIBLE)], 1), 0.0)
+
+
+def around(points: Numbers) -> tuple[float, float, float, float]:
+    """The extent of the known points (K, 3) and ``PADDING``; of no area where none is known."""
+    seen = points[points[:, 2] > 0, :2]
+    if not len(seen):
+        return (0.0, 0.0, 0.0, 0.0)
+    low, high = seen.min(0), seen.max(0)
+    room = PADDING * float((high - low).max())
+    left, top, right, bottom = map(float, (*(low - room), *(high + room)))
+    return left, top, right, bottom
+
+
+def comma_separated(pictures: Pictures, file: Path) -> Stated:
+    """A row an object: a path; NAME_x, NAME_y and, if you like, NAME_v for points; xmin, ymin, xmax, ymax; class.
+
+    An empty cell is a point that is not known. Raises Trouble.
+    """
+    rows = _rows(file)
+    head = list(rows[0]) if rows else []
+    path_column = next((name for name in _PATHS if name in head), None)
+    joints = tuple(name.removesuffix("_x") for name in head if name.endswith("_x") and f"{name[:-2]}_y" in head)
+    if path_column is None or not (joints or set(_SIDES) <= set(head)):
+        raise Trouble(f"{file}: its first line names no path, or neither NAME_x and NAME_y nor xmin to ymax", BAD_DATA)
+    stated = Stated(joints=joints)
+    for row in rows:
+        path = pictures.find(row[path_column], file.name)
+        if path is None:
+            pictures.dropped.add(f"rows of {file.name} whose picture is not in the folder", row[path_column])
+        elif (size := pictures.size(path)) is not None:
+            stated.things.setdefault(path, []).append(_thing(row, joints, size))
+    return stated
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    """Cells by the names of their columns, in small letters; raises Trouble."""
+    try:
+        with open(file, encoding="utf-8-sig", errors="replace", newline="") as lines:
+            reader = csv.reader(lines)
+            head = [name.strip().lower() for name in next(reader, [])]
+            return [dict(zip(head, [*cells, *[""] * len(head)])) for cells in reader if any(cells)]
+    except OSError as error:
+        raise Trouble(f"{file}: {error.strerror}; check its permissions", BAD_DATA) from None
+    except csv.Error as error:
+        raise Trouble(f"{file}: no table that can be read ({error}); mend it", BAD_DATA) from None
+
+
+def _thing(row: Mapping[str, str], joints: Sequence[str], size: tuple[int, int]) -> Thing:
+    stated = [[_number(row.get(f"{name}_{part}", "")) for part in "xyv"] for name in joints]
+    points = np.array(stated, dtype=np.float64).reshape(-1, 3)
+    if joints and f"{joints[0]}_v" not in row:
+        points[:, 2] = VISIBLE
+    points = known(np.nan_to_num(points, nan=-1.0), size)
+    left, top, right, bottom = (_number(row.get(side, "")) for side in _SIDES)
+    boxed = all(side in row for side in _SIDES)
+    name = next((row[column] for column in _CLASSES if row.get(column)), PERSON if joints else "object")
+    return Thing((left, top, right, bottom) if boxed else around(points), name, points=points.tolist())
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")

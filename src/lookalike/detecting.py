@@ -1,0 +1,235 @@
+"""Transfer to boxes, masks and points: a detector is tuned on the pictures of one part and asked about another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lookalike import checkpoint, optimize
+from lookalike.data.annotations.canvases import canvases
+from lookalike.data.annotations.open import learned_and_asked, open_annotated
+from lookalike.data.annotations.record import Annotated
+from lookalike.data.loader import Loader
+from lookalike.data.order import Order
+from lookalike.dist import device, moved, placed
+from lookalike.evaluate.detection import Detection, Instances
+from lookalike.evaluate.keypoints import Keypoints
+from lookalike.evaluate.precision import coco_precision, correct_points, tools, voc_precision
+from lookalike.evaluate.scenes import Look, Seen, Truth, drawn, in_mirror, looks, picture, seen, truth
+from lookalike.memory import keep_freed
+from lookalike.optimize import AdamW, Cosine
+from lookalike.pace import Due
+from lookalike.recipe import to_plain
+from lookalike.run import Run, read_json, write_json
+from lookalike.seeding import reseed
+from lookalike.signals import Signals
+from lookalike.trained import Progress, Trained, silent
+from lookalike.trouble import BAD_DATA, USAGE, Trouble
+
+ALPHA = 0.1
+"""PCK: a point is found within so much of the longer side of what the known points of its object reach over."""
+
+_STEEP = 10.0  # the norm to which a larger gradient is cut: single steps of detectors have far larger ones
+
+
+class Fitted(NamedTuple):
+    """What came of one fit, and what it was asked."""
+
+    metrics: dict[str, float]
+    asked: Annotated  # the pictures that could be read
+    seen: list[Seen]
+    learned: int  # pictures
+
+
+def measure(trained: Trained, data: str, spec: Detection, seed: int, progress: Progress) -> dict[str, float]:
+    """One trial: the numbers of a fit on the training part of ``data``, asked about the rest of it."""
+    found = open_annotated(data, points=isinstance(spec, Keypoints))
+    return fit(trained, *learned_and_asked(found), spec, seed, progress).metrics
+
+
+def fit(
+    trained: Trained,
+    learned: Annotated,
+    asked: Annotated,
+    spec: Detection,
+    seed: int = 0,
+    progress: Progress = silent,
+    folder: Path | None = None,
+    workers: int | None = None,
+) -> Fitted:
+    """Tune a detector from ``trained``, which stays as it is, to ``learned``, and ask it about ``asked``.
+
+    A function of its arguments alone. With ``folder`` it is saved there, and the same call goes on where it stopped.
+    Metrics are in 0..1. Raises Trouble.
+    """
+    tools()
+    if isinstance(spec, Instances) and not any(outline for scene in learned.scenes for outline in scene.outlines):
+        raise Trouble("masks want annotations with outlines, such as COCO's or YOLO's polygons", BAD_DATA)
+    keep_freed()
+    model = _Fit(trained, learned, spec, seed, progress, workers).run(folder)
+    found, good = _answers(model, trained, asked, spec, progress, workers)
+    whole = asked.some(good)
+    return Fitted(metrics(whole, found, spec), whole, found, len(learned.scenes))
+
+
+def metrics(asked: Annotated, found: Sequence[Seen], spec: Detection) -> dict[str, float]:
+    """All numbers that ``spec`` asks for, in 0..1: COCO's AP, AP50 and AP75, VOC's AP50 by area, PCK."""
+    asks = (asked.scenes, found, len(asked.classes))
+    numbers = coco_precision(*asks, "bbox") | {"VOC_AP50": voc_precision(*asks)}
+    if isinstance(spec, Instances):
+        numbers |= {f"mask_{name}": value for name, value in coco_precision(*asks, "segm").items()}
+    if isinstance(spec, Keypoints):
+        numbers |= {f"keypoint_{name}": value for name, value in coco_precision(*asks, "keypoints").items()}
+        numbers |= {"PCK": correct_points(asked.scenes, found, ALPHA)}
+    return numbers
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """One fit, from its start or from where it was left."""
+
+    trained: Trained
+    learned: Annotated
+    spec: Detection
+    seed: int
+    progress: Progress
+    workers: int | None
+
+    def run(self, folder: Path | None) -> nn.Module:
+        """The tuned detector."""
+        model = detector(self.trained, self.learned, self.spec, self.seed)
+        optimizer = AdamW(self.spec.lr, self.spec.decay).build(model, 256)
+        with ExitStack() as stack:
+            run = signals = None
+            if folder is not None:
+                run, signals = stack.enter_context(Run(folder)), stack.enter_context(Signals())
+                self._check(folder)
+            done = self._resume(run, model, optimizer)
+            due = Due(self.spec.steps, 1, None)
+            for step, (images, truths) in enumerate(self._batches(done), done + 1):
+                loss = self._step(step, model, optimizer, images, truths)
+                self.progress("fitting", step, self.spec.steps)
+                received = signals.received if signals is not None else None
+                if run is not None:
+                    run.log(step, loss=loss)
+                    if received or due.save(step):
+                        run.sync()
+                        due.saved(lambda: checkpoint.save(run.checkpoints, step, model, optimizer))  # noqa: B023
+                if received:
+                    print("stopped and saved; the same command with the same --out continues", file=sys.stderr)
+                    sys.exit(128 + received)
+        return model.eval()
+
+    def _step(
+        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, images: list[Tensor], truths: list[Truth]
+    ) -> float:
+        reseed(self.seed, step)  # which boxes are learned from is drawn
+        optimize.apply(Cosine(warmup=0.1), optimizer, (step - 1) / self.spec.steps)
+        optimizer.zero_grad()
+        losses: dict[str, Tensor] = model(images, truths)
+        loss = torch.stack(list(losses.values())).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(model.parameters(), _STEEP)
+        if not math.isfinite(float(loss.detach() + norm)):
+            raise Trouble(f"the loss of step {step} is {loss.item()}, its gradient {norm.item()}: lower --lr", BAD_DATA)
+        optimizer.step()
+        return float(loss.detach())
+
+    def _batches(self, done: int) -> Iterator[tuple[list[Tensor], list[Truth]]]:
+        """Pictures, resized and mirrored at random, and what lies in them, from a step on."""
+        spec, scenes = self.spec, self.learned.scenes
+        swapped = in_mirror(self.learned.joints)
+        mirror = swapped is not None or not isinstance(spec, Keypoints)
+        order = Order(len(scenes), min(spec.batch, len(scenes)), self.seed)
+        loader = Loader(canvases(self.learned, spec.longest), workers=self.workers, max_bad=1.0)
+        steps = range(done, spec.steps)
+        for step, (rows, material) in zip(steps, loader.batches(map(order.rows, steps))):
+            views = looks(spec, [scenes[row] for row in rows], drawn(self.seed, order.epoch(step), rows), mirror)
+            images, truths = [], []
+            for row, canvas, look in zip(rows.tolist(), moved(material).pixels, views):
+                found = truth(
+                    scenes[row], look, swapped or range(len(self.learned.joints)), isinstance(spec, Instances)
+                )
+                if row in loader.bad_rows:  # another picture stands in its place
+                    canvas, found = torch.zeros_like(canvas), {name: part[:0] for name, part in found.items()}
+                images.append(_shown(self.trained, canvas, look))
+                truths.append({name: part.to(device()) for name, part in found.items()})
+            yield images, truths
+
+    def _resume(self, run: Run | None, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        """The steps that are done."""
+        newest = checkpoint.newest(run.checkpoints)[0] if run is not None else None
+        done = checkpoint.load(newest, model, optimizer) if newest is not None else 0
+        if run is not None:
+            run.rewind(done)
+        return done
+
+    def _check(self, folder: Path) -> None:
+        """Refuse to go on with a fit of other settings, weights or labels."""
+        file = folder / "fit.json"
+        asked = {"spec": to_plain(self.spec), "seed": self.seed, "start": self._start(), "data": digest(self.learned)}
+        asked = json.loads(json.dumps(asked))
+        if not file.exists():
+            write_json(file, asked)
+        elif (held := read_json(file)) != asked:
+            names = [name for name in asked if not isinstance(held, dict) or held.get(name) != asked[name]]
+            raise Trouble(f"{folder} holds a fit of another {', '.join(names)}: choose another --out", USAGE)
+
+    def _start(self) -> str:
+        found = hashlib.sha256()
+        for name, part in self.trained.encoder.backbone.state_dict().items():
+            found.update(name.encode() + part.cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()
+
+
+def detector(trained: Trained, learned: Annotated, spec: Detection, seed: int) -> nn.Module:
+    """A detector whose new layers have weights that the seed decides, ready to learn."""
+    reseed(seed)
+    model: nn.Module = spec.build(trained.encoder.backbone, len(learned.classes), len(learned.joints))
+    return placed(model.requires_grad_()).train()
+
+
+def digest(found: Annotated) -> str:
+    """Of everything that is learned from."""
+    state = hashlib.sha256(repr((found.classes, found.joints)).encode())
+    for scene in found.scenes:
+        state.update(repr((scene.path, scene.height, scene.width)).encode("utf-8", "surrogateescape"))
+        for part in (scene.boxes, scene.labels, scene.crowd, scene.points):
+            state.update(np.ascontiguousarray(part).tobytes())
+        state.update(repr([shape.plain() if shape is not None else None for shape in scene.outlines]).encode())
+    return state.hexdigest()
+
+
+@torch.no_grad()
+def _answers(
+    model: nn.Module, trained: Trained, asked: Annotated, spec: Detection, progress: Progress, workers: int | None
+) -> tuple[list[Seen], list[int]]:
+    """What the detector says of every picture that can be read, each alone, and the rows of these."""
+    loader = Loader(canvases(asked, spec.longest), workers=workers, max_bad=1.0)
+    rows = torch.arange(len(loader))
+    found: list[Seen] = []
+    for chunk, material in loader.batches(torch.split(rows, 32)):
+        for row, canvas in zip(chunk.tolist(), moved(material).pixels):
+            scene = asked.scenes[row]
+            (look,) = looks(spec, [scene], None)
+            (said,) = model([_shown(trained, canvas, look)])
+            found.append(seen(said, scene, look))
+            progress("asking", len(found), len(loader))
+    good = [row for row in range(len(loader)) if row not in loader.bad_rows]
+    return [found[row] for row in good], good
+
+
+def _shown(trained: Trained, canvas: Tensor, look: Look) -> Tensor:
+    view = trained.recipe.pictures.first
+    return picture(canvas, look, view.mean, view.std)

@@ -1,0 +1,139 @@
+"""Maps of features in place of one mean: backbones whose last strides become dilation, and a head that names pixels."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lookalike.models.image import Pixels, SmallResNetBackbone
+from lookalike.models.norm import GroupedBatchNorm2d
+from lookalike.trouble import Trouble
+
+_MAIN = re.compile(r"conv\d")  # the convolutions of a block that are not its shortcut
+
+
+class Segmenter(nn.Module):
+    """FCN on a dilated backbone (MoCo, arXiv 1911.05722, appendix): two 3×3 convolutions and one of 1×1."""
+
+    def __init__(
+        self, backbone: nn.Module, features: int, classes: int, width: int, dilation: int, stride: int, group: int
+    ) -> None:
+        """A copy of ``backbone``; BatchNorm, also in the new layers, in groups of ``group`` examples."""
+        super().__init__()
+        self.body = dilated(backbone, stride)
+        layers: list[nn.Module] = []
+        for before in (features, width):
+            convolution = nn.Conv2d(before, width, 3, padding=dilation, dilation=dilation, bias=False)
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+            layers += [convolution, GroupedBatchNorm2d(width, group), nn.ReLU(inplace=True)]
+        last = nn.Conv2d(width, classes, 1)
+        nn.init.normal_(last.weight, std=0.01)
+        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        self.head = nn.Sequential(*layers, last)
+        for module in self.modules():
+            if isinstance(module, GroupedBatchNorm2d):
+                module.group = group
+
+    def forward(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B, 3, H, W) → logits (B, C, *size)."""
+        logits: Tensor = self.head(self.body(pixels))
+        return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
+
+
+def dilated(backbone: nn.Module, stride: int) -> nn.Sequential:
+    """A copy that maps (B, 3, H, W) to features (B, F, H / s, W / s), with s at most ``stride`` where stages allow it.
+
+    A stride that would lead beyond is left out, and what follows looks at places as far apart as it did before: every
+    s'th place of the result is what the strided network computes (à trous). With ``stride`` 16 that is the last stage
+    of a ResNet-50, as in the papers. Raises Trouble for other networks than ResNets.
+    """
+    stem, blocks = parts_of(copy.deepcopy(backbone))
+    now, spread = _stride(stem), 1
+    for block in blocks:
+        step = _stride([block])
+        if step > 1 and now * step > stride:
+            _spread(block, spread, spread * step)
+            spread *= step
+        elif spread > 1:
+            _spread(block, spread, spread)
+        else:
+            now *= step
+    return nn.Sequential(*stem, *blocks)
+
+
+def parts_of(backbone: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
+    """What comes before the first block, and the blocks."""
+    if isinstance(backbone, SmallResNetBackbone):
+        return [backbone.stem, backbone.norm, nn.ReLU(inplace=True)], list(backbone.blocks)
+    net = backbone.net if isinstance(backbone, Pixels) else None
+    if isinstance(net, torchvision.models.ResNet):
+        stages = (net.layer1, net.layer2, net.layer3, net.layer4)
+        return [net.conv1, net.bn1, net.relu, net.maxpool], [block for stage in stages for block in stage]
+    kind = type(net or backbone).__name__
+    raise Trouble(f"segmentation takes SmallResNet and torchvision's ResNets so far, and this run's model is a {kind}")
+
+
+def _stride(modules: list[nn.Module]) -> int:
+    """By how much they shrink a picture together, shortcuts left out."""
+    total = 1
+    for module in modules:
+        inner = _main(module) if not isinstance(module, nn.Conv2d | nn.MaxPool2d) else [("", module)]
+        for _, part in inner:
+            found = part.stride
+            total *= int(found if isinstance(found, int) else found[0])
+    return total
+
+
+def _main(block: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
+    for name, part in block.named_children():
+        if isinstance(part, nn.Conv2d) and _MAIN.fullmatch(name):
+            yield name, part
+
+
+def _spread(block: nn.Module, before: int, after: int) -> None:
+    """Take the stride out of a block: its input is spread by ``before``, what follows the stride by ``after``."""
+    now = before
+    for name, part in list(_main(block)):
+        setattr(block, name, _without_stride(part, now))
+        now = after if part.stride[0] > 1 else now
+    shortcut = getattr(block, "shortcut", None) or getattr(block, "downsample", None)
+    if isinstance(shortcut, nn.Sequential):
+        for i, inner in enumerate(shortcut):
+            if isinstance(inner, nn.AvgPool2d):
+                shortcut[i] = SpreadMean(before)
+            elif isinstance(inner, nn.Conv2d):
+                shortcut[i] = _without_stride(inner, before)
+
+
+def _without_stride(old: nn.Conv2d, dilation: int) -> nn.Conv2d:
+    """The same weights; a plain convolution, since the one with fewer products knows no dilation."""
+    side = old.kernel_size[0]
+    new = nn.Conv2d(
+        *(old.in_channels, old.out_channels, side, 1, dilation * (side // 2), dilation, old.groups),
+        bias=False,
+        device="meta",
+    )
+    new.weight = old.weight
+    return new
+
+
+class SpreadMean(nn.Module):
+    """What ``AvgPool2d(2, ceil_mode=True)`` gives at every place, of neighbours ``apart``; none lie beyond the edge."""
+
+    def __init__(self, apart: int) -> None:
+        super().__init__()
+        self.apart = apart
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → the same."""
+        for axis in (2, 3):
+            here = torch.arange(x.shape[axis], device=x.device)
+            there = here + self.apart
+            x = (x + x.index_select(axis, torch.where(there < len(here), there, here))) / 2
+        return x

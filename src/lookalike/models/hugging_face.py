@@ -1,0 +1,149 @@
+"""Encoders for text that transformers wrote: a folder of config.json, safetensors and tokenizer.json; no code runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lookalike.models.text import Dropped, Pool, pooled
+from lookalike.trouble import BAD_DATA, IO, USAGE, Trouble
+
+HUB = "hub:"
+FILES = ("config.json", "*.safetensors", "model.safetensors.index.json", "tokenizer.json")
+
+
+@dataclass(frozen=True)
+class HuggingFace:
+    """The encoder in ``folder``, or ``hub:owner/name``, the one case that asks the network.
+
+    Features are those of the first token (SimCSE), or the mean over tokens. A run keeps its own copy of the weights,
+    but the folder says what the network is: it must stay. ``dropout`` is of hidden units, not of attention weights.
+    """
+
+    folder: str = ""
+    dropout: float = 0.1
+    pool: Pool = "first"
+
+    def build(self, group: int) -> tuple[nn.Module, int]:
+        """The published weights and F; raises Trouble where the folder or the package transformers is missing."""
+        net = _loaded(located(self.folder), self.dropout)
+        return HuggingFaceBackbone(net, self), int(net.config.hidden_size)
+
+    def tokenizer(self) -> str:
+        """The JSON of the tokenizer that belongs to the encoder; raises Trouble."""
+        try:
+            return (located(self.folder) / "tokenizer.json").read_text("utf-8")
+        except (OSError, ValueError) as error:
+            raise Trouble(
+                f"{self.folder}: no tokenizer.json that can be read ({error}); "
+                "transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...) writes one",
+                BAD_DATA,
+            ) from None
+
+
+class HuggingFaceBackbone(nn.Module):
+    """Its dropout is replaced by one that counters decide, so that a step repeats on any number of processes."""
+
+    def __init__(self, net: nn.Module, spec: HuggingFace) -> None:
+        super().__init__()
+        self.net, self.pool, self.share = net, spec.pool, spec.dropout
+        if getattr(net, "pooler", None) is not None:
+            net.register_module("pooler", None)  # nothing reads it, so nothing would train it
+        self._drops = _counted(net)
+
+    def forward(self, tokens: Tensor, attend: Tensor, noise: Tensor | None = None) -> Tensor:
+        """(B, L) → (B, F); what ``attend`` leaves out is not seen. Units drop out where ``noise`` (B,) is given."""
+        return pooled(self.tokens(tokens, attend, noise), attend, self.pool)
+
+    def tokens(self, tokens: Tensor, attend: Tensor, noise: Tensor | None = None) -> Tensor:
+        """(T, F) the last layer, for the tokens that are attended to, example by example."""
+        everywhere = torch.ones_like(attend)
+        place = (attend.cumsum(1) - 1).flatten()
+        dropped = Dropped.of(noise, everywhere, place, self.share, len(self._drops))
+        for drop in self._drops:
+            drop.dropped = dropped
+        try:
+            found: Tensor = self.net(input_ids=tokens, attention_mask=attend.long()).last_hidden_state
+        finally:
+            for drop in self._drops:
+                drop.dropped = None
+        return found[attend]
+
+
+class _Counted(nn.Module):
+    """Stands where a dropout stood; does nothing but inside of ``HuggingFaceBackbone.tokens``."""
+
+    p = 0.0  # for attention, which asks its dropout for the share and drops weights by itself
+
+    def __init__(self, site: int) -> None:
+        super().__init__()
+        self.site = site
+        self.dropped: Dropped | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, W) → the same."""
+        return x if self.dropped is None else self.dropped(x.flatten(0, 1), self.site).view_as(x)
+
+
+def _counted(net: nn.Module) -> list[_Counted]:
+    """Replace every dropout below ``net``, in the order of its modules."""
+    found: list[_Counted] = []
+    for module in list(net.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Dropout):
+                found.append(_Counted(len(found)))
+                setattr(module, name, found[-1])
+    return found
+
+
+def located(folder: str) -> Path:
+    """The folder of an encoder; raises Trouble."""
+    if not folder:
+        raise Trouble("name the folder of an encoder with --model.folder, or hub:owner/name", USAGE)
+    if folder.startswith(HUB):
+        return _fetched(folder.removeprefix(HUB))
+    if not (Path(folder) / "config.json").is_file():
+        raise Trouble(f"{folder}: no encoder, it has no config.json; name what save_pretrained wrote", BAD_DATA)
+    return Path(folder)
+
+
+def _fetched(name: str) -> Path:
+    """A snapshot of a model on the Hub in the Hub's own cache: weights as safetensors, nothing that could run."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise _missing() from None
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(FILES)))
+    except Exception as error:  # of HTTP, of the Hub and of the cache: a dozen classes that change with its versions
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise Trouble(f"{HUB}{name} cannot be fetched ({type(error).__name__}: {reason})", IO) from None
+
+
+def _loaded(folder: Path, dropout: float) -> Any:
+    """The network with its weights. Attention's own dropout draws from a generator, so it is off."""
+    try:
+        from transformers import AutoConfig, AutoModel
+        from transformers.utils.logging import disable_progress_bar
+    except ImportError:
+        raise _missing() from None
+    disable_progress_bar()
+    safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        with torch.device("cpu"):
+            config = AutoConfig.from_pretrained(folder, **safe)
+            for name in ("attention_probs_dropout_prob", "attention_dropout"):
+                if hasattr(config, name):
+                    setattr(config, name, 0.0)
+            return AutoModel.from_pretrained(folder, config=config, use_safetensors=True, dtype=torch.float32, **safe)
+    except Exception as error:  # whatever a config or a file of weights makes transformers raise
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise Trouble(f"{folder}: no encoder that can be loaded ({type(error).__name__}: {reason})", BAD_DATA) from None
+
+
+def _missing() -> Trouble:
+    return Trouble("encoders of Hugging Face want the package transformers: pip install 'lookalike[text]'", USAGE)

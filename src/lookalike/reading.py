@@ -1,0 +1,86 @@
+"""How a recipe's kind of data is opened and read: pictures as canvases, text as tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+from lookalike.data.loader import GIB, Loader, Loads
+from lookalike.data.source import Finder, Source, place_of
+from lookalike.data.text import find_text
+from lookalike.data.tokenizer import Reader, Tokenizer, texts_of
+from lookalike.models.hugging_face import HuggingFace
+from lookalike.models.text import Transformer
+from lookalike.pretext.text import Pairs, SameSentence
+from lookalike.recipe import Recipe
+from lookalike.recipes import RECIPES
+from lookalike.trouble import BAD_DATA, Trouble
+
+TOKENIZER = "tokenizer.json"
+"""The file of a run folder that says what its tokens are."""
+
+
+def reads_text(recipe: Recipe | str | None) -> bool:
+    """Whether a recipe, or the one of a name, is for text."""
+    if isinstance(recipe, str):
+        return recipe in RECIPES and reads_text(RECIPES[recipe](1 << 20, 32))
+    return recipe is not None and isinstance(recipe.pretext, SameSentence)
+
+
+def finder(recipe: Recipe | str | None) -> Finder:
+    """How the data of a recipe is opened."""
+    if not reads_text(recipe):
+        return place_of
+    named = RECIPES[recipe](1 << 20, 0) if isinstance(recipe, str) else recipe
+    return partial(find_text, pairs=named is not None and isinstance(named.pretext, Pairs))
+
+
+def refuse_text(recipe: Recipe, what: str) -> None:
+    """Raise Trouble for what is made for pictures only."""
+    if reads_text(recipe):
+        raise Trouble(f"{what} is for pictures, and {recipe.name} is for text")
+
+
+def tokenizer_for(recipe: Recipe, source: Source) -> Tokenizer:
+    """The tokenizer of a new run: that of its published encoder, else trained on the texts of ``source``."""
+    if isinstance(recipe.model, HuggingFace):
+        return Tokenizer(recipe.model.tokenizer())
+    if not isinstance(recipe.model, Transformer) or not isinstance(recipe.pretext, SameSentence):
+        raise Trouble(f"{recipe.name} reads no text")
+    return Tokenizer.trained(_texts(source), recipe.model.vocabulary, recipe.pretext.lowercase)
+
+
+def _texts(source: Source) -> Iterator[str]:
+    texts = texts_of(source)
+    for row in range(len(source)):
+        yield from texts(row)
+
+
+def held_tokenizer(folder: Path, recipe: Recipe) -> Tokenizer | None:
+    """That of a run; None for pictures. Raises Trouble where text has none."""
+    if not reads_text(recipe):
+        return None
+    try:
+        return Tokenizer((folder / TOKENIZER).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise Trouble(f"{folder / TOKENIZER} cannot be read ({error}): a run of text needs it", BAD_DATA) from None
+
+
+def loader(
+    recipe: Recipe,
+    source: Source,
+    tokenizer: Tokenizer | None,
+    budget: int = 4 * GIB,
+    workers: int | None = None,
+    max_bad: float = 1.0,
+    progress: Callable[[int], None] = lambda _: None,
+    on_bad: Callable[[Mapping[str, str]], None] = lambda _: None,
+) -> Loads:
+    """What reads the material of ``source``; ``budget``, ``workers`` and ``progress`` as Loader takes them."""
+    if tokenizer is None or not isinstance(recipe.pretext, SameSentence):
+        return Loader(source.at(recipe.canvas), budget, workers, max_bad, progress, on_bad)
+    known = recipe.model.vocabulary if isinstance(recipe.model, Transformer) else tokenizer.size
+    if tokenizer.size > known:
+        raise Trouble(f"{TOKENIZER} has {tokenizer.size} tokens and the model knows {known}: use its own", BAD_DATA)
+    return Reader(source, tokenizer, recipe.pretext.length, max_bad, progress, on_bad)

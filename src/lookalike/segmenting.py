@@ -1,0 +1,52 @@
+"""Semantic segmentation of a start, once: from photos with masks to scores and something to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from lookalike.data.example import Example
+from lookalike.data.masks import pairs
+from lookalike.data.source import Data
+from lookalike.evaluate.segmentation import Classes, Confusion, Scores, Seen, Segmentation, fit, guesses
+from lookalike.trained import Progress, Trained, silent
+
+_SHOWN = 400  # px of the canvases of photos that are given back
+
+
+class Segmented(NamedTuple):
+    """What was measured, on how much, and some queries."""
+
+    scores: Scores
+    classes: Classes
+    reference: int
+    queries: int
+    unmasked: list[str]  # photos without a mask, which are left out
+    seen: list[tuple[Seen, Example]]  # with their photos
+
+
+def segmented(
+    trained: Trained, data: Data, spec: Segmentation, seed: int = 0, progress: Progress = silent, keep: int = 0
+) -> Segmented:
+    """Tune a copy of the backbone to the reference's masks and ask the queries; ``keep`` of them are given back."""
+    found = pairs(str(data))
+    view, precision = trained.recipe.pictures.first, trained.recipe.precision
+
+    def told(what: str) -> Callable[[int, int], None]:
+        return lambda done, total: progress(what, done, total)
+
+    classes = Classes.of(found.reference, spec.void, told("reading masks"))
+    model = fit(spec, trained.encoder, found.reference, classes, view, seed, precision, told("tuning"))
+    confusion, seen = Confusion(classes, spec.void), list[tuple[Seen, Example]]()
+    for one in guesses(spec, model, found.query, classes, view, precision, told("asking")):
+        confusion.add(one.truth, one.guess)
+        if len(seen) < keep:
+            seen.append((one, found.query.source.at(_SHOWN)[one.row]))
+    return Segmented(confusion.scores(), classes, len(found.reference), len(found.query), found.unmasked, seen)
+
+
+def segment(trained: Trained, data: Data, settings: Segmentation, seed: int, progress: Progress) -> dict[str, float]:
+    """Mean intersection over union, pixel accuracy, and the former of each class."""
+    scores = segmented(trained, data, settings, seed, progress).scores
+    by_class = {f"iou_{number}": value for number, value in scores.iou.items()}
+    return {"miou": scores.miou, "pixel_accuracy": scores.accuracy, **by_class}

@@ -1,0 +1,175 @@
+"""Starts compared: paired trial by trial, judged in words, kept when interrupted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from lookalike.cli import main
+from lookalike.comparing import asked, compare, names, starts
+from lookalike.evaluate.fewshot import interval
+from lookalike.report.comparison import Comparison, Row, comparison_page, markdown, picture
+from lookalike.tasks import TASKS, Task
+from tests.forks import digest
+from tests.test_cli import Said, refused, say  # noqa: F401  (a fixture)
+from tests.test_report import HOSTILE, Checked
+
+SLIM = ("--recipe", "tiny", "--model.widths", "4,8", "--workers", "0", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 pictures in two splits and two classes that noise nearly hides."""
+    folder, noise = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for i in range(48):
+        path = folder / ("train" if i < 32 else "test") / "ab"[i % 2] / f"{i:02}.png"
+        path.parent.mkdir(exist_ok=True, parents=True)
+        Image.fromarray((noise.integers(0, 200, (16, 16, 3)) + 12 * (i % 2)).astype(np.uint8)).save(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """One run without labels and one with them, of two steps each."""
+    folder = tmp_path_factory.mktemp("runs")
+    for verb, name in (("pretrain", "ours"), ("supervised", "labels")):
+        with pytest.raises(SystemExit) as stopped:
+            main([verb, str(pictures), "--out", str(folder / name), "--steps", "2", *SLIM])
+        assert stopped.value.code == 0
+    return [str(folder / "ours"), str(folder / "labels")]
+
+
+def test_the_command_writes_a_table_and_continues(
+    say: Callable[..., Said],  # noqa: F811
+    pictures: Path,
+    runs: list[str],
+    tmp_path: Path,
+) -> None:
+    command = ("compare", *runs, "--on", pictures, "--task", "probe", "--share", 0.4, "--out", tmp_path / "c")
+    code, out, err = say(*command, "--trials", 2)
+    assert (code, err) == (0, "")
+    held = {path: path.read_bytes() for path in (tmp_path / "c" / "trials").iterdir()}
+    assert len(held) == 6
+    next(iter(held)).write_text("{")  # torn: it is made again
+    code, out, err = say(*command, "--trials", 2)
+    assert (code, err, out.count("kept from before")) == (0, "", 5)
+    assert {path: path.read_bytes() for path in held} == held
+    found = json.loads((tmp_path / "c" / "probe.json").read_text())
+    assert [start["name"] for start in found["starts"]] == ["random", "labels (supervised)", "ours"]
+    assert (found["baseline"], found["supervised"], found["settings"]) == ("labels (supervised)", True, {"share": 0.4})
+    base = found["starts"][1]
+    for start in found["starts"]:
+        mean, half = interval([a - b for a, b in zip(start["values"], base["values"])])
+        if start is not base:
+            assert (start["difference"], start["difference_interval"]) == (pytest.approx(mean), pytest.approx(half))
+            assert start["verdict"] == ("tie" if abs(mean) <= half else "win" if mean > 0 else "loss")
+            assert f"{100 * mean:+.1f} ± {100 * half:.1f} | {start['verdict']}" in out.replace("\N{MINUS SIGN}", "-")
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {
+        "trials",
+        *(f"probe.{s}" for s in ("json", "md", "svg", "html")),
+    }
+    Checked((tmp_path / "c" / "probe.html").read_text())
+
+
+def test_where_nothing_is_drawn_there_is_one_trial_and_no_verdict(
+    pictures: Path, runs: list[str], tmp_path: Path
+) -> None:
+    found = compare(asked(runs[:1], str(pictures), "knn", [("share", "1"), ("k", "3")], trials=5, out=tmp_path))
+    assert (found.trials, found.baseline, found.supervised) == (1, "random", False)
+    assert [row.verdict() for row in found.rows] == ["baseline", "one trial: no verdict"]
+    assert "Supervised: missing" in found.caption()
+    assert "nothing is drawn" in markdown(found)
+
+
+@dataclass(frozen=True)
+class Toy:
+    """Settings of a task that is made here."""
+
+    gain: float = 0.1
+
+
+def test_a_new_task_is_one_line_and_an_interrupted_comparison_goes_on(
+    monkeypatch: pytest.MonkeyPatch, pictures: Path, runs: list[str], tmp_path: Path
+) -> None:
+    made: list[int] = []
+
+    def measure(trained, data, settings, seed, progress):
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        made.append(seed)
+        return {"score": 0.5 + settings.gain * (trained.step > 0) + 0.01 * seed, "seed": float(seed)}
+
+    monkeypatch.setitem(TASKS, "toy", Task(measure, "score", Toy(), "nothing"))
+    wanted = asked(runs[:1], str(pictures), "toy", trials=3, out=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        compare(wanted)
+    made.append(-1)  # the next calls go through
+    found = compare(wanted)
+    assert made == [0, 1, 2, 0, -1, 1, 2]
+    ours = found.rows[1]
+    assert ours.values == pytest.approx([0.6, 0.61, 0.62])
+    assert ours.verdict() == "win"  # the same shift in every trial: paired, its interval is 0
+    assert ours.others["seed"].mean == 1.0
+    compare(wanted)
+    assert len(made) == 7
+    (pictures / "train" / "a" / "new.txt").touch()  # other data, annotations too, are other trials
+    compare(wanted)
+    (pictures / "train" / "a" / "new.txt").unlink()
+    compare(asked(runs[:1], str(pictures), "toy", [("gain", "-0.1")], 3, out=tmp_path))
+    assert len(made) == 7 + 6 + 6
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=8))
+def test_a_tie_is_a_difference_whose_interval_holds_0(differences: list[float]) -> None:
+    found = interval(differences)
+    verdict = Row("a", differences, found, found, {}).verdict()
+    low, high = found.mean - found.half, found.mean + found.half
+    assert verdict == ("tie" if low <= 0 <= high else "win" if low > 0 else "loss")
+
+
+def test_names_are_short_where_that_tells_them_apart() -> None:
+    assert names(["a/x", "b/y", "a/x"]) == {"a/x": "x", "b/y": "y"}
+    assert names(["a/x", "b/x", "c/random"]) == {"a/x": "a/x", "b/x": "b/x", "c/random": "c/random"}
+
+
+def test_random_comes_first_and_labels_before_the_others(runs: list[str]) -> None:
+    there = starts(asked(runs, "digits", "knn", weights=["torchvision:resnet18"]))
+    assert [start.title() for start in there] == ["random", "torchvision:resnet18", "labels (supervised)", "ours"]
+
+
+def test_it_says_no(say: Callable[..., Said], pictures: Path, runs: list[str], tmp_path: Path) -> None:  # noqa: F811
+    command = ("compare", runs[0], "--on", pictures, "--out", tmp_path / "c")
+    refused(say(*command, "--task", "nothing"), 2, "no task 'nothing'", "knn")
+    refused(say(*command, "--task", "knn", "--shares", 0.1), 2, "knn has no setting 'shares'", "--share")
+    refused(say(*command, "--task", "knn", "--share", 2), 2, "--share must be above 0")
+    refused(say(*command, "--task", "knn", "--trials", 0), 2, "--trials")
+    refused(say("compare", tmp_path, "--on", pictures, "--task", "knn"), 65, "is this a run folder")
+    assert not (tmp_path / "c" / "knn.json").exists()
+
+
+def test_names_of_others_are_no_markup() -> None:
+    rows = [
+        Row(name, [0.5, 0.6], interval([0.5, 0.6]), interval([0.0, 0.1]), {HOSTILE: interval([1.0, 2.0])})
+        for name in (HOSTILE, "b")
+    ]
+    found = Comparison(HOSTILE, HOSTILE, HOSTILE, rows, "b", True, 2, HOSTILE, {HOSTILE: HOSTILE})
+    page = Checked(comparison_page(found))
+    assert "script" not in page.tags
+    assert "img" not in page.tags
+    assert "<script" not in picture(found)
+
+
+def test_nothing_of_a_run_changes(pictures: Path, runs: list[str], tmp_path: Path) -> None:
+    before = [digest(Path(run)) for run in runs]
+    settings = [("share", "0.5"), ("steps", "2"), ("rates", "1e-3"), ("batch", "8")]
+    found = compare(asked(runs[:1], str(pictures), "finetune", settings, trials=1, out=tmp_path))
+    assert all(0 <= value <= 1 for row in found.rows for value in row.values)
+    assert [digest(Path(run)) for run in runs] == before

@@ -1,0 +1,75 @@
+"""Evaluations by several processes: every example once, and the numbers of one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lookalike import evaluations, portions, trained
+from lookalike.commands import evaluation as asked
+from lookalike.data.source import reference_and_query
+from lookalike.trained import Part, load, silent
+from tests.ranks import ranks
+from tests.test_compare import pictures, runs  # noqa: F401  (fixtures)
+from tests.test_report import pictures as noise
+
+
+def report(command: asked.Frozen) -> dict[str, Any] | None:
+    """What this rank would write."""
+    return evaluations.frozen(command)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_one_process_and_several_find_the_same(
+    pictures: Path,  # noqa: F811
+    runs: list[str],  # noqa: F811
+    world: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trained, "_CHUNK", 5)  # 32 and 16 pictures: seven chunks, and four
+    knn, retrieve = asked.Knn(runs[0], str(pictures), workers=0, k=3), asked.Retrieve(runs[0], str(pictures), workers=0)
+    for command in (knn, retrieve)[: 4 // world]:
+        alone = report(command)
+        first, *others = ranks(world, report, command)
+        assert first == alone
+        assert others == [None] * (world - 1)
+        assert (first["queries"], first["reference"]) == (16, 32)
+
+
+def part(run: str, data: str) -> tuple[list[list[float]], list[int], list[str]]:
+    found = load(run)
+    made = Part.of(found, reference_and_query(data)[0], "backbone", 0, silent, "reference")
+    return made.features.tolist(), made.labels.tolist(), made.paths
+
+
+def test_bad_pictures_are_left_out_whoever_meets_them(
+    runs: list[str],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trained, "_CHUNK", 3)
+    data = noise(tmp_path, ["a", "b"])
+    reference, _ = reference_and_query(str(data))
+    for name in (reference.paths[1], *reference.paths[6:9], reference.paths[-1]):  # one, a whole chunk, the last
+        (data / name).write_bytes(b"")
+    alone = part(runs[0], str(data))
+    assert len(alone[2]) == len(reference) - 5
+    for world in (2, 6):  # more processes than chunks, too
+        assert ranks(world, part, runs[0], str(data))[0] == alone
+
+
+@pytest.mark.parametrize("count", [0, 1, 6, 7, 40])
+def test_chunks_are_whole_and_shared_once(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for world in (1, 2, 3, 8):
+        monkeypatch.setattr(portions.dist, "world", lambda world=world: world)
+        rows = []
+        for rank in range(world):
+            monkeypatch.setattr(portions.dist, "rank", lambda rank=rank: rank)
+            start, stop = portions.mine(count, 3)
+            assert start % 3 == 0 or start == stop
+            rows += torch.arange(start, stop).tolist()
+            assert rank or not count or stop > start  # the first has some
+        assert rows == list(range(count))
