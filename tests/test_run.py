@@ -41,11 +41,13 @@ def asked(out: Path, *overrides: tuple[str, str], steps: int = 4, **more: object
 
 # Recipes
 
+ADAPTING = {"tiny", "video_moco", "video_moco_clips", "simcse", "moco_text", "text_pairs", "mlm"}  # to few examples
+
 
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize(("examples", "side"), [(16, 8), (1797, 8), (1_281_167, 500)])
 def test_a_recipe_is_what_its_file_says(tmp_path: Path, name: str, examples: int, side: int) -> None:
-    adapts = name in ("tiny", "video_moco", "video_moco_clips") or name.startswith("small")
+    adapts = name in ADAPTING or name.startswith("small")
     if not adapts and recipe_named(name, 1_281_167, 500).batch > examples:  # as the papers have it
         with pytest.raises(Trouble, match="larger than the data"):
             recipe_named(name, examples, side)
