@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import os
 import random
 import sys
@@ -202,6 +204,26 @@ def test_workers_and_their_parent_do_not_move_each_others_place(tmp_path: Path) 
     for part, batch in zip(rows.split(50), loader.batches(rows.split(50)), strict=True):
         assert torch.equal(batch.material.pixels, here[part])
         assert torch.equal(source[7].pixels, here[7])
+
+
+def test_a_fork_may_drop_what_its_parent_had_open(tmp_path: Path) -> None:
+    """A thread of libav's would be waited for in the fork, where it does not run."""
+    path = film(tmp_path / "a.mp4")
+    with path.open("rb", buffering=0) as file:
+        found = index(file)
+    reel = VideoFile(Readers(Local(tmp_path)), "a.mp4", found)
+    reel.read(5)
+
+    def anew() -> None:
+        reel.read(7)
+        gc.collect()
+
+    child = multiprocessing.get_context("fork").Process(target=anew)
+    child.start()
+    child.join(60)
+    code = child.exitcode
+    child.kill()
+    assert code == 0
 
 
 def test_without_the_package_one_line_says_which_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

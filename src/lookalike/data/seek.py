@@ -168,5 +168,7 @@ class VideoFile:
 def upright(frame: Any) -> npt.NDArray[np.uint8]:
     """(H, W, 3) as the frame is shown: turned upright, its pixels square."""
     width = square(frame.width, frame.sample_aspect_ratio if hasattr(frame, "sample_aspect_ratio") else None)
-    pixels = frame.to_ndarray(format="rgb24", width=width, height=frame.height)
+    # One thread: a fork that inherits the frame would wait for those of its scaler, which it has not, to end.
+    shown = frame.reformat(format="rgb24", width=width, height=frame.height, threads=1)
+    pixels = shown.to_ndarray()
     return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
