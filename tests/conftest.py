@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from torch import Tensor
 from torch.nn import functional as F
+
+from lookalike.cli import main
+
+Said = tuple[int, str, str]
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -40,3 +45,18 @@ def smooth(monkeypatch: pytest.MonkeyPatch) -> None:
         return F.softplus(x)
 
     monkeypatch.setattr(F, "relu", softplus)
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """Runs a command line; its exit code, and what it printed on either stream."""
+
+    def run(*arguments: object) -> Said:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        assert isinstance(stopped.value.code, int)
+        return stopped.value.code, printed.out, printed.err
+
+    return run

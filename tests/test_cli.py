@@ -23,21 +23,6 @@ Said = tuple[int, str, str]
 LIGHT = ("--recipe", "tiny", "--model.widths", "4,8", "--head.widths=16", "--workers", "0")
 
 
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    """Runs a command line; its exit code, and what it printed on either stream."""
-
-    def run(*arguments: object) -> Said:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        assert isinstance(stopped.value.code, int)
-        return stopped.value.code, printed.out, printed.err
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 pictures: bright ones in one class folder, dark ones in the other."""

@@ -152,18 +152,9 @@ def test_a_share_takes_some_of_every_class(share: float) -> None:
 
 
 @pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    """Runs a command line; its exit code, and what it printed on either stream."""
-
-    def run(*arguments: object) -> Said:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main([*map(str, arguments), "--workers", "0"])
-        printed = capsys.readouterr()
-        assert isinstance(stopped.value.code, int)
-        return stopped.value.code, printed.out, printed.err
-
-    return run
+def say(say: Callable[..., Said]) -> Callable[..., Said]:
+    """The same without worker processes."""
+    return lambda *arguments: say(*arguments, "--workers", "0")
 
 
 @pytest.fixture(scope="module")

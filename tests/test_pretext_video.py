@@ -12,15 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lookalike.checkup import Checkup
 from lookalike.data.film import film_of, pieces
 from lookalike.data.loader import GIB, Loader
 from lookalike.data.source import Rows, open_source
 from lookalike.data.windows import order_of
 from lookalike.models.video import SmallVideoResNet, VideoResNet
+from lookalike.plain import from_plain, to_plain
 from lookalike.pretext.image import MOCO_V2, ImageView
 from lookalike.pretext.video import TwoClips, TwoFrames
-from lookalike.pretraining import Checkup
-from lookalike.recipe import Recipe, from_plain, meaningless, to_plain
+from lookalike.recipe import Recipe, meaningless
 from lookalike.recipes import RECIPES, recipe_named
 from lookalike.train import batches
 from lookalike.trained import Part

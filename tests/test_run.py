@@ -16,12 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from lookalike.checkup import Checkup
 from lookalike.data.loader import Loader
 from lookalike.data.source import open_source
 from lookalike.learn.dictionary import Queue
 from lookalike.optimize import AdamW
-from lookalike.pretraining import Asked, Checkup, begin, carry_out
-from lookalike.recipe import KINDS, Length, differences, flat, from_plain, override, to_plain
+from lookalike.plain import KINDS, differences, flat, from_plain, override, to_plain
+from lookalike.pretraining import Asked, begin, carry_out
+from lookalike.recipe import Length
 from lookalike.recipes import RECIPES, recipe_named
 from lookalike.recipes.images import moco_cifar, moco_v1, small
 from lookalike.recipes.tiny import tiny

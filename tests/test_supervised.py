@@ -19,9 +19,10 @@ from lookalike.finetuning import Finetune
 from lookalike.learn.labelled import Classes, CrossEntropy
 from lookalike.learn.objective import InfoNCE
 from lookalike.models.heads import MLP
+from lookalike.plain import from_plain, to_plain
 from lookalike.pretext.image import OneView
 from lookalike.pretraining import Asked, carry_out, chosen, opened_data
-from lookalike.recipe import Length, from_plain, to_plain
+from lookalike.recipe import Length
 from lookalike.recipes import recipe_named, tiny
 from lookalike.recipes.labelled import with_labels
 from lookalike.train import batches

@@ -267,18 +267,9 @@ def test_anchors_stand_at_the_true_strides() -> None:
 
 
 @pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Runs a command line; its exit code, and what it printed on either stream."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main([*map(str, arguments), "--workers", "0"])
-        printed = capsys.readouterr()
-        assert isinstance(stopped.value.code, int)
-        return stopped.value.code, printed.out, printed.err
-
-    return run
+def say(say: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[int, str, str]]:
+    """The same without worker processes."""
+    return lambda *arguments: say(*arguments, "--workers", "0")
 
 
 @pytest.fixture(scope="module")

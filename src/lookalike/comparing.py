@@ -15,7 +15,7 @@ from lookalike.data.files import listed
 from lookalike.data.fingerprint import regular, stamps_of_files
 from lookalike.evaluate.fewshot import interval
 from lookalike.learn.labelled import CrossEntropy
-from lookalike.recipe import flat, replaced, to_plain
+from lookalike.plain import flat, replaced, to_plain
 from lookalike.report.comparison import Comparison, Row, comparison_page, markdown, picture
 from lookalike.run import read_recipe, write_atomically, write_json
 from lookalike.tasks import TASKS, Task

@@ -30,7 +30,7 @@ from lookalike.evaluate.scenes import Look, Seen, Truth, drawn, in_mirror, looks
 from lookalike.memory import keep_freed
 from lookalike.optimize import AdamW, Cosine
 from lookalike.pace import Due
-from lookalike.recipe import to_plain
+from lookalike.plain import to_plain
 from lookalike.run import Run, read_json, write_json
 from lookalike.seeding import reseed
 from lookalike.signals import Signals

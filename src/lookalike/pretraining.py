@@ -5,32 +5,28 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from lookalike import checkpoint, dist
-from lookalike.data.film import filmed, video_of
+from lookalike.checkup import Checkup
 from lookalike.data.fingerprint import Change, changes, from_table, stamps_of, to_table
 from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, Source, native_side, open_source, reference_and_query
 from lookalike.data.tokenizer import Tokenizer
-from lookalike.dist import autocast, device, placed
-from lookalike.evaluate.embed import settle
+from lookalike.dist import device
 from lookalike.learn.labelled import Labelled
-from lookalike.learn.learner import Learner
+from lookalike.plain import from_plain, override, to_plain
 from lookalike.reading import TOKENIZER, finder, held_tokenizer, loader, reads_text, tokenizer_for
-from lookalike.recipe import Length, Recipe, from_plain, override, to_plain
+from lookalike.recipe import Length, Recipe
 from lookalike.recipes import recipe_named
 from lookalike.recipes.labelled import with_labels
 from lookalike.run import UNFINISHED, Run, check_same, move_aside, opened, read_recipe, write_atomically
 from lookalike.screen import Screen
-from lookalike.seeding import uniforms
 from lookalike.train import Finished, measured, train
-from lookalike.trained import Trained, labelled
+from lookalike.trained import labelled
 from lookalike.trouble import BAD_DATA, Trouble
 
 _MANY = 100_000  # examples from which a GPU's default is the paper's recipe
@@ -273,49 +269,3 @@ def summary(done: Finished, out: Path) -> str:
     state = "done" if done.step == done.total else "stopped and saved; the same command continues"
     time = f"waited for data {done.waited:.1%} of the time, made views {done.views:.1%}"
     return f"step {done.step} of {done.total}: {state}; {time}; {out}"
-
-
-class Checkup(NamedTuple):
-    """What is done a few times during a run: fit the whitening, and measure kNN where the training data has labels.
-
-    It sees a fixed draw of training examples, a fifth of which ask the others: no test example is looked at.
-    """
-
-    loader: Loads
-    recipe: Recipe
-    rows: Tensor
-    ask: int  # how many of them, the first, are the fifth
-
-    @classmethod
-    def of(cls, loader: Loads, recipe: Recipe, most: int = 5000) -> Checkup:
-        """A draw of at most ``most`` rows that the data alone decides; frames of a video stay on one side."""
-        rows = recipe.pretext.asked(filmed(loader.source), len(loader))
-        drawn = rows[uniforms(0, 0, rows, 2, 1)[:, 0].argsort()][:most].tolist()
-        videos: dict[str, list[int]] = {}
-        for row in drawn:
-            videos.setdefault(video_of(loader.source.paths[row]), []).append(row)
-        sizes = list(accumulate(map(len, videos.values()), initial=0))
-        ask = next(size for size in sizes if size >= len(drawn) // 5)
-        return cls(loader, recipe, torch.tensor([row for part in videos.values() for row in part]), ask)
-
-    def __call__(self, learner: Learner) -> dict[str, float]:
-        """{"knn": accuracy} of the backbone's features; {} without labels, or where they were trained on."""
-        trained = Trained(self.recipe, learner.encoder, 0)
-        with autocast(self.recipe.precision, device()):
-            features = settle(learner.encoder, trained.views(self.loader, self.rows))
-        labels, ask = self.loader.source.labels[self.rows], self.ask
-        if ask in (0, len(labels)) or self.recipe.objective.supervised or bool((labels < 0).any()):
-            return {}
-        # As many neighbours of the whole data as the recipe's k would be of this part of it.
-        k = max(1, round(self.recipe.monitor.k * (len(labels) - ask) / len(self.loader)))
-        return {
-            "knn": replace(self.recipe.monitor, k=k).accuracy(
-                features[ask:], labels[ask:], features[:ask], labels[:ask]
-            )
-        }
-
-    def seconds(self) -> float:
-        """How long one call takes, by making one."""
-        began = time.perf_counter()
-        self(placed(self.recipe.build(len(self.loader))))
-        return time.perf_counter() - began

@@ -1,14 +1,9 @@
-"""A recipe: the frozen value that names everything a run depends on, to and from JSON and the command line."""
+"""A recipe: the frozen value that names everything a run depends on."""
 
 from __future__ import annotations
 
-import ast
-import dataclasses
-import difflib
-import types
-import typing
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from lookalike.evaluate.knn import Knn
 from lookalike.learn.alone import Alone
@@ -28,7 +23,7 @@ from lookalike.models.vit import ViT
 from lookalike.models.whitening import Whitening
 from lookalike.models.words import Words
 from lookalike.optimize import LARS, SGD, AdamW, Cosine, Muon, Steps
-from lookalike.pretext.image import ImageView, OneView, TwoViews
+from lookalike.pretext.image import OneView, TwoViews
 from lookalike.pretext.mask import Masked
 from lookalike.pretext.text import Cloze, Pairs, SameSentence
 from lookalike.pretext.video import TwoClips, TwoFrames
@@ -128,70 +123,102 @@ class Recipe:
 
 def meaningless(recipe: Recipe) -> str | None:
     """Why the parts of a recipe do not fit together, in words; None where they do."""
-    keys, dictionary, objective = recipe.keys, recipe.dictionary, recipe.objective
-    stored, bank, batch = isinstance(keys, Stored), isinstance(dictionary, MemoryBank), isinstance(dictionary, InBatch)
-    text = (isinstance(recipe.pretext, SameSentence), isinstance(recipe.model, Transformer | HuggingFace))
-    alone, decoder, masked = isinstance(keys, Alone), recipe.reconstruction, isinstance(recipe.pretext, Masked)
-    labelled = (isinstance(keys, Labelled), isinstance(dictionary, Classes), isinstance(objective, CrossEntropy))
-    clips = (isinstance(recipe.pretext, TwoClips), isinstance(recipe.model, VideoResNet | SmallVideoResNet))
-    refusals = {
-        "stored keys are rows of a memory bank, which alone has one for every example": stored and not bank,
-        "a classifier is all of Labelled, Classes and CrossEntropy": any(labelled) and not all(labelled),
+    refusals = _of_labels(recipe) | _of_contrast(recipe) | _of_kinds(recipe) | _of_hidden(recipe)
+    return next((words for words, refused in refusals.items() if refused), None)
+
+
+def _of_labels(recipe: Recipe) -> dict[str, bool]:
+    """What a classifier and supervised contrast ask of the other parts."""
+    parts = (
+        isinstance(recipe.keys, Labelled),
+        isinstance(recipe.dictionary, Classes),
+        isinstance(recipe.objective, CrossEntropy),
+    )
+    return {
+        "a classifier is all of Labelled, Classes and CrossEntropy": any(parts) and not all(parts),
         "the head of a classifier ends in one number for each class, and no predictor follows": (
-            isinstance(dictionary, Classes)
-            and (recipe.head.widths[-1:] != (dictionary.count,) or recipe.predictor is not None)
-        ),
-        "views of text are for encoders of text, and those of pictures for encoders of pictures": text[0] != text[1],
-        "keys of text are not shuffled, since no BatchNorm compares them: keys.shuffle is false": (
-            text[0] and isinstance(keys, Momentum) and keys.shuffle
-        ),
-        "clips are for encoders of videos, and frames for encoders of pictures": clips[0] != clips[1],
-        "the two moments lie pretext.near to pretext.far seconds apart, from 0 on and the second not below the first": (
-            isinstance(recipe.pretext, TwoFrames) and not 0 <= recipe.pretext.near <= recipe.pretext.farthest()
-        ),
-        "a clip has 2 frames or more, some seconds apart": (
-            isinstance(recipe.pretext, TwoClips) and not (recipe.pretext.frames > 1 and recipe.pretext.every > 0)
-        ),
-        "one view a step is only enough where its key is stored from before: use TwoViews": (
-            isinstance(recipe.pretext, OneView) and not stored and not any(labelled)
+            isinstance(recipe.dictionary, Classes)
+            and (recipe.head.widths[-1:] != (recipe.dictionary.count,) or recipe.predictor is not None)
         ),
         "supervised contrast must know the labels of its entries: the dictionary is InBatch": (
-            isinstance(objective, SupCon) and not batch
+            isinstance(recipe.objective, SupCon) and not isinstance(recipe.dictionary, InBatch)
+        ),
+        "one view a step is only enough where its key is stored from before: use TwoViews": (
+            isinstance(recipe.pretext, OneView) and not isinstance(recipe.keys, Stored) and not any(parts)
+        ),
+    }
+
+
+def _of_contrast(recipe: Recipe) -> dict[str, bool]:
+    """What keys, dictionary and objective ask of each other."""
+    keys, dictionary, objective = recipe.keys, recipe.dictionary, recipe.objective
+    made_in_step = isinstance(keys, EndToEnd) or isinstance(dictionary, InBatch | Neighbours)
+    return {
+        "stored keys are rows of a memory bank, which alone has one for every example": (
+            isinstance(keys, Stored) and not isinstance(dictionary, MemoryBank)
         ),
         "NCE stands for a softmax that is too long to sum: give the memory bank draws, or take InfoNCE over all rows": (
-            isinstance(objective, NCE) and bank and dictionary.draws is None  # type: ignore[union-attr]
+            isinstance(objective, NCE) and isinstance(dictionary, MemoryBank) and dictionary.draws is None
         ),
         "the predictor ends in another width than the head, so queries and keys cannot be compared": (
             recipe.predictor is not None and recipe.predictor.widths[-1:] != recipe.head.widths[-1:]
         ),
         "slices need entries that are there before the batch: those of a queue or a bank, and keys without gradient": (
-            recipe.slices > 1
-            and not alone
-            and (isinstance(keys, EndToEnd) or isinstance(dictionary, InBatch | Neighbours))
+            recipe.slices > 1 and made_in_step and not isinstance(keys, Alone)
         ),
         "the Z of NCE comes from the first batch whole: it cannot be worked on in slices": (
             recipe.slices > 1 and isinstance(objective, NCE)
         ),
+    }
+
+
+def _of_kinds(recipe: Recipe) -> dict[str, bool]:
+    """What pretext and model ask of each other."""
+    pretext, model, keys = recipe.pretext, recipe.model, recipe.keys
+    text, clips = isinstance(pretext, SameSentence), isinstance(pretext, TwoClips)
+    return {
+        "views of text are for encoders of text, and those of pictures for encoders of pictures": (
+            text != isinstance(model, Transformer | HuggingFace)
+        ),
+        "keys of text are not shuffled, since no BatchNorm compares them: keys.shuffle is false": (
+            text and isinstance(keys, Momentum) and keys.shuffle
+        ),
+        "clips are for encoders of videos, and frames for encoders of pictures": (
+            clips != isinstance(model, VideoResNet | SmallVideoResNet)
+        ),
+        "the two moments lie pretext.near to pretext.far seconds apart, from 0 on and the second not below the first": (
+            isinstance(pretext, TwoFrames) and not 0 <= pretext.near <= pretext.farthest()
+        ),
+        "a clip has 2 frames or more, some seconds apart": (
+            isinstance(pretext, TwoClips) and not (pretext.frames > 1 and pretext.every > 0)
+        ),
         "only a ViT leaves patches out, those of its own size: model.patch must be pretext.patch": (
-            masked and not (isinstance(recipe.model, ViT) and recipe.model.patch == recipe.pretext.patch)  # type: ignore[union-attr]
-        ),
-        "words are named where tokens are hidden, alone: Cloze, a Transformer, Words and Alone belong together": (
-            isinstance(recipe.pretext, Cloze) or isinstance(decoder, Words)
-        )
-        and not (
-            isinstance(recipe.pretext, Cloze)
-            and isinstance(recipe.model, Transformer)
-            and isinstance(decoder, Words)
-            and alone
-        ),
-        "a decoder paints what is hidden, and nothing is: the pretext must be Masked, its share more": (
-            isinstance(decoder, Decoder) and not (masked and recipe.pretext.seen() < recipe.pretext.patches())  # type: ignore[union-attr]
-        ),
-        "without keys a decoder teaches alone: the head is MLP(()), with no predictor, and InBatch stores nothing": (
-            alone and (decoder is None or recipe.head.widths != () or recipe.predictor is not None or not batch)
+            isinstance(pretext, Masked) and not (isinstance(model, ViT) and model.patch == pretext.patch)
         ),
     }
-    return next((words for words, refused in refusals.items() if refused), None)
+
+
+def _of_hidden(recipe: Recipe) -> dict[str, bool]:
+    """What a decoder asks of the other parts, and they of it."""
+    pretext, decoder, alone = recipe.pretext, recipe.reconstruction, isinstance(recipe.keys, Alone)
+    words = (isinstance(pretext, Cloze), isinstance(decoder, Words))
+    return {
+        "words are named where tokens are hidden, alone: Cloze, a Transformer, Words and Alone belong together": (
+            any(words) and not (all(words) and isinstance(recipe.model, Transformer) and alone)
+        ),
+        "a decoder paints what is hidden, and nothing is: the pretext must be Masked, its share more": (
+            isinstance(decoder, Decoder) and not (isinstance(pretext, Masked) and pretext.seen() < pretext.patches())
+        ),
+        "without keys a decoder teaches alone: the head is MLP(()), with no predictor, and InBatch stores nothing": (
+            alone
+            and (
+                decoder is None
+                or recipe.head.widths != ()
+                or recipe.predictor is not None
+                or not isinstance(recipe.dictionary, InBatch)
+            )
+        ),
+    }
 
 
 def uneven(recipe: Recipe, world: int) -> str | None:
@@ -206,140 +233,3 @@ def uneven(recipe: Recipe, world: int) -> str | None:
         f"a batch of {recipe.batch} is not whole groups of {recipe.group} in {recipe.slices} slices on {world} "
         f"processes: give --batch a multiple of {part}, or start {' or '.join(map(str, fits)) or 'fewer'} processes"
     )
-
-
-KINDS: dict[str, type] = {
-    kind.__name__: kind
-    for kind in (
-        Recipe, Length, TwoViews, OneView, Masked, TwoFrames, TwoClips, ImageView, SameSentence, Pairs, Cloze, ResNet,
-        SmallResNet, ViT, Timm, Words, VideoResNet, SmallVideoResNet,
-        Transformer, HuggingFace, MLP, Decoder, Momentum,
-        EndToEnd, Stored, Alone, Queue, InBatch, MemoryBank, Neighbours, InfoNCE, DCL, SupCon, NCE, Labelled, Classes,
-        CrossEntropy, SGD, LARS, AdamW, Muon, Cosine, Steps, Knn,
-    )
-}  # fmt: skip
-"""The only classes a file may name."""
-
-
-def to_plain(value: Any) -> Any:
-    """The value as what JSON holds; a dataclass becomes its kind and fields."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"kind": type(value).__name__, **fields}
-    return [to_plain(item) for item in value] if isinstance(value, tuple) else value
-
-
-def from_plain(plain: Any) -> Any:
-    """The inverse of ``to_plain``; an unknown kind or field is refused."""
-    if isinstance(plain, list):
-        return tuple(from_plain(item) for item in plain)
-    if not isinstance(plain, dict):
-        return plain
-    kind = KINDS.get(str(plain.get("kind")))
-    if kind is None:
-        raise Trouble(
-            f"unknown kind {plain.get('kind')!r} in a recipe file: was it written by a newer version?", BAD_DATA
-        )
-    known = {f.name for f in dataclasses.fields(kind)}
-    if unknown := plain.keys() - known - {"kind"}:
-        raise Trouble(f"unknown field {sorted(unknown)[0]!r} of {kind.__name__} in a recipe file", BAD_DATA)
-    fields = {name: from_plain(part) for name, part in plain.items() if name != "kind"}
-    hints = typing.get_type_hints(kind)
-    for name, part in fields.items():
-        if not fits(part, hints[name]):
-            raise Trouble(f"{name} of {kind.__name__} cannot be {part!r} in a recipe file", BAD_DATA)
-    try:
-        return kind(**fields)
-    except TypeError as error:
-        raise Trouble(f"a field is missing in a recipe file ({error})", BAD_DATA) from None
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of the type of a field; a whole number is a float, too."""
-    origin, choices = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return value in choices
-    if origin in (types.UnionType, typing.Union):
-        return any(fits(value, choice) for choice in choices)
-    if origin is tuple:
-        each = (choices[0],) * len(value) if isinstance(value, tuple) and choices[-1] is ... else choices
-        return isinstance(value, tuple) and len(value) == len(each) and all(map(fits, value, each))
-    return type(value) is hint or (hint is float and type(value) is int)
-
-
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Every field by its dotted path, for showing and comparing."""
-    plain: dict[str, Any] = {}
-    for name, part in to_plain(value).items():
-        inner = getattr(value, name, None)
-        if name != "kind" and dataclasses.is_dataclass(inner):
-            plain |= {prefix + name: part["kind"]} | flat(inner, f"{prefix}{name}.")
-        elif name != "kind":
-            plain[prefix + name] = part
-    return plain
-
-
-def differences(before: Recipe, after: Recipe) -> list[str]:
-    """One line per field that differs."""
-    old, new = flat(before), flat(after)
-    paths = sorted(path for path in old.keys() | new.keys() if old.get(path) != new.get(path))
-    return [f"{path}: {old.get(path)} -> {new.get(path)}" for path in paths]
-
-
-def override(recipe: Recipe, path: str, text: str) -> Recipe:
-    """The recipe with the field at ``path`` read from ``text``; an unknown path is refused with the nearest one."""
-    if path not in flat(recipe):
-        near = difflib.get_close_matches(path, flat(recipe), n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}?" if near else "see recipe.json of a run for all fields"
-        raise Trouble(f"recipe {recipe.name} has no field {path!r}; {hint}")
-    return typing.cast("Recipe", replaced(recipe, path, text))
-
-
-def replaced(value: Any, path: str, text: str) -> Any:
-    """A frozen dataclass with the field at ``path``, which it has, read from ``text``; raises Trouble."""
-    return _replaced(value, path.split("."), path, text)
-
-
-def _replaced(value: Any, parts: list[str], path: str, text: str) -> Any:
-    name, *rest = parts
-    if rest:
-        return replace(value, **{name: _replaced(getattr(value, name), rest, path, text)})
-    hint = typing.get_type_hints(type(value))[name]
-    try:
-        found = parsed(text, hint)
-        if not fits(found, hint):
-            raise ValueError(text)
-        return replace(value, **{name: found})
-    except (ValueError, TypeError, SyntaxError):
-        raise Trouble(f"--{path} cannot be {text!r}: it is {_readable(hint)}, now {getattr(value, name)!r}") from None
-
-
-def _readable(hint: Any) -> str:
-    if typing.get_origin(hint) is Literal:
-        return "one of " + ", ".join(typing.get_args(hint))
-    if any(dataclasses.is_dataclass(part) for part in (hint, *typing.get_args(hint))):
-        return "a kind, which only another recipe changes"
-    return getattr(hint, "__name__", None) or str(hint)
-
-
-def parsed(text: str, hint: Any) -> Any:
-    """``text`` as the type of a field: bool, int, float, str, Literal, tuple (``64,128``), or optional."""
-    origin, choices = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        if text not in choices:
-            raise ValueError(text)
-        return text
-    if origin in (types.UnionType, typing.Union):
-        if text.lower() == "none" and type(None) in choices:
-            return None
-        return parsed(text, next(choice for choice in choices if choice is not type(None)))
-    if origin is tuple:
-        items = ast.literal_eval(text if text.startswith(("(", "[")) else f"({text},)")
-        return tuple(parsed(str(item), choices[0]) for item in items)
-    if hint is bool:
-        if text.lower() not in ("true", "false"):
-            raise ValueError(text)
-        return text.lower() == "true"
-    if hint in (int, float, str):
-        return hint(text)
-    raise TypeError(hint)

@@ -22,7 +22,8 @@ import torchvision
 
 from lookalike import dist
 from lookalike.board import Board
-from lookalike.recipe import Recipe, differences, from_plain, to_plain
+from lookalike.plain import differences, from_plain, to_plain
+from lookalike.recipe import Recipe
 from lookalike.trouble import BAD_DATA, LOCKED, USAGE, Trouble
 from lookalike.trouble import IO as IO_TROUBLE
 

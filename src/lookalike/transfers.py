@@ -13,7 +13,7 @@ from lookalike.evaluate.detection import Detection, Instances
 from lookalike.evaluate.precision import tools
 from lookalike.evaluate.scenes import in_mirror
 from lookalike.evaluate.segmentation import Segmentation
-from lookalike.recipe import flat
+from lookalike.plain import flat
 from lookalike.report.found import write_page
 from lookalike.report.scenes import scenes_page
 from lookalike.run import write_atomically

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from lookalike.learn.dictionary import Dictionary, Entries, InBatch, MemoryBank, Neighbours, Queue
 from lookalike.learn.keys import EndToEnd, Momentum, Stored
 from lookalike.learn.objective import DCL, NCE, InfoNCE, Objective, SupCon
+from lookalike.plain import from_plain, to_plain
 from lookalike.pretext.image import MOCO_CIFAR, OneView
-from lookalike.recipe import Recipe, from_plain, meaningless, to_plain
+from lookalike.recipe import Recipe, meaningless
 from lookalike.recipes import RECIPES
 from lookalike.recipes.images import small
 from lookalike.seeding import reseed

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 from tests.forks import digest
 
 STEPS, PATIENCE = 60, 180
+Start = Callable[[list[str]], subprocess.Popen[str]]
 
 
 def pictures(folder: Path) -> Path:
@@ -37,9 +39,23 @@ def command(data: Path, out: Path, restarts: int = 0) -> list[str]:
     ]
 
 
-def start(arguments: list[str]) -> subprocess.Popen[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts a command; nothing that it started outlives the test, whatever became of it."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(arguments: list[str]) -> subprocess.Popen[str]:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        started.append(
+            subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
+        return started[-1]
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            process.terminate()  # the agent ends its ranks, which are sessions of their own
+            process.communicate(timeout=PATIENCE)
 
 
 def finished(process: subprocess.Popen[str]) -> str:
@@ -81,7 +97,7 @@ def kill_one_after(agent: subprocess.Popen[str], out: Path, steps: int, chance: 
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])
-def test_a_rank_that_is_killed_costs_only_time(kills: int, tmp_path: Path) -> None:
+def test_a_rank_that_is_killed_costs_only_time(kills: int, start: Start, tmp_path: Path) -> None:
     data, chance = pictures(tmp_path / "pictures"), random.Random(kills)
     said = finished(start(command(data, tmp_path / "undisturbed")))
     assert said.count(f"step {STEPS} of {STEPS}: done") == 1  # the first rank alone speaks

@@ -12,7 +12,8 @@ from lookalike.data.source import Data, Source, open_source
 from lookalike.learn.alone import Alone
 from lookalike.learn.labelled import CrossEntropy
 from lookalike.models.decoder import Decoder
-from lookalike.recipe import Recipe, flat
+from lookalike.plain import flat
+from lookalike.recipe import Recipe
 from lookalike.report.charts import Chart, Guide, svg
 from lookalike.report.collect import History, collect
 from lookalike.report.sheets import Neighbours, Sample, Strip, neighbours, views
