@@ -18,8 +18,9 @@ from lookalike.comparing import asked, compare, names, starts
 from lookalike.evaluate.fewshot import interval
 from lookalike.report.comparison import Comparison, Row, comparison_page, markdown, picture
 from lookalike.tasks import TASKS, Task
+from tests.conftest import Said
 from tests.forks import digest
-from tests.test_cli import Said, refused, say  # noqa: F401  (a fixture)
+from tests.test_cli import refused
 from tests.test_report import HOSTILE, Checked
 
 SLIM = ("--recipe", "tiny", "--model.widths", "4,8", "--workers", "0", "--quiet")
@@ -48,7 +49,7 @@ def runs(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def test_the_command_writes_a_table_and_continues(
-    say: Callable[..., Said],  # noqa: F811
+    say: Callable[..., Said],
     pictures: Path,
     runs: list[str],
     tmp_path: Path,
@@ -145,7 +146,7 @@ def test_random_comes_first_and_labels_before_the_others(runs: list[str]) -> Non
     assert [start.title() for start in there] == ["random", "torchvision:resnet18", "labels (supervised)", "ours"]
 
 
-def test_it_says_no(say: Callable[..., Said], pictures: Path, runs: list[str], tmp_path: Path) -> None:  # noqa: F811
+def test_it_says_no(say: Callable[..., Said], pictures: Path, runs: list[str], tmp_path: Path) -> None:
     command = ("compare", runs[0], "--on", pictures, "--out", tmp_path / "c")
     refused(say(*command, "--task", "nothing"), 2, "no task 'nothing'", "knn")
     refused(say(*command, "--task", "knn", "--shares", 0.1), 2, "knn has no setting 'shares'", "--share")

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from lookalike.diagnosis import again, deviation, diagnose, knn_in_words, loss_in_words, rank, trend
 from lookalike.report.collect import collect
 from lookalike.run import Run
-from tests.test_cli import Said, pictures, say, snapshot, trained  # noqa: F401  (fixtures)
+from tests.conftest import Said
+from tests.test_cli import pictures, snapshot, trained  # noqa: F401  (fixtures)
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def run(trained: Path, tmp_path: Path) -> Path:  # noqa: F811
     return Path(shutil.copytree(trained, tmp_path / "a run"))
 
 
-def test_a_finished_run_and_nothing_is_written(say: Callable[..., Said], run: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_finished_run_and_nothing_is_written(say: Callable[..., Said], run: Path, tmp_path: Path) -> None:
     before = snapshot(run)
     code, out, err = say("doctor", run, "--workers", 0, "--json", tmp_path / "d.json")
     assert (code, err) == (0, "")

@@ -21,7 +21,8 @@ from lookalike.data.survey import joined, near, same, survey
 from lookalike.doctor import Found, examine
 from lookalike.recipes import recipe_named
 from lookalike.sheet import Tile, sheet, upright
-from tests.test_cli import Said, refused, say  # noqa: F401  (a fixture)
+from tests.conftest import Said
+from tests.test_cli import refused
 from tests.test_data_sources import table
 
 
@@ -139,7 +140,7 @@ def test_data_that_cannot_be_trained_on_is_reported_all_the_same(tmp_path: Path)
     assert [path.name for path in found.write(tmp_path / "doctor")] == ["bad_files.csv"]
 
 
-def test_the_commands(say: Callable[..., Said], album: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_commands(say: Callable[..., Said], album: Path, tmp_path: Path) -> None:
     code, out, err = say("doctor", album, "--out", tmp_path / "d", "--json", tmp_path / "d.json", "--workers", 0)
     assert (code, err) == (0, "")
     assert "minutes an epoch on this machine" in out
@@ -156,7 +157,7 @@ def test_the_commands(say: Callable[..., Said], album: Path, tmp_path: Path) -> 
     refused(say("preview", album, "tinny", "--out", tmp_path / "x.png"), 2, "did you mean tiny?")
 
 
-def test_a_preview_shows_the_views_that_are_trained_on(say: Callable[..., Said], tmp_path: Path) -> None:  # noqa: F811
+def test_a_preview_shows_the_views_that_are_trained_on(say: Callable[..., Said], tmp_path: Path) -> None:
     for i in range(16):
         photo(i, (160, 160)).save(tmp_path / f"{i:02}.png")
     arguments = ("--rows", 1, "--epoch", 3, "--out", tmp_path / "sheet.png", "--pretext.first.size", 160)

@@ -20,8 +20,9 @@ from lookalike.data.prepared import Prepared
 from lookalike.data.source import native_side, open_source, reference_and_query, splits
 from lookalike.prepare import prepare
 from lookalike.trouble import BAD_DATA, USAGE, Trouble
+from tests.conftest import Said
 from tests.forks import Forks, Moment, digest
-from tests.test_cli import LIGHT, Said, refused, say  # noqa: F401  (a fixture)
+from tests.test_cli import LIGHT, refused
 from tests.test_data_sources import picture, plant, table
 
 SMALL = 3 * 16 * 16 * 20  # bytes of a shard: 20 rows
@@ -105,7 +106,7 @@ def test_a_batch_that_somebody_holds_is_never_overwritten(cache: Path) -> None:
 
 
 def test_a_run_from_the_cache_is_the_run_from_the_data(
-    say: Callable[..., Said],  # noqa: F811
+    say: Callable[..., Said],
     photos: Path,
     cache: Path,
     tmp_path: Path,
@@ -271,7 +272,7 @@ def test_hashes_are_those_of_the_shards(cache: Path) -> None:
         assert length == rows * 768
 
 
-def test_the_command_says_what_it_did(say: Callable[..., Said], photos: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_command_says_what_it_did(say: Callable[..., Said], photos: Path, tmp_path: Path) -> None:
     code, out, err = say("prepare", photos, "--out", tmp_path / "cache", "--size", 16, "--workers", 0)
     assert (code, err) == (0, "")
     assert "64 canvases of 16 px, 0.00 GB in 2 shards" in out

@@ -28,7 +28,8 @@ from lookalike.seeding import uniforms
 from lookalike.segmenting import segmented
 from lookalike.trained import Trained
 from lookalike.trouble import Trouble
-from tests.test_cli import Said, refused, say  # noqa: F401  (a fixture)
+from tests.conftest import Said
+from tests.test_cli import refused
 from tests.test_report import Checked
 
 QUICK = Segmentation(steps=8, batch=2, group=2, size=32, crop=32, width=8, stride=4)
@@ -272,7 +273,7 @@ def test_masks_are_numbers_however_they_are_kept(tmp_path: Path) -> None:
 # The command
 
 
-def test_the_command_draws_what_it_says(say: Callable[..., Said], tmp_path: Path) -> None:  # noqa: F811
+def test_the_command_draws_what_it_says(say: Callable[..., Said], tmp_path: Path) -> None:
     data, run = scenes(tmp_path / "data"), tmp_path / "run"
     scene(9)[0].save(data / "train" / "images" / "alone.png")
     assert say("pretrain", "digits", "--out", run, "--recipe", "tiny", "--steps", 1, "--quiet")[0] == 0
