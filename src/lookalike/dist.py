@@ -18,8 +18,10 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from lookalike.meeting import alive
 from lookalike.trouble import IO, Trouble
 from lookalike.types import Material
 
@@ -83,13 +85,23 @@ def together() -> Iterator[None]:
         return
     if device().type == "cuda":
         torch.cuda.set_device(device())
-    torch_dist.init_process_group("nccl" if device().type == "cuda" else "gloo", timeout=PATIENCE)
     try:
+        store, number, of = next(rendezvous("env://", timeout=PATIENCE))
+        torch_dist.init_process_group(
+            "nccl" if device().type == "cuda" else "gloo",
+            store=alive(store, number, of, PATIENCE),
+            rank=number,
+            world_size=of,
+            timeout=PATIENCE,
+        )
         yield
-    except torch_dist.DistError as error:
-        raise lost(error) from None
+    except RuntimeError as error:
+        if isinstance(error, torch_dist.DistError) or "gloo" in str(error).lower():  # gloo's own are of no class
+            raise lost(error) from None
+        raise
     finally:
-        torch_dist.destroy_process_group()
+        if _together():
+            torch_dist.destroy_process_group()
 
 
 def distributed(module: nn.Module) -> nn.Module:
