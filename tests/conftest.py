@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lookalike.cli import main
+from tests.forks import Forks
 
 Said = tuple[int, str, str]
 
@@ -33,6 +34,13 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no real data at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """The command line in processes of their own: one server for all tests, since importing torch costs seconds."""
+    with Forks() as server:
+        yield server
 
 
 @pytest.fixture

@@ -60,8 +60,12 @@ class Forks:
         assert self._server.wait(30) == 0
 
     def run(self, arguments: Sequence[object], at: Moment | None = None, seconds: float | None = None) -> Ended:
-        """``lookalike ARGUMENTS``, with a signal at a moment or SIGKILL after seconds; waits until it ends or stops."""
-        return self._ask(arguments=[str(argument) for argument in arguments], at=at, seconds=seconds)
+        """``lookalike ARGUMENTS`` in this process's environment, with a signal at a moment or SIGKILL after seconds.
+
+        Waits until it ends or stops.
+        """
+        said = [str(argument) for argument in arguments]
+        return self._ask(arguments=said, at=at, seconds=seconds, environment=dict(os.environ))
 
     def kill(self, pid: int) -> Ended:
         """SIGKILL to a process that was stopped."""
@@ -91,6 +95,7 @@ def _serve() -> None:
         with tempfile.TemporaryFile() as errors:  # a pipe would be full at 64 KB, and nobody there to empty it
             pid = os.fork()
             if pid == 0:
+                os.environ.update(asked["environment"])
                 _child(asked["arguments"], asked["at"], errors.fileno())
             if asked["seconds"] is not None:
                 time.sleep(asked["seconds"])

@@ -8,7 +8,6 @@ import os
 import shutil
 import socket
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -39,12 +38,6 @@ MADE_BAD = {
     "\\xff\\xfe.jpg": "empty",
     "b" * 251 + ".jpg": "empty",
 }
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with Forks() as server:
-        yield server
 
 
 def photo(number: int) -> bytes:

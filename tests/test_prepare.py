@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -166,12 +166,6 @@ def test_tables_keep_their_splits_and_classes(tmp_path: Path) -> None:
 
 
 # Killed, damaged, changed
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with Forks() as server:
-        yield server
 
 
 def test_killed_anywhere_it_goes_on_to_the_same_bytes(forks: Forks, photos: Path, tmp_path: Path) -> None:

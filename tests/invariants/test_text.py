@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,12 +86,6 @@ def test_two_processes_do_the_mathematics_of_one() -> None:
         assert alone[name].keys() == together[name].keys()
         for part, value in alone[name].items():
             np.testing.assert_allclose(together[name][part], value, rtol=1e-9, atol=1e-10, err_msg=f"{name}: {part}")
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with Forks() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

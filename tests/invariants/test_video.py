@@ -42,12 +42,6 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder / "data"
 
 
-@pytest.fixture(scope="module")
-def forks(videos: Path) -> Iterator[Forks]:
-    with Forks() as server:
-        yield server
-
-
 def command(data: Path, out: Path, name: str, *more: object) -> list[object]:
     small = ["--model.widths", "4,8", *(("--model.slow", 1) if "clips" in name else ("--model.blocks", "1,1"))]
     clip = ["--pretext.frames", 3] if "clips" in name else []
