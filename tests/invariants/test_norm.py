@@ -130,3 +130,22 @@ def test_of_clips_is_that_of_their_frames_side_by_side() -> None:
         torch.testing.assert_close(mine, other, rtol=1e-11, atol=1e-12)
     for name in ("running_mean", "running_var"):
         torch.testing.assert_close(getattr(deep, name), getattr(flat, name), rtol=1e-12, atol=1e-12)
+
+
+def test_norms_that_activate_are_grouped_too_and_keep_what_they_do() -> None:
+    """timm's BatchNormAct2d, in which most of its newer networks norm: each group as if it were the batch."""
+    norm_act = pytest.importorskip("timm.layers").BatchNormAct2d
+    torch.manual_seed(0)
+    net = nn.Sequential(norm_act(6, act_layer=nn.SiLU))
+    nn.init.normal_(net[0].weight)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    x = torch.randn(8, 6, 3, 3)
+    expected = torch.cat([net(part) for part in x.chunk(2)])
+    net.load_state_dict(before)
+    group_norms(net, 4)
+    assert list(net.state_dict()) == list(before)
+    torch.testing.assert_close(net(x), expected, rtol=1e-5, atol=1e-6)
+    net.eval()
+    alone = norm_act(6, act_layer=nn.SiLU)
+    alone.load_state_dict(net[0].state_dict())
+    torch.testing.assert_close(net(x), alone.eval()(x), rtol=1e-5, atol=1e-6)

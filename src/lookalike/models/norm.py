@@ -102,6 +102,19 @@ class GroupedBatchNorm3d(_GroupedBatchNorm, nn.BatchNorm3d):
     """For (B, C, T, H, W)."""
 
 
+class GroupedBatchNormAct2d(GroupedBatchNorm2d):
+    """The same where an activation belongs to it, as in timm's ``BatchNormAct2d``; names of weights stay."""
+
+    def __init__(self, features: int, group: int, affine: bool, drop: nn.Module, act: nn.Module) -> None:
+        super().__init__(features, group, affine)
+        self.drop, self.act = drop, act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → the same."""
+        activated: Tensor = self.act(self.drop(super().forward(x)))
+        return activated
+
+
 _GROUPED = {
     nn.BatchNorm1d: GroupedBatchNorm1d,
     nn.BatchNorm2d: GroupedBatchNorm2d,
@@ -112,7 +125,7 @@ _GROUPED = {
 def group_norms(module: nn.Module, group: int) -> nn.Module:
     """Replace every BatchNorm below ``module`` by a grouped one; its state, weights included, stays."""
     for name, child in module.named_children():
-        if isinstance(child, _BatchNorm) and type(child) in _GROUPED:
+        if isinstance(child, _BatchNorm) and (type(child) in _GROUPED or _activates(child)):
             setattr(module, name, _like(child, group))
         else:
             group_norms(child, group)
@@ -121,7 +134,16 @@ def group_norms(module: nn.Module, group: int) -> nn.Module:
 
 def _like(norm: _BatchNorm, group: int) -> _GroupedBatchNorm:
     """A grouped one with the state of another: some networks start residual branches at weight 0."""
-    grouped = _GROUPED[type(norm)](norm.num_features, group, norm.affine)
+    grouped: _GroupedBatchNorm
+    if _activates(norm):
+        grouped = GroupedBatchNormAct2d(norm.num_features, group, norm.affine, norm.drop, norm.act)  # type: ignore[arg-type]
+    else:
+        grouped = _GROUPED[type(norm)](norm.num_features, group, norm.affine)
     grouped.eps, grouped.momentum = norm.eps, norm.momentum
     grouped.load_state_dict(norm.state_dict())
     return grouped
+
+
+def _activates(norm: nn.Module) -> bool:
+    """Whether it is timm's, which need not be installed: BatchNorm with children that drop and activate."""
+    return isinstance(norm, nn.BatchNorm2d) and [name for name, _ in norm.named_children()] == ["drop", "act"]
