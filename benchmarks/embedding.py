@@ -14,7 +14,7 @@ import torch
 
 from lookalike.data.loader import Loader
 from lookalike.data.source import Rows, open_source
-from lookalike.dist import autocast, device, placed
+from lookalike.devices import autocast, device, placed
 from lookalike.evaluate.embed import embed
 from lookalike.memory import keep_freed
 from lookalike.recipes import recipe_named

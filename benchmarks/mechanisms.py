@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 from lookalike import dist
+from lookalike.devices import placed
 from lookalike.learn.dictionary import InBatch, MemoryBank, Queue
 from lookalike.learn.keys import EndToEnd, Momentum, Stored
 from lookalike.learn.objective import InfoNCE
@@ -43,10 +44,14 @@ RECIPE_ROWS = [name for name in RECIPES if name.startswith("small")]
 
 
 def mechanism(kind: str, size: int) -> Recipe:
-    """``small`` with one of the three dictionaries at ``size`` entries; that of a batch needs a batch as large."""
+    """``small`` with one of the three dictionaries at ``size`` entries; that of a batch needs a batch as large.
+
+    ``wide`` is a queue beside a batch as large, for what an example costs where steps are as long.
+    """
     small = replace(RECIPES["small"](EXAMPLES, 32), objective=InfoNCE(0.1))
-    if kind == "queue":
-        return replace(small, keys=Momentum(0.99), dictionary=Queue(size))
+    if kind in ("queue", "wide"):
+        batch = size if kind == "wide" else small.batch
+        return replace(small, keys=Momentum(0.99), dictionary=Queue(size), batch=batch)
     if kind == "bank":
         one = OneView(small.pretext.first, whole=small.pretext.whole)
         return replace(small, pretext=one, keys=Stored(), dictionary=MemoryBank(draws=size))
@@ -73,7 +78,7 @@ def batches(recipe: Recipe, canvases: Canvases) -> Iterator[Batch]:
 def measure(row: str, steps: int) -> dict[str, float]:
     """Median seconds of a step and MiB that it needs, of this rank."""
     recipe = named(row)
-    learner = dist.placed(recipe.build(EXAMPLES)).train()
+    learner = placed(recipe.build(EXAMPLES)).train()
     learner.labels = torch.arange(EXAMPLES) % 10
     optimizer, model = recipe.optimizer.build(learner, recipe.batch), dist.distributed(learner)
     side = recipe.canvas
@@ -173,7 +178,7 @@ def main() -> None:
     if asked.processes:
         found = efficiency(asked.rows, asked.rounds, asked.steps)
     else:
-        sizes = [f"{kind}:{size}" for size in asked.sizes for kind in ("queue", "bank", "batch")]
+        sizes = [f"{kind}:{size}" for size in asked.sizes for kind in ("queue", "bank", "batch", "wide")]
         found = table(sizes or asked.rows, asked.rounds, asked.steps, asked.threads)
     if asked.json:
         asked.json.write_text(

@@ -30,7 +30,7 @@ from throughput import describe, machine, spread
 from torch.nn import functional as F
 
 from lookalike import checkpoint
-from lookalike.dist import autocast, device
+from lookalike.devices import autocast, device
 from lookalike.learn.dictionary import Dictionary, Queue
 from lookalike.learn.learner import Learner
 from lookalike.models.heads import MLP

@@ -45,7 +45,7 @@ from torch.nn import functional as F
 
 from lookalike.data.loader import Loaded, Loader
 from lookalike.data.source import open_source
-from lookalike.dist import computes_in_bf16
+from lookalike.devices import computes_in_bf16
 from lookalike.learn.dictionary import Queue
 from lookalike.learn.keys import Momentum
 from lookalike.learn.objective import InfoNCE

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from lookalike import checkpoint
-from lookalike.dist import placed
+from lookalike.devices import placed
 from lookalike.learn.dictionary import Queue
 from lookalike.learn.learner import Learner
 from lookalike.models.heads import MLP

@@ -43,7 +43,16 @@ def asked(out: Path, *overrides: tuple[str, str], steps: int = 4, **more: object
 
 # Recipes
 
-ADAPTING = {"tiny", "video_moco", "video_moco_clips", "simcse", "moco_text", "text_pairs", "mlm"}  # to few examples
+ADAPTING = {
+    "tiny",
+    "video_moco",
+    "video_moco_clips",
+    "simcse",
+    "moco_text",
+    "text_pairs",
+    "mlm",
+    "moco_captions",
+}  # to few examples
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from torchvision.models.resnet import Bottleneck
 
 from lookalike.data.decode import Unreadable
 from lookalike.data.masks import MOST, decoded, pairs
-from lookalike.dist import placed
+from lookalike.devices import placed
 from lookalike.evaluate.segmentation import VOID, Classes, Confusion, Segmentation, crops, cut, mean_loss, photos
 from lookalike.models.dense import dilated
 from lookalike.models.image import Pixels, SmallResNet, Timm
@@ -176,6 +178,26 @@ def test_it_learns_and_what_classes_are_called_changes_nothing_else(tmp_path: Pa
     assert plain.accuracy == other.accuracy
     assert segmented(trained, str(tmp_path / "plain"), spec, seed=1).scores != plain
     assert {name: part.numpy().tobytes() for name, part in trained.encoder.state_dict().items()} == before
+
+
+def test_a_fit_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    trained, root, fits = start(), str(scenes(tmp_path / "scenes")), tmp_path / "fit"
+    spec = replace(QUICK, steps=4)
+    whole = segmented(trained, root, spec).scores
+
+    def stop(what: str, done: int, total: int) -> None:
+        if (what, done) == ("tuning", 2):
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as stopped:
+        segmented(trained, root, spec, progress=stop, folder=fits)
+    assert stopped.value.code == 143
+    steps: list[tuple[str, int]] = []
+    again = segmented(trained, root, spec, progress=lambda what, done, _: steps.append((what, done)), folder=fits)
+    assert [done for what, done in steps if what == "tuning"] == [3, 4]
+    assert again.scores == whole
+    with pytest.raises(Trouble, match="holds a fit of another seed: choose another --out"):
+        segmented(trained, root, spec, seed=1, folder=fits)
 
 
 def test_void_masks_and_broken_files_are_no_numbers(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lookalike.data.film import filmed, video_of
 from lookalike.data.loader import Loads
-from lookalike.dist import autocast, device, placed
+from lookalike.devices import autocast, device, placed
 from lookalike.evaluate.embed import settle
 from lookalike.learn.learner import Learner
 from lookalike.recipe import Recipe

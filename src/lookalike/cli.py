@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from lookalike.commands.data import Doctor, Embed, Prepare, Preview
 from lookalike.commands.evaluation import Compare, Evaluation
 from lookalike.commands.training import Demo, Pretrain, Supervised
 from lookalike.commands.transfer import Transfer
-from lookalike.trouble import IO, USAGE, Trouble
+from lookalike.trouble import IO, USAGE, Trouble, meant
 
 PROGRAM = """Learns, without labels, which things look alike.
 
@@ -38,8 +37,7 @@ def refuse_unknown_verb(arguments: Sequence[str]) -> None:
     """Exit with one line that names the nearest verb, where the parser would only list them all."""
     verbs = [option.__metadata__[0].name for option in get_args(Command)]
     if arguments and not arguments[0].startswith("-") and arguments[0] not in verbs:
-        near = difflib.get_close_matches(arguments[0], verbs, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(verbs)}; see lookalike --help"
+        hint = meant(arguments[0], verbs, f"there are {', '.join(verbs)}; see lookalike --help")
         print(f"lookalike: unknown verb {arguments[0]!r}; {hint}", file=sys.stderr)
         sys.exit(USAGE)
 

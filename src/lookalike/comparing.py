@@ -20,7 +20,7 @@ from lookalike.report.comparison import Comparison, Row, comparison_page, markdo
 from lookalike.run import read_recipe, write_atomically, write_json
 from lookalike.tasks import TASKS, Task
 from lookalike.trained import Progress, Trained, load, silent
-from lookalike.trouble import Trouble
+from lookalike.trouble import Trouble, meant
 
 
 class Start(NamedTuple):
@@ -69,12 +69,12 @@ def asked(
 ) -> Asked:
     """What a person asks, checked; ``overrides`` are fields of the task's settings. Raises Trouble."""
     if task not in TASKS:
-        raise Trouble(f"no task {task!r}; there are {', '.join(TASKS)}")
+        raise Trouble(f"no task {task!r}; {meant(task, TASKS)}")
     settings = TASKS[task].settings
     for name, text in overrides:
         if name not in flat(settings):
-            there = ", ".join(f"--{path.replace('_', '-')}" for path in flat(settings))
-            raise Trouble(f"{task} has no setting {name!r}; there are {there}")
+            there = [f"--{path.replace('_', '-')}" for path in flat(settings)]
+            raise Trouble(f"{task} has no setting {name!r}; {meant('--' + name, there)}")
         settings = replaced(settings, name, text)
     return Asked(runs, data, task, settings, trials if TASKS[task].repeats(settings) else 1, weights, out)
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lookalike.data.loader import Loader
 from lookalike.data.source import Source, open_source, reference_and_query
-from lookalike.dist import autocast, device
+from lookalike.devices import autocast, device
 from lookalike.evaluate.embed import settle
 from lookalike.evaluate.fewshot import Fewshot, Interval
 from lookalike.pretraining import Asked, carry_out

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,26 +14,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lookalike import checkpoint, optimize
+from lookalike import optimize
 from lookalike.data.annotations.canvases import canvases
 from lookalike.data.annotations.open import learned_and_asked, open_annotated
 from lookalike.data.annotations.record import Annotated
 from lookalike.data.loader import Loader
 from lookalike.data.order import Order
-from lookalike.dist import device, moved, placed
+from lookalike.devices import device, moved, placed
 from lookalike.evaluate.detection import Detection, Instances
 from lookalike.evaluate.keypoints import Keypoints
 from lookalike.evaluate.precision import coco_precision, correct_points, tools, voc_precision
 from lookalike.evaluate.scenes import Look, Seen, Truth, drawn, in_mirror, looks, picture, seen, truth
 from lookalike.memory import keep_freed
 from lookalike.optimize import AdamW, Cosine
-from lookalike.pace import Due
 from lookalike.plain import to_plain
-from lookalike.run import Run, read_json, write_json
 from lookalike.seeding import reseed
-from lookalike.signals import Signals
 from lookalike.trained import Progress, Trained, silent
-from lookalike.trouble import BAD_DATA, USAGE, Trouble
+from lookalike.trouble import BAD_DATA, Trouble
+from lookalike.tuning import Fit, carried_out, weights_of
 
 ALPHA = 0.1
 """PCK: a point is found within so much of the longer side of what the known points of its object reach over."""
@@ -110,25 +106,14 @@ class _Fit:
         """The tuned detector."""
         model = detector(self.trained, self.learned, self.spec, self.seed)
         optimizer = AdamW(self.spec.lr, self.spec.decay).build(model, 256)
-        with ExitStack() as stack:
-            run = signals = None
-            if folder is not None:
-                run, signals = stack.enter_context(Run(folder)), stack.enter_context(Signals())
-                self._check(folder)
-            done = self._resume(run, model, optimizer)
-            due = Due(self.spec.steps, 1, None)
+
+        def losses(done: int) -> Iterator[float]:
             for step, (images, truths) in enumerate(self._batches(done), done + 1):
-                loss = self._step(step, model, optimizer, images, truths)
-                self.progress("fitting", step, self.spec.steps)
-                received = signals.received if signals is not None else None
-                if run is not None:
-                    run.log(step, loss=loss)
-                    if received or due.save(step):
-                        run.sync()
-                        due.saved(lambda: checkpoint.save(run.checkpoints, step, model, optimizer))  # noqa: B023
-                if received:
-                    print("stopped and saved; the same command with the same --out continues", file=sys.stderr)
-                    sys.exit(128 + received)
+                yield self._step(step, model, optimizer, images, truths)
+
+        start, data = weights_of(self.trained.encoder.backbone), digest(self.learned)
+        marks = {"spec": to_plain(self.spec), "seed": self.seed, "start": start, "data": data}
+        carried_out(Fit(model, optimizer, self.spec.steps, losses), folder, marks, partial(self.progress, "fitting"))
         return model.eval()
 
     def _step(
@@ -166,31 +151,6 @@ class _Fit:
                 images.append(_shown(self.trained, canvas, look))
                 truths.append({name: part.to(device()) for name, part in found.items()})
             yield images, truths
-
-    def _resume(self, run: Run | None, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """The steps that are done."""
-        newest = checkpoint.newest(run.checkpoints)[0] if run is not None else None
-        done = checkpoint.load(newest, model, optimizer) if newest is not None else 0
-        if run is not None:
-            run.rewind(done)
-        return done
-
-    def _check(self, folder: Path) -> None:
-        """Refuse to go on with a fit of other settings, weights or labels."""
-        file = folder / "fit.json"
-        asked = {"spec": to_plain(self.spec), "seed": self.seed, "start": self._start(), "data": digest(self.learned)}
-        asked = json.loads(json.dumps(asked))
-        if not file.exists():
-            write_json(file, asked)
-        elif (held := read_json(file)) != asked:
-            names = [name for name in asked if not isinstance(held, dict) or held.get(name) != asked[name]]
-            raise Trouble(f"{folder} holds a fit of another {', '.join(names)}: choose another --out", USAGE)
-
-    def _start(self) -> str:
-        found = hashlib.sha256()
-        for name, part in self.trained.encoder.backbone.state_dict().items():
-            found.update(name.encode() + part.cpu().contiguous().numpy().tobytes())
-        return found.hexdigest()
 
 
 def detector(trained: Trained, learned: Annotated, spec: Detection, seed: int) -> nn.Module:

@@ -16,7 +16,7 @@ from torch import Tensor
 from lookalike import checkpoint
 from lookalike.data.fingerprint import changes, from_table, stamps_of
 from lookalike.data.source import Source
-from lookalike.dist import autocast, device
+from lookalike.devices import autocast, device
 from lookalike.evaluate.embed import embed, raw
 from lookalike.pretraining import Asked, opened_data
 from lookalike.report.collect import History, Point, collect
@@ -47,7 +47,7 @@ class Health(NamedTuple):
     changed: str | None  # what happened to the data since the run began; empty where nothing did
     spread: Spread | None
     unseen: str | None  # why data and features were not looked at
-    bad: int  # pictures that could not be read
+    bad: int  # examples that stand in bad_files.csv
 
     @property
     def whole(self) -> int | None:
@@ -76,7 +76,7 @@ class Health(NamedTuple):
         yield f"features: {self._features()}"
         yield f"data: {self._data()}"
         if self.bad:
-            yield f"pictures that could not be read: {self.bad:,}, in {self.history.folder / 'bad_files.csv'}"
+            yield f"left out or unreadable: {self.bad:,}, with reasons in {self.history.folder / 'bad_files.csv'}"
         yield self._onward()
 
     def _state(self) -> str:

@@ -21,13 +21,11 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from lookalike.devices import device
 from lookalike.meeting import alive
 from lookalike.trouble import IO, Trouble
-from lookalike.types import Material
 
-Module = TypeVar("Module", bound=nn.Module)
 Value = TypeVar("Value")
-M = TypeVar("M", bound=Material)
 
 PATIENCE = timedelta(minutes=30)
 """How long a rank waits for another one: evaluations run on the first rank while the others wait."""
@@ -49,27 +47,6 @@ def world() -> int:
 def first() -> bool:
     """Whether this process is the one that writes and speaks."""
     return rank() == 0
-
-
-def device() -> torch.device:
-    """The one place that decides where tensors live: this process's accelerator, else the processor."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
-
-
-def placed(module: Module) -> Module:
-    """The module on that device, its kernels in the memory layout that convolutions are fastest in."""
-    moved: Module = module.to(device())
-    kernels = {parameter.dim() for parameter in moved.parameters()}
-    if 5 in kernels:  # of clips; a network has one kind or the other
-        return moved.to(memory_format=torch.channels_last_3d) if 4 not in kernels else moved
-    return moved.to(memory_format=torch.channels_last)
-
-
-def moved(material: M) -> M:
-    """What was read, on that device."""
-    return type(material)(*(part.to(device()) for part in material))
 
 
 def started() -> int:
@@ -245,6 +222,23 @@ def copy_from_first(tensors: Sequence[Tensor]) -> None:
             torch_dist.broadcast(tensor, 0)
 
 
+def shared(work: Callable[[Tensor], Tensor], parts: Sequence[Tensor], costs: Sequence[int]) -> list[Tensor]:
+    """``work`` of each part, which all ranks hold: done by one rank each, the costly ones first, and told to all."""
+    if world() == 1:
+        return [work(part) for part in parts]
+    owners, busy = [0] * len(parts), [0] * world()
+    for number in sorted(range(len(parts)), key=lambda number: -costs[number]):
+        owners[number] = busy.index(min(busy))
+        busy[owners[number]] += costs[number]
+    mine = [owner == rank() for owner in owners]
+    found = [work(part).contiguous() if own else torch.empty(part.shape).to(part) for part, own in zip(parts, mine)]
+    telling = [torch_dist.broadcast(part, owner, async_op=True) for part, owner in zip(found, owners)]
+    for told in telling:
+        if told is not None:
+            told.wait()
+    return found
+
+
 # ---- words ----
 
 
@@ -285,19 +279,3 @@ def on_first_rank(work: Callable[[], Value]) -> Value:
     if message is not None:
         raise trouble or Trouble(message, code)
     return value  # type: ignore[return-value]
-
-
-def computes_in_bf16(where: torch.device) -> bool:
-    """Whether products in bf16 are faster there: AVX-512 BF16 or AMX on a processor, Ampere or newer on a GPU.
-
-    Elsewhere a processor emulates them: on AVX2 they were measured at a fifth to a tenth of the speed of fp32.
-    """
-    if where.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def autocast(precision: str, where: torch.device) -> torch.autocast:
-    """The context in which encoders run, for a recipe's ``precision``: auto, fp32 or bf16."""
-    wanted = computes_in_bf16(where) if precision == "auto" else precision == "bf16"
-    return torch.autocast(where.type, torch.bfloat16, enabled=wanted)

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lookalike import dist, transfers
+from lookalike import dist, likeness, transfers
 from lookalike.checks import at_least, refuse_unwritable
 from lookalike.commands import evaluation as asked
 from lookalike.commands.transfer import Detect, Keypoints, Segment
 from lookalike.data.example import Source
 from lookalike.data.loader import Loader
-from lookalike.dist import autocast, device
+from lookalike.devices import autocast, device
 from lookalike.evaluate.clusters import Clusters
 from lookalike.evaluate.embed import raw
 from lookalike.evaluate.fewshot import Fewshot, Shares
@@ -26,12 +26,10 @@ from lookalike.evaluate.knn import Knn
 from lookalike.evaluate.paper import PaperProbe
 from lookalike.evaluate.probe import LinearProbe
 from lookalike.evaluate.retrieval import Retrieval
-from lookalike.evaluate.similarity import spearman
 from lookalike.finetuning import Finetune
 from lookalike.reading import refuse_text
 from lookalike.run import write_json
 from lookalike.screen import Screen
-from lookalike.similarities import scored, texts_embedded
 from lookalike.trained import Part, Trained, labelled_parts, load, parts, readable
 from lookalike.trouble import Trouble
 
@@ -75,7 +73,9 @@ def measured(command: asked.Measured) -> Report | None:
         case asked.Finetune():
             return finetune(command)
         case asked.Sts():
-            return sts(command)
+            return likeness.sts(command)
+        case asked.Captions():
+            return likeness.captions(command)
         case Segment():
             return transfers.segment(command)
         case Detect() | Keypoints():
@@ -88,12 +88,11 @@ def frozen(command: asked.Frozen) -> Report | None:
     at_least(command, clip=1e-3)
     with dist.together(), Screen(type(command).__name__.lower(), quiet=not dist.first()) as screen:
         trained = load(command.run, command.untrained, command.weights)
-        found = Embedded(
-            trained, *parts(trained, command.data, command.layer, command.workers, screen.work, command.clip)
-        )
+        both = parts(trained, command.data, command.layer, command.workers, screen.work, command.clip)
+        found = Embedded(trained, *both, "pieces of videos" if command.clip else trained.recipe.pretext.things)
         if not dist.first():
             return None
-        say_missing(found.reference.labels, found.query.labels, screen)
+        say_missing(found.reference.labels, found.query.labels, screen, found.things)
         return FROZEN[type(command)](command, found, screen) | found.counted(command.layer)
 
 
@@ -109,6 +108,7 @@ class Embedded(NamedTuple):
     trained: Trained
     reference: Part
     query: Part
+    things: str  # what a row is, in the plural
 
     def counted(self, layer: str) -> Report:
         """What every report on frozen features says."""
@@ -120,12 +120,12 @@ class Embedded(NamedTuple):
         return self.reference.features, self.reference.labels, self.query.features, self.query.labels
 
 
-def say_missing(reference: Tensor, query: Tensor, screen: Screen) -> None:
+def say_missing(reference: Tensor, query: Tensor, screen: Screen, things: str = "pictures") -> None:
     """Classes that are asked for and cannot be found."""
     unknown = ~torch.isin(query, reference)
     if bool(unknown.any()):
         count, classes = int(unknown.sum()), len(torch.unique(query[unknown]))
-        screen.say(f"{classes} classes of the queries are not in the reference: their {count} pictures count as wrong")
+        screen.say(f"{classes} classes of the queries are not in the reference: their {count} {things} count as wrong")
 
 
 def working(screen: Screen, what: str, total: int) -> Callable[[int], None]:
@@ -142,21 +142,21 @@ def working(screen: Screen, what: str, total: int) -> Callable[[int], None]:
 
 def knn(command: asked.Knn, found: Embedded, screen: Screen) -> Report:
     """The accuracy."""
-    trained, reference, query = found
+    trained, reference, query, things = found
     accuracy = Knn(command.k, command.temperature).accuracy(*found.table())
     what = f"k {command.k}, temperature {command.temperature:g}, {command.layer}, step {trained.step}"
-    screen.say(f"kNN accuracy {accuracy:.2%} on {len(query.labels)} pictures against {len(reference.labels)} ({what})")
+    screen.say(f"kNN accuracy {accuracy:.2%} on {len(query.labels)} {things} against {len(reference.labels)} ({what})")
     return {"accuracy": accuracy, "k": command.k, "temperature": command.temperature}
 
 
 def probe(command: asked.Probe, found: Embedded, screen: Screen) -> Report:
     """The accuracy, and the decay that was chosen."""
-    trained, reference, query = found
+    trained, reference, query, things = found
     fitted = LinearProbe().fit(reference.features, reference.labels)
     accuracy = fitted.accuracy(query.features, query.labels)
-    what = f"decay {fitted.decay:g}, chosen on held-out pictures of the reference, {command.layer}"
+    what = f"decay {fitted.decay:g}, chosen on held-out {things} of the reference, {command.layer}"
     screen.say(
-        f"linear probe accuracy {accuracy:.2%} on {len(query.labels)} pictures, fitted to "
+        f"linear probe accuracy {accuracy:.2%} on {len(query.labels)} {things}, fitted to "
         f"{len(reference.labels)} ({what}, step {trained.step})"
     )
     return {"accuracy": accuracy, "protocol": "strong", "decay": fitted.decay}
@@ -216,12 +216,12 @@ def refuse_no_share(shares: tuple[float, ...]) -> None:
 
 def retrieve(command: asked.Retrieve, found: Embedded, screen: Screen) -> Report:
     """Recall and mean average precision."""
-    trained, reference, query = found
+    trained, reference, query, things = found
     done = Retrieval().measured(*found.table(), progress=working(screen, "sorting", len(query.labels)))
     shown = ", ".join(f"recall@{k} {share:.2%}" for k, share in done.recall.items())
     screen.say(
         f"{shown}, mean average precision {done.mean_average_precision:.2%} over {done.asked} queries "
-        f"in {len(reference.labels)} pictures ({command.layer}, step {trained.step})"
+        f"in {len(reference.labels)} {things} ({command.layer}, step {trained.step})"
     )
     recall = {f"recall_{k}": share for k, share in done.recall.items()}
     return {**recall, "mean_average_precision": done.mean_average_precision, "asked": done.asked}
@@ -234,25 +234,11 @@ def clusters(command: asked.Clusters, found: Embedded, screen: Screen) -> Report
     nmi, ari, classes = Clusters(command.draws).agreement(query.features, query.labels, more)
     screen.say(
         f"NMI {nmi.mean:.3f}{plus_minus(nmi.half, '.3f')}, ARI {ari.mean:.3f}{plus_minus(ari.half, '.3f')} of "
-        f"{classes} clusters of {len(query.labels)} pictures (n = {command.draws} starts, {command.layer}, "
+        f"{classes} clusters of {len(query.labels)} {found.things} (n = {command.draws} starts, {command.layer}, "
         f"step {found.trained.step})"
     )
     report: Report = {"nmi": nmi.mean, "nmi_interval": nmi.half, "ari": ari.mean, "ari_interval": ari.half}
     return report | {"draws": command.draws, "classes": classes}
-
-
-def sts(command: asked.Sts) -> Report:
-    """The rank correlation of cosines with scores."""
-    with Screen("sts") as screen:
-        trained = load(command.run, command.untrained, command.weights)
-        pairs, split = scored(trained, command.data, command.split)
-        first, second = (texts_embedded(trained, pairs, number, command.layer) for number in (0, 1))
-        found = spearman((first * second).sum(1), pairs.scores)
-        screen.say(
-            f"STS: Spearman {found:.4f} between cosines and the scores of {len(pairs)} pairs, {split} "
-            f"({command.layer}, step {trained.step})"
-        )
-    return {"spearman": found, "pairs": len(pairs), "split": split, "layer": command.layer, "step": trained.step}
 
 
 def plus_minus(half: float, form: str) -> str:

@@ -17,7 +17,7 @@ from lookalike import checkpoint
 from lookalike.data.fingerprint import stamps_of, to_table
 from lookalike.data.loader import Loaded, Loader
 from lookalike.data.rows import Rows
-from lookalike.dist import autocast, device
+from lookalike.devices import autocast, device
 from lookalike.evaluate.embed import embed, raw
 from lookalike.evaluate.fewshot import Interval, drawn, interval
 from lookalike.evaluate.probe import Linear, LinearProbe, folds

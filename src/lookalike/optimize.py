@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from lookalike import dist
 
 
 def _learning(module: nn.Module) -> list[nn.Parameter]:
@@ -123,7 +126,7 @@ class Muon:
 
 
 class MuonOptimizer(torch.optim.Optimizer):
-    """Holds one momentum per parameter."""
+    """Holds one momentum per parameter; ranks share the work of orthogonalising, each matrix is done by one of them."""
 
     def __init__(self, groups: list[dict[str, Any]], momentum: float) -> None:
         super().__init__(groups, {"momentum": momentum})
@@ -132,24 +135,41 @@ class MuonOptimizer(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step along the orthogonalised (matrices) or normalised (vectors) Nesterov momentum."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    direction = self._direction(parameter, group["momentum"])
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction, alpha=group["lr"])
+            learning = [parameter for parameter in group["params"] if parameter.grad is not None]
+            ahead = [self._ahead(parameter, group["momentum"]) for parameter in learning]
+            for parameter, direction in zip(learning, directions(ahead)):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction, alpha=group["lr"])
 
-    def _direction(self, parameter: nn.Parameter, momentum: float) -> Tensor:
+    def _ahead(self, parameter: nn.Parameter, momentum: float) -> Tensor:
         state = self.state[parameter]
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
         assert parameter.grad is not None
         state["momentum"].lerp_(parameter.grad, 1 - momentum)
-        ahead = parameter.grad.lerp(state["momentum"], momentum)
-        if parameter.dim() == 1:
-            return ahead / ahead.square().mean().sqrt().clamp_min(1e-12)
-        matrix = ahead.reshape(len(ahead), -1)
-        stretch = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
-        direction: Tensor = stretch * orthogonalised(matrix)
-        return direction.view_as(ahead)
+        return parameter.grad.lerp(state["momentum"], momentum)
+
+
+def directions(ahead: Sequence[Tensor]) -> list[Tensor]:
+    """Vectors at unit root mean square, matrices and kernels orthogonalised; on all ranks, which hold the same."""
+    matrices = [number for number, part in enumerate(ahead) if part.dim() > 1]
+    flat = [ahead[number].reshape(len(ahead[number]), -1) for number in matrices]
+    turned = dist.shared(orthogonal, flat, [_products(matrix) for matrix in flat])
+    found = [part if part.dim() > 1 else part / part.square().mean().sqrt().clamp_min(1e-12) for part in ahead]
+    for number, direction in zip(matrices, turned):
+        found[number] = direction.view_as(ahead[number])
+    return found
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """The direction of a matrix: tall ones are stretched, so that what they change has the size that others change."""
+    stretch: float = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
+    return stretch * orthogonalised(matrix)
+
+
+def _products(matrix: Tensor, iterations: int = 5) -> int:
+    """About how many products orthogonalising takes."""
+    short, long = sorted(matrix.shape)
+    return short * short * (2 * long + (4 * iterations - 3) * short)
 
 
 def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
@@ -161,15 +181,15 @@ def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
     if matrix.shape[0] > matrix.shape[1]:
         return orthogonalised(matrix.mT, iterations).transpose(0, 1)
     matrix = matrix / matrix.norm().clamp_min(1e-7)
-    gram = matrix @ matrix.T
-    product = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    for _ in range(iterations):
+    gram, product = matrix @ matrix.T, None
+    for left in reversed(range(iterations)):
         polynomial = -4.7750 * gram + 2.0315 * (gram @ gram)
         polynomial.diagonal().add_(3.4445)
-        product = polynomial @ product
-        gram = polynomial @ (polynomial @ gram)
-    found: Tensor = product @ matrix
-    return found
+        product = polynomial if product is None else polynomial @ product
+        if left:
+            gram = polynomial @ (polynomial @ gram)
+    assert product is not None
+    return product @ matrix
 
 
 def _noted(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

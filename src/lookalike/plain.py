@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import types
 import typing
 from dataclasses import replace
@@ -16,28 +15,31 @@ from lookalike.learn.dictionary import InBatch, MemoryBank, Neighbours, Queue
 from lookalike.learn.keys import EndToEnd, Momentum, Stored
 from lookalike.learn.labelled import Classes, CrossEntropy, Labelled
 from lookalike.learn.objective import DCL, NCE, InfoNCE, SupCon
+from lookalike.learn.sides import QueueEach
 from lookalike.models.decoder import Decoder
 from lookalike.models.heads import MLP
 from lookalike.models.hugging_face import HuggingFace
 from lookalike.models.image import ResNet, SmallResNet, Timm
 from lookalike.models.text import Transformer
+from lookalike.models.towers import TwoTowers
 from lookalike.models.video import SmallVideoResNet, VideoResNet
 from lookalike.models.vit import ViT
 from lookalike.models.words import Words
 from lookalike.optimize import LARS, SGD, AdamW, Cosine, Muon, Steps
+from lookalike.pretext.captions import Captions
 from lookalike.pretext.image import ImageView, OneView, TwoViews
 from lookalike.pretext.mask import Masked
 from lookalike.pretext.text import Cloze, Pairs, SameSentence
 from lookalike.pretext.video import TwoClips, TwoFrames
 from lookalike.recipe import Length, Recipe
-from lookalike.trouble import BAD_DATA, Trouble
+from lookalike.trouble import BAD_DATA, Trouble, meant
 
 KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
         Recipe, Length, TwoViews, OneView, Masked, TwoFrames, TwoClips, ImageView, SameSentence, Pairs, Cloze, ResNet,
         SmallResNet, ViT, Timm, Words, VideoResNet, SmallVideoResNet,
-        Transformer, HuggingFace, MLP, Decoder, Momentum,
+        Transformer, HuggingFace, TwoTowers, Captions, QueueEach, MLP, Decoder, Momentum,
         EndToEnd, Stored, Alone, Queue, InBatch, MemoryBank, Neighbours, InfoNCE, DCL, SupCon, NCE, Labelled, Classes,
         CrossEntropy, SGD, LARS, AdamW, Muon, Cosine, Steps, Knn,
     )
@@ -113,8 +115,7 @@ def differences(before: Recipe, after: Recipe) -> list[str]:
 def override(recipe: Recipe, path: str, text: str) -> Recipe:
     """The recipe with the field at ``path`` read from ``text``; an unknown path is refused with the nearest one."""
     if path not in flat(recipe):
-        near = difflib.get_close_matches(path, flat(recipe), n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}?" if near else "see recipe.json of a run for all fields"
+        hint = meant(path, flat(recipe), "see recipe.json of a run for all fields")
         raise Trouble(f"recipe {recipe.name} has no field {path!r}; {hint}")
     return typing.cast("Recipe", replaced(recipe, path, text))
 

@@ -14,7 +14,7 @@ import torch
 
 from lookalike.data.loader import GIB, Loader, cores
 from lookalike.data.source import Data, Rows, Source, native_side, open_source
-from lookalike.dist import device
+from lookalike.devices import device
 from lookalike.learn.dictionary import Queue
 from lookalike.pretraining import Asked, chosen
 from lookalike.recipe import Length, Recipe

@@ -7,6 +7,7 @@ import torch.distributed as torch_dist
 from torch import Tensor
 
 from lookalike import dist
+from lookalike.devices import device
 
 
 def mine(count: int, chunk: int) -> tuple[int, int]:
@@ -29,11 +30,11 @@ def to_first(part: Tensor) -> Tensor:
     counts = [dist.agree(len(part), speaker) for speaker in range(dist.world())]
     if not dist.first():
         if len(part):
-            torch_dist.send(part.to(dist.device()).contiguous(), 0)
+            torch_dist.send(part.to(device()).contiguous(), 0)
         return part[:0]
     parts = [part]
     for sender, count in enumerate(counts[1:], 1):
         if count:
-            parts.append(torch.empty(count, *part.shape[1:], dtype=part.dtype, device=dist.device()))
+            parts.append(torch.empty(count, *part.shape[1:], dtype=part.dtype, device=device()))
             torch_dist.recv(parts[-1], sender)
     return torch.cat([some.to(part.device) for some in parts])

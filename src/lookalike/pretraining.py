@@ -16,10 +16,10 @@ from lookalike.data.fingerprint import Change, changes, from_table, stamps_of, t
 from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, Source, native_side, open_source, reference_and_query
 from lookalike.data.tokenizer import Tokenizer
-from lookalike.dist import device
+from lookalike.devices import device
 from lookalike.learn.labelled import Labelled
 from lookalike.plain import from_plain, override, to_plain
-from lookalike.reading import TOKENIZER, finder, held_tokenizer, loader, reads_text, tokenizer_for
+from lookalike.reading import TOKENIZER, finder, has_words, held_tokenizer, loader, reads_text, tokenizer_for
 from lookalike.recipe import Length, Recipe
 from lookalike.recipes import recipe_named
 from lookalike.recipes.labelled import with_labels
@@ -197,7 +197,7 @@ def as_held(asked: Recipe, held: Recipe) -> Recipe:
 
 def tokens(asked: Asked, recipe: Recipe, source: Source, run: Run, new: bool) -> Tokenizer | None:
     """Of text: a run keeps its own, which begins as that of the run it starts from, or is trained on its data."""
-    if not reads_text(recipe):
+    if not has_words(recipe):
         return None
 
     def kept() -> str:

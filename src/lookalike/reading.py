@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from lookalike.data.captions import CaptionLoader, find_captioned
 from lookalike.data.loader import GIB, Loader, Loads
 from lookalike.data.source import Finder, Source, place_of
 from lookalike.data.text import find_text
 from lookalike.data.tokenizer import Reader, Tokenizer, texts_of
 from lookalike.models.hugging_face import HuggingFace
 from lookalike.models.text import Transformer
+from lookalike.models.towers import TwoTowers
+from lookalike.pretext.captions import Captions
 from lookalike.pretext.text import Pairs, SameSentence
 from lookalike.recipe import Recipe
 from lookalike.recipes import RECIPES
@@ -28,12 +32,19 @@ def reads_text(recipe: Recipe | str | None) -> bool:
     return recipe is not None and isinstance(recipe.pretext, SameSentence)
 
 
+def has_words(recipe: Recipe) -> bool:
+    """Whether a run of the recipe has a tokenizer."""
+    return isinstance(recipe.pretext, SameSentence | Captions)
+
+
 def finder(recipe: Recipe | str | None) -> Finder:
     """How the data of a recipe is opened."""
-    if not reads_text(recipe):
+    named = RECIPES[recipe](1 << 20, 32) if isinstance(recipe, str) and recipe in RECIPES else recipe
+    if not isinstance(named, Recipe):
         return place_of
-    named = RECIPES[recipe](1 << 20, 0) if isinstance(recipe, str) else recipe
-    return partial(find_text, pairs=named is not None and isinstance(named.pretext, Pairs))
+    if isinstance(named.pretext, Captions):
+        return find_captioned
+    return partial(find_text, pairs=isinstance(named.pretext, Pairs)) if reads_text(named) else place_of
 
 
 def refuse_text(recipe: Recipe, what: str) -> None:
@@ -46,7 +57,7 @@ def tokenizer_for(recipe: Recipe, source: Source) -> Tokenizer:
     """The tokenizer of a new run: that of its published encoder, else trained on the texts of ``source``."""
     if isinstance(recipe.model, HuggingFace):
         return Tokenizer(recipe.model.tokenizer())
-    if not isinstance(recipe.model, Transformer) or not isinstance(recipe.pretext, SameSentence):
+    if not isinstance(recipe.model, Transformer | TwoTowers) or not isinstance(recipe.pretext, SameSentence | Captions):
         raise Trouble(f"{recipe.name} reads no text")
     return Tokenizer.trained(_texts(source), recipe.model.vocabulary, recipe.pretext.lowercase)
 
@@ -58,8 +69,8 @@ def _texts(source: Source) -> Iterator[str]:
 
 
 def held_tokenizer(folder: Path, recipe: Recipe) -> Tokenizer | None:
-    """That of a run; None for pictures. Raises Trouble where text has none."""
-    if not reads_text(recipe):
+    """That of a run; None for pictures alone. Raises Trouble where text has none."""
+    if not has_words(recipe):
         return None
     try:
         return Tokenizer((folder / TOKENIZER).read_text("utf-8"))
@@ -78,9 +89,19 @@ def loader(
     on_bad: Callable[[Mapping[str, str]], None] = lambda _: None,
 ) -> Loads:
     """What reads the material of ``source``; ``budget``, ``workers`` and ``progress`` as Loader takes them."""
-    if tokenizer is None or not isinstance(recipe.pretext, SameSentence):
-        return Loader(source.at(recipe.canvas), budget, workers, max_bad, progress, on_bad)
-    known = recipe.model.vocabulary if isinstance(recipe.model, Transformer) else tokenizer.size
+    if isinstance(recipe.pretext, SameSentence):
+        return _reader(recipe, source, tokenizer, max_bad, progress, on_bad)
+    pictures = Loader(source.at(recipe.canvas), budget, workers, max_bad, progress, on_bad)
+    if not isinstance(recipe.pretext, Captions) or getattr(source, "texts", None) is None:
+        return pictures
+    return CaptionLoader(pictures, _reader(recipe, source, tokenizer))
+
+
+def _reader(recipe: Recipe, source: Source, tokenizer: Tokenizer | None, *told: Any) -> Reader:
+    """What reads text; ``told`` are the last arguments of Reader."""
+    assert tokenizer is not None
+    assert isinstance(recipe.pretext, SameSentence | Captions)
+    known = recipe.model.vocabulary if isinstance(recipe.model, Transformer | TwoTowers) else tokenizer.size
     if tokenizer.size > known:
         raise Trouble(f"{TOKENIZER} has {tokenizer.size} tokens and the model knows {known}: use its own", BAD_DATA)
-    return Reader(source, tokenizer, recipe.pretext.length, max_bad, progress, on_bad)
+    return Reader(source, tokenizer, recipe.pretext.length, *told)

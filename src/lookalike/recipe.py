@@ -12,17 +12,20 @@ from lookalike.learn.keys import EndToEnd, Momentum, Stored
 from lookalike.learn.labelled import Classes, CrossEntropy, Labelled
 from lookalike.learn.learner import Learner
 from lookalike.learn.objective import DCL, NCE, InfoNCE, SupCon
+from lookalike.learn.sides import QueueEach
 from lookalike.models.decoder import Decoder
 from lookalike.models.encoder import Encoder
 from lookalike.models.heads import MLP
 from lookalike.models.hugging_face import HuggingFace
 from lookalike.models.image import ResNet, SmallResNet, Timm
 from lookalike.models.text import Transformer
+from lookalike.models.towers import TwoTowers
 from lookalike.models.video import SmallVideoResNet, VideoResNet
 from lookalike.models.vit import ViT
 from lookalike.models.whitening import Whitening
 from lookalike.models.words import Words
 from lookalike.optimize import LARS, SGD, AdamW, Cosine, Muon, Steps
+from lookalike.pretext.captions import Captions
 from lookalike.pretext.image import OneView, TwoViews
 from lookalike.pretext.mask import Masked
 from lookalike.pretext.text import Cloze, Pairs, SameSentence
@@ -54,15 +57,17 @@ class Recipe:
     """What is learned, how, and for how long; two runs of one recipe on the same data and machine are equal."""
 
     name: str
-    pretext: TwoViews | OneView | Masked | TwoFrames | TwoClips | SameSentence | Pairs | Cloze
+    pretext: TwoViews | OneView | Masked | TwoFrames | TwoClips | SameSentence | Pairs | Cloze | Captions
     canvas: int = 256  # side in pixels at which pictures are kept before they are cropped
-    model: ResNet | SmallResNet | ViT | Timm | VideoResNet | SmallVideoResNet | Transformer | HuggingFace = ResNet()  # noqa: RUF009
+    model: (
+        ResNet | SmallResNet | ViT | Timm | VideoResNet | SmallVideoResNet | Transformer | HuggingFace | TwoTowers
+    ) = ResNet()  # noqa: RUF009
     head: MLP = MLP()  # noqa: RUF009
     whiten: bool = False  # the backbone ends in a map, fitted without labels, that decorrelates its features
     predictor: MLP | None = None  # between the query's head and the query (MoCo v3)
     reconstruction: Decoder | Words | None = None  # rebuilds what the query does not see (MAE, BERT)
     keys: Momentum | EndToEnd | Stored | Labelled | Alone = Momentum()  # noqa: RUF009
-    dictionary: Queue | InBatch | MemoryBank | Neighbours | Classes = Queue()  # noqa: RUF009
+    dictionary: Queue | InBatch | MemoryBank | Neighbours | QueueEach | Classes = Queue()  # noqa: RUF009
     objective: InfoNCE | DCL | SupCon | NCE | CrossEntropy = InfoNCE()  # noqa: RUF009
     optimizer: SGD | LARS | AdamW | Muon = SGD()  # noqa: RUF009
     schedule: Cosine | Steps = Steps()  # noqa: RUF009
@@ -94,7 +99,7 @@ class Recipe:
     def pictures(self) -> TwoViews:
         """The pretext of a recipe for pictures; raises Trouble for another, which what asks is not made for."""
         if not isinstance(self.pretext, TwoViews):
-            raise Trouble(f"{self.name} is for text, and this is made for pictures")
+            raise Trouble(f"{self.name} makes no two views of a picture, and this is made for pictures")
         return self.pretext
 
     def fitted(self, examples: int) -> Recipe:
@@ -185,6 +190,12 @@ def _of_kinds(recipe: Recipe) -> dict[str, bool]:
         ),
         "clips are for encoders of videos, and frames for encoders of pictures": (
             clips != isinstance(model, VideoResNet | SmallVideoResNet)
+        ),
+        "a picture and its caption go through two towers, which are for nothing else: model is TwoTowers": (
+            isinstance(pretext, Captions) != isinstance(model, TwoTowers)
+        ),
+        "a queue for each direction wants two: keys are Momentum, and symmetric": (
+            isinstance(recipe.dictionary, QueueEach) and recipe.keys.directions != 2
         ),
         "the two moments lie pretext.near to pretext.far seconds apart, from 0 on and the second not below the first": (
             isinstance(pretext, TwoFrames) and not 0 <= pretext.near <= pretext.farthest()

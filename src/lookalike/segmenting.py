@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from lookalike.data.example import Example
-from lookalike.data.masks import pairs
+from lookalike.data.masks import Scenes, pairs
 from lookalike.data.source import Data
-from lookalike.evaluate.segmentation import Classes, Confusion, Scores, Seen, Segmentation, fit, guesses
+from lookalike.evaluate.segmentation import Classes, Confusion, Scores, Seen, Segmentation, guesses, learning
+from lookalike.plain import to_plain
 from lookalike.trained import Progress, Trained, silent
+from lookalike.tuning import Fit, carried_out, weights_of
 
 _SHOWN = 400  # px of the canvases of photos that are given back
 
@@ -26,9 +30,18 @@ class Segmented(NamedTuple):
 
 
 def segmented(
-    trained: Trained, data: Data, spec: Segmentation, seed: int = 0, progress: Progress = silent, keep: int = 0
+    trained: Trained,
+    data: Data,
+    spec: Segmentation,
+    seed: int = 0,
+    progress: Progress = silent,
+    keep: int = 0,
+    folder: Path | None = None,
 ) -> Segmented:
-    """Tune a copy of the backbone to the reference's masks and ask the queries; ``keep`` of them are given back."""
+    """Tune a copy of the backbone to the reference's masks and ask the queries; ``keep`` of them are given back.
+
+    With ``folder`` the fit is kept there, and the same call goes on where it was stopped. Raises Trouble.
+    """
     found = pairs(str(data))
     view, precision = trained.recipe.pictures.first, trained.recipe.precision
 
@@ -36,13 +49,23 @@ def segmented(
         return lambda done, total: progress(what, done, total)
 
     classes = Classes.of(found.reference, spec.void, told("reading masks"))
-    model = fit(spec, trained.encoder, found.reference, classes, view, seed, precision, told("tuning"))
+    learns = learning(spec, trained.encoder, found.reference, classes, view, seed, precision)
+    start, data = weights_of(trained.encoder.backbone), digest(found.reference, classes)
+    marks = {"spec": to_plain(spec), "seed": seed, "start": start, "data": data}
+    carried_out(Fit(learns.model, learns.optimizer, spec.steps, learns.losses), folder, marks, told("tuning"))
+    model = learns.model
     confusion, seen = Confusion(classes, spec.void), list[tuple[Seen, Example]]()
     for one in guesses(spec, model, found.query, classes, view, precision, told("asking")):
         confusion.add(one.truth, one.guess)
         if len(seen) < keep:
             seen.append((one, found.query.source.at(_SHOWN)[one.row]))
     return Segmented(confusion.scores(), classes, len(found.reference), len(found.query), found.unmasked, seen)
+
+
+def digest(scenes: Scenes, classes: Classes) -> str:
+    """Of the photos and masks that are learned from, by name, and of what the masks hold."""
+    names = repr((list(scenes.source.paths), list(scenes.masks), classes.ids))
+    return hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def segment(trained: Trained, data: Data, settings: Segmentation, seed: int, progress: Progress) -> dict[str, float]:

@@ -12,7 +12,7 @@ from lookalike.data.files import TEST, TRAIN, VALIDATION
 from lookalike.data.rows import Rows
 from lookalike.data.source import EVERYTHING, Data, Source, open_source, splits_of
 from lookalike.data.text import find_text
-from lookalike.dist import autocast, device, moved
+from lookalike.devices import autocast, device, moved
 from lookalike.evaluate.embed import Layer, embed
 from lookalike.pretext.text import SameSentence, plain
 from lookalike.trained import Trained, whiten_untrained

@@ -18,7 +18,7 @@ from lookalike.data.film import filmed
 from lookalike.data.loader import Loads
 from lookalike.data.order import Order
 from lookalike.data.windows import order_of
-from lookalike.dist import autocast, device, moved, placed
+from lookalike.devices import autocast, device, moved, placed
 from lookalike.learn.learner import Learner, Outcome
 from lookalike.memory import keep_freed
 from lookalike.pace import Due, Timed, Waiting

@@ -17,7 +17,7 @@ from lookalike.data.film import filmed, pieces
 from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, Rows, Source, reference_and_query, splits_of
 from lookalike.data.tokenizer import Tokenizer
-from lookalike.dist import autocast, device, moved, placed
+from lookalike.devices import autocast, device, moved, placed
 from lookalike.evaluate.embed import Layer, embed, means, settle
 from lookalike.models.encoder import Encoder
 from lookalike.reading import finder, held_tokenizer, loader

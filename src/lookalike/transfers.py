@@ -33,7 +33,8 @@ def segment(command: Segment) -> dict[str, object]:
     given = {name: getattr(command, name) for name in ("steps", "batch", "size", "crop", "stride", "width", "lr")}
     spec = Segmentation(**given, group=command.batch, void=command.void)
     with Screen("segment") as screen:
-        found = segmented(trained, command.data, spec, command.seed, screen.work, _SHOWN if command.page else 0)
+        keep, folder = _SHOWN if command.page else 0, Path(command.out) if command.out else None
+        found = segmented(trained, command.data, spec, command.seed, screen.work, keep, folder)
         if found.unmasked:
             screen.say(f"{len(found.unmasked)} photos have no mask and are left out, first {found.unmasked[0]}")
         words = (

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 USAGE, BAD_DATA, IO, LOCKED = 2, 65, 74, 75
 
 
@@ -11,3 +14,10 @@ class Trouble(Exception):
     def __init__(self, message: str, code: int = USAGE) -> None:
         super().__init__(message)
         self.code = code
+
+
+def meant(word: str, names: Iterable[str], otherwise: str | None = None) -> str:
+    """What is said to somebody who wrote ``word``: the nearest of ``names``, else ``otherwise``, else all of them."""
+    there = list(names)
+    near = difflib.get_close_matches(word, there, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else otherwise or f"there are {', '.join(there)}"

@@ -54,7 +54,24 @@ class Tokens(NamedTuple):
     lengths: Tensor
 
 
-Material = Canvases | Tokens
+class Captioned(NamedTuple):
+    """Pictures with what is said of them: the fields of Canvases, then those of Tokens, V captions a picture."""
+
+    pixels: Tensor
+    sizes: Tensor
+    tokens: Tensor
+    lengths: Tensor
+
+    def canvases(self) -> Canvases:
+        """The pictures alone."""
+        return Canvases(self.pixels, self.sizes)
+
+    def said(self) -> Tokens:
+        """The captions alone."""
+        return Tokens(self.tokens, self.lengths)
+
+
+Material = Canvases | Tokens | Captioned
 """What a loader reads and a pretext makes views of: of each kind of data its own, B rows of each tensor."""
 
 PAD, FIRST, MASK = range(3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
@@ -27,7 +26,7 @@ from lookalike.recipe import Length, Recipe
 from lookalike.report.comparison import markdown
 from lookalike.screen import Screen
 from lookalike.trained import embed_data, load, write_embeddings
-from lookalike.trouble import Trouble
+from lookalike.trouble import Trouble, meant
 
 _FIELDS = [field.name for field in fields(Recipe)]
 
@@ -60,8 +59,7 @@ def refuse_unknown(command: object, rest: Sequence[str], others: Iterable[str] =
     if rest:
         names = [*(field.name for field in fields(command)), *others]  # type: ignore[arg-type]
         known = [f"--{name.replace('_', '-')}" for name in names]
-        near = difflib.get_close_matches(rest[0].split("=")[0], known, n=1, cutoff=0.5)
-        raise Trouble(f"unknown argument {rest[0]!r}; " + (f"did you mean {near[0]}?" if near else "see --help"))
+        raise Trouble(f"unknown argument {rest[0]!r}; {meant(rest[0].split('=')[0], known, 'see --help')}")
 
 
 def overrides(command: Pretrain | Preview, rest: Sequence[str]) -> list[tuple[str, str]]:
@@ -132,6 +130,8 @@ def compare(command: Compare, rest: Sequence[str]) -> int:
     at_least(command, trials=1)
     if not command.runs:
         raise Trouble("name a run at least: lookalike compare RUN... --on DATA --task knn")
+    if dist.started() > 1:
+        raise Trouble("compare runs in one process: leave out torchrun")
     settings = settings_of(command, rest)
     wanted = comparing.asked(
         command.runs, command.on, command.task, settings, command.trials, command.weights, Path(command.out)

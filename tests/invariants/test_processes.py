@@ -21,7 +21,7 @@ from lookalike.learn.objective import DCL, InfoNCE
 from lookalike.models.heads import MLP
 from lookalike.models.image import SmallResNet
 from lookalike.models.vit import ViT
-from lookalike.optimize import SGD
+from lookalike.optimize import SGD, Muon
 from lookalike.pretext.mask import Masked
 from lookalike.recipe import Recipe, uneven
 from lookalike.recipes import RECIPES
@@ -69,7 +69,8 @@ def cases() -> dict[str, Recipe]:
             base, keys=EndToEnd(False), dictionary=InBatch(), head=MLP((16, 8), norm="all"), objective=InfoNCE(0.5)
         ),
     }
-    return {name: miniature(recipe) for name, recipe in named.items()}
+    made = {name: miniature(recipe) for name, recipe in named.items()}
+    return made | {"matrices that ranks share out": replace(made["small"], optimizer=Muon())}
 
 
 CASES = cases()

@@ -131,6 +131,14 @@ class Sts(Frozen):
     """Which part of the data to ask instead."""
 
 
+@dataclass(frozen=True)
+class Captions(Measured):
+    """How often a picture finds one of its captions, and a caption its picture: recall at 1, 5 and 10.
+
+    Test (else val, else a fifth) of a folder of pictures with captions; for a run of moco_captions.
+    """
+
+
 Evaluation = (
     Annotated[Knn, subcommand("knn")]
     | Annotated[Probe, subcommand("probe")]
@@ -139,6 +147,7 @@ Evaluation = (
     | Annotated[Clusters, subcommand("clusters")]
     | Annotated[Finetune, subcommand("finetune")]
     | Annotated[Sts, subcommand("sts")]
+    | Annotated[Captions, subcommand("captions")]
 )
 
 

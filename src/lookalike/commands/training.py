@@ -37,14 +37,15 @@ class Pretrain:
     them; a prepared cache; hub:owner/name; an address such as s3://bucket/folder; or the name: digits. For a recipe for
     text: lines of a .txt, a .csv, .tsv or .parquet (FILE:COLUMN names one, FILE:FIRST,SECOND two), a folder of them.
     Videos: files as pictures are; frames:FOLDER, a folder of frames each; strips:FOLDER, frames side by side in a
-    picture each; frames@12.5:FOLDER where they are not 25 a second."""
+    picture each; frames@12.5:FOLDER where they are not 25 a second. Captions: a folder of pictures with captions.csv
+    (image, caption) or COCO's captions_*.json."""
     out: Annotated[str, shown("RUN")]
     """Folder for the run: recipe.json, metrics.jsonl, checkpoints/."""
     recipe: Annotated[str | None, shown("NAME")] = None
     """Pictures: small, moco_v1, moco_v2, moco_v3, moco_cifar, simclr, nnclr, instdisc, supcon, masked_moco, mae, tiny;
     small_simclr and so on are twins for a processor. Text: mlm, simcse, moco_text, text_pairs, simcse_bert. Videos:
     video_moco (two frames), video_moco_clips and video_moco_r3d (two clips). By default
-    small, or moco_v2 with a GPU and much data."""
+    small, or moco_v2 with a GPU and much data. Pictures with captions: moco_captions."""
     minutes: Annotated[float | None, shown("M")] = None
     """Train until about so long from now, decoding included: the number of steps is fixed from the speed of the first
     ones. By default the length that the recipe names, which for small is 10 minutes."""

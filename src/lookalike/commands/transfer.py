@@ -37,6 +37,8 @@ class Segment(Measured):
     """The learning rate, a tenth from 0.7 of the steps on and a hundredth from 0.9."""
     seed: int = 0
     """What is drawn: the head, the order, the crops."""
+    out: str | None = None
+    """Keep the fit in this folder; the same command continues what was interrupted."""
     page: Annotated[str | None, shown("FILE")] = None
     """Write an HTML page with pictures, masks, and what the network says."""
 

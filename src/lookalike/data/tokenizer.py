@@ -125,7 +125,11 @@ def texts_of(source: Source) -> TextsOf:
     """The texts of each row of a source of text; raises Trouble for another."""
     found: TextsOf | None = getattr(source, "texts", None)
     if found is None:
-        raise Trouble("a recipe for text wants text: .txt, .csv, .tsv or .parquet, or a list of strings", BAD_DATA)
+        raise Trouble(
+            "no text in this data: a recipe for text wants .txt, .csv, .tsv or .parquet, or a list of strings; one for "
+            "captions a folder of pictures with captions.csv (image, caption) or COCO's captions_*.json",
+            BAD_DATA,
+        )
     return found
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lookalike.data.loader import Loader
 from lookalike.data.order import Order
-from lookalike.dist import moved
+from lookalike.devices import moved
 from lookalike.evaluate.embed import evaluating
 from lookalike.evaluate.probe import Linear
 from lookalike.models.encoder import Encoder

@@ -15,7 +15,7 @@ from lookalike.data.decode import Unreadable
 from lookalike.data.loader import Loader
 from lookalike.data.masks import MOST, Scenes
 from lookalike.data.order import Order
-from lookalike.dist import autocast, device, moved, placed
+from lookalike.devices import autocast, device, moved, placed
 from lookalike.evaluate.embed import evaluating
 from lookalike.models.dense import Segmenter
 from lookalike.models.encoder import Encoder
@@ -55,6 +55,11 @@ class Segmentation:
     decay: float = 1e-4
     drops: tuple[float, ...] = (0.7, 0.9)
     void: tuple[int, ...] = (255,)  # numbers in masks that are no class
+
+    @property
+    def asked(self) -> int:
+        """Pixels of a crop, a side, at which the loss is taken."""
+        return max(1, self.crop // _COARSER)
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, from 0."""
@@ -117,44 +122,60 @@ def loader_of(scenes: Scenes, spec: Segmentation) -> Loader:
     return Loader(scenes.source.at(round(_FINER * spec.size)), max_bad=1.0)
 
 
-def fit(
-    spec: Segmentation,
-    encoder: Encoder,
-    scenes: Scenes,
-    classes: Classes,
-    view: ImageView,
-    seed: int,
-    precision: str,
-    progress: Callable[[int, int], None] = lambda *_: None,
-) -> Segmenter:
-    """Tuned to ``scenes``; nothing of ``encoder`` changes. ``view`` says how pixels are normalised."""
+class Learning(NamedTuple):
+    """A segmenter that learns from ``scenes``; ``view`` says how pixels are normalised."""
+
+    spec: Segmentation
+    model: Segmenter
+    optimizer: torch.optim.Optimizer
+    scenes: Scenes
+    classes: Classes
+    view: ImageView
+    seed: int
+    precision: str
+
+    def losses(self, done: int) -> Iterator[float]:
+        """Each next one is a step that was taken, from ``done`` on: a function of the seed and the step."""
+        spec, loader = self.spec, loader_of(self.scenes, self.spec)
+        order = Order(len(loader), batch_of(spec, self.scenes), self.seed)
+        self.model.train()
+        steps = range(done, spec.steps)
+        for step, (rows, canvases) in zip(steps, loader.batches(map(order.rows, steps))):
+            for group in self.optimizer.param_groups:
+                group["lr"] = spec.rate(step)
+            boxes, flip = crops(spec, canvases.sizes, uniforms(self.seed, order.epoch(step), rows, _DRAWS, 4))
+            # Another photo stands in the place of one that cannot be read.
+            masks = [None if row in loader.bad_rows else readable(self.scenes, row) for row in rows.tolist()]
+            truth = [
+                cut(mask, self.classes.table, size, box, turned, spec.asked)
+                for mask, size, box, turned in zip(masks, canvases.sizes, boxes, flip.tolist())
+            ]
+            yield self._step(photos(moved(canvases), boxes, flip, spec.crop, self.view), torch.stack(truth))
+
+    def _step(self, pixels: Tensor, truth: Tensor) -> float:
+        with autocast(self.precision, device()):
+            logits = self.model(pixels, (self.spec.asked, self.spec.asked))
+        loss = mean_loss(logits, truth.to(logits.device))
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return float(loss.detach())
+
+
+def learning(
+    spec: Segmentation, encoder: Encoder, scenes: Scenes, classes: Classes, view: ImageView, seed: int, precision: str
+) -> Learning:
+    """From ``encoder``, of which nothing changes; raises Trouble."""
     if not classes.ids:
         raise Trouble("every pixel of the masks is void: there is no class to learn; see --void", BAD_DATA)
-    loader = loader_of(scenes, spec)
-    order = Order(len(loader), min(spec.batch, len(loader)), seed)
-    model = placed(begun(spec, encoder, len(classes.ids), order.batch, seed)).train()
+    model = placed(begun(spec, encoder, len(classes.ids), batch_of(spec, scenes), seed))
     optimizer = torch.optim.SGD(model.parameters(), spec.lr, spec.momentum, weight_decay=spec.decay)
-    asked = max(1, spec.crop // _COARSER)
-    rows_of_steps = (order.rows(step) for step in range(spec.steps))
-    for step, (rows, canvases) in enumerate(loader.batches(rows_of_steps)):
-        for group in optimizer.param_groups:
-            group["lr"] = spec.rate(step)
-        boxes, flip = crops(spec, canvases.sizes, uniforms(seed, order.epoch(step), rows, _DRAWS, 4))
-        truth = torch.stack(
-            [
-                # Another photo stands in the place of one that cannot be read.
-                cut(None if row in loader.bad_rows else readable(scenes, row), classes.table, size, box, turned, asked)
-                for row, size, box, turned in zip(rows.tolist(), canvases.sizes, boxes, flip.tolist())
-            ]
-        )
-        with autocast(precision, device()):
-            logits = model(photos(moved(canvases), boxes, flip, spec.crop, view), (asked, asked))
-        loss = mean_loss(logits, truth.to(logits.device))
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        progress(step + 1, spec.steps)
-    return model
+    return Learning(spec, model, optimizer, scenes, classes, view, seed, precision)
+
+
+def batch_of(spec: Segmentation, scenes: Scenes) -> int:
+    """Photos a step: no more than there are."""
+    return min(spec.batch, len(scenes))
 
 
 def begun(spec: Segmentation, encoder: Encoder, classes: int, batch: int, seed: int) -> Segmenter:

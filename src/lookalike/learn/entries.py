@@ -42,8 +42,12 @@ class Dictionary(nn.Module, ABC):
         Each rank asks for its own share of the batch.
         """
 
+    def side(self, direction: int) -> Dictionary:
+        """What the queries of a direction ask: 0 where first views ask for second ones, 1 the other way round."""
+        return self
+
     def absorb(self, query: Tensor, key: Tensor, index: Tensor) -> None:
-        """Take in what a step made on all ranks, in the global order; called once, after the optimizer step."""
+        """Take in what a step made on all ranks, direction by direction in the global order, after the optimizer."""
 
     def shards(self) -> dict[str, Shard]:
         """Those tensors of the state of which this rank holds a part only."""

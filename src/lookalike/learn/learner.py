@@ -82,7 +82,7 @@ class Learner(nn.Module):
         tokens = self.encoder.tokens(**batch.first) if self.reconstruction is not None else None
         pairs = self.keys.pairs(Asker(self.encoder, self.predictor, batch.first, tokens), batch, made)
         index = self._alike(batch.index)
-        entries = [self.dictionary.look_up(query, key, index) for query, key in pairs]
+        entries = [self.dictionary.side(n).look_up(query, key, index) for n, (query, key) in enumerate(pairs)]
         losses = [self.objective(query, found) for (query, _), found in zip(pairs, entries)]
         if self.reconstruction is None:
             return Outcome(torch.stack(losses).sum(), pairs, entries)

@@ -22,6 +22,8 @@ class SameSentence(OwnRow):
     generator, so it depends neither on the batch nor on the process.
     """
 
+    things = "texts"
+
     length: int = 32  # tokens of a text that are read, the one that all begin with included
     lowercase: bool = True
     drop: float = 0.0  # share of tokens that a view leaves out

@@ -29,6 +29,8 @@ class TwoFrames(TwoViews):
     the end is taken that is farther away.
     """
 
+    things = "frames"
+
     near: float = 0.0
     far: float | None = 1.0  # None: anywhere in the video
 
@@ -72,6 +74,8 @@ class TwoClips(TwoFrames):
     A clip begins at its moment, or earlier where the video ends; a video that is shorter than a clip ends in its last
     frame, again and again. Encoders see (B, 3, frames, S, S).
     """
+
+    things = "clips"
 
     far: float | None = None
     frames: int = 8

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 
 from lookalike.recipe import Recipe
+from lookalike.recipes.captions import moco_captions
 from lookalike.recipes.digits import digits
 from lookalike.recipes.family import FAMILY, small_moco_v3, twin_of
 from lookalike.recipes.images import moco_cifar, moco_v1, moco_v2, small
@@ -13,7 +13,7 @@ from lookalike.recipes.masked import MASKED, small_mae
 from lookalike.recipes.text import TEXT
 from lookalike.recipes.tiny import tiny
 from lookalike.recipes.video import video_moco, video_moco_clips, video_moco_r3d
-from lookalike.trouble import Trouble
+from lookalike.trouble import Trouble, meant
 
 RECIPES: dict[str, Callable[[int, int], Recipe]] = {
     **{
@@ -23,7 +23,7 @@ RECIPES: dict[str, Callable[[int, int], Recipe]] = {
     **{f"small_{recipe.__name__}": twin_of(recipe) for recipe in (moco_v1, moco_v2, *FAMILY, *MASKED)},
     "small_moco_v3": small_moco_v3,
     "small_mae": small_mae,
-    **{recipe.__name__: recipe for recipe in (video_moco, video_moco_clips, video_moco_r3d)},
+    **{recipe.__name__: recipe for recipe in (video_moco, video_moco_clips, video_moco_r3d, moco_captions)},
 }
 """Each is called with the number of examples and the side of the pictures in pixels, 0 for text."""
 
@@ -31,7 +31,5 @@ RECIPES: dict[str, Callable[[int, int], Recipe]] = {
 def recipe_named(name: str, examples: int, side: int) -> Recipe:
     """The recipe of that name for this data; an unknown name is refused with the nearest one."""
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(RECIPES)}"
-        raise Trouble(f"unknown recipe {name!r}; {hint}")
+        raise Trouble(f"unknown recipe {name!r}; {meant(name, RECIPES)}")
     return RECIPES[name](examples, side)

@@ -1,0 +1,151 @@
+"""Pictures with what people say of them: a folder that holds pictures and files of captions.
+
+Such a file has "caption" in its name: COCO's .json, or a .csv or .tsv with the columns ``image`` and ``caption``, a
+line for each caption. A file's name finds a picture of the folder or none, never a path outside of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lookalike.data.annotations.pictures import Pictures
+from lookalike.data.decode import SUFFIXES
+from lookalike.data.disk import Local
+from lookalike.data.files import Listing, Names, by_split, folder_split, listed
+from lookalike.data.fingerprint import Stamps, regular, stamps_of_files
+from lookalike.data.images import Images
+from lookalike.data.loader import Loaded, Loader
+from lookalike.data.rows import Rows
+from lookalike.data.source import Data, place_of
+from lookalike.data.texts import decoded, rows_of
+from lookalike.data.tokenizer import Reader
+from lookalike.trouble import BAD_DATA, Trouble
+from lookalike.types import Captioned
+
+MOST = 8  # captions of a picture that are read
+Said = Iterable[tuple[str, str]]
+"""Names of pictures, each with one caption."""
+
+
+class CaptionedImages(Images):
+    """The captioned pictures of a folder, with as many captions each as the picture that has most: few ones repeat."""
+
+    def __init__(self, root: Path, captions: dict[str, list[str]], unlisted: dict[str, str], tables: list[str]) -> None:
+        """``captions`` by path below ``root``; ``tables`` are the files that hold them, below ``root`` too."""
+        super().__init__(root, Listing(sorted(captions), 0, unlisted), None, 32)
+        width = max(map(len, captions.values()))
+        said = [captions[path] for path in self.files]
+        self._texts = [Names(texts[i % len(texts)] for texts in said) for i in range(width)]
+        self._tables = tables
+
+    def texts(self, row: int) -> tuple[str, ...]:
+        """The captions of one picture."""
+        return tuple(texts[row] for texts in self._texts)
+
+    def stamps(self) -> Stamps:
+        """Names, sizes and content of the pictures and of the files of captions."""
+        return stamps_of_files(partial(regular, self.root), [*self.files, *self._tables])
+
+
+class Album:
+    """A folder with captions, read once."""
+
+    def __init__(self, pictures: CaptionedImages) -> None:
+        self._pictures = pictures
+        self._splits = by_split(list(pictures.files), folder_split)
+
+    @property
+    def splits(self) -> list[str]:
+        """Which of train, validation and test exist."""
+        return list(self._splits)
+
+    def rows(self, split: str | None, side: int) -> CaptionedImages | Rows:
+        """One split, or everything."""
+        whole = self._pictures.at(side)
+        if split is None:
+            return whole
+        wanted = set(self._splits[split])
+        return Rows(whole, torch.tensor([row for row, path in enumerate(whole.files) if path in wanted]))
+
+
+def find_captioned(data: Data) -> Any:
+    """The captioned pictures of a folder; the pictures of whatever has no captions. Raises Trouble."""
+    if not isinstance(data, str | Path) or not Path(data).is_dir():
+        return place_of(data)
+    root = Path(data)
+    tables = [path for path in listed(root, (".json", ".csv", ".tsv")).files if "caption" in Path(path).name.lower()]
+    return Album(_read(root, tables)) if tables else place_of(data)
+
+
+def _read(root: Path, tables: list[str]) -> CaptionedImages:
+    """Everything that the files of captions say of pictures that are there; raises Trouble where that is nothing."""
+    pictures = Pictures(root)
+    captions: dict[str, list[str]] = {}
+    for table in tables:
+        for name, text in _coco(root / table) if table.endswith(".json") else _table(root, table):
+            path = pictures.find(name, table)
+            if path is not None and len(captions.setdefault(path, [])) < MOST:
+                captions[path].append(text)
+    if not captions:
+        raise Trouble(f"{root}: no file of captions names a picture in it, of {', '.join(tables[:3])}", BAD_DATA)
+    without = {path: "no caption" for path in pictures.paths if path not in captions}
+    return CaptionedImages(root, captions, listed(root, SUFFIXES).unreadable | without, tables)
+
+
+def _coco(file: Path) -> Said:
+    """Those of COCO's captions_*.json; raises Trouble."""
+    try:
+        held = json.loads(file.read_bytes())
+    except OSError as error:
+        raise Trouble(f"{file}: {error.strerror}; check its permissions", BAD_DATA) from None
+    except (ValueError, RecursionError) as error:
+        raise Trouble(f"{file}: no JSON that can be read ({str(error)[:100]}); fetch it again", BAD_DATA) from None
+    parts = [held.get(part) for part in ("images", "annotations")] if isinstance(held, dict) else []
+    if not parts or not all(isinstance(part, list) for part in parts):
+        raise Trouble(f"{file}: it has no lists of images and annotations, as COCO's files of captions have", BAD_DATA)
+    images, annotations = ([one for one in part if isinstance(one, dict)] for part in parts)  # type: ignore[union-attr]
+    names = {str(one.get("id")): one.get("file_name") for one in images}
+    return _spoken((names.get(str(one.get("image_id"))), one.get("caption")) for one in annotations)
+
+
+def _table(root: Path, table: str) -> Said:
+    """Those of a .csv or .tsv; raises Trouble."""
+    rows = rows_of(Local(root), table, ("image", "caption"))
+    return _spoken(row.texts for row in rows if len(row.texts) == 2 and row.bad is None)
+
+
+def _spoken(pairs: Iterable[Any]) -> Iterator[tuple[str, str]]:
+    """Pairs of a name and a text; what is neither is left out, and a text is cut as a line of a file would be."""
+    for name, text in pairs:
+        if isinstance(name, str) and isinstance(text, str):
+            said = decoded(text.encode("utf-8", "replace")[: 1 << 14])
+            if said and "\0" not in said:
+                yield name, said
+
+
+class CaptionLoader:
+    """Batches of pictures with their captions; the one that stands in for a bad picture brings its own."""
+
+    def __init__(self, pictures: Loader, said: Reader) -> None:
+        self._pictures, self._said = pictures, said
+        self.source, self.bad, self.bad_rows = pictures.source, pictures.bad, pictures.bad_rows
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def batches(self, rows_of_steps: Iterable[Tensor]) -> Generator[Loaded[Captioned], None, None]:
+        """The material of each step's rows (B,), in order. Raises Trouble."""
+        for rows, canvases in self._pictures.batches(rows_of_steps):
+            said = next(self._said.batches([self.shown(rows)])).material
+            yield Loaded(rows, Captioned(*canvases, *said))
+
+    def shown(self, rows: Tensor) -> Tensor:
+        """The rows (B,) whose pictures stand in a batch that was asked for ``rows``."""
+        return self._pictures.shown(rows)
