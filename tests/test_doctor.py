@@ -140,6 +140,18 @@ def test_data_that_cannot_be_trained_on_is_reported_all_the_same(tmp_path: Path)
     assert [path.name for path in found.write(tmp_path / "doctor")] == ["bad_files.csv"]
 
 
+def test_frames_of_one_video_are_no_duplicates_and_two_equal_videos_are(tmp_path: Path) -> None:
+    for video, seed in (("a", 1), ("b", 2)):
+        (tmp_path / "films" / video).mkdir(parents=True)
+        for frame in range(3):
+            photo(seed).save(tmp_path / "films" / video / f"{frame}.png")
+    once = examine(f"frames:{tmp_path / 'films'}", None, 0, timed=False)
+    assert (once.exact, once.alike) == ([], [])
+    shutil.copytree(tmp_path / "films" / "a", tmp_path / "films" / "again")
+    twice = examine(f"frames:{tmp_path / 'films'}", None, 0, timed=False)
+    assert [len(group) for group in twice.exact] == [6]
+
+
 def test_the_commands(say: Callable[..., Said], album: Path, tmp_path: Path) -> None:
     code, out, err = say("doctor", album, "--out", tmp_path / "d", "--json", tmp_path / "d.json", "--workers", 0)
     assert (code, err) == (0, "")

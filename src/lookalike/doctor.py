@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lookalike.data.film import video_of
 from lookalike.data.source import EVERYTHING, Data, Source, open_source, splits_of
 from lookalike.data.survey import Survey, joined, largest, near, same, survey
 from lookalike.planned import Training, planned
@@ -200,6 +201,7 @@ def examine(data: Data, split: str | None, workers: int = 2, timed: bool = True,
 
         parts.append(survey(source, workers, more))
     found = joined(parts)
+    paths = [path for source in splits.values() for path in source.paths]
     training, refused = None, None
     try:
         training = planned(data, split, timed, workers)
@@ -209,11 +211,16 @@ def examine(data: Data, split: str | None, workers: int = 2, timed: bool = True,
         str(data) if isinstance(data, str | os.PathLike) else type(data).__name__,
         splits,
         found,
-        same(found.content, found.good),
-        near(found, found.good),
+        _apart(same(found.content, found.good), paths),
+        _apart(near(found, found.good), paths),
         training,
         refused,
     )
+
+
+def _apart(groups: Sequence[list[int]], paths: Sequence[str]) -> list[list[int]]:
+    """Without groups that lie in one video: its frames are alike by nature."""
+    return [group for group in groups if len({video_of(paths[row]) for row in group}) > 1]
 
 
 def _spread(values: npt.NDArray[np.int64]) -> dict[str, int]:

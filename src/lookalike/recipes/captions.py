@@ -32,6 +32,6 @@ def moco_captions(examples: int = 50_000, side: int = 224) -> Recipe:
         whiten=False,
         keys=Momentum(0.99, symmetric=True, shuffle=False),  # a text's query has no statistics that a key could leak by
         dictionary=QueueEach(4096),
-        optimizer=AdamW(lr=1e-3),
+        optimizer=AdamW(lr=6e-4 * 256 / base.batch),  # 6e-4 a step whatever the batch: less does not learn
         checkups=0,
     ).fitted(examples)
