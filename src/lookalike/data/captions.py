@@ -6,7 +6,6 @@ line for each caption. A file's name finds a picture of the folder or none, neve
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lookalike.data.annotations.coco import lists_of
 from lookalike.data.annotations.pictures import Pictures
 from lookalike.data.decode import SUFFIXES
 from lookalike.data.disk import Local
@@ -101,16 +101,7 @@ def _read(root: Path, tables: list[str]) -> CaptionedImages:
 
 def _coco(file: Path) -> Said:
     """Those of COCO's captions_*.json; raises Trouble."""
-    try:
-        held = json.loads(file.read_bytes())
-    except OSError as error:
-        raise Trouble(f"{file}: {error.strerror}; check its permissions", BAD_DATA) from None
-    except (ValueError, RecursionError) as error:
-        raise Trouble(f"{file}: no JSON that can be read ({str(error)[:100]}); fetch it again", BAD_DATA) from None
-    parts = [held.get(part) for part in ("images", "annotations")] if isinstance(held, dict) else []
-    if not parts or not all(isinstance(part, list) for part in parts):
-        raise Trouble(f"{file}: it has no lists of images and annotations, as COCO's files of captions have", BAD_DATA)
-    images, annotations = ([one for one in part if isinstance(one, dict)] for part in parts)  # type: ignore[union-attr]
+    images, annotations = lists_of(file, "images", "annotations")
     names = {str(one.get("id")): one.get("file_name") for one in images}
     return _spoken((names.get(str(one.get("image_id"))), one.get("caption")) for one in annotations)
 

@@ -31,7 +31,7 @@ class _File:
     def __init__(self, pictures: Pictures, file: Path, name: str) -> None:
         self.pictures, self.file, self.name = pictures, file, name
         self.dropped = pictures.dropped
-        self.images, self.annotations, self.categories = _parts(file)
+        self.images, self.annotations, self.categories = lists_of(file, "images", "annotations", "categories")
 
     def read(self, stated: Stated) -> list[str]:
         """The paths of its pictures."""
@@ -85,17 +85,18 @@ class _File:
         )
 
 
-def _parts(file: Path) -> tuple[list[dict[str, Any]], ...]:
-    """Images, annotations and categories; raises Trouble."""
+def lists_of(file: Path, *names: str) -> tuple[list[dict[str, Any]], ...]:
+    """The lists of objects that a file of COCO's holds by these names; raises Trouble."""
     try:
         found = json.loads(file.read_bytes())
     except OSError as error:
         raise Trouble(f"{file}: {error.strerror}; check its permissions", BAD_DATA) from None
     except (ValueError, RecursionError) as error:
         raise Trouble(f"{file}: no JSON that can be read ({str(error)[:100]}); fetch it again", BAD_DATA) from None
-    parts = [found.get(name) for name in ("images", "annotations", "categories")] if isinstance(found, dict) else []
+    parts = [found.get(name) for name in names] if isinstance(found, dict) else []
     if not parts or not all(isinstance(part, list) for part in parts):
-        raise Trouble(f"{file}: it has no lists of images, annotations and categories, as COCO's files have", BAD_DATA)
+        wanted = f"{', '.join(names[:-1])} and {names[-1]}"
+        raise Trouble(f"{file}: it has no lists of {wanted}, as COCO's files have", BAD_DATA)
     return tuple([one for one in part if isinstance(one, dict)] for part in parts)  # type: ignore[union-attr]
 
 
