@@ -15,7 +15,7 @@ from lookalike.checkup import Checkup
 from lookalike.data.fingerprint import Change, changes, from_table, stamps_of, to_table
 from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, Source, native_side, open_source, reference_and_query
-from lookalike.data.tokenizer import Tokenizer
+from lookalike.data.tokenizer import Tokenizer, texts_of
 from lookalike.devices import device
 from lookalike.learn.labelled import Labelled
 from lookalike.plain import from_plain, override, to_plain
@@ -199,6 +199,7 @@ def tokens(asked: Asked, recipe: Recipe, source: Source, run: Run, new: bool) ->
     """Of text: a run keeps its own, which begins as that of the run it starts from, or is trained on its data."""
     if not has_words(recipe):
         return None
+    texts_of(source)  # raises where there are none, before anything is written
 
     def kept() -> str:
         folder = run.folder if not new else asked.init_from

@@ -143,6 +143,18 @@ def test_a_killed_run_ends_as_one_that_never_was(moment: Moment, forks: Forks, t
     assert digest(disturbed) == digest(undisturbed)
 
 
+def test_a_run_of_captions_wants_them_also_where_another_run_has_the_tokens(forks: Forks, tmp_path: Path) -> None:
+    data, run = album(tmp_path / "album"), tmp_path / "run"
+    assert forks.run(command(data, run)).code == 0
+    for table in data.glob("*.csv"):
+        table.unlink()
+    for more in ((), ("--init-from", run)):
+        ended = forks.run([*command(data, tmp_path / "other"), *more])
+        assert ended.code == 65
+        assert "no text in this data" in ended.errors
+        assert ended.errors.count("\n") == 1
+
+
 def test_captions_find_pictures_of_their_colour(forks: Forks, tmp_path: Path) -> None:
     """From folder to recall on pictures that were not trained on: a caption names one of four colours."""
     data, run = album(tmp_path / "album", 160), tmp_path / "run"
