@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from lookalike.pretraining import pretrain
     from lookalike.recipe import Recipe
     from lookalike.recipes import RECIPES, recipe_named
+    from lookalike.searching import search
     from lookalike.trained import embed_data as embed
     from lookalike.trained import load
     from lookalike.trouble import Trouble
 
     __version__: str
 
-__all__ = ["RECIPES", "Recipe", "Trouble", "__version__", "embed", "load", "pretrain", "recipe_named"]
+__all__ = ["RECIPES", "Recipe", "Trouble", "__version__", "embed", "load", "pretrain", "recipe_named", "search"]
 
 _HOMES = {
     "RECIPES": ("lookalike.recipes", "RECIPES"),
@@ -28,6 +29,7 @@ _HOMES = {
     "load": ("lookalike.trained", "load"),
     "pretrain": ("lookalike.pretraining", "pretrain"),
     "recipe_named": ("lookalike.recipes", "recipe_named"),
+    "search": ("lookalike.searching", "search"),
 }
 
 

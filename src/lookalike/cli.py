@@ -10,7 +10,7 @@ from typing import Annotated, get_args
 import tyro
 from tyro.conf import FlagCreatePairsOff, subcommand
 
-from lookalike.commands.data import Doctor, Embed, Prepare, Preview
+from lookalike.commands.data import Doctor, Embed, Prepare, Preview, Search
 from lookalike.commands.evaluation import Compare, Evaluation
 from lookalike.commands.training import Demo, Pretrain, Supervised
 from lookalike.commands.transfer import Transfer
@@ -27,6 +27,7 @@ Command = (
     | Annotated[Evaluation | Transfer, subcommand("evaluate", description="Measure what was learned.")]
     | Annotated[Compare, subcommand("compare")]
     | Annotated[Embed, subcommand("embed")]
+    | Annotated[Search, subcommand("search")]
     | Annotated[Prepare, subcommand("prepare")]
     | Annotated[Doctor, subcommand("doctor")]
     | Annotated[Preview, subcommand("preview")]

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -35,6 +36,7 @@ def silent(what: str, done: int, total: int) -> None:
     """Shows nothing."""
 
 
+_LAYER = "lookalike.layer"  # where a table of embeddings says what its rows are
 _CHUNK = 500  # pictures that are encoded at a time
 
 
@@ -198,12 +200,27 @@ def embed_data(
     )
 
 
-def write_embeddings(table: Embeddings, path: Path) -> None:
+def write_embeddings(table: Embeddings, path: Path, layer: Layer = "backbone") -> None:
     """A parquet file: path, split, label, embedding (fixed-size list of float32); published by rename."""
     width = table.vectors.shape[1]
     embedding = pa.FixedSizeListArray.from_arrays(pa.array(table.vectors.reshape(-1)), width)
     columns = pa.table({"path": table.path, "split": table.split, "label": table.label, "embedding": embedding})
     sink = pa.BufferOutputStream()
-    pq.write_table(columns, sink)
+    pq.write_table(columns.replace_schema_metadata({_LAYER: layer}), sink)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, sink.getvalue().to_pybytes())
+
+
+def read_embeddings(path: Path) -> tuple[Embeddings, Layer]:
+    """What ``write_embeddings`` wrote; raises Trouble."""
+    try:
+        found = pq.read_table(path, partitioning=None)
+        rows = found["embedding"].combine_chunks()
+        vectors = rows.flatten().to_numpy().reshape(len(found), -1)
+        path_of, split_of = (found[name].to_pylist() for name in ("path", "split"))
+        label = found["label"].to_numpy()
+    except (OSError, KeyError, ValueError, AttributeError, pa.ArrowException) as error:
+        reason = (str(error).splitlines() or [""])[0][:100]
+        raise Trouble(f"{path}: neither a run nor a table that lookalike embed wrote ({reason})", BAD_DATA) from None
+    layer: Layer = "head" if (found.schema.metadata or {}).get(_LAYER.encode()) == b"head" else "backbone"
+    return Embeddings(path_of, split_of, label, np.array(vectors, np.float32)), layer

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from lookalike import comparing, dist
+from lookalike import comparing, dist, searching
 from lookalike.checks import at_least, refuse_unwritable
 from lookalike.cli import Command
-from lookalike.commands.data import Doctor, Embed, Prepare, Preview
+from lookalike.commands.data import Doctor, Embed, Prepare, Preview, Search
 from lookalike.commands.evaluation import Compare, Measured
 from lookalike.commands.training import Demo, Pretrain, Supervised
 from lookalike.data.source import open_source
@@ -46,6 +46,8 @@ def run(command: Command, rest: Sequence[str]) -> int:
             return evaluate(command)
         case Embed():
             return embed(command)
+        case Search():
+            return search(command)
         case Prepare():
             return prepare(command)
         case Doctor():
@@ -156,8 +158,25 @@ def embed(command: Embed) -> int:
     with dist.together(), Screen("embed", not dist.first()) as screen:
         table = embed_data(trained, command.data, command.layer, command.workers, screen.work, command.clip)
         if dist.first():
-            write_embeddings(table, Path(command.out))
+            write_embeddings(table, Path(command.out), command.layer)
             screen.say(f"{len(table)} embeddings of width {table.vectors.shape[1]} in {command.out}")
+    return 0
+
+
+def search(command: Search) -> int:
+    """Prints what was found, and writes it."""
+    at_least(command, top=1)
+    refuse_unwritable(command.json)
+    if not command.queries:
+        raise Trouble("name a query at least: a path of the table, a picture file, or a sentence")
+    with Screen("search") as screen:
+        found = searching.search(command.where, command.queries, command.top, command.run, screen.work)
+        for query, hits in zip(command.queries, found):
+            screen.say(query)
+            for hit in hits:
+                screen.say(f"  {hit.cosine:.4f}  {hit.path}")
+    rows = [{"query": query, "hits": [hit._asdict() for hit in hits]} for query, hits in zip(command.queries, found)]
+    write_report(command.json, {"found": rows, "where": command.where, "run": command.run})
     return 0
 
 

@@ -31,6 +31,27 @@ class Embed:
 
 
 @dataclass(frozen=True)
+class Search:
+    """What lies nearest to a picture or a sentence: lookalike search photos.parquet beach.jpg --run runs/first
+
+    Every row is compared. A path of the table finds its neighbours without a run.
+    """
+
+    where: Positional[Annotated[str, shown("RUN|FILE")]]
+    """A table that lookalike embed wrote, or the folder of a run, whose data is embedded first."""
+    queries: Positional[Annotated[tuple[str, ...], shown("QUERY")]]
+    """Paths of the table; picture files; sentences, for runs of text and of captions."""
+    top: int = 10
+    """How many are shown."""
+    run: Annotated[str | None, shown("RUN")] = None
+    """The run that made the table, where a query is not in it."""
+    json: str | None = None
+    """Write what was found to this file."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
 class Prepare:
     """Decode and make small every picture once, so that training reads canvases at the speed of memory.
 
