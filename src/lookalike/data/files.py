@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import os
 import re
 import stat
@@ -21,6 +22,11 @@ _WORDS = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), VALIDATION),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), TEST),
 }
+
+
+def limit_cells(longest: int = 1 << 17) -> None:
+    """How many letters a cell may have. Python has one limit for all who read tables, so each states its own first."""
+    csv.field_size_limit(longest)
 
 
 class Listing(NamedTuple):

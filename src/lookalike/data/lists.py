@@ -16,7 +16,7 @@ from typing import NamedTuple
 from lookalike.data.columns import FOR_TEXT, LABELS
 from lookalike.data.disk import Local
 from lookalike.data.encoded import Value, numbered
-from lookalike.data.files import printable, split_of
+from lookalike.data.files import limit_cells, printable, split_of
 from lookalike.trouble import BAD_DATA, Trouble
 
 SUFFIXES = (".txt", ".csv")
@@ -67,6 +67,7 @@ def _rows(file: Path) -> list[Row]:
     try:
         with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
             if file.suffix.lower() == ".csv":
+                limit_cells()
                 return list(_table(file, csv.reader(lines)))
             return [Row(line.rstrip("\r\n")) for line in lines]
     except OSError as error:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from lookalike.data.columns import BROKEN, LABELS
 from lookalike.data.disk import Local
 from lookalike.data.encoded import Value
-from lookalike.data.files import printable
+from lookalike.data.files import limit_cells, printable
 from lookalike.trouble import BAD_DATA, USAGE, Trouble
 
 SUFFIXES = (".txt", ".csv", ".tsv", ".parquet")
@@ -195,7 +195,7 @@ def _first(head: Sequence[str], names: Sequence[str]) -> int | None:
 
 def _table(file: BinaryIO, name: str, suffix: str) -> Lines:
     """Lines of cells. A tab separates whatever stands around it: quotes are letters there."""
-    csv.field_size_limit(sys.maxsize)  # a longer cell is cut, as a line is
+    limit_cells(sys.maxsize)  # a longer cell is cut, as a line is
     text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
     tabs = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
     lines, number = tabs if suffix == "tsv" else csv.reader(text), 1

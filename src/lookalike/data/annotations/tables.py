@@ -12,6 +12,7 @@ import scipy.io
 
 from lookalike.data.annotations.pictures import Pictures
 from lookalike.data.annotations.record import VISIBLE, Numbers, Stated, Thing
+from lookalike.data.files import limit_cells
 from lookalike.trouble import BAD_DATA, Trouble
 
 PADDING = 0.1  # of its longer side, around the known points of somebody without a box
@@ -111,6 +112,7 @@ def _rows(file: Path) -> list[dict[str, str]]:
     """Cells by the names of their columns, in small letters; raises Trouble."""
     try:
         with open(file, encoding="utf-8-sig", errors="replace", newline="") as lines:
+            limit_cells()
             reader = csv.reader(lines)
             head = [name.strip().lower() for name in next(reader, [])]
             return [dict(zip(head, [*cells, *[""] * len(head)])) for cells in reader if any(cells)]
