@@ -133,7 +133,7 @@ def command(data: Path, out: Path) -> list[object]:
     ]
 
 
-@pytest.mark.parametrize("moment", [Moment("step-000000002", 1), Moment("step-000000004", 6), Moment("metrics", 3)])
+@pytest.mark.parametrize("moment", [Moment("step-000000004", 6), Moment("metrics", 3)])
 def test_a_killed_run_ends_as_one_that_never_was(moment: Moment, forks: Forks, tmp_path: Path) -> None:
     data = album(tmp_path / "album")
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
