@@ -86,6 +86,11 @@ def test_what_cannot_be_searched_is_refused_in_a_line(
     refused(say("search", tmp_path / "text.txt", picture), 65, "neither a run nor a table")
     refused(say("search", table), 2, "name a query")
     refused(say("search", table, "a/04.png", "--top", 0), 2, "--top")
+    shutil.copytree(run, moved := tmp_path / "moved")
+    about = json.loads((moved / "environment.json").read_text())
+    about["data"]["data"] = "nowhere"
+    (moved / "environment.json").write_text(json.dumps(about))
+    refused(say("search", moved, picture), 65, "moved was trained on nowhere: nowhere: no such file", "lookalike embed")
     head = tmp_path / "head.parquet"
     assert say("embed", run, photos, "--out", head, "--layer", "head", "--workers", 0)[0] == 0
     assert read_embeddings(head)[1] == "head"

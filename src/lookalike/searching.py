@@ -46,7 +46,7 @@ def search(
     if (Path(where) / "recipe.json").is_file():
         trained = load(where)
         layer: Layer = "head" if isinstance(trained.recipe.pretext, Captions) else "backbone"
-        table = embed_data(trained, str(Run(Path(where)).data().get("data")), layer, progress=progress)
+        table = _own(trained, Path(where), layer, progress)
     else:
         table, layer = read_embeddings(Path(where))
     rows = {path: row for row, path in enumerate(table.path)}
@@ -62,6 +62,17 @@ def search(
             raise Trouble(f"{query} has {len(vector)} features and {where} {vectors.shape[1]}: it is of another run")
     asked = torch.stack([encoded[query] if query in encoded else vectors[rows[query]] for query in queries])
     return _hits(table, vectors, asked, [rows.get(query) for query in queries], top)
+
+
+def _own(trained: Trained, run: Path, layer: Layer, progress: Progress) -> Embeddings:
+    """The data that a run was trained on, embedded; raises Trouble."""
+    data = str(Run(run).data().get("data"))
+    try:
+        return embed_data(trained, data, layer, progress=progress)
+    except Trouble as trouble:
+        raise Trouble(
+            f"{run} was trained on {data}: {trouble}; or search a table of lookalike embed", BAD_DATA
+        ) from None
 
 
 def _hits(table: Embeddings, vectors: Tensor, asked: Tensor, own: Sequence[int | None], top: int) -> list[list[Hit]]:
