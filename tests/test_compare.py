@@ -146,6 +146,14 @@ def test_random_comes_first_and_labels_before_the_others(runs: list[str]) -> Non
     assert [start.title() for start in there] == ["random", "torchvision:resnet18", "labels (supervised)", "ours"]
 
 
+def test_it_runs_in_one_process(
+    say: Callable[..., Said], pictures: Path, runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun sets it
+    said = say("compare", runs[0], "--on", pictures, "--task", "knn", "--out", tmp_path / "c")
+    refused(said, 2, "compare runs in one process: leave out torchrun")
+
+
 def test_it_says_no(say: Callable[..., Said], pictures: Path, runs: list[str], tmp_path: Path) -> None:
     command = ("compare", runs[0], "--on", pictures, "--out", tmp_path / "c")
     refused(say(*command, "--task", "nothing"), 2, "no task 'nothing'", "knn")

@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from lookalike import checkpoint, dist
 from lookalike.data.captions import find_captioned
 from lookalike.data.order import Order
 from lookalike.data.tokenizer import Tokenizer
@@ -27,9 +26,10 @@ from lookalike.optimize import SGD
 from lookalike.reading import loader
 from lookalike.recipe import Recipe
 from lookalike.recipes import RECIPES
-from lookalike.train import backward, batches
+from lookalike.train import batches
 from tests.forks import Forks, Moment, digest
 from tests.ranks import ranks
+from tests.steps import in_double
 
 pytest.importorskip("tokenizers", reason="tokenizers is not installed")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the package warns of forks
@@ -78,17 +78,7 @@ def trained(recipe: Recipe, folder: Path, tokens: str) -> dict[str, Any]:
     """A few steps in double precision; every rank calls it."""
     source = find_captioned(folder).rows("train", 16)
     reads = loader(recipe, source, Tokenizer(tokens), workers=0)
-    learner = recipe.build(len(source)).double().train()
-    model, optimizer, losses = dist.distributed(learner), recipe.optimizer.build(learner, BATCH), []
-    for step, batch in enumerate(batches(reads, recipe, Order(len(source), BATCH, 0), 0, STEPS), 1):
-        batch = batch._replace(first={"pixels": batch.first["pixels"].double()})
-        optimizer.zero_grad()
-        outcome = backward(model, learner, batch, recipe)
-        optimizer.step()
-        learner.advance(outcome, batch, step / STEPS)
-        losses.append(float(dist.mean(outcome.loss)))
-    state = {part: value.detach().numpy().copy() for part, value in checkpoint.whole_state(learner).items()}
-    return {"losses": losses, **state}
+    return in_double(recipe, reads, STEPS)
 
 
 def every(folder: Path, tokens: str) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from lookalike import checkpoint, dist
 from lookalike.data.order import Order
 from lookalike.data.text import find_text
 from lookalike.data.tokenizer import Reader, Tokenizer
@@ -23,10 +22,10 @@ from lookalike.models.text import Transformer
 from lookalike.optimize import SGD
 from lookalike.recipe import Recipe
 from lookalike.recipes import RECIPES
-from lookalike.seeding import reseed
-from lookalike.train import backward, batches
+from lookalike.train import batches
 from tests.forks import Ended, Forks, Moment, digest
 from tests.ranks import ranks
+from tests.steps import in_double
 
 pytest.importorskip("tokenizers", reason="tokenizers is not installed")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the package warns of forks
@@ -62,17 +61,7 @@ def trained(name: str, tokens: str) -> dict[str, Any]:
     pairs = [[sentence(i), sentence(i + 1000)] for i in range(60)]
     source = find_text(pairs, pairs=True).rows(None)
     reader = Reader(source, Tokenizer(tokens), 16)
-    learner = recipe.build(len(source)).double().train()
-    model, optimizer, losses = dist.distributed(learner), recipe.optimizer.build(learner, BATCH), []
-    for step, batch in enumerate(batches(reader, recipe, Order(len(source), BATCH, 0), 0, STEPS), 1):
-        reseed(dist.rank(), step)  # nothing draws from a generator
-        optimizer.zero_grad()
-        outcome = backward(model, learner, batch, recipe)
-        optimizer.step()
-        learner.advance(outcome, batch, step / STEPS)
-        losses.append(float(dist.mean(outcome.loss)))
-    state = {part: value.detach().numpy().copy() for part, value in checkpoint.whole_state(learner).items()}
-    return {"losses": losses, **state}
+    return in_double(recipe, reader, STEPS)
 
 
 def every(tokens: str) -> dict[str, dict[str, Any]]:

@@ -10,12 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from lookalike import checkpoint, dist
 from lookalike.data.loader import Loader
 from lookalike.data.source import open_source
-from lookalike.data.windows import order_of
 from lookalike.learn.dictionary import Queue
 from lookalike.models.heads import MLP
 from lookalike.models.image import SmallResNet
@@ -23,11 +20,10 @@ from lookalike.models.video import SmallVideoResNet
 from lookalike.optimize import SGD
 from lookalike.recipe import Recipe
 from lookalike.recipes import recipe_named
-from lookalike.seeding import reseed
-from lookalike.train import backward, batches
 from tests.films import SIDE, film
 from tests.forks import Forks, Moment, digest
 from tests.ranks import ranks
+from tests.steps import in_double
 
 NAMES = ("video_moco", "video_moco_clips")
 
@@ -84,30 +80,16 @@ def miniature(name: str) -> Recipe:
     )
 
 
-def trained(data: Path, name: str, steps: int = 6) -> tuple[list[float], dict[str, Any]]:
-    """What a rank ends with, in double precision."""
-    recipe = miniature(name)
-    loader = Loader(open_source(data, side=SIDE), workers=0)
-    learner = recipe.build(len(loader)).double().train()
-    optimizer = recipe.optimizer.build(learner, recipe.batch)
-    model, losses = dist.distributed(learner), []
-    for step, batch in enumerate(batches(loader, recipe, order_of(loader.source, recipe.batch, 0, None), 0, steps)):
-        reseed(recipe.seed, step)
-        first, second = ({name: part.double() for name, part in view.items()} for view in batch[1:])
-        batch = batch._replace(first=first, second=second)
-        optimizer.zero_grad()
-        outcome = backward(model, learner, batch, recipe)
-        optimizer.step()
-        learner.advance(outcome, batch, step / steps)
-        losses.append(float(dist.mean(outcome.loss)))
-    return losses, {name: part.detach().numpy().copy() for name, part in checkpoint.whole_state(learner).items()}
+def trained(data: Path, name: str) -> dict[str, Any]:
+    """What a rank ends with."""
+    return in_double(miniature(name), Loader(open_source(data, side=SIDE), workers=0), 6)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_two_processes_do_what_one_does(videos: Path, name: str) -> None:
-    losses, state = trained(videos, name)
-    for other, found in ranks(2, trained, videos, name):
-        np.testing.assert_allclose(other, losses, rtol=1e-9)
-        for part, value in state.items():
-            np.testing.assert_allclose(found[part], value, rtol=0, atol=1e-9 * max(0.1, np.abs(value).max()))
-    assert torch.tensor(losses).isfinite().all()
+    alone = trained(videos, name)
+    for together in ranks(2, trained, videos, name):
+        for part, value in alone.items():
+            scale = max(0.1, float(np.abs(value).max()))
+            np.testing.assert_allclose(together[part], value, rtol=0, atol=1e-9 * scale, err_msg=part)
+    assert np.isfinite(alone["losses"]).all()

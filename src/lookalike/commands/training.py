@@ -44,8 +44,8 @@ class Pretrain:
     recipe: Annotated[str | None, shown("NAME")] = None
     """Pictures: small, moco_v1, moco_v2, moco_v3, moco_cifar, simclr, nnclr, instdisc, supcon, masked_moco, mae, tiny;
     small_simclr and so on are twins for a processor. Text: mlm, simcse, moco_text, text_pairs, simcse_bert. Videos:
-    video_moco (two frames), video_moco_clips and video_moco_r3d (two clips). By default
-    small, or moco_v2 with a GPU and much data. Pictures with captions: moco_captions."""
+    video_moco (two frames), video_moco_clips and video_moco_r3d (two clips). Pictures with captions: moco_captions.
+    By default small, or moco_v2 with a GPU and much data."""
     minutes: Annotated[float | None, shown("M")] = None
     """Train until about so long from now, decoding included: the number of steps is fixed from the speed of the first
     ones. By default the length that the recipe names, which for small is 10 minutes."""

@@ -6,6 +6,7 @@ line for each caption. A file's name finds a picture of the folder or none, neve
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from lookalike.data.files import Listing, Names, by_split, folder_split, listed
 from lookalike.data.fingerprint import Stamps, regular, stamps_of_files
 from lookalike.data.images import Images
 from lookalike.data.loader import Loaded, Loader
+from lookalike.data.places import Place
 from lookalike.data.rows import Rows
 from lookalike.data.source import Data, place_of
 from lookalike.data.texts import decoded, rows_of
@@ -75,9 +77,9 @@ class Album:
         return Rows(whole, torch.tensor([row for row, path in enumerate(whole.files) if path in wanted]))
 
 
-def find_captioned(data: Data) -> Any:
+def find_captioned(data: Data) -> Place:
     """The captioned pictures of a folder; the pictures of whatever has no captions. Raises Trouble."""
-    if not isinstance(data, str | Path) or not Path(data).is_dir():
+    if not isinstance(data, str | os.PathLike) or not Path(data).is_dir():
         return place_of(data)
     root = Path(data)
     tables = [path for path in listed(root, (".json", ".csv", ".tsv")).files if "caption" in Path(path).name.lower()]

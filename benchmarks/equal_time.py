@@ -1,0 +1,102 @@
+"""What recipes learn in equal processor time: kNN and probe on CIFAR-10, held-out training pictures and test.
+
+    python benchmarks/equal_time.py small_masked_moco small_mae small_moco_v3_vit --seconds 240
+
+One thread. The steps of a run follow from its first seven, so that its schedule ends in time. Trained on all but the
+last 5,000 training pictures; 5,000 of them answer 2,000 held-out ones and 2,000 of test. One line of JSON a recipe, and
+first one of the network of the first recipe, untrained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lookalike import optimize
+from lookalike.data.loader import Loader
+from lookalike.data.order import Order
+from lookalike.data.source import Rows, Source, open_source
+from lookalike.evaluate.embed import raw
+from lookalike.evaluate.knn import Knn
+from lookalike.evaluate.probe import LinearProbe
+from lookalike.learn.learner import Learner
+from lookalike.recipe import Recipe
+from lookalike.recipes import recipe_named
+from lookalike.seeding import reseed
+from lookalike.train import backward, batches, begun
+from lookalike.trained import Trained
+
+LEARN, REFERENCE, ASKED = 45_000, 5_000, 2_000
+
+
+def trained(recipe: Recipe, loader: Loader, total: int, steps: int) -> tuple[Learner, list[float]]:
+    """The first ``steps`` of ``total``, and the processor time of each."""
+    learner = begun(recipe, loader).train()
+    optimizer = recipe.optimizer.build(learner, recipe.batch)
+    order, marks = Order(len(loader), recipe.batch, recipe.seed), [time.process_time()]
+    for step, batch in enumerate(batches(loader, recipe, order, 0, steps), 1):
+        reseed(recipe.seed, step)
+        optimize.apply(recipe.schedule, optimizer, (step - 1) / total)
+        optimizer.zero_grad()
+        outcome = backward(learner, learner, batch, recipe)
+        optimizer.step()
+        learner.advance(outcome, batch, step / total)
+        marks.append(time.process_time())
+    return learner, [after - before for before, after in pairwise(marks)]
+
+
+def measured(recipe: Recipe, learner: Learner, parts: dict[str, tuple[Loader, Tensor]]) -> dict[str, float]:
+    """kNN of whitened features and probe of features as they are, in percent."""
+    network, found = Trained(recipe, learner.encoder, 1), {}
+    features = {
+        name: raw(learner.encoder, network.views(loader, torch.arange(len(labels))))
+        for name, (loader, labels) in parts.items()
+    }
+    whitening = learner.encoder.whitening
+    assert whitening is not None
+    whitening.fit(features["reference"])
+    white = {name: F.normalize(whitening(rows), dim=1) for name, rows in features.items()}
+    labels = parts["reference"][1]
+    probe = LinearProbe(decays=(1.0, 1e-1, 1e-2, 1e-3)).fit(features["reference"], labels)
+    for name in ("held", "test"):
+        truth = parts[name][1]
+        found[f"knn {name}"] = 100 * Knn(k=20).accuracy(white["reference"], labels, white[name], truth)
+        found[f"probe {name}"] = 100 * probe.accuracy(features[name], truth)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="+")
+    parser.add_argument("--data", default="../shared/data/cifar10")
+    parser.add_argument("--seconds", type=float, default=240.0)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    train, test = open_source(asked.data, "train"), open_source(asked.data, "test")
+
+    def part(source: Source, first: int, count: int) -> tuple[Loader, Tensor]:
+        rows = torch.arange(first, first + count)
+        return Loader(Rows(source, rows).at(32), workers=0), source.labels[rows]
+
+    loader, _ = part(train, 0, LEARN)
+    parts = {"reference": part(train, 0, REFERENCE), "held": part(train, LEARN, ASKED), "test": part(test, 0, ASKED)}
+    for number, name in enumerate(asked.recipes):
+        recipe = recipe_named(name, LEARN, 32)
+        if number == 0:
+            print(json.dumps({"recipe": "untrained", **measured(recipe, begun(recipe, loader), parts)}), flush=True)
+        _, seconds = trained(recipe, loader, 1000, 7)
+        steps = max(1, int(asked.seconds / statistics.median(seconds[2:])))
+        learner, seconds = trained(recipe, loader, steps, steps)
+        row = {"recipe": name, "steps": steps, "seconds": sum(seconds), **measured(recipe, learner, parts)}
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
