@@ -80,6 +80,23 @@ def test_the_command_writes_a_table_and_continues(
     Checked((tmp_path / "c" / "probe.html").read_text())
 
 
+def test_starts_are_compared_by_another_number_of_the_same_trials(
+    say: Callable[..., Said], pictures: Path, runs: list[str], tmp_path: Path
+) -> None:
+    tuned = ("--task", "finetune", "--share", 0.5, "--steps", 1, "--rates", "1e-3", "--batch", 8, "--trials", 2)
+    command = ("compare", *runs, "--on", pictures, *tuned, "--out", tmp_path)
+    assert say(*command)[0] == 0
+    code, out, _ = say(*command, "--metric", "frozen")
+    assert (code, out.count("kept from before")) == (0, 6)
+    tuned_whole, frozen = (json.loads((tmp_path / f"finetune{part}.json").read_text()) for part in ("", "-frozen"))
+    assert frozen["metric"] == "frozen"
+    for one, other in zip(tuned_whole["starts"], frozen["starts"]):
+        assert one["others"]["frozen"][0] == pytest.approx(other["mean"])
+        assert other["others"]["accuracy"][0] == pytest.approx(one["mean"])
+        assert "frozen" not in other["others"]
+    refused(say(*command, "--metric", "frozn"), 2, "finetune gives no number 'frozn'; did you mean frozen?")
+
+
 def test_where_nothing_is_drawn_there_is_one_trial_and_no_verdict(
     pictures: Path, runs: list[str], tmp_path: Path
 ) -> None:

@@ -56,6 +56,7 @@ class Asked(NamedTuple):
     trials: int = 5
     weights: Sequence[str] = ()
     out: Path = Path("compare")
+    metric: str = ""  # of the task's numbers the one that starts are compared by; empty for the task's own
 
 
 def asked(
@@ -66,6 +67,7 @@ def asked(
     trials: int = 5,
     weights: Sequence[str] = (),
     out: Path = Path("compare"),
+    metric: str | None = None,
 ) -> Asked:
     """What a person asks, checked; ``overrides`` are fields of the task's settings. Raises Trouble."""
     if task not in TASKS:
@@ -76,7 +78,8 @@ def asked(
             there = [f"--{path.replace('_', '-')}" for path in flat(settings)]
             raise Trouble(f"{task} has no setting {name!r}; {meant('--' + name, there)}")
         settings = replaced(settings, name, text)
-    return Asked(runs, data, task, settings, trials if TASKS[task].repeats(settings) else 1, weights, out)
+    trials = trials if TASKS[task].repeats(settings) else 1
+    return Asked(runs, data, task, settings, trials, weights, out, metric or TASKS[task].metric)
 
 
 def starts(asked: Asked) -> list[Start]:
@@ -115,7 +118,9 @@ def compare(asked: Asked, progress: Progress = silent, say: Callable[[str], None
             numbers = held or task.measure(trained, asked.data, asked.settings, seed, named(progress, where))
             if held is None:
                 keep(file, marks | {"seed": seed, "name": start.name}, numbers)
-            say(f"{where}: {task.metric} {numbers[task.metric]:.2%}{' (kept from before)' if held else ''}")
+            if asked.metric not in numbers:
+                raise Trouble(f"{asked.task} gives no number {asked.metric!r}; {meant(asked.metric, numbers)}")
+            say(f"{where}: {asked.metric} {numbers[asked.metric]:.2%}{' (kept from before)' if held else ''}")
             trials.append(numbers)
         found[start] = trials
     progress("trials", len(there) * asked.trials, len(there) * asked.trials)
@@ -131,17 +136,17 @@ def judged(asked: Asked, task: Task, found: Mapping[Start, Sequence[Mapping[str,
     """The table: each start's mean, and its paired difference from the baseline in words."""
     labelled = [start for start in found if start.supervised]
     baseline = labelled[0] if labelled else next(iter(found))
-    base = [trial[task.metric] for trial in found[baseline]]
+    base = [trial[asked.metric] for trial in found[baseline]]
     rows = []
     for start, trials in found.items():
-        values = [trial[task.metric] for trial in trials]
+        values = [trial[asked.metric] for trial in trials]
         against = None if start == baseline else interval([a - b for a, b in zip(values, base)])
-        others = {name: interval([trial[name] for trial in trials]) for name in common(trials) if name != task.metric}
+        others = {name: interval([trial[name] for trial in trials]) for name in common(trials) if name != asked.metric}
         rows.append(Row(start.title(), values, interval(values), against, others))
     return Comparison(
         asked.task,
         asked.data,
-        task.metric,
+        asked.metric,
         rows,
         baseline.title(),
         bool(labelled),
@@ -200,8 +205,9 @@ def fingerprint_of_data(data: str) -> str:
 
 def write(found: Comparison, out: Path) -> list[Path]:
     """The table as text and numbers, the plot, and a page with both; where they are."""
-    write_json(out / f"{found.task}.json", found.plain())
+    name = found.task if found.metric == TASKS[found.task].metric else f"{found.task}-{found.metric}"
+    write_json(out / f"{name}.json", found.plain())
     texts = {"md": markdown(found), "svg": picture(found), "html": comparison_page(found)}
     for suffix, text in texts.items():
-        write_atomically(out / f"{found.task}.{suffix}", text.encode("utf-8", "replace"))
-    return [out / f"{found.task}.{suffix}" for suffix in ("json", *texts)]
+        write_atomically(out / f"{name}.{suffix}", text.encode("utf-8", "replace"))
+    return [out / f"{name}.{suffix}" for suffix in ("json", *texts)]

@@ -135,8 +135,9 @@ def compare(command: Compare, rest: Sequence[str]) -> int:
     if dist.started() > 1:
         raise Trouble("compare runs in one process: leave out torchrun")
     settings = settings_of(command, rest)
+    out = Path(command.out)
     wanted = comparing.asked(
-        command.runs, command.on, command.task, settings, command.trials, command.weights, Path(command.out)
+        command.runs, command.on, command.task, settings, command.trials, command.weights, out, command.metric
     )
     with Screen("compare") as screen:
         try:

@@ -171,6 +171,8 @@ class Compare:
     """How often everything that is drawn is drawn."""
     weights: Annotated[tuple[str, ...], shown("FILE")] = ()
     """Weights of others in the network of the first run: .safetensors, .pth, torchvision:NAME or timm:NAME."""
+    metric: Annotated[str | None, shown("NAME")] = None
+    """Another of the task's numbers to compare starts by, such as AP50, PCK or frozen."""
     out: str = "compare"
     """Folder for the trials, and TASK.md, TASK.json, TASK.svg and TASK.html."""
     debug: bool = False
