@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from tests.conftest import Said
 from tests.invariants.test_captions import album
 from tests.invariants.test_captions import command as captioned
 from tests.test_cli import refused
+from tests.test_report import Checked
 
 Say = Callable[..., Said]
 
@@ -73,6 +76,31 @@ def test_a_picture_that_is_not_in_the_table_is_encoded_as_those_in_it_were(
     assert "  1.0000  a/04.png" in out
     again = lookalike.search(run, [str(copy)], top=3)[0]  # the run embeds its own data
     assert [hit.path for hit in again] == [hit["path"] for hit in new["hits"]]
+
+
+def test_the_page_shows_what_was_found(say: Say, photos: Path, run: Path, table: Path, tmp_path: Path) -> None:
+    shutil.copy(photos / "a" / "04.png", copy := tmp_path / "<b>copy.png")
+    (data := tmp_path / "photos").mkdir()
+    shutil.copytree(photos, data, dirs_exist_ok=True)
+    near = [hit.path for hit in lookalike.search(table, ["b/05.png"], 3)[0]]
+    (data / near[1]).write_bytes(b"broken since then")
+    command = ("search", table, "b/05.png", copy, "--top", 3, "--page", tmp_path / "found.html")
+    assert say(*command, "--run", run, "--data", data)[0] == 0
+    page = Checked((tmp_path / "found.html").read_text())
+    shown = [value for name, value in page.attributes if name == "alt"]
+    assert shown[:3] == ["b/05.png", near[0], near[2]]
+    assert shown[3:5] == [str(copy), "a/04.png"]
+    assert near[1] in " ".join(page.text)  # said, though it cannot be shown
+    first = next(value for name, value in page.attributes if name == "src")
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(first.removeprefix("data:image/jpeg;base64,")))))
+    truth = np.asarray(Image.open(photos / "b" / "05.png"))
+    np.testing.assert_allclose(pixels.mean((0, 1)), truth.mean((0, 1)), atol=8)  # JPEG
+    assert say(*command, "--run", run)[0] == 0  # the run knows where its pictures were
+    refused(say(*command[:3], "--page", tmp_path / "found.html"), 2, "--page wants the pictures", "--data")
+    code, _, err = say(*command[:3], "--page", tmp_path / "found.html", "--data", tmp_path / "gone")
+    assert (code, err.count("\n")) == (65, 1)
+    assert "no page:" in err
+    assert err.endswith("say with --data where the pictures are\n")
 
 
 def test_what_cannot_be_searched_is_refused_in_a_line(

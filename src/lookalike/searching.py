@@ -64,9 +64,16 @@ def search(
     return _hits(table, vectors, asked, [rows.get(query) for query in queries], top)
 
 
+def learned_from(*runs: str | Path | None) -> str | None:
+    """The data of the first of them that is a run; None where none is."""
+    there = (run for run in runs if run is not None and (Path(run) / "recipe.json").is_file())
+    return next((str(Run(Path(run)).data().get("data")) for run in there), None)
+
+
 def _own(trained: Trained, run: Path, layer: Layer, progress: Progress) -> Embeddings:
     """The data that a run was trained on, embedded; raises Trouble."""
-    data = str(Run(run).data().get("data"))
+    data = learned_from(run)
+    assert data is not None
     try:
         return embed_data(trained, data, layer, progress=progress)
     except Trouble as trouble:

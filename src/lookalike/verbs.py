@@ -24,6 +24,8 @@ from lookalike.pretraining import Asked, carry_out, chosen
 from lookalike.preview import preview as draw_preview
 from lookalike.recipe import Length, Recipe
 from lookalike.report.comparison import markdown
+from lookalike.report.hits import hits_page, pictures
+from lookalike.run import write_atomically
 from lookalike.screen import Screen
 from lookalike.trained import embed_data, load, write_embeddings
 from lookalike.trouble import Trouble, meant
@@ -168,8 +170,12 @@ def search(command: Search) -> int:
     """Prints what was found, and writes it."""
     at_least(command, top=1)
     refuse_unwritable(command.json)
+    refuse_unwritable(command.page)
     if not command.queries:
         raise Trouble("name a query at least: a path of the table, a picture file, or a sentence")
+    data = (command.data or searching.learned_from(command.where, command.run)) if command.page else None
+    if command.page and data is None:
+        raise Trouble(f"--page wants the pictures that {command.where} was made of: name them with --data")
     with Screen("search") as screen:
         found = searching.search(command.where, command.queries, command.top, command.run, screen.work)
         for query, hits in zip(command.queries, found):
@@ -178,6 +184,10 @@ def search(command: Search) -> int:
                 screen.say(f"  {hit.cosine:.4f}  {hit.path}")
     rows = [{"query": query, "hits": [hit._asdict() for hit in hits]} for query, hits in zip(command.queries, found)]
     write_report(command.json, {"found": rows, "where": command.where, "run": command.run})
+    if command.page and data is not None:
+        made = hits_page(command.where, command.queries, found, pictures(data, command.queries, found))
+        write_atomically(Path(command.page), made.encode("utf-8", "replace"))
+        print(f"written: {command.page}")
     return 0
 
 

@@ -47,6 +47,10 @@ class Search:
     """The run that made the table, where a query is not in it."""
     json: str | None = None
     """Write what was found to this file."""
+    page: Annotated[str | None, shown("FILE")] = None
+    """Write an HTML page with the pictures that were found."""
+    data: Annotated[str | None, shown("DATA")] = None
+    """Where the pictures of the page are, if not where the run has them from."""
     debug: bool = False
     """Show the traceback of an error."""
 

@@ -31,6 +31,12 @@ p { margin: 0 0 14px; max-width: 74ch; }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 14px; margin-top: 14px; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); gap: 14px; }
 .pairs { align-items: start; margin-top: 14px; }
+.hits { display: grid; grid-template-columns: repeat(auto-fill, minmax(176px, 1fr)); gap: 18px 14px; margin-top: 14px; }
+.hits { align-items: end; }
+.hits figure { margin: 0; }
+.hits img { display: block; max-width: 100%; height: auto; border-radius: 4px; }
+.hits figcaption { color: var(--soft); font-size: 0.82rem; margin-top: 4px; overflow-wrap: anywhere; }
+.hits b { color: var(--ink); font-weight: 600; }
 .panel img { display: block; width: 100%; height: auto; }
 .curves svg { display: block; width: 100%; height: auto; }
 svg text { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; fill: var(--soft); }
