@@ -42,6 +42,7 @@ ONE, TEN, HALF = (
         ("0.5", "40", "1e-3", "32"),
     )
 )
+COCO, POSES = {"steps": "200"}, {"steps": "600"}
 ROWS = {
     "knn": Row("imagenette128", "knn", 5, "imagenette128, kNN"),
     "probe": Row("imagenette128", "probe", 5, "imagenette128, linear probe"),
@@ -49,17 +50,17 @@ ROWS = {
     "one": Row("imagenette128", "finetune", 3, "imagenette128, tuned on 1 % of the labels", ONE),
     "ten": Row("imagenette128", "finetune", 3, "imagenette128, tuned on 10 % of the labels", TEN),
     "clothing_few": Row("clothing_small", "fewshot", 20, "clothing, 5 labels a class"),
-    "clothing": Row("clothing_small", "finetune", 5, "clothing, tuned on half of the labels", HALF),
+    "clothing": Row("clothing_small", "finetune", 20, "clothing, tuned on half of the labels", HALF),
     "raccoon": Row("raccoon", "detect", 3, "raccoon, box AP", {"steps": "200"}),
-    "camvid": Row("camvid/CamVid", "segment", 3, "camvid, mIoU", {"steps": "150", "void": "11"}),
-    "coco_boxes": Row("coco_mini", "masks", 3, "coco_mini, box AP of 80 classes", metric="AP"),
-    "coco_masks": Row("coco_mini", "masks", 3, "coco_mini, mask AP of 80 classes"),
-    "coco_people": Row("coco_mini", "keypoints", 3, "coco_mini, box AP of people", metric="AP"),
-    "coco_points": Row("coco_mini", "keypoints", 3, "coco_mini, keypoint AP"),
-    "coco_pck": Row("coco_mini", "keypoints", 3, "coco_mini, PCK@0.1", metric="PCK"),
-    "lspet_boxes": Row("lspet", "keypoints", 3, "lspet, box AP", {"steps": "600"}, "AP"),
-    "lspet": Row("lspet", "keypoints", 3, "lspet, keypoint AP", {"steps": "600"}),
-    "lspet_pck": Row("lspet", "keypoints", 3, "lspet, PCK@0.1", {"steps": "600"}, "PCK"),
+    "camvid": Row("camvid/CamVid", "segment", 5, "camvid, mIoU", {"steps": "150", "void": "11"}),
+    "coco_boxes": Row("coco_mini", "masks", 3, "coco_mini, box AP of 80 classes", COCO, "AP"),
+    "coco_masks": Row("coco_mini", "masks", 3, "coco_mini, mask AP of 80 classes", COCO),
+    "coco_people": Row("coco_mini", "keypoints", 3, "coco_mini, box AP of people", COCO, "AP"),
+    "coco_points": Row("coco_mini", "keypoints", 3, "coco_mini, keypoint AP", COCO),
+    "coco_pck": Row("coco_mini", "keypoints", 3, "coco_mini, PCK@0.1", COCO, "PCK"),
+    "lspet_boxes": Row("lspet", "keypoints", 3, "lspet, box AP", POSES, "AP"),
+    "lspet": Row("lspet", "keypoints", 3, "lspet, keypoint AP", POSES),
+    "lspet_pck": Row("lspet", "keypoints", 3, "lspet, PCK@0.1", POSES, "PCK"),
 }
 LEFT, PANEL, TOP, HEIGHT, BOTTOM = 300, 520, 34, 30, 60
 
@@ -77,19 +78,16 @@ def measured(row: Row, runs: Sequence[str], own: Path, data: Path, out: Path) ->
 
 
 def table(found: Mapping[str, Comparison], runs: Sequence[str]) -> str:
-    """A line a comparison: each start, and what is between it and the baseline."""
-    names = ["random", *(Path(run).name for run in runs)]
-    head = ["", "n", *names, "and its own pictures"]
-    lines = [head, ["---"] * len(head)]
+    """A line a comparison: each start, and how far it is from the baseline."""
+    columns = 2 + len(runs)  # random, the runs, and its own pictures
+    names = [row.name for row in next(iter(found.values())).rows][: columns - 1]
+    lines = [["", "n", *names, "and its own pictures"], ["---"] * (columns + 2)]
     for key, comparison in found.items():
-        cells = {row.name.removesuffix(" (supervised)"): row for row in comparison.rows}
-        others = [name for name in cells if name not in names]
-        said = []
-        for name in [*names, *others[:1]]:
-            row = cells[name]
-            apart = "" if row.against is None else f" ({points(row.against)}, {row.verdict()})"
-            said.append(percent(row.mean) + apart)
-        lines.append([ROWS[key].title, str(comparison.trials), *said, *(["–"] if not others else [])])
+        said = [
+            percent(row.mean) + ("" if row.against is None else f" ({points(row.against)}, {row.verdict()})")
+            for row in comparison.rows
+        ]
+        lines.append([ROWS[key].title, str(comparison.trials), *said, *["–"] * (columns - len(said))])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
