@@ -62,7 +62,7 @@ ROWS = {
     "lspet": Row("lspet", "keypoints", 3, "lspet, keypoint AP", POSES),
     "lspet_pck": Row("lspet", "keypoints", 3, "lspet, PCK@0.1", POSES, "PCK"),
 }
-LEFT, PANEL, TOP, HEIGHT, BOTTOM = 300, 520, 34, 30, 60
+LEFT, PANEL, TOP, HEIGHT, BOTTOM = 330, 520, 34, 30, 60
 
 
 def measured(row: Row, runs: Sequence[str], own: Path, data: Path, out: Path) -> Comparison:
