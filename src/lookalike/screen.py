@@ -11,6 +11,7 @@ from lookalike.train import Pulse
 
 _WIDE = 115  # columns that a live line with everything takes; on fewer it has the numbers alone, without a bar
 _PLAIN_SECONDS = 15.0  # between lines where there is no terminal: a log should stay readable
+_SILENT_SECONDS = 60.0  # of work that is no training: short work says its result alone
 
 
 class Screen:
@@ -33,6 +34,7 @@ class Screen:
         self.title = title
         self.tasks: dict[str, TaskID] = {}
         self.next_plain = 0.0
+        self.next_work = time.monotonic() + _SILENT_SECONDS
 
     def __enter__(self) -> Screen:
         self.progress.start()
@@ -48,6 +50,9 @@ class Screen:
     def work(self, what: str, done: int, total: int) -> None:
         """Progress of a piece of work that is no training: decoding, embedding."""
         self._show(what, done, total, "")
+        if not self.console.is_terminal and time.monotonic() >= self.next_work:
+            self.next_work = time.monotonic() + _SILENT_SECONDS
+            self.say(f"{what} {done}/{total}")
 
     def pulse(self, pulse: Pulse) -> None:
         """Progress of training."""

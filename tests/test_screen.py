@@ -1,0 +1,24 @@
+"""What is said where there is no terminal."""
+
+from __future__ import annotations
+
+import pytest
+
+from lookalike.screen import Screen
+
+
+def test_long_work_says_where_it_is_and_short_work_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with Screen("detect") as screen:
+        screen.work("fitting", 1, 9)
+        assert capsys.readouterr().out == ""
+        screen.next_work = 0.0  # a minute later
+        screen.work("random, trial 1 of 3: fitting", 3, 9)
+        screen.work("random, trial 1 of 3: fitting", 4, 9)
+    assert capsys.readouterr().out == "random, trial 1 of 3: fitting 3/9\n"
+
+
+def test_quiet_work_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with Screen("prepare", quiet=True) as screen:
+        screen.next_work = 0.0
+        screen.work("decoding", 3, 9)
+    assert capsys.readouterr().out == ""
