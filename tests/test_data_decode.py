@@ -251,7 +251,8 @@ def test_flipped_bytes_never_raise_anything_else(kind: str) -> None:
         for place in rng.integers(0, len(data), 3):
             damaged[place] = int(rng.integers(0, 256))
         with suppress(Unreadable):
-            decode(bytes(damaged), 8)
+            canvas = decode(bytes(damaged), 8)
+            assert (canvas.pixels.shape, canvas.pixels.dtype) == ((3, 8, 8), torch.uint8)
 
 
 @pytest.mark.shared

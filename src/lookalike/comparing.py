@@ -53,10 +53,10 @@ class Asked(NamedTuple):
     data: str
     task: str
     settings: Any
+    metric: str  # of the task's numbers the one that starts are compared by
     trials: int = 5
     weights: Sequence[str] = ()
     out: Path = Path("compare")
-    metric: str = ""  # of the task's numbers the one that starts are compared by; empty for the task's own
 
 
 def asked(
@@ -79,7 +79,7 @@ def asked(
             raise Trouble(f"{task} has no setting {name!r}; {meant('--' + name, there)}")
         settings = replaced(settings, name, text)
     trials = trials if TASKS[task].repeats(settings) else 1
-    return Asked(runs, data, task, settings, trials, weights, out, metric or TASKS[task].metric)
+    return Asked(runs, data, task, settings, metric or TASKS[task].metric, trials, weights, out)
 
 
 def starts(asked: Asked) -> list[Start]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from lookalike.data.annotations.record import Annotated, Scene
 from lookalike.data.decode import Unreadable, decode
 from lookalike.data.disk import Local
 from lookalike.evaluate.scenes import Seen, pasted
-from lookalike.report.page import page
+from lookalike.report.page import page, photo
 from lookalike.report.tables import facts, shown
 from lookalike.run import write_atomically
 from lookalike.sheet import upright
@@ -59,12 +57,8 @@ def write_page(
 def _panel(asked: Annotated, scene: Scene, seen: Seen) -> str:
     """Both pictures side by side, as one."""
     drawn = pair(asked, scene, seen)
-    file = io.BytesIO()
-    drawn.save(file, "JPEG", quality=85)
-    uri = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-    words = shown(f"{scene.path}: {_said(asked, scene, seen)}")
-    size = f'width="{drawn.width}" height="{drawn.height}"'
-    return f'<div class="panel"><img src="{uri}" {size} alt="{words}"><p class="quiet">{words}</p></div>'
+    words = f"{scene.path}: {_said(asked, scene, seen)}"
+    return f'<div class="panel">{photo(drawn, words)}<p class="quiet">{shown(words)}</p></div>'
 
 
 def _said(asked: Annotated, scene: Scene, seen: Seen) -> str:

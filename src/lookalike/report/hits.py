@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from PIL import Image
 from lookalike.data.decode import Unreadable, decode
 from lookalike.data.loader import Loader
 from lookalike.data.source import Rows, splits_of
-from lookalike.report.page import page
+from lookalike.report.page import page, photo
 from lookalike.report.tables import shown
 from lookalike.searching import Hit
 from lookalike.sheet import upright
@@ -71,8 +69,4 @@ def _figure(path: str, words: str, album: Album) -> str:
     said = f"<b>{shown(words)}</b> {shown(path)}"
     if path not in album:
         return f"<figure><figcaption>{said}</figcaption></figure>"
-    image, file = album[path], io.BytesIO()
-    image.save(file, "JPEG", quality=85)
-    uri = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-    size = f'width="{image.width}" height="{image.height}"'
-    return f'<figure><img src="{uri}" {size} alt="{shown(path)}"><figcaption>{said}</figcaption></figure>'
+    return f"<figure>{photo(album[path], path)}<figcaption>{said}</figcaption></figure>"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from PIL import Image
 
 from lookalike.data.source import Data, Source, open_source
 from lookalike.learn.alone import Alone
@@ -82,6 +85,14 @@ def page(title: str, parts: Sequence[str]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{shown(title)}</title>\n<style>{CSS}</style>\n</head>\n<body><main>\n{body}\n</main></body>\n</html>\n"
     )
+
+
+def photo(image: Image.Image, alt: str) -> str:
+    """A picture inside the page, as JPEG."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=85)
+    uri = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    return f'<img src="{uri}" width="{image.width}" height="{image.height}" alt="{shown(alt)}">'
 
 
 def opening(history: History, lead: str) -> Iterator[str]:
