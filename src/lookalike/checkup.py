@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lookalike.data.film import filmed, video_of
 from lookalike.data.loader import Loads
-from lookalike.devices import autocast, device, placed
+from lookalike.devices import placed
 from lookalike.evaluate.embed import settle
 from lookalike.learn.learner import Learner
 from lookalike.recipe import Recipe
@@ -46,8 +46,7 @@ class Checkup(NamedTuple):
     def __call__(self, learner: Learner) -> dict[str, float]:
         """{"knn": accuracy} of the backbone's features; {} without labels, or where they were trained on."""
         trained = Trained(self.recipe, learner.encoder, 0)
-        with autocast(self.recipe.precision, device()):
-            features = settle(learner.encoder, trained.views(self.loader, self.rows))
+        features = settle(learner.encoder, trained.views(self.loader, self.rows))
         labels, ask = self.loader.source.labels[self.rows], self.ask
         if ask in (0, len(labels)) or self.recipe.objective.supervised or bool((labels < 0).any()):
             return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, get_args
@@ -15,6 +16,9 @@ from lookalike.commands.evaluation import Compare, Evaluation
 from lookalike.commands.training import Demo, Pretrain, Supervised
 from lookalike.commands.transfer import Transfer
 from lookalike.trouble import IO, USAGE, Trouble, meant
+
+DEVICE = "LOOKALIKE_DEVICE"
+"""As ``devices`` names it, which imports torch."""
 
 PROGRAM = """Learns, without labels, which things look alike.
 
@@ -54,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return_unknown_args=True,
         config=(FlagCreatePairsOff,),
     )
+    if command.device is not None:
+        os.environ[DEVICE] = command.device
     try:
         sys.exit(importlib.import_module("lookalike.verbs").run(command, rest))
     except Trouble as trouble:

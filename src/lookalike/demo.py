@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from lookalike.data.loader import Loader
 from lookalike.data.source import Source, open_source, reference_and_query
-from lookalike.devices import autocast, device
 from lookalike.evaluate.embed import settle
 from lookalike.evaluate.fewshot import Fewshot, Interval
 from lookalike.pretraining import Asked, carry_out
@@ -71,8 +70,7 @@ def by_network(trained: Trained, reference: Source, query: Source) -> list[Inter
     loaders = [Loader(part.at(trained.recipe.canvas), workers=0) for part in (reference, query)]
     if trained.step == 0 and trained.encoder.whitening is not None:
         whole = Loader(open_source(DATA, side=trained.recipe.canvas), workers=0)
-        with autocast(trained.recipe.precision, device()):
-            settle(trained.encoder, trained.views(whole, torch.arange(len(whole))))
+        settle(trained.encoder, trained.views(whole, torch.arange(len(whole))))
     known, asked = (trained.features(loader) for loader in loaders)
     return few(known, asked, reference, query)
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from lookalike import checkpoint
 from lookalike.data.fingerprint import changes, from_table, stamps_of
 from lookalike.data.source import Source
-from lookalike.devices import autocast, device
 from lookalike.evaluate.embed import embed, raw
 from lookalike.pretraining import Asked, opened_data
 from lookalike.report.collect import History, Point, collect
@@ -176,9 +175,8 @@ def spread_of(folder: Path, source: Source, workers: int) -> Spread:
     trained = load(folder)
     rows = drawn(len(source), _MOST)
     loader = trained.loader(source, workers, budget=0)  # nothing is kept: few rows are asked
-    with autocast(trained.recipe.precision, device()):
-        head = embed(trained.encoder, trained.views(loader, rows), "head")
-        features = raw(trained.encoder, trained.views(loader, rows)).cpu()
+    head = embed(trained.encoder, trained.views(loader, rows), "head")
+    features = raw(trained.encoder, trained.views(loader, rows)).cpu()
     good = torch.tensor([row not in loader.bad_rows for row in rows.tolist()])
     return Spread(deviation(head[good]), rank(features[good]), features.shape[1])
 

@@ -18,7 +18,6 @@ from lookalike.commands import evaluation as asked
 from lookalike.commands.transfer import Detect, Keypoints, Segment
 from lookalike.data.example import Source
 from lookalike.data.loader import Loader
-from lookalike.devices import autocast, device
 from lookalike.evaluate.clusters import Clusters
 from lookalike.evaluate.embed import raw
 from lookalike.evaluate.fewshot import Fewshot, Shares
@@ -87,7 +86,7 @@ def frozen(command: asked.Frozen) -> Report | None:
     """On features: each process of torchrun embeds a share of the pictures, and the first one does the rest."""
     at_least(command, clip=1e-3)
     with dist.together(), Screen(type(command).__name__.lower(), quiet=not dist.first()) as screen:
-        trained = load(command.run, command.untrained, command.weights)
+        trained = load(command.run, command.untrained, command.weights, command.precision)
         both = parts(trained, command.data, command.layer, command.workers, screen.work, command.clip)
         found = Embedded(trained, *both, "pieces of videos" if command.clip else trained.recipe.pretext.things)
         if not dist.first():
@@ -166,10 +165,10 @@ def paper_probe(command: asked.Probe) -> Report:
     """The accuracy by the protocol of the papers."""
     if command.layer != "backbone":
         raise Trouble("the paper's probe reads the backbone: leave out --layer")
-    trained = load(command.run, command.untrained, command.weights)
+    trained = load(command.run, command.untrained, command.weights, command.precision)
     refuse_text(trained.recipe, "the paper's probe")
     spec, (first, second) = PaperProbe(command.epochs, command.lr), labelled_parts(trained, command.data)
-    with Screen("probe") as screen, autocast(trained.recipe.precision, device()):
+    with Screen("probe") as screen:
         reference, query = (loader_of(source, trained, command.workers) for source in (first, second))
         say_missing(first.labels, second.labels, screen)
         view = trained.recipe.pictures.crops()
@@ -248,7 +247,7 @@ def plus_minus(half: float, form: str) -> str:
 
 def finetune(command: asked.Finetune) -> Report:
     """Accuracy after training everything, beside a probe with the same labels."""
-    trained = load(command.run, command.untrained, command.weights)
+    trained = load(command.run, command.untrained, command.weights, command.precision)
     refuse_text(trained.recipe, "fine-tuning")
     first, second = labelled_parts(trained, command.data)
     spec = Finetune(command.shares, command.rates, command.steps, command.batch, command.draws)

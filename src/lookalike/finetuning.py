@@ -17,7 +17,6 @@ from lookalike import checkpoint
 from lookalike.data.fingerprint import stamps_of, to_table
 from lookalike.data.loader import Loaded, Loader
 from lookalike.data.rows import Rows
-from lookalike.devices import autocast, device
 from lookalike.evaluate.embed import embed, raw
 from lookalike.evaluate.fewshot import Interval, drawn, interval
 from lookalike.evaluate.probe import Linear, LinearProbe, folds
@@ -98,10 +97,8 @@ class Finetune:
 
         The same call again continues what was interrupted.
         """
-        with autocast(trained.recipe.precision, device()):
-            every = torch.arange(len(reference))
-            features = raw(trained.encoder, trained.views(reference, every)).cpu()
-            asked = raw(trained.encoder, trained.views(query, torch.arange(len(query)))).cpu()
+        features = raw(trained.encoder, trained.views(reference, torch.arange(len(reference)))).cpu()
+        asked = raw(trained.encoder, trained.views(query, torch.arange(len(query)))).cpu()
         good, right = torch.tensor(readable(reference)), torch.tensor(readable(query))
         task = _Task(self, trained, reference, features, folder, progress)
         ask = (Some(query, right), asked[right], query.source.labels[right])
@@ -161,8 +158,7 @@ class _Task(NamedTuple):
     def accuracy(self, learner: Learner, query: Loader, classes: Tensor, truth: Tensor) -> float:
         """The share of pictures whose label the whole network predicts."""
         views = self.trained.views(query, torch.arange(len(query)))
-        with autocast(self.trained.recipe.precision, device()):
-            logits = embed(learner.encoder, views, "head")  # of unit norm, which moves no maximum
+        logits = embed(learner.encoder, views, "head")  # of unit norm, which moves no maximum
         return float((classes[logits.argmax(1)] == truth).double().mean())
 
     def _start(self, probe: Linear) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ Report = dict[str, object]
 def sts(command: asked.Sts) -> Report:
     """The rank correlation of cosines with scores."""
     with Screen("sts") as screen:
-        trained = load(command.run, command.untrained, command.weights)
+        trained = load(command.run, command.untrained, command.weights, command.precision)
         pairs, split = scored(trained, command.data, command.split)
         first, second = (texts_embedded(trained, pairs, number, command.layer) for number in (0, 1))
         found = spearman((first * second).sum(1), pairs.scores)
@@ -29,7 +29,7 @@ def sts(command: asked.Sts) -> Report:
 def captions(command: asked.Captions) -> Report:
     """How often a picture finds one of its captions, and a caption its picture."""
     with Screen("captions") as screen:
-        trained = load(command.run, command.untrained, command.weights)
+        trained = load(command.run, command.untrained, command.weights, command.precision)
         found = matched(trained, command.data, command.workers, screen.work)
         report: Report = {"pictures": found.rows, "captions_each": found.each, "step": trained.step}
         for what, done, others in (

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lookalike.data.source import Data, reference_and_query
-from lookalike.devices import autocast, device, moved
+from lookalike.devices import moved
 from lookalike.evaluate.embed import embed
 from lookalike.evaluate.retrieval import Retrieval, Retrieved
 from lookalike.pretext.captions import Captions
@@ -43,13 +43,12 @@ def matched(trained: Trained, data: Data, workers: int | None, progress: Progres
     chunks = torch.split(torch.arange(len(loader)), _CHUNK)
     encoded = partial(embed, trained.encoder, layer="head")
     seen, said, done = [], [], 0
-    with autocast(trained.recipe.precision, device()):
-        for rows, material in loader.batches(chunks):
-            material = moved(material)
-            seen.append(encoded([trained.recipe.pretext.evaluation(material)]))
-            said.append(torch.stack([encoded([view]) for view in _captions(material)], 1))
-            done += len(rows)
-            progress("embedding", done, len(loader))
+    for rows, material in loader.batches(chunks):
+        material = moved(material)
+        seen.append(encoded([trained.recipe.pretext.evaluation(material)]))
+        said.append(torch.stack([encoded([view]) for view in _captions(material)], 1))
+        done += len(rows)
+        progress("embedding", done, len(loader))
     good = torch.tensor(readable(loader))
     return _both_ways(torch.cat(seen)[good], torch.cat(said)[good])
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lookalike import dist
+from lookalike.devices import full_precision
 
 
 def _learning(module: nn.Module) -> list[nn.Parameter]:
@@ -172,6 +173,7 @@ def _products(matrix: Tensor, iterations: int = 5) -> int:
     return short * short * (2 * long + (4 * iterations - 3) * short)
 
 
+@full_precision()
 def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
     """About UVᵀ for ``matrix`` = USVᵀ: Newton-Schulz with Jordan's quintic, which moves singular values near 1.
 

@@ -16,7 +16,7 @@ from lookalike.data.fingerprint import Change, changes, from_table, stamps_of, t
 from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, Source, native_side, open_source, reference_and_query
 from lookalike.data.tokenizer import Tokenizer, texts_of
-from lookalike.devices import device
+from lookalike.devices import Precision, computes_in_bf16, device, named_precision, resolved
 from lookalike.learn.labelled import Labelled
 from lookalike.plain import from_plain, override, to_plain
 from lookalike.reading import TOKENIZER, finder, has_words, held_tokenizer, loader, reads_text, tokenizer_for
@@ -77,7 +77,9 @@ def trained(asked: Asked, recipe: Recipe, source: Source, run: Run, screen: Scre
     """Begin or continue in an open run folder."""
     run.tell = screen.say
     held = from_plain(dist.on_first_rank(lambda: to_plain(run.recipe())))
+    recipe = replace(recipe, precision=going_on(recipe.precision, held))
     if held is not None:
+        held = replace(held, precision=recipe.precision)  # not refused where it is another, but said and recorded
         dist.on_first_rank(lambda: refuse_other(asked, recipe, held, source, run))
         recipe = held
     dist.on_first_rank(lambda: checkpoint.refuse_full(run.checkpoints, recipe, len(source)))
@@ -150,6 +152,12 @@ def chosen(asked: Asked, source: Source) -> Recipe:
     return recipe.fitted(len(source))
 
 
+def going_on(precision: str, held: Recipe | None) -> Precision:
+    """That of a run from now on: what is asked for, else what it began in, else what is faster here. Raises Trouble."""
+    keeps = held is not None and precision == "auto" and named_precision() is None
+    return resolved(held.precision if held is not None and keeps else precision)
+
+
 def check_data(asked: Asked, run: Run, source: Source) -> Change:
     """How the data has changed since the run began, which is refused unless it was asked for."""
     began, changed = run.data(), changes(from_table(run.data_table), stamps_of(source))
@@ -168,6 +176,7 @@ def refuse_other(asked: Asked, recipe: Recipe, held: Recipe, source: Source, run
     if changed or run.data().get("changed"):
         recipe = adjusted(asked, recipe, held)
     check_same(asked.out, held, as_held(recipe, held))
+    run.go_on(held)
     if changed:
         run.note(f"goes on with other data: {changed}")
         run.accept(about(asked, source) | {"changed": True}, to_table(stamps_of(source)))
@@ -240,9 +249,11 @@ def begin(
     source = loader.source
     dist.on_first_rank(lambda: run.begin(recipe, about(asked, source), to_table(stamps_of(source))))
     processes = f" on {dist.world()} processes" if dist.world() > 1 else ""
+    emulated = recipe.precision == "bf16" and not computes_in_bf16(device())
     screen.say(
         f"{recipe.name}: {len(source)} examples, {recipe.length.total(len(source) // recipe.batch)} steps of "
-        f"{recipe.batch}{processes}, {recipe.contrast()}, {recipe.pretext.shown()}, into {asked.out}"
+        f"{recipe.batch}{processes}, {recipe.contrast()}, {recipe.pretext.shown()}, "
+        f"{recipe.precision}{' (emulated here, slowly: --precision fp32)' if emulated else ''}, into {asked.out}"
     )
     return recipe
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from lookalike.devices import resolved
 from lookalike.evaluate.knn import Knn
 from lookalike.learn.alone import Alone
 from lookalike.learn.dictionary import InBatch, MemoryBank, Neighbours, Queue
@@ -87,7 +88,8 @@ class Recipe:
             raise Trouble(f"recipe {self.name} makes no sense: {nonsense}")
         reseed(self.seed, 0)
         backbone, features = self.model.build(self.group)
-        encoder = Encoder(backbone, self.head.build(features, self.group), Whitening(features) if self.whiten else None)
+        whitening = Whitening(features) if self.whiten else None
+        encoder = Encoder(backbone, self.head.build(features, self.group), whitening, resolved(self.precision))
         dim = self.head.widths[-1] if self.head.widths else features
         dictionary = self.dictionary.build(dim, examples)
         keys = self.keys.build(encoder, dictionary)

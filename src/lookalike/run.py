@@ -22,6 +22,7 @@ import torchvision
 
 from lookalike import dist
 from lookalike.board import Board
+from lookalike.devices import accelerator, processor
 from lookalike.plain import differences, from_plain, to_plain
 from lookalike.recipe import Recipe
 from lookalike.trouble import BAD_DATA, LOCKED, USAGE, Trouble
@@ -147,8 +148,27 @@ class Run:
 
     def accept(self, data: dict[str, Any], table: bytes) -> None:
         """Record what the data is: the table last, which decides whether it has changed."""
-        write_json(self.folder / "environment.json", environment() | {"data": data})
+        path = self.folder / "environment.json"
+        earlier = read_json(path).get("earlier", []) if path.exists() else []
+        self._record(environment() | {"data": data, "earlier": earlier})
         write_atomically(self.data_table, table)
+
+    def go_on(self, recipe: Recipe) -> None:
+        """Record under what the run goes on, and say what has changed: equal bytes are promised for equal ones only."""
+        held, now = read_json(self.folder / "environment.json"), environment()
+        changed = [f"{name} {now[name]} ({held.get(name)} before)" for name in DECIDES if held.get(name) != now[name]]
+        before = self.recipe()
+        if before is not None and before.precision != recipe.precision:
+            changed.append(f"precision {recipe.precision} ({before.precision} before)")
+            write_json(self.folder / "recipe.json", to_plain(recipe))
+        if changed:
+            self.note(f"goes on under other conditions, so its bytes are its own: {', '.join(changed)}")
+            earlier = {name: held.get(name) for name in ("command", *DECIDES)}
+            self._record(held | now | {"earlier": [*held.get("earlier", []), earlier]})
+
+    def _record(self, environment: dict[str, Any]) -> None:
+        """Replace environment.json."""
+        write_json(self.folder / "environment.json", environment)
 
     def begin(self, recipe: Recipe, data: dict[str, Any], table: bytes) -> None:
         """Record a new run: what was asked, where it runs, and on what."""
@@ -210,6 +230,9 @@ class Onlooker(Run):
     def begin(self, recipe: Recipe, data: dict[str, Any], table: bytes) -> None:
         """Left to the first rank, as all that follows."""
 
+    def go_on(self, recipe: Recipe) -> None:
+        """Left to the first rank."""
+
     def rewind(self, step: int) -> None:
         """Left to the first rank."""
 
@@ -270,6 +293,10 @@ def move_aside(folder: Path) -> None:
     folder.rename(aside)
 
 
+DECIDES = ("torch", "machine", "processor", "accelerator", "threads", "processes")
+"""The entries of ``environment`` of which any other value gives other bytes."""
+
+
 def environment() -> dict[str, Any]:
     """What a byte-equal repetition of a run depends on."""
     return {
@@ -278,6 +305,8 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "machine": platform.machine(),
-        "processor": torch.backends.cpu.get_cpu_capability(),
+        "processor": processor(),
+        "accelerator": accelerator(),
         "threads": torch.get_num_threads(),
+        "processes": dist.world(),
     }

@@ -43,19 +43,19 @@ def segmented(
     With ``folder`` the fit is kept there, and the same call goes on where it was stopped. Raises Trouble.
     """
     found = pairs(str(data))
-    view, precision = trained.recipe.pictures.first, trained.recipe.precision
+    view = trained.recipe.pictures.first
 
     def told(what: str) -> Callable[[int, int], None]:
         return lambda done, total: progress(what, done, total)
 
     classes = Classes.of(found.reference, spec.void, told("reading masks"))
-    learns = learning(spec, trained.encoder, found.reference, classes, view, seed, precision)
+    learns = learning(spec, trained.encoder, found.reference, classes, view, seed)
     start, data = weights_of(trained.encoder.backbone), digest(found.reference, classes)
     marks = {"spec": to_plain(spec), "seed": seed, "start": start, "data": data}
     carried_out(Fit(learns.model, learns.optimizer, spec.steps, learns.losses), folder, marks, told("tuning"))
     model = learns.model
     confusion, seen = Confusion(classes, spec.void), list[tuple[Seen, Example]]()
-    for one in guesses(spec, model, found.query, classes, view, precision, told("asking")):
+    for one in guesses(spec, model, found.query, classes, view, told("asking")):
         confusion.add(one.truth, one.guess)
         if len(seen) < keep:
             seen.append((one, found.query.source.at(_SHOWN)[one.row]))

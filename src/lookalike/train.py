@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -18,7 +17,7 @@ from lookalike.data.film import filmed
 from lookalike.data.loader import Loads
 from lookalike.data.order import Order
 from lookalike.data.windows import order_of
-from lookalike.devices import autocast, device, moved, placed
+from lookalike.devices import device, full_precision, moved, placed
 from lookalike.learn.learner import Learner, Outcome
 from lookalike.memory import keep_freed
 from lookalike.pace import Due, Timed, Waiting
@@ -146,17 +145,15 @@ def begun(recipe: Recipe, loader: Loads) -> Learner:
     return learner
 
 
+@full_precision()
 def backward(model: nn.Module, learner: Learner, batch: Batch, recipe: Recipe) -> Outcome:
     """Add the gradient of a batch, slice by slice; the keys of all slices are made first, as their shuffle asks."""
-    cast = partial(autocast, recipe.precision, device())
-    with cast():
-        made = learner.keys.made(batch) if recipe.slices > 1 else ()
+    made = learner.keys.made(batch) if recipe.slices > 1 else ()
     keys = zip(*(key.chunk(recipe.slices) for key in made)) if made else [()] * recipe.slices
     outcomes = []
     for number, (part, its_keys) in enumerate(zip(batch.slices(recipe.slices), keys), 1):
         with dist.silent(model) if number < recipe.slices else nullcontext():
-            with cast():
-                outcome = model(part, its_keys)
+            outcome = model(part, its_keys)
             (outcome.loss / recipe.slices).backward()
         outcomes.append(outcome)
     return Outcome.of_slices(outcomes)

@@ -18,7 +18,7 @@ from lookalike.data.film import filmed, pieces
 from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, Rows, Source, reference_and_query, splits_of
 from lookalike.data.tokenizer import Tokenizer
-from lookalike.devices import autocast, device, moved, placed
+from lookalike.devices import Precision, moved, placed
 from lookalike.evaluate.embed import Layer, embed, means, settle
 from lookalike.models.encoder import Encoder
 from lookalike.reading import finder, held_tokenizer, loader
@@ -74,12 +74,13 @@ class Trained(NamedTuple):
             done += count
             progress(what, done, len(rows))
 
-        with autocast(self.recipe.precision, device()):
-            return embed(self.encoder, self.views(loader, rows), layer, more)
+        return embed(self.encoder, self.views(loader, rows), layer, more)
 
 
-def load(run: str | Path, untrained: bool = False, weights: str | None = None) -> Trained:
-    """The encoder of the newest whole checkpoint in a run folder.
+def load(
+    run: str | Path, untrained: bool = False, weights: str | None = None, precision: Precision = "fp32"
+) -> Trained:
+    """The encoder of the newest whole checkpoint in a run folder; ``precision`` is that of its products from now on.
 
     ``untrained`` gives its network with its initial weights, ``weights`` with those of others: see weights.py.
     """
@@ -102,6 +103,7 @@ def load(run: str | Path, untrained: bool = False, weights: str | None = None) -
                 f"{folder} has no checkpoint yet: let the run save one, or ask for the untrained network", BAD_DATA
             )
         step = checkpoint.load_learner(path, learner)
+    learner.encoder.evaluated_in = precision
     return Trained(recipe, placed(learner.encoder), step, held_tokenizer(folder, recipe))
 
 

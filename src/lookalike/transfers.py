@@ -29,7 +29,7 @@ def segment(command: Segment) -> dict[str, object]:
     """Mean intersection over union."""
     at_least(command, steps=1, batch=1, size=8, crop=8, stride=1, width=1, lr=1e-12, seed=0)
     refuse_unwritable(command.page)
-    trained = load(command.run, command.untrained, command.weights)
+    trained = load(command.run, command.untrained, command.weights, command.precision)
     given = {name: getattr(command, name) for name in ("steps", "batch", "size", "crop", "stride", "width", "lr")}
     spec = Segmentation(**given, group=command.batch, void=command.void)
     with Screen("segment") as screen:
@@ -62,7 +62,7 @@ def transferred(command: Detect | Keypoints) -> dict[str, object]:
     refuse_unwritable(str(target))
     found = open_annotated(command.data, command.annotations, isinstance(command, Keypoints))
     learned, asked = learned_and_asked(found)
-    trained = load(command.run, command.untrained, command.weights)
+    trained = load(command.run, command.untrained, command.weights, command.precision)
     with Screen(verb) as screen:
         for note in found.notes:
             screen.say(f"left out: {note}")

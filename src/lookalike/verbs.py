@@ -157,7 +157,7 @@ def embed(command: Embed) -> int:
     """Writes the table."""
     at_least(command, workers=0, clip=1e-3)
     refuse_unwritable(command.out)
-    trained = load(command.run)
+    trained = load(command.run, precision=command.precision)
     with dist.together(), Screen("embed", not dist.first()) as screen:
         table = embed_data(trained, command.data, command.layer, command.workers, screen.work, command.clip)
         if dist.first():

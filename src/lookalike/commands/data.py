@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
-from lookalike.commands.words import shown
+from lookalike.commands.words import Verb, shown
 
 
 @dataclass(frozen=True)
-class Embed:
+class Embed(Verb):
     """One embedding per picture or text, as a parquet table of path, split, label, embedding."""
 
     run: Positional[str]
@@ -22,16 +22,17 @@ class Embed:
     """The parquet file to write."""
     layer: Literal["backbone", "head"] = "backbone"
     """Features of the backbone, or the head's output that was trained."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the network's products. bf16 is faster on GPUs and on processors that compute in it, and moves features by up
+    to two hundredths."""
     clip: Annotated[float | None, shown("SECONDS")] = None
     """Of videos: one embedding for every so many seconds, the mean over their frames; inf: for each video."""
     workers: int = 2
     """Processes that decode pictures."""
-    debug: bool = False
-    """Show the traceback of an error."""
 
 
 @dataclass(frozen=True)
-class Search:
+class Search(Verb):
     """What lies nearest to a picture or a sentence: lookalike search photos.parquet beach.jpg --run runs/first
 
     Every row is compared. A path of the table finds its neighbours without a run.
@@ -51,12 +52,10 @@ class Search:
     """Write an HTML page with the pictures that were found."""
     data: Annotated[str | None, shown("DATA")] = None
     """Where the pictures of the page are, if not where the run has them from."""
-    debug: bool = False
-    """Show the traceback of an error."""
 
 
 @dataclass(frozen=True)
-class Prepare:
+class Prepare(Verb):
     """Decode and make small every picture once, so that training reads canvases at the speed of memory.
 
     Name the folder as DATA from then on. The same command again goes on where it stopped, and mends damaged shards.
@@ -76,12 +75,10 @@ class Prepare:
     """Processes that decode pictures."""
     quiet: bool = False
     """Print nothing but errors."""
-    debug: bool = False
-    """Show the traceback of an error."""
 
 
 @dataclass(frozen=True)
-class Doctor:
+class Doctor(Verb):
     """Look at every picture before training: what is there, what is broken, what is double, what would be done with it.
 
     Of a run: whether it ended, whether its checkpoints are whole, what it learned, and how to go on.
@@ -100,12 +97,10 @@ class Doctor:
     """Processes that read pictures."""
     quick: bool = False
     """Do not train for some seconds to estimate how long an epoch takes."""
-    debug: bool = False
-    """Show the traceback of an error."""
 
 
 @dataclass(frozen=True)
-class Preview:
+class Preview(Verb):
     """Draw some pictures beside the two views of each that a recipe would train on.
 
     Any field of the recipe can be set by its path: --pretext.first.blur 0.
@@ -123,5 +118,3 @@ class Preview:
     """Whose views."""
     split: str | None = None
     """Which part of the data: train where there is one, else everything."""
-    debug: bool = False
-    """Show the traceback of an error."""

@@ -7,23 +7,21 @@ from typing import Annotated
 
 from tyro.conf import Positional
 
-from lookalike.commands.words import shown
+from lookalike.commands.words import Verb, shown
 
 
 @dataclass(frozen=True)
-class Demo:
+class Demo(Verb):
     """Pretrain on 1,797 handwritten digits without labels and show what was learned; a report at the end. 2 minutes."""
 
     out: str = "demo"
     """Folder for the run and report.html."""
     overwrite: bool = False
     """Start again, moving an old demo aside."""
-    debug: bool = False
-    """Show the traceback of an error."""
 
 
 @dataclass(frozen=True)
-class Pretrain:
+class Pretrain(Verb):
     """Learn a backbone from pictures or text without labels: lookalike pretrain PHOTOS --out runs/first --minutes 10
 
     The same command again continues the run where it stopped, after Ctrl-C or a power cut, too.
@@ -71,8 +69,6 @@ class Pretrain:
     """Continue the run although files were added, removed, renamed or replaced since it began."""
     quiet: bool = False
     """Print nothing but errors."""
-    debug: bool = False
-    """Show the traceback of an error."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,21 @@
-"""How flags are shown in the help."""
+"""What all verbs take, and how flags are shown in the help."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from tyro.conf import arg
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verb:
+    """What every verb takes."""
+
+    device: Literal["cpu", "cuda", "mps"] | None = None
+    """Where to compute; by default a GPU where there is one. LOOKALIKE_DEVICE says it for all commands."""
+    debug: bool = False
+    """Show the traceback of an error."""
 
 
 def shown(metavar: str) -> Any:

@@ -50,7 +50,7 @@ def raw(encoder: Encoder, views: Iterable[View], progress: Callable[[int], None]
     rows: list[Tensor] = []
     with evaluating(encoder):
         for view in views:
-            rows.append(encoder.backbone(**view).float())
+            rows.append(encoder.raw(**view).float())
             progress(len(rows[-1]))
     return torch.cat(rows).clone()
 

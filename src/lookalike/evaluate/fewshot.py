@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lookalike.devices import full_precision
 from lookalike.evaluate.probe import LinearProbe
 from lookalike.seeding import uniforms
 
@@ -42,6 +43,7 @@ class Fewshot:
         found = [self._one(n, draw, reference, labels, queries, truth) for draw in range(self.draws)]
         return interval(found)
 
+    @full_precision()
     def _one(self, n: int, draw: int, reference: Tensor, labels: Tensor, queries: Tensor, truth: Tensor) -> float:
         order = uniforms(self.seed, draw, torch.arange(len(labels)), n, 1)[:, 0].argsort()
         classes = torch.unique(labels)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lookalike.devices import full_precision
+
 _SCORES = 1 << 25  # cosines held at a time: 128 MiB
 _GROUP = 8  # columns of which the largest is compared first
 
@@ -48,7 +50,9 @@ def products(queries: Tensor, reference: Tensor, chunk: int | None = None) -> It
     chunk = chunk or max(16, min(512, _SCORES // max(1, len(reference))))
     room = queries.new_empty(min(chunk, len(queries)), len(reference))
     for part in torch.split(queries, chunk) if len(queries) else ():
-        yield torch.mm(part, reference.T, out=room[: len(part)])
+        with full_precision():
+            product = torch.mm(part, reference.T, out=room[: len(part)])
+        yield product
 
 
 def largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lookalike.data.loader import Loader
 from lookalike.data.order import Order
-from lookalike.devices import moved
+from lookalike.devices import full_precision, moved
 from lookalike.evaluate.embed import evaluating
 from lookalike.evaluate.probe import Linear
 from lookalike.models.encoder import Encoder
@@ -32,6 +32,7 @@ class PaperProbe:
     scale: tuple[float, float] = (0.08, 1.0)  # area of the crops
     seed: int = 0
 
+    @full_precision()
     def fit(
         self, encoder: Encoder, loader: Loader, view: ImageView, progress: Callable[[int, int], None] = lambda *_: None
     ) -> Linear:
@@ -48,8 +49,7 @@ class PaperProbe:
                 group["lr"] = self.lr * order.batch / 256 * self.share(order.epoch(step))
             good = torch.tensor([row not in loader.bad_rows for row in rows.tolist()])  # another stands in its place
             optimizer.zero_grad()
-            with torch.autocast(features.device.type, enabled=False):
-                logits = layer(features[good.to(features.device)])
+            logits = layer(features[good.to(features.device)])
             loss = F.cross_entropy(logits, numbers[rows[good]].to(logits.device))
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -70,7 +70,7 @@ class PaperProbe:
         for step, (rows, canvases) in enumerate(loader.batches(order.rows(step) for step in range(total))):
             crops = view(moved(canvases), rows, self.seed, order.epoch(step), 0)
             with evaluating(encoder):
-                features = encoder.backbone(**crops).float()
+                features = encoder.raw(**crops).float()
             yield rows, features.clone()  # no tensor of inference takes part in training
 
 

@@ -11,6 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from lookalike.devices import full_precision
 from lookalike.seeding import uniforms
 
 _MANY = 2000  # labels from which one held-out part is enough to choose by
@@ -29,6 +30,7 @@ class Linear(NamedTuple):
         """Labels (Q,) for rows (Q, F)."""
         return self.classes[self.scores(queries).argmax(1)]
 
+    @full_precision()
     def scores(self, queries: Tensor) -> Tensor:
         """(Q, C) logits."""
         return queries.to(self.weight.dtype) @ self.weight.T + self.bias
@@ -68,6 +70,7 @@ class LinearProbe:
                 right[decay] += float((found == labels[held]).sum())
         return max(self.decays, key=lambda decay: right[decay])
 
+    @full_precision()
     def at(self, decay: float, reference: Tensor, labels: Tensor) -> Linear:
         """Fitted with one decay; in single precision where the table is very large."""
         classes, numbers = torch.unique(labels.cpu(), return_inverse=True)

@@ -15,7 +15,7 @@ from lookalike.data.decode import Unreadable
 from lookalike.data.loader import Loader
 from lookalike.data.masks import MOST, Scenes
 from lookalike.data.order import Order
-from lookalike.devices import autocast, device, moved, placed
+from lookalike.devices import Precision, autocast, device, full_precision, moved, placed
 from lookalike.evaluate.embed import evaluating
 from lookalike.models.dense import Segmenter
 from lookalike.models.encoder import Encoder
@@ -132,7 +132,7 @@ class Learning(NamedTuple):
     classes: Classes
     view: ImageView
     seed: int
-    precision: str
+    precision: Precision
 
     def losses(self, done: int) -> Iterator[float]:
         """Each next one is a step that was taken, from ``done`` on: a function of the seed and the step."""
@@ -153,7 +153,7 @@ class Learning(NamedTuple):
             yield self._step(photos(moved(canvases), boxes, flip, spec.crop, self.view), torch.stack(truth))
 
     def _step(self, pixels: Tensor, truth: Tensor) -> float:
-        with autocast(self.precision, device()):
+        with autocast(self.precision, pixels.device.type):
             logits = self.model(pixels, (self.spec.asked, self.spec.asked))
         loss = mean_loss(logits, truth.to(logits.device))
         self.optimizer.zero_grad()
@@ -163,14 +163,14 @@ class Learning(NamedTuple):
 
 
 def learning(
-    spec: Segmentation, encoder: Encoder, scenes: Scenes, classes: Classes, view: ImageView, seed: int, precision: str
+    spec: Segmentation, encoder: Encoder, scenes: Scenes, classes: Classes, view: ImageView, seed: int
 ) -> Learning:
     """From ``encoder``, of which nothing changes; raises Trouble."""
     if not classes.ids:
         raise Trouble("every pixel of the masks is void: there is no class to learn; see --void", BAD_DATA)
     model = placed(begun(spec, encoder, len(classes.ids), batch_of(spec, scenes), seed))
     optimizer = torch.optim.SGD(model.parameters(), spec.lr, spec.momentum, weight_decay=spec.decay)
-    return Learning(spec, model, optimizer, scenes, classes, view, seed, precision)
+    return Learning(spec, model, optimizer, scenes, classes, view, seed, encoder.precision)
 
 
 def batch_of(spec: Segmentation, scenes: Scenes) -> int:
@@ -229,7 +229,6 @@ def guesses(
     scenes: Scenes,
     classes: Classes,
     view: ImageView,
-    precision: str,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Iterator[Seen]:
     """What the network says of every query that can be read, at the resolution of its mask."""
@@ -241,7 +240,7 @@ def guesses(
         progress(row + 1, len(scenes))
         if mask is None or row in loader.bad_rows:
             continue
-        with torch.inference_mode(), autocast(precision, device()):
+        with torch.inference_mode(), full_precision():
             logits = model(whole(moved(canvases), spec.size, view), (mask.shape[0], mask.shape[1]))
         yield Seen(row, mask, logits[0].argmax(0).cpu())
 

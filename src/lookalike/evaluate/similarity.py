@@ -7,7 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from lookalike.devices import full_precision
 
+
+@full_precision()
 def spearman(first: Tensor, second: Tensor) -> float:
     """Spearman's rank correlation of (N,) and (N,); equal values share the mean of their ranks. NaN without order."""
     ranks = torch.stack([ranked(first), ranked(second)])

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lookalike import dist
+from lookalike.devices import full_precision, wide
 from lookalike.learn.bank import MemoryBank
 from lookalike.learn.entries import DTYPES, Dictionary, Entries, Precision
 
@@ -139,7 +140,9 @@ class Neighbours(Queue):
 class QueueOfNeighbours(QueueOfKeys):
     """A queue that is searched, not contrasted with."""
 
+    @full_precision()
     def look_up(self, query: Tensor, key: Tensor, index: Tensor) -> Entries:
         """The neighbour of each key, against those of the other keys over all ranks."""
+        key = wide(key)
         nearest = self.keys[(key.detach() @ self.keys.to(key.dtype).T).argmax(1)].to(key.dtype)
         return Entries(nearest, dist.gather(nearest), index[:, None] == dist.gather(index))

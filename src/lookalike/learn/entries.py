@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lookalike.devices import wide
+
 Precision = Literal["fp32", "bf16", "fp16"]
 """Of the rows that a dictionary stores; sums over them are never narrower than fp32."""
 
@@ -22,6 +24,10 @@ class Entries(NamedTuple):
     ignore: Tensor | None = None  # (B, K), True where a negative is none: itself, its own positive
     alike: Tensor | None = None  # (B, K), True where an entry is one more positive (labels say so)
     sharded: bool = False  # ``negatives`` are this rank's part of K, ``ignore`` is for the queries of all ranks
+
+    def wide(self) -> Entries:
+        """The same with positives in fp32 or better; negatives, which may be many, are widened in parts where used."""
+        return self._replace(positive=wide(self.positive))
 
 
 class Shard(NamedTuple):

@@ -45,7 +45,11 @@ class Asker:
 
     def predict(self, projected: Tensor) -> Tensor:
         """(B, D) unit queries: through the predictor, where there is one."""
-        return unit(projected if self._predictor is None else self._predictor(projected))
+        if self._predictor is None:
+            return unit(projected)
+        with self._encoder.computing():
+            predicted = self._predictor(projected)
+        return unit(predicted)
 
     def query(self, view: View) -> Tensor:
         """Both."""

@@ -87,6 +87,6 @@ class CrossEntropy(Objective):
         """The logarithm of the number of classes."""
         return InfoNCE(1.0).guess(negatives)
 
-    def __call__(self, query: Tensor, entries: Entries) -> Tensor:
-        """The mean over B queries, in fp32 or better."""
+    def score(self, query: Tensor, entries: Entries) -> Tensor:
+        """The mean over B queries."""
         return InfoNCE(1.0)(query, entries)

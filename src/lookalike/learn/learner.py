@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lookalike import dist
+from lookalike.devices import full_precision
 from lookalike.learn.entries import Dictionary, Entries
 from lookalike.learn.keys import Asker, Keys, Made, Pair
 from lookalike.learn.objective import Objective, top1
@@ -73,6 +74,7 @@ class Learner(nn.Module):
         self.objective, self.predictor, self.reconstruction = objective, predictor, reconstruction
         self.labels: Tensor | None = None  # (N,) of the data, not state: only for objectives that are supervised
 
+    @full_precision()
     def forward(self, batch: Batch, made: Made = ()) -> Outcome:
         """The loss of this rank's batch; changes nothing but BatchNorm statistics.
 
@@ -86,11 +88,13 @@ class Learner(nn.Module):
         losses = [self.objective(query, found) for (query, _), found in zip(pairs, entries)]
         if self.reconstruction is None:
             return Outcome(torch.stack(losses).sum(), pairs, entries)
-        error = self.reconstruction(tokens, **batch.first)
+        with self.encoder.computing():
+            error = self.reconstruction(tokens, **batch.first)
         losses.append(self.reconstruction.spec.weight * error)
         return Outcome(torch.stack(losses).sum(), pairs, entries, rebuilt={self.reconstruction.measured: error})
 
     @torch.no_grad()
+    @full_precision()
     def advance(self, outcome: Outcome, batch: Batch, progress: float) -> None:
         """After the optimizer step: the twin follows, then the dictionary absorbs all keys of the step, once."""
         if outcome.entries:

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lookalike import dist
+from lookalike.devices import full_precision, wide
 from lookalike.learn.entries import Entries
 
 
@@ -21,9 +22,14 @@ class Objective(ABC):
 
     supervised = False  # whether labels, not rows, say which examples are alike
 
-    @abstractmethod
+    @full_precision()
     def __call__(self, query: Tensor, entries: Entries) -> Tensor:
-        """A scalar, in fp32 or better."""
+        """A scalar, in fp32 or better whatever the queries come in and the caller's context is."""
+        return self.score(wide(query), entries.wide())
+
+    @abstractmethod
+    def score(self, query: Tensor, entries: Entries) -> Tensor:
+        """A scalar, of queries and positives in fp32 or better."""
 
     @abstractmethod
     def guess(self, negatives: int) -> float:
@@ -54,11 +60,11 @@ class InfoNCE(Objective):
         """log(K + 1), weighted."""
         return self.weight * math.log(negatives + 1)
 
-    def __call__(self, query: Tensor, entries: Entries) -> Tensor:
-        """The mean over B queries, in fp32 or better."""
+    def score(self, query: Tensor, entries: Entries) -> Tensor:
+        """The mean over B queries."""
         positive = (query * entries.positive).sum(1) / self.temperature
         negative = log_sum_exp(query, entries, self.temperature, self.chunk)
-        return self.weight * (torch.logaddexp(positive.to(negative.dtype), negative) - positive).mean()
+        return self.weight * (torch.logaddexp(positive, negative) - positive).mean()
 
 
 @dataclass(frozen=True)
@@ -73,8 +79,8 @@ class DCL(Objective):
         """log K, weighted."""
         return self.weight * math.log(negatives)
 
-    def __call__(self, query: Tensor, entries: Entries) -> Tensor:
-        """The mean over B queries, in fp32 or better."""
+    def score(self, query: Tensor, entries: Entries) -> Tensor:
+        """The mean over B queries."""
         positive = (query * entries.positive).sum(1) / self.temperature
         return self.weight * (log_sum_exp(query, entries, self.temperature, self.chunk) - positive).mean()
 
@@ -93,15 +99,15 @@ class SupCon(Objective):
         """log(K + 1), weighted."""
         return self.weight * math.log(negatives + 1)
 
-    def __call__(self, query: Tensor, entries: Entries) -> Tensor:
-        """The mean over B queries, in fp32 or better."""
+    def score(self, query: Tensor, entries: Entries) -> Tensor:
+        """The mean over B queries."""
         if entries.alike is None or entries.ignore is None:
             raise ValueError("supervised contrast needs entries that say which are alike: those of a batch")
         positive = (query * entries.positive).sum(1) / self.temperature
         others = entries._replace(ignore=entries.ignore & ~entries.alike)
         total = torch.logaddexp(positive, log_sum_exp(query, others, self.temperature, self.chunk))
         alike = entries.alike.to(query.dtype)
-        found = (entries.positive + alike @ entries.negatives) / (1 + alike.sum(1, keepdim=True))
+        found = (entries.positive + alike @ entries.negatives.to(query.dtype)) / (1 + alike.sum(1, keepdim=True))
         return self.weight * (total - (query * found).sum(1) / self.temperature).mean()
 
 
@@ -123,11 +129,12 @@ class NCE(Objective):
         """log(K + 1) + K log(1 + 1/K): every entry is the example with the odds 1 to K."""
         return math.log(negatives + 1) + negatives * math.log1p(1 / negatives)
 
-    def __call__(self, query: Tensor, entries: Entries) -> Tensor:
-        """The mean over B queries, in fp32 or better."""
+    def score(self, query: Tensor, entries: Entries) -> Tensor:
+        """The mean over B queries."""
         examples = entries.negatives.shape[-2] + 1
         return self.loss(query, entries, examples, self.log_z(query, entries, examples))
 
+    @full_precision()
     def loss(self, query: Tensor, entries: Entries, examples: int, log_z: Tensor) -> Tensor:
         """−log h(k⁺) − Σ log(1 − h(k⁻)) with h = p / (p + K/N), from its logits: nothing overflows."""
         positive, negative = self._logits(query, entries)
@@ -139,6 +146,7 @@ class NCE(Objective):
         return (missed + fooled.sum(1)).mean()
 
     @torch.no_grad()
+    @full_precision()
     def log_z(self, query: Tensor, entries: Entries, examples: int) -> Tensor:
         """log(N · mean of exp(q·k/τ)) over a batch, the positives included, and over ranks."""
         positive, negative = self._logits(query, entries)
@@ -166,12 +174,13 @@ class NoiseContrast(nn.Module, Objective):
         """As the value says."""
         return self.spec.guess(negatives)
 
-    def forward(self, query: Tensor, entries: Entries) -> Tensor:
-        """The mean over B queries, in fp32 or better."""
+    __call__ = Objective.__call__
+
+    def score(self, query: Tensor, entries: Entries) -> Tensor:
+        """The mean over B queries."""
         return self.spec.loss(query, entries, self.examples, self._log_z(query, entries))
 
-    __call__ = nn.Module.__call__
-
+    @full_precision()
     def settle(self, query: Tensor, entries: Entries) -> None:
         """Fix Z."""
         self.kept.copy_(self._log_z(query, entries))
@@ -200,12 +209,6 @@ def _chunks(entries: Entries, size: int) -> list[tuple[Tensor, Tensor | None]]:
     return list(zip(keys, ignore))
 
 
-def _products_dtype(query: Tensor) -> torch.dtype:
-    """Products run in autocast's type, sums never do."""
-    kind = query.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
-
-
 class _LogSumExp(torch.autograd.Function):
     """log Σⱼ exp(q·kⱼ/τ) over K negatives in chunks, so that memory does not grow with K.
 
@@ -214,46 +217,46 @@ class _LogSumExp(torch.autograd.Function):
     """
 
     @staticmethod
+    @full_precision()
     def forward(
         ctx: Any, query: Tensor, negatives: Tensor, ignore: Tensor | None, temperature: float, chunk: int
     ) -> Tensor:
-        dtype = _products_dtype(query)
-        sums = torch.float64 if query.dtype == torch.float64 else torch.float32
-        scaled = (query / temperature).to(dtype)
-        top = torch.full((len(query), 1), -torch.inf, dtype=sums, device=query.device)
-        total = torch.zeros_like(top)
-        mean = torch.zeros(query.shape, dtype=sums, device=query.device)
+        scaled = wide(query) / temperature
+        top = torch.full_like(scaled[:, :1], -torch.inf)
+        total, mean = torch.zeros_like(top), torch.zeros_like(scaled)
         for part, ignored in _chunks(Entries(query, negatives, ignore), chunk):
-            keys = part.to(dtype)
-            logits = _scores(scaled, keys).to(sums)
+            keys = part.to(scaled.dtype)
+            logits = _scores(scaled, keys)
             if ignored is not None:
                 logits.masked_fill_(ignored, -torch.inf)
             risen = torch.maximum(top, logits.amax(1, keepdim=True))
             fade = (top - risen).exp().nan_to_num_(0.0)  # -inf minus -inf: nothing was summed yet
             weights = logits.sub_(risen.nan_to_num(neginf=0.0)).exp_()
             total = total * fade + weights.sum(1, keepdim=True)
-            mean = mean * fade + _mixed(weights.to(dtype), keys).to(sums)
+            mean = mean * fade + _mixed(weights, keys)
             top = risen
         result = top + total.log()
-        ctx.save_for_backward(query, negatives, ignore, result, mean / total.clamp_min(torch.finfo(sums).tiny))
+        ctx.save_for_backward(query, negatives, ignore, result, mean / total.clamp_min(torch.finfo(total.dtype).tiny))
         ctx.temperature, ctx.chunk = temperature, chunk
         return result[:, 0]
 
     @staticmethod
     @once_differentiable
+    @full_precision()
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         query, negatives, ignore, result, mean = ctx.saved_tensors
         scale = grad[:, None] / ctx.temperature
         to_negatives = None
         if ctx.needs_input_grad[1]:  # keys with gradient: recompute the weights
             parts = []
+            asking = query.to(result.dtype)
             for keys, ignored in _chunks(Entries(query, negatives, ignore), ctx.chunk):
-                logits = _scores(query, keys) / ctx.temperature
+                logits = _scores(asking, keys.to(result.dtype)) / ctx.temperature
                 if ignored is not None:
                     logits = logits.masked_fill(ignored, -torch.inf)
-                weights = ((logits - result).exp().nan_to_num(0.0) * scale).to(query.dtype)
-                parts.append(weights.T @ query if keys.dim() == 2 else weights[:, :, None] * query[:, None])
-            to_negatives = torch.cat(parts, -2)
+                weights = (logits - result).exp().nan_to_num(0.0) * scale
+                parts.append(weights.T @ asking if keys.dim() == 2 else weights[:, :, None] * asking[:, None])
+            to_negatives = torch.cat(parts, -2).to(negatives.dtype)
         return (scale * mean).to(query.dtype), to_negatives, None, None, None
 
 
@@ -268,8 +271,10 @@ def log_sum_exp(query: Tensor, entries: Entries, temperature: float, chunk: int)
 
 
 @torch.no_grad()
+@full_precision()
 def top1(query: Tensor, entries: Entries, chunk: int = 8192) -> Tensor:
     """The share of queries whose positive scores above every negative: the pretext task's accuracy, a scalar."""
+    query, entries = wide(query), entries.wide()
     positive = (query * entries.positive).sum(1)
     asking = dist.gather(query) if entries.sharded else query
     best = torch.full((len(asking),), -torch.inf, dtype=query.dtype, device=query.device)

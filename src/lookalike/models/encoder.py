@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from contextlib import AbstractContextManager
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lookalike.devices import Precision, autocast, wide
 from lookalike.models.text import TransformerBackbone
 from lookalike.models.vit import ViTBackbone
 from lookalike.models.whitening import Whitening
@@ -15,32 +17,53 @@ class Encoder(nn.Module):
     """``backbone`` maps a view to features (B, F); ``head`` maps features to what is contrasted.
 
     ``whitening``, if any, is the last layer of what is evaluated; what is trained does not pass through it.
+    Products run in ``precision`` in training mode and in ``evaluated_in`` in evaluation mode; results are fp32 or
+    better.
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Module, whitening: Whitening | None = None) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        whitening: Whitening | None = None,
+        precision: Precision = "fp32",
+        evaluated_in: Precision = "fp32",
+    ) -> None:
         super().__init__()
         self.backbone, self.head, self.whitening = backbone, head, whitening
+        self.precision, self.evaluated_in = precision, evaluated_in
+
+    def computing(self) -> AbstractContextManager[object]:
+        """The context for this network and for what continues its products: predictors, decoders."""
+        kind = next(self.parameters()).device.type
+        return autocast(self.precision if self.training else self.evaluated_in, kind)
+
+    def raw(self, **view: Tensor) -> Tensor:
+        """(B, F) backbone output as it is, neither whitened nor of unit norm."""
+        with self.computing():
+            return wide(self.backbone(**view))
 
     def features(self, **view: Tensor) -> Tensor:
-        """(B, F) backbone output: what is evaluated, exported and searched."""
-        features: Tensor = self.backbone(**view)
+        """(B, F) backbone output, whitened: what is evaluated, exported and searched."""
+        features = self.raw(**view)
         return self.whitening(features) if self.whitening is not None else features
 
     def project(self, **view: Tensor) -> Tensor:
         """(B, D) the head's output, before it is normalised."""
-        projected: Tensor = self.head(self.backbone(**view))
-        return projected
+        with self.computing():
+            return wide(self.head(self.backbone(**view)))
 
     def tokens(self, **view: Tensor) -> Tensor:
         """The last layer of a transformer, for each token that it sees: (B, N, F) of pictures, (T, F) of text."""
-        if isinstance(self.backbone, TransformerBackbone):
-            return self.backbone.tokens(**view)
-        return self._transformer().tokens(**view)
+        with self.computing():
+            if isinstance(self.backbone, TransformerBackbone):
+                return self.backbone.tokens(**view)
+            return self._transformer().tokens(**view)
 
     def project_tokens(self, tokens: Tensor) -> Tensor:
         """(B, D) what ``project`` makes of a view, from its tokens."""
-        projected: Tensor = self.head(self._transformer().pooled(tokens))
-        return projected
+        with self.computing():
+            return wide(self.head(self._transformer().pooled(tokens)))
 
     def _transformer(self) -> ViTBackbone:
         if not isinstance(self.backbone, ViTBackbone):
@@ -54,4 +77,4 @@ class Encoder(nn.Module):
 
 def unit(rows: Tensor) -> Tensor:
     """Rows of unit norm, in fp32 or better whatever the products ran in."""
-    return F.normalize(rows if rows.dtype == torch.float64 else rows.float(), dim=1)
+    return F.normalize(wide(rows), dim=1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lookalike.devices import full_precision
+
 _RIDGE = 1e-4  # of the largest variance: directions far below it hold rounding, not pictures
 
 
@@ -25,6 +27,7 @@ class Whitening(nn.Module):
         self.register_buffer("map", torch.eye(features))
 
     @torch.no_grad()
+    @full_precision()
     def fit(self, features: Tensor) -> None:
         """Centre and decorrelate ``features`` (N, F), which are not normalised."""
         variances, directions = torch.linalg.eigh(torch.cov(features.double().T))
@@ -32,7 +35,7 @@ class Whitening(nn.Module):
         self.mean.copy_(features.double().mean(0))
         self.map.copy_(directions * scale)
 
+    @full_precision()  # bf16 would drown the small directions
     def forward(self, features: Tensor) -> Tensor:
         """(B, F) → (B, F): over what it was fitted to, zero mean and (smallest directions apart) unit covariance."""
-        with torch.autocast(features.device.type, enabled=False):  # bf16 would drown the small directions
-            return (features.to(self.mean.dtype) - self.mean) @ self.map
+        return (features.to(self.mean.dtype) - self.mean) @ self.map

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lookalike.devices import full_precision
+
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 """The four colour changes, numbered as ``torchvision.transforms.ColorJitter`` numbers them."""
 
@@ -110,6 +112,7 @@ def resize_weights(axes: Axes) -> Tensor:
     return weights.div_(weights.sum(3, keepdim=True))
 
 
+@full_precision()
 def cropped(pixels: Tensor, axes: Axes) -> Tensor:
     """Planes (3, B, out, out) in [0, 1] of what ``axes`` picks from uint8 ``pixels`` (B, 3, H, W)."""
     count, _, height, width = pixels.shape

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lookalike.data.loader import Loader
 from lookalike.data.source import Source
+from lookalike.devices import full_precision
 from lookalike.seeding import uniforms
 from lookalike.train import views_at
 from lookalike.trained import Progress, Trained, silent
@@ -117,6 +118,7 @@ def neighbours(sample: Sample, queries: int = 10, each: int = 8) -> Neighbours:
     return Neighbours(strips, len(sample), each, agreement(sample.labels, nearest))
 
 
+@full_precision()
 def nearest_others(features: Tensor, each: int, chunk: int = 512) -> Tensor:
     """(N, each) for unit rows (N, F) the nearest other rows, nearest first."""
     found = []
