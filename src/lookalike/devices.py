@@ -7,15 +7,16 @@ network (views, objectives, statistics, optimizers, evaluations) is ``full_preci
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Literal, TypeVar, cast, get_args
+from itertools import accumulate
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from lookalike.trouble import USAGE, Trouble, meant
-from lookalike.types import Material
+from lookalike.types import Batch, Material, Tokens, View
 
 Precision = Literal["fp32", "bf16"]
 """Of the products of a network; its sums, and whatever is computed of its results, are never narrower than fp32."""
@@ -28,6 +29,14 @@ DEVICE, PRECISION = "LOOKALIKE_DEVICE", "LOOKALIKE_PRECISION"
 
 Module = TypeVar("Module", bound=nn.Module)
 M = TypeVar("M", bound=Material)
+_EXACT: tuple[tuple[Any, str, bool], ...] = (
+    (torch.backends.cuda.matmul, "allow_tf32", False),
+    (torch.backends.cudnn, "allow_tf32", False),
+    (torch.backends.cudnn, "benchmark", False),  # its choice is a measurement, which another run may not repeat
+    (torch.backends.cudnn, "deterministic", True),
+    (torch.utils.deterministic, "fill_uninitialized_memory", False),  # a pass over memory that is written anyway
+)
+_ALIGNED = 256  # bytes, as allocators of GPUs align
 
 
 def device() -> torch.device:
@@ -60,12 +69,104 @@ def placed(module: Module) -> Module:
     return moved.to(memory_format=torch.channels_last)
 
 
+# ---- from the host to the device, without waiting ----
+
+
+def room(*shape: int, dtype: torch.dtype) -> Tensor:
+    """Memory of the host that a GPU reads by itself, while both go on; where there is none, any memory."""
+    return torch.empty(*shape, dtype=dtype, pin_memory=device().type == "cuda")
+
+
 def moved(material: M) -> M:
-    """What was read, on that device."""
-    return type(material)(*(part.to(device()) for part in material))
+    """What was read, with its pixels on the device; what plans are made of stays where the plans are made."""
+    if isinstance(material, Tokens):
+        return material
+    return cast("M", material._replace(pixels=material.pixels.to(device(), non_blocking=True)))
+
+
+def uploaded(view: View) -> View:
+    """A view with all its parts on the device."""
+    waiting = {name: part for name, part in view.items() if part.device.type == "cpu"}
+    return view | dict(zip(waiting, together(list(waiting.values()), device())))
+
+
+def together(parts: Sequence[Tensor], where: torch.device) -> list[Tensor]:
+    """The tensors of the host on that device: of a GPU in one copy, for which nobody waits."""
+    if where.type != "cuda":
+        return [part.to(where) for part in parts]
+    starts = list(accumulate((-(-part.nbytes // _ALIGNED) * _ALIGNED for part in parts), initial=0))
+    held = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=True)
+    for part, start in zip(parts, starts):
+        held[start : start + part.nbytes].view(part.dtype).view(part.shape).copy_(part)
+    there = held.to(where, non_blocking=True)
+    return [there[start : start + part.nbytes].view(part.dtype).view(part.shape) for part, start in zip(parts, starts)]
+
+
+class Later:
+    """Numbers of a device that are on their way to the host; nobody waits until they are read."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        self._numbers, self._arrived = numbers, None
+        if numbers.device.type == "cuda":
+            self._numbers = room(*numbers.shape, dtype=numbers.dtype).copy_(numbers, non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+
+    def there(self) -> bool:
+        """Whether reading them would not wait."""
+        return self._arrived is None or bool(self._arrived.query())  # type: ignore[no-untyped-call]
+
+    def values(self) -> list[float]:
+        """The numbers."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        found: list[float] = self._numbers.tolist()
+        return found
+
+
+def beside(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches, of a GPU made beside the step before, in a stream of their own."""
+    return _on_a_stream(batches) if device().type == "cuda" else batches
+
+
+def _on_a_stream(batches: Iterator[Batch]) -> Iterator[Batch]:
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    while True:
+        with torch.cuda.stream(stream):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        using = torch.cuda.current_stream()
+        using.wait_stream(stream)
+        for part in (batch.index, *batch.first.values(), *batch.second.values()):
+            part.record_stream(using)  # or the stream would write the next views over those that are still read
+        yield batch
 
 
 # ---- precision ----
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Kernels that give the same bytes twice, and fp32 that is fp32, not TF32; restored after.
+
+    The processor's kernels are deterministic as they are. What they cost on a GPU stands in docs/results.md.
+    """
+    if device().type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts; else its sums may differ
+    held = [getattr(where, name) for where, name, _ in _EXACT]
+    strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    for where, name, value in _EXACT:
+        setattr(where, name, value)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=warns)
+        for (where, name, _), value in zip(_EXACT, held):
+            setattr(where, name, value)
 
 
 def computes_in_bf16(where: torch.device) -> bool:

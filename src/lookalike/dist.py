@@ -65,7 +65,8 @@ def together() -> Iterator[None]:
     try:
         store, number, of = next(rendezvous("env://", timeout=PATIENCE))
         torch_dist.init_process_group(
-            "nccl" if device().type == "cuda" else "gloo",
+            # Words are spoken between processors, so that no rank waits for its GPU to say them.
+            "cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo",
             store=alive(store, number, of, PATIENCE),
             rank=number,
             world_size=of,
@@ -246,10 +247,10 @@ def agree(value: Value, speaker: int = 0) -> Value:
     """The value of one rank, on every rank: plain data, which travels as JSON, never as pickle."""
     if world() == 1:
         return value
-    told = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=device())
-    length = torch.tensor(len(told), device=device())
+    told = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
+    length = torch.tensor(len(told))
     torch_dist.broadcast(length, speaker)
-    told = told if rank() == speaker else torch.empty(int(length), dtype=torch.uint8, device=device())
+    told = told if rank() == speaker else torch.empty(int(length), dtype=torch.uint8)
     torch_dist.broadcast(told, speaker)
     said: Value = json.loads(bytes(told.tolist()))
     return said
@@ -259,7 +260,7 @@ def largest(numbers: Sequence[float]) -> list[float]:
     """Number by number the largest over ranks: how ranks agree to stop or to save."""
     if world() == 1:
         return list(numbers)
-    found = torch.tensor(numbers, dtype=torch.float64, device=device())
+    found = torch.tensor(numbers, dtype=torch.float64)
     torch_dist.all_reduce(found, torch_dist.ReduceOp.MAX)
     result: list[float] = found.tolist()
     return result

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lookalike.data.source import Data, reference_and_query
-from lookalike.devices import moved
+from lookalike.devices import moved, uploaded
 from lookalike.evaluate.embed import embed
 from lookalike.evaluate.retrieval import Retrieval, Retrieved
 from lookalike.pretext.captions import Captions
@@ -46,7 +46,7 @@ def matched(trained: Trained, data: Data, workers: int | None, progress: Progres
     for rows, material in loader.batches(chunks):
         material = moved(material)
         seen.append(encoded([trained.recipe.pretext.evaluation(material)]))
-        said.append(torch.stack([encoded([view]) for view in _captions(material)], 1))
+        said.append(torch.stack([encoded([uploaded(view)]) for view in _captions(material)], 1))
         done += len(rows)
         progress("embedding", done, len(loader))
     good = torch.tensor(readable(loader))

@@ -12,7 +12,7 @@ from torch import Tensor
 from lookalike.data.decode import Unreadable, decode
 from lookalike.data.text import find_text
 from lookalike.data.tokenizer import Reader
-from lookalike.devices import moved
+from lookalike.devices import moved, uploaded
 from lookalike.evaluate.embed import Layer, embed
 from lookalike.evaluate.knn import products
 from lookalike.pretext.captions import Captions
@@ -122,7 +122,7 @@ def _of_texts(trained: Trained, queries: Sequence[str], layer: Layer) -> Tensor:
         raise Trouble("an empty query: give a sentence")
     reader = Reader(find_text(list(queries)).rows(None), trained.tokenizer, trained.recipe.pretext.length)
     loaded = reader.batches([torch.arange(len(queries))])
-    return embed(trained.encoder, (plain(moved(found.material), 0) for found in loaded), layer)
+    return embed(trained.encoder, (uploaded(plain(found.material, 0)) for found in loaded), layer)
 
 
 def _of_pictures(trained: Trained, queries: Sequence[str], layer: Layer) -> Tensor:

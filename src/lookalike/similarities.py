@@ -12,7 +12,7 @@ from lookalike.data.files import TEST, TRAIN, VALIDATION
 from lookalike.data.rows import Rows
 from lookalike.data.source import EVERYTHING, Data, Source, open_source, splits_of
 from lookalike.data.text import find_text
-from lookalike.devices import moved
+from lookalike.devices import uploaded
 from lookalike.evaluate.embed import Layer, embed
 from lookalike.pretext.text import SameSentence, plain
 from lookalike.trained import Trained, whiten_untrained
@@ -56,4 +56,4 @@ def scored(trained: Trained, data: Data, split: str | None) -> tuple[Scored, str
 def texts_embedded(trained: Trained, pairs: Scored, number: int, layer: Layer) -> Tensor:
     """(N, F) unit rows of the first (0) or second (1) text of each pair."""
     batches = trained.loader(pairs.source).batches(torch.split(torch.arange(len(pairs)), 500))
-    return embed(trained.encoder, (plain(moved(found.material), number) for found in batches), layer)
+    return embed(trained.encoder, (uploaded(plain(found.material, number)) for found in batches), layer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from lookalike.data.film import filmed
 from lookalike.data.loader import Loads
 from lookalike.data.order import Order
 from lookalike.data.windows import order_of
-from lookalike.devices import device, full_precision, moved, placed
+from lookalike.devices import Later, beside, device, exact, full_precision, moved, placed, together, uploaded
 from lookalike.learn.learner import Learner, Outcome
 from lookalike.memory import keep_freed
 from lookalike.pace import Due, Timed, Waiting
@@ -71,17 +72,18 @@ def batches(
     reads = (recipe.pretext.reads(film, examples(step), seed, order.epoch(step)) for step in steps)
     for step, loaded in enumerate(data.over(loader.batches(reads)), start):
         rows = examples(step)
-        views = recipe.pretext(moved(loaded.material), rows.to(device()), seed, order.epoch(step))
+        views = recipe.pretext(moved(loaded.material), rows, seed, order.epoch(step))
         # Where labels teach, a picture that stands in for one that cannot be read brings its own.
         known = loader.shown(rows) if recipe.objective.supervised else rows
-        yield Batch(known.to(device()), *views)
+        (index,) = together([known], device())
+        yield Batch(index, *map(uploaded, views))
 
 
 def views_at(loader: Loads, recipe: Recipe, rows: Tensor, epoch: int) -> tuple[View, View]:
     """The two views that ``epoch`` draws of the examples at ``rows`` (B,)."""
     reads = recipe.pretext.reads(filmed(loader.source), rows, recipe.seed, epoch)
     loaded = next(iter(loader.batches([reads])))
-    return recipe.pretext(moved(loaded.material), rows.to(device()), recipe.seed, epoch)
+    return recipe.pretext(moved(loaded.material), rows, recipe.seed, epoch)
 
 
 def train(
@@ -101,17 +103,18 @@ def train(
     total = steps_of(recipe, order)
     due = Due(total, recipe.checkups, save_every)
     data = Timed()
-    watched = Watched(recipe, total, len(loader), Waiting(batches(loader, recipe, order, step, total, data), data))
-    model = dist.distributed(learner)
+    coming = beside(batches(loader, recipe, order, step, total, data))
+    watched = Watched(recipe, total, len(loader), Waiting(coming, data))
+    model, finite = dist.distributed(learner), Finite(learner)
     learner.train()
 
-    with Signals() as signals:
+    with Signals() as signals, exact():
         for step, batch in enumerate(watched, step + 1):  # noqa: B020  (steps count on from the checkpoint)
             reseed(recipe.seed, step)
             optimize.apply(recipe.schedule, optimizer, (step - 1) / total)
             optimizer.zero_grad()
             outcome = backward(model, learner, batch, recipe)
-            refuse_not_finite(outcome.loss, learner, step)
+            finite.refuse_other(outcome.loss, step)
             optimizer.step()
             if due.log(step):
                 pulse = watched.pulse(step, outcome)
@@ -125,6 +128,7 @@ def train(
                 run.log(step, **found)
             save, signal = dist.largest([due.save(step), signals.received or 0])
             if save or signal:
+                finite.settle()
                 run.sync()
                 due.saved(lambda: checkpoint.save(run.checkpoints, step, learner, optimizer))  # noqa: B023
             if signal:
@@ -201,15 +205,37 @@ def resume(run: Run, learner: Learner, optimizer: torch.optim.Optimizer) -> int:
     return step
 
 
-def refuse_not_finite(loss: Tensor, learner: Learner, step: int) -> None:
-    """Stop before a loss or a gradient that is not a number reaches the weights."""
-    gradients = nn.utils.get_total_norm(p.grad for p in learner.parameters() if p.grad is not None)
-    if not bool(torch.isfinite(loss.detach() + gradients)):
-        raise Trouble(
-            f"the loss is {loss.item()}, the norm of its gradient {gradients.item()}, at step {step}: the weights are "
-            f"as after step {step - 1}; lower --optimizer.lr and start again with --overwrite",
-            BAD_DATA,
-        )
+class Finite:
+    """Stops a run before a loss or a gradient that is not a number reaches a checkpoint.
+
+    On a processor it is read before the weights move. A GPU is not waited for: there it is read one step late, and at
+    once before a save.
+    """
+
+    def __init__(self, learner: Learner) -> None:
+        self._learning = [p for p in learner.parameters() if p.requires_grad]
+        self._read: Later | None = None
+        self._step = 0
+
+    def refuse_other(self, loss: Tensor, step: int) -> None:
+        """Look at the loss and the gradients of ``step``. Raises Trouble."""
+        norm = nn.utils.get_total_norm(p.grad for p in self._learning if p.grad is not None)
+        now = Later(torch.stack([loss.detach().to(norm.dtype), norm]))
+        self.settle()
+        self._read, self._step = now, step
+        if now.there():
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait for what was looked at. Raises Trouble."""
+        loss, norm = self._read.values() if self._read is not None else (0.0, 0.0)
+        self._read = None
+        if not math.isfinite(loss + norm):
+            raise Trouble(
+                f"the loss is {loss}, the norm of its gradient {norm}, at step {self._step}: no checkpoint holds it; "
+                "lower --optimizer.lr and start again with --overwrite",
+                BAD_DATA,
+            )
 
 
 def steps_of(recipe: Recipe, order: Order) -> int:

@@ -18,7 +18,7 @@ from lookalike.data.film import filmed, pieces
 from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, Rows, Source, reference_and_query, splits_of
 from lookalike.data.tokenizer import Tokenizer
-from lookalike.devices import Precision, moved, placed
+from lookalike.devices import Precision, moved, placed, uploaded
 from lookalike.evaluate.embed import Layer, embed, means, settle
 from lookalike.models.encoder import Encoder
 from lookalike.reading import finder, held_tokenizer, loader
@@ -56,7 +56,7 @@ class Trained(NamedTuple):
         """The examples at ``rows`` (N,) as the encoder is evaluated: whole, nothing random."""
         looks = partial(self.recipe.pretext.looks, filmed(loader.source))
         for _, material in loader.batches(map(looks, torch.split(rows, _CHUNK))):
-            yield self.recipe.pretext.evaluation(moved(material))
+            yield uploaded(self.recipe.pretext.evaluation(moved(material)))
 
     def features(
         self,

@@ -18,6 +18,8 @@ from numpy.polynomial import polynomial
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lookalike.devices import full_precision
+
 _ROWS = 128  # of each matrix product, about: with fewer they are slower, with more the tiles leave the cache
 _POINTS: dict[int, tuple[float, ...]] = {
     3: (0.0, 1.0),
@@ -61,6 +63,7 @@ class Scheme:
         """For the kernel turned about, which the gradient by the input needs."""
         return replace(self, weigh=self.weigh.flip(1))
 
+    @full_precision()
     def weighed(self, weight: Tensor) -> Tensor:
         """(D, C, 3, 3) → (n·n, D, C)."""
         return (self.weigh @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(-1, *weight.shape[:2])
@@ -142,6 +145,7 @@ def _walk(scheme: Scheme, source: Tensor, results: Tensor, rows: int) -> Iterato
             yield part, whole, row, buffers
 
 
+@full_precision()
 def convolve(source: Tensor, kernels: Tensor, scheme: Scheme, rows: int = _ROWS) -> Tensor:
     """(N, H, W, C) by ``kernels`` (n·n, C, D) → (N, H, W, D), in products of about ``rows`` rows."""
     results = source.new_empty(*source.shape[:3], kernels.shape[2])
@@ -154,6 +158,7 @@ def convolve(source: Tensor, kernels: Tensor, scheme: Scheme, rows: int = _ROWS)
     return results
 
 
+@full_precision()
 def correlate(source: Tensor, upstream: Tensor, scheme: Scheme, rows: int = _ROWS) -> Tensor:
     """The gradient (3, 3, D, C) by the kernel, from the input (N, H, W, C) and the gradient (N, H, W, D)."""
     kernels = source.new_empty(scheme.n**2, upstream.shape[3], source.shape[3])

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from lookalike.devices import together
 from lookalike.pretext import ops
 from lookalike.pretext.rows import OwnRow
 from lookalike.seeding import uniforms
@@ -55,19 +56,72 @@ class Plan(NamedTuple):
         return Plan(*(field.index_select(0, order) for field in self))
 
 
-class Colours(NamedTuple):
-    """The numbers of a plan that pixels are computed with, on their device."""
+class Picked(NamedTuple):
+    """Some examples of a part: those in ``place``, or where they are not side by side those at some indices."""
 
+    place: slice
+    indices: slice | None  # which of ``Numbers.indices``
+
+    def change(self, planes: Tensor, here: Numbers, change: Callable[[Tensor], Tensor]) -> None:
+        """Apply ``change`` to these examples of (3, B, H, W), and to no other."""
+        if self.indices is None:  # no copies
+            part = planes[:, self.place]
+            part.copy_(change(part))
+        else:
+            index = here.indices[self.indices]
+            planes.index_copy_(1, index, change(planes.index_select(1, index)))
+
+    def of(self, numbers: Tensor, here: Numbers) -> Tensor:
+        """Theirs, of (B,)."""
+        return numbers[self.place] if self.indices is None else numbers.index_select(0, here.indices[self.indices])
+
+
+class Part(NamedTuple):
+    """Consecutive examples of one group, and which of them change how."""
+
+    place: slice
+    group: int
+    gray: Picked | None
+    blur: Picked | None
+    solarize: Picked | None
+
+
+def divided(plan: Plan, places: Iterator[slice]) -> tuple[list[Part], Tensor]:
+    """The parts of a plan, whose examples are in the order of their groups, and the indices that they pick by."""
+    parts, indices, count = [], [plan.group.new_empty(0)], 0
+    for place in places:
+        picks: list[Picked | None] = []
+        for where in (plan.gray, plan.blur, plan.solarize):
+            index = where[place].nonzero()[:, 0]
+            if len(index) == 0:
+                picks.append(None)
+            elif int(index[-1] - index[0]) < len(index):
+                picks.append(Picked(slice(int(index[0]), int(index[-1]) + 1), None))
+            else:
+                picks.append(Picked(slice(0, 0), slice(count, count + len(index))))
+                indices.append(index)
+                count += len(index)
+        parts.append(Part(place, int(plan.group[place.start]), *picks))
+    return parts, torch.cat(indices)
+
+
+class Numbers(NamedTuple):
+    """The numbers of a plan that pixels are computed with, on their device, where they come in one copy."""
+
+    order: Tensor  # (B,) int64, the places of the examples as they were
+    boxes: Tensor  # (B, 4)
+    flip: Tensor  # (B,) bool
     blends: Tensor  # (3, 3, B) for each of three steps the weights of ``ops.adjust``
     hues: Tensor  # (3, B)
     sigma: Tensor  # (B,)
+    indices: Tensor  # (R,) int64 of examples that change, part by part
 
     @classmethod
-    def of(cls, plan: Plan, device: torch.device) -> Colours:
+    def of(cls, plan: Plan, order: Tensor, indices: Tensor, device: torch.device) -> Numbers:
         """Those of a plan."""
         blends = ops.blend_weights(plan.kinds, plan.factors.gather(1, plan.kinds)).permute(2, 0, 1).contiguous()
         hues = ops.hue_offsets(plan.factors[:, ops.HUE])
-        return cls(*(numbers.to(device, non_blocking=True) for numbers in (blends, hues, plan.sigma)))
+        return cls(*together([order, plan.boxes, plan.flip, blends, hues, plan.sigma, indices], device))
 
 
 @dataclass(frozen=True)
@@ -101,25 +155,25 @@ class ImageView:
     def views(self, canvases: Canvases, rows: Tensor, seed: int, epoch: int, numbers: Sequence[int]) -> list[View]:
         """The views of these numbers, made together: what a call costs however few the examples are is paid once."""
         pixels, (height, width) = canvases.pixels, canvases.pixels.shape[2:]
-        draws = torch.cat([uniforms(seed, epoch, rows.cpu(), number, Columns.COUNT) for number in numbers])
-        plan = self.plan(draws, canvases.sizes.cpu().repeat(len(numbers), 1), (height, width))
+        draws = torch.cat([uniforms(seed, epoch, rows, number, Columns.COUNT) for number in numbers])
+        plan = self.plan(draws, canvases.sizes.repeat(len(numbers), 1), (height, width))
         order = (2 * plan.group + plan.gray).argsort(stable=True)  # what is alike lies together
         plan, device = plan.ordered(order), pixels.device
-        axes = ops.axes(plan.boxes.to(device), (height, width), self.size, plan.flip.to(device))
-        colours, here = Colours.of(plan, device), order.to(device)
-        examples = here % len(rows)
+        parts, indices = divided(plan, self._places(plan.group, device))
+        here = Numbers.of(plan, order, indices, device)
+        axes = ops.axes(here.boxes, (height, width), self.size, here.flip)
+        examples = here.order % len(rows)
         out = torch.empty(len(order), self.size, self.size, 3, device=device)
-        for part in self._parts(plan.group, device):
-            planes = ops.cropped(pixels.index_select(0, examples[part]), axes.at(part))
-            self._recolour(planes, plan, colours, part)
-            out.index_copy_(0, here[part], ops.normalised(planes, self.mean, self.std))
+        for part in parts:
+            planes = ops.cropped(pixels.index_select(0, examples[part.place]), axes.at(part.place))
+            self._recolour(planes, part, here)
+            out.index_copy_(0, here.order[part.place], ops.normalised(planes, self.mean, self.std))
         return [{"pixels": view.permute(0, 3, 1, 2)} for view in torch.split(out, len(rows))]
 
     def evaluation(self, canvases: Canvases, share: float = 1.0) -> View:
         """The centre square of each picture, its side ``share`` of the short side; nothing is random."""
         pixels, (height, width) = canvases.pixels, canvases.pixels.shape[2:]
-        sizes = canvases.sizes.cpu()
-        boxes = ops.on_canvas(ops.centre_squares(sizes, share), sizes, (height, width))
+        boxes = ops.on_canvas(ops.centre_squares(canvases.sizes, share), canvases.sizes, (height, width))
         axes = ops.axes(boxes.float().to(pixels.device), (height, width), self.size)
         out = torch.empty(len(pixels), self.size, self.size, 3, device=pixels.device)
         limit = self._limit(pixels.device)
@@ -161,7 +215,7 @@ class ImageView:
         """How many examples at a time: enough for the CPU's cache, all of them elsewhere."""
         return max(8, _CHUNK // self.size**2) if device.type == "cpu" else 1 << 30
 
-    def _parts(self, group: Tensor, device: torch.device) -> Iterator[slice]:
+    def _places(self, group: Tensor, device: torch.device) -> Iterator[slice]:
         """Consecutive examples of one group, in about equal parts; ``group`` (B,) is sorted."""
         start, limit = 0, self._limit(device)
         counts: list[int] = torch.bincount(group).tolist()
@@ -171,18 +225,19 @@ class ImageView:
                 yield slice(start + count * i // parts, start + count * (i + 1) // parts)
             start += count
 
-    def _recolour(self, planes: Tensor, plan: Plan, colours: Colours, part: slice) -> None:
+    def _recolour(self, planes: Tensor, part: Part, here: Numbers) -> None:
         """Everything after the crop, in place, on examples of one group."""
-        group = int(plan.group[part.start])
-        if self.order == "gray first":
-            _change(planes, plan.gray[part], ops.grayed)
-        if group != _STILL:
-            self._jitter(planes, group, colours.blends[:, :, part], colours.hues[:, part])
-        if self.order == "jitter first":
-            _change(planes, plan.gray[part], ops.grayed)
-        sigma = colours.sigma[part][plan.blur[part]] if self.blur else colours.sigma
-        _change(planes, plan.blur[part], lambda chosen: ops.blurred(chosen, sigma, self.radius()))
-        _change(planes, plan.solarize[part], ops.solarized)
+        if part.gray and self.order == "gray first":
+            part.gray.change(planes, here, ops.grayed)
+        if part.group != _STILL:
+            self._jitter(planes, part.group, here.blends[:, :, part.place], here.hues[:, part.place])
+        if part.gray and self.order == "jitter first":
+            part.gray.change(planes, here, ops.grayed)
+        if part.blur:
+            sigma = part.blur.of(here.sigma[part.place], here)
+            part.blur.change(planes, here, lambda chosen: ops.blurred(chosen, sigma, self.radius()))
+        if part.solarize:
+            part.solarize.change(planes, here, ops.solarized)
 
     def _jitter(self, planes: Tensor, group: int, blends: Tensor, hues: Tensor) -> None:
         """ColorJitter: its four operations in each example's own order, the hue at the group's place in it."""
@@ -196,19 +251,6 @@ class ImageView:
     def radius(self) -> int:
         """Pixels that the blur reaches to each side."""
         return int(self.kernel * self.size) // 2 if self.kernel else math.ceil(3 * self.sigma[1])
-
-
-def _change(planes: Tensor, where: Tensor, change: Callable[[Tensor], Tensor]) -> None:
-    """Apply ``change`` to the examples that ``where`` (B,) picks, and to no other."""
-    picked: list[int] = where.nonzero()[:, 0].tolist()
-    if not picked:
-        return
-    if picked[-1] - picked[0] < len(picked):  # side by side: no copies
-        part = planes[:, picked[0] : picked[-1] + 1]
-        part.copy_(change(part))
-        return
-    index = torch.tensor(picked, device=planes.device)
-    planes.index_copy_(1, index, change(planes.index_select(1, index)))
 
 
 @dataclass(frozen=True)

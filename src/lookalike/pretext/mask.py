@@ -33,7 +33,7 @@ class Masked(TwoViews):
             first = second = self.first(canvases, rows, seed, epoch, 0)
         else:
             first, second = super().__call__(canvases, rows, seed, epoch)
-        return {**first, "keep": self.kept(rows, seed, epoch).to(first["pixels"].device)}, second
+        return {**first, "keep": self.kept(rows, seed, epoch)}, second
 
     def kept(self, rows: Tensor, seed: int, epoch: int) -> Tensor:
         """(B, n) the patches that are seen, numbered by rows of the picture, ascending: equally many in each."""
