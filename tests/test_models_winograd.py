@@ -66,13 +66,18 @@ def test_the_matrices_are_a_correlation(side: int) -> None:
 
 
 @pytest.mark.parametrize("side", [4, 6, 3, 2])
-def test_rounding_is_within_a_few_times_that_of_the_plain_convolution(side: int) -> None:
-    """Of 1.8 to 2.9 times as measured for tiles of 4 and 3 (twice as much with the points of the paper), 1 for 2."""
+def test_rounding_is_that_of_a_sum_in_single_precision(side: int) -> None:
+    """n products of rounded numbers, added one by one, err by about √n/2 · 2⁻²⁴ of their size: the bound is twice that.
+
+    Ours were measured at 0.4 to 1.03 of it, with AVX-512. Plain convolutions are no measure: in what order they add,
+    and so how they round, depends on the processor.
+    """
     x, weight = pictures(8, 128, side, side).relu(), pictures(128, 128, 3, 3) / 24
     exact = F.conv2d(x, weight, padding=1)
-    plain = F.conv2d(x.float(), weight.float(), padding=1)
     ours = Convolution.apply(x.float(), weight.float())
-    assert (ours - exact).square().mean() < 4**2 * (plain - exact).square().mean()
+    size = F.conv2d(x.square(), weight.square(), padding=1)  # of a product, squared, times how many there are
+    expected = size * (2**-24) ** 2 * (9 * 128) / 4
+    assert (ours - exact).square().mean() < 2**2 * expected.mean()
     assert (ours - exact).abs().max() < 3e-5 * exact.square().mean().sqrt()
 
 

@@ -207,7 +207,24 @@ def named_precision() -> str | None:
 
 def autocast(precision: Precision, kind: str) -> AbstractContextManager[object]:
     """The context in which a network on a ``kind`` of device runs, whatever context its caller is in."""
-    return full_precision() if precision == "fp32" else torch.autocast(kind, torch.bfloat16)
+    return full_precision() if precision == "fp32" else _in_bf16(kind)
+
+
+@contextmanager
+def _in_bf16(kind: str) -> Iterator[None]:
+    """As ``torch.autocast``, whose cache of cast weights would outlive a step where a caller holds a context open."""
+    held = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind), torch.is_autocast_cache_enabled()
+    _set_autocast(kind, True, torch.bfloat16, False)
+    try:
+        yield
+    finally:
+        _set_autocast(kind, *held)
+
+
+def _set_autocast(kind: str, enabled: bool, dtype: torch.dtype, cached: bool) -> None:
+    torch.set_autocast_enabled(kind, enabled)
+    torch.set_autocast_dtype(kind, dtype)
+    torch.set_autocast_cache_enabled(cached)
 
 
 @contextmanager
