@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +15,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lookalike.devices import PRECISION, full_precision, resolved
+from lookalike.devices import DEVICE, PRECISION, full_precision, resolved
 from lookalike.evaluate.embed import embed, means, settle
 from lookalike.evaluate.fewshot import Fewshot
 from lookalike.evaluate.knn import Knn, products
@@ -258,3 +261,42 @@ def test_the_environment_says_what_auto_is_and_nonsense_is_refused(monkeypatch: 
     monkeypatch.setenv(PRECISION, "bf-16")
     with pytest.raises(Trouble, match=r"LOOKALIKE_PRECISION is 'bf-16'; did you mean bf16\?"):
         resolved("auto")
+
+
+def test_a_run_records_its_precision_and_says_where_it_goes_on_in_another(
+    tmp_path: Path, say: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def command(*more: object) -> tuple[int, str, str]:
+        return say("pretrain", "digits", "--out", tmp_path / "run", "--recipe", "tiny", "--steps", 6, *more)
+
+    def recorded() -> tuple[str, list[Any]]:
+        recipe, environment = (
+            json.loads((tmp_path / "run" / f"{of}.json").read_text()) for of in ("recipe", "environment")
+        )
+        return recipe["precision"], environment["earlier"]
+
+    monkeypatch.setenv(PRECISION, "fp32")
+    assert command("--save-every", 2)[0] == 0
+    assert recorded() == ("fp32", [])
+    monkeypatch.setenv(PRECISION, "bf16")
+    assert command()[0] == 0
+    assert recorded() == ("fp32", [])  # it is finished: nothing goes on
+    shutil.rmtree(max((tmp_path / "run" / "checkpoints").iterdir()))
+    monkeypatch.delenv(PRECISION)
+    code, out, err = command()
+    assert code == 0
+    assert "other conditions" not in out + err  # auto is what it began in
+    shutil.rmtree(max((tmp_path / "run" / "checkpoints").iterdir()))
+    code, out, err = command("--precision", "bf16")
+    assert code == 0
+    assert "goes on under other conditions, so its bytes are its own: precision bf16 (fp32 before)" in out + err
+    precision, earlier = recorded()
+    assert (precision, len(earlier)) == ("bf16", 1)
+
+
+def test_a_device_that_is_not_here_is_one_line(say: Callable[..., Any], tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv(DEVICE, "")  # put back after the test: the flag sets it
+    code, _, err = say("pretrain", "digits", "--out", tmp_path / "run", "--recipe", "tiny", "--device", "cuda")
+    assert code == 2
+    assert err == "lookalike: no CUDA device is here: give --device cpu, or see torch.cuda.is_available()\n"

@@ -176,7 +176,6 @@ def refuse_other(asked: Asked, recipe: Recipe, held: Recipe, source: Source, run
     if changed or run.data().get("changed"):
         recipe = adjusted(asked, recipe, held)
     check_same(asked.out, held, as_held(recipe, held))
-    run.go_on(held)
     if changed:
         run.note(f"goes on with other data: {changed}")
         run.accept(about(asked, source) | {"changed": True}, to_table(stamps_of(source)))

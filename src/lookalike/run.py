@@ -155,7 +155,10 @@ class Run:
 
     def go_on(self, recipe: Recipe) -> None:
         """Record under what the run goes on, and say what has changed: equal bytes are promised for equal ones only."""
-        held, now = read_json(self.folder / "environment.json"), environment()
+        path = self.folder / "environment.json"
+        held, now = read_json(path) if path.exists() else {}, environment()
+        if not isinstance(held, dict) or not held:
+            return  # a damaged record is no reason to stop
         changed = [f"{name} {now[name]} ({held.get(name)} before)" for name in DECIDES if held.get(name) != now[name]]
         before = self.recipe()
         if before is not None and before.precision != recipe.precision:

@@ -101,6 +101,8 @@ def train(
     optimizer = recipe.optimizer.build(learner, recipe.batch)
     step = resume(run, learner, optimizer)
     total = steps_of(recipe, order)
+    if step < total:
+        run.go_on(recipe)
     due = Due(total, recipe.checkups, save_every)
     data = Timed()
     coming = beside(batches(loader, recipe, order, step, total, data))
