@@ -87,10 +87,10 @@ def moved(material: M) -> M:
 def uploaded(view: View) -> View:
     """A view with all its parts on the device."""
     waiting = {name: part for name, part in view.items() if part.device.type == "cpu"}
-    return view | dict(zip(waiting, together(list(waiting.values()), device())))
+    return view | dict(zip(waiting, sent(list(waiting.values()), device())))
 
 
-def together(parts: Sequence[Tensor], where: torch.device) -> list[Tensor]:
+def sent(parts: Sequence[Tensor], where: torch.device) -> list[Tensor]:
     """The tensors of the host on that device: of a GPU in one copy, for which nobody waits."""
     if where.type != "cuda":
         return [part.to(where) for part in parts]

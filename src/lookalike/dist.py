@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from lookalike.devices import device
+from lookalike.devices import device, sent
 from lookalike.meeting import alive
 from lookalike.trouble import IO, Trouble
 
@@ -158,18 +158,22 @@ def share(whole: Tensor) -> Tensor:
 
 
 def exchange(part: Tensor, order: Tensor) -> Tensor:
-    """The rows that this rank gets when the global batch is put in ``order`` (world · B,): each row travels once."""
+    """The rows that this rank gets when the global batch is put in ``order`` (world · B,): each row travels once.
+
+    ``order`` is on the host, so that no rank waits for its GPU to learn what it sends to whom.
+    """
     if world() == 1:
-        return part[order]
+        return part[sent([order], part.device)[0]]
     size = len(part)
     mine = share(order)  # positions in the global batch that this rank wants, in the order it wants them
-    sent = [(wanted := order[to * size : (to + 1) * size])[wanted // size == rank()] % size for to in range(world())]
+    leaving = [(wanted := order[to * size : (to + 1) * size])[wanted // size == rank()] % size for to in range(world())]
     counts = [int((mine // size == sender).sum()) for sender in range(world())]
-    outgoing = part[torch.cat(sent)].contiguous()
-    arrived = torch.empty_like(part, memory_format=torch.contiguous_format)
-    torch_dist.all_to_all_single(arrived, outgoing, counts, [len(rows) for rows in sent])
     by_sender = (mine // size).argsort(stable=True)  # rows of one sender arrive in the order they are wanted in
-    return arrived[by_sender.argsort()].to(memory_format=_layout(part))
+    going, coming = sent([torch.cat(leaving), by_sender.argsort()], part.device)
+    outgoing = part[going].contiguous()
+    arrived = torch.empty_like(part, memory_format=torch.contiguous_format)
+    torch_dist.all_to_all_single(arrived, outgoing, counts, [len(rows) for rows in leaving])
+    return arrived[coming].to(memory_format=_layout(part))
 
 
 def fetch(rows: Tensor, wanted: Tensor, block: int) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lookalike import dist
+from lookalike.devices import sent
 from lookalike.learn.bank import BankOfKeys
 from lookalike.learn.entries import Dictionary
 from lookalike.models.encoder import Encoder, unit
@@ -117,16 +118,17 @@ class MomentumKeys(Keys):
     def made(self, batch: Batch) -> Made:
         """Those of the second view and, if symmetric, of the first."""
         views = (batch.second, batch.first) if self.spec.symmetric else (batch.second,)
-        return tuple(self._encode(view, batch.index) for view in views)
+        order = shuffled(everybody(batch)) if self.spec.shuffle else None
+        return tuple(self._encode(view, order) for view in views)
 
     @torch.no_grad()
-    def _encode(self, view: View, index: Tensor) -> Tensor:
-        if not self.spec.shuffle:
+    def _encode(self, view: View, order: Tensor | None) -> Tensor:
+        if order is None:
             keys: Tensor = self.twin(**view)
             return keys
-        order = shuffled(dist.gather(index))
         keys = self.twin(**{name: dist.exchange(part, order) for name, part in view.items()})
-        return dist.share(dist.gather(keys)[order.argsort()])
+        (back,) = sent([order.argsort()], keys.device)
+        return dist.share(dist.gather(keys)[back])
 
     @torch.no_grad()
     def follow(self, encoder: Encoder, progress: float) -> None:
@@ -135,8 +137,16 @@ class MomentumKeys(Keys):
         torch._foreach_lerp_(list(self.twin.parameters()), list(encoder.parameters()), weight)
 
 
+def everybody(batch: Batch) -> Tensor:
+    """(world · B,) the rows of all ranks, on the host."""
+    return batch.everyone if batch.everyone is not None else dist.gather(batch.index).cpu()
+
+
 def shuffled(index: Tensor) -> Tensor:
-    """A permutation (B,) that depends on the rows of the batch alone: equal on every process, and no state to save."""
+    """A permutation (B,) that depends on the rows of the batch alone: equal on every process, and no state to save.
+
+    Rows on the host give it there.
+    """
     salt = scramble(index.sum() + hashed(len(index)))
     return scramble(index + salt).argsort(stable=True)
 

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lookalike.devices import together
+from lookalike.devices import sent
 from lookalike.pretext import ops
 from lookalike.pretext.rows import OwnRow
 from lookalike.seeding import uniforms
@@ -121,7 +121,7 @@ class Numbers(NamedTuple):
         """Those of a plan."""
         blends = ops.blend_weights(plan.kinds, plan.factors.gather(1, plan.kinds)).permute(2, 0, 1).contiguous()
         hues = ops.hue_offsets(plan.factors[:, ops.HUE])
-        return cls(*together([order, plan.boxes, plan.flip, blends, hues, plan.sigma, indices], device))
+        return cls(*sent([order, plan.boxes, plan.flip, blends, hues, plan.sigma, indices], device))
 
 
 @dataclass(frozen=True)
