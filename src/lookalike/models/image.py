@@ -10,9 +10,9 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lookalike.models.norm import GroupedBatchNorm2d, group_norms
+from lookalike.models.residual import activate_in_norms
 from lookalike.models.winograd import fewer_products
 from lookalike.trouble import Trouble
 
@@ -51,7 +51,7 @@ class ResNet:
             net.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
             nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
             net.maxpool = nn.Identity()
-        return Pixels(fewer_products(group_norms(net, group))), features
+        return Pixels(fewer_products(activate_in_norms(group_norms(net, group)))), features
 
 
 class TimmPixels(Pixels):
@@ -146,8 +146,9 @@ class _Block(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = F.relu(self.norm1(self.conv1(x)), inplace=True)
-        return F.relu(self.norm2(self.conv2(inner)).add_(self.shortcut(x)), inplace=True)
+        inner = self.norm1(self.conv1(x), activate=True)
+        out: Tensor = self.norm2(self.conv2(inner), self.shortcut(x))
+        return out
 
 
 class SmallResNetBackbone(nn.Module):
@@ -171,5 +172,5 @@ class SmallResNetBackbone(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) → (B, F)."""
-        x = F.relu(self.norm(self.stem(pixels)), inplace=True)
+        x = self.norm(self.stem(pixels), activate=True)
         return torch.mean(self.blocks(x), dim=(2, 3))

@@ -6,6 +6,10 @@ on one device shuffling keys would do nothing. Groups make both independent of w
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+from functools import lru_cache
+from types import ModuleType
 from typing import Any, cast
 
 import torch
@@ -13,6 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from lookalike.models import norm_torch
 
 
 class _Grouped(torch.autograd.Function):
@@ -58,6 +64,53 @@ class _Grouped(torch.autograd.Function):
         return to_x, to_weight, to_bias, None, None
 
 
+class _Together(torch.autograd.Function):
+    """All groups at once by ``kernels`` (norm_triton or norm_torch), with what follows: an addition, an activation."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, *settings: Any
+    ) -> Tensor:
+        kernels, running_mean, running_var, groups, eps, momentum, activate = settings
+        x, residual = _channels_last(x), residual if residual is None else _channels_last(residual)
+        out, mean, variance = kernels.forward(
+            x, residual, weight, bias, running_mean, running_var, groups, eps, momentum, activate
+        )
+        ctx.save_for_backward(x, out if residual is not None else None, weight, bias, mean, variance)
+        ctx.kernels, ctx.settings = kernels, (groups, eps, activate)
+        ctx.added = None if residual is None else residual.dtype
+        return cast("Tensor", out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight = ctx.saved_tensors[2]
+        by_x, by_added, *by_parameters = ctx.kernels.backward(_channels_last(grad), *ctx.saved_tensors, *ctx.settings)
+        by_weight, by_bias = by_parameters if weight is not None else (None, None)
+        return by_x, None if ctx.added is None else by_added.to(ctx.added), by_weight, by_bias, *[None] * 7
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """(B, C, ...) in whose memory the channels of a place lie side by side: itself, if it is so."""
+    return x if (rows := x.movedim(1, -1)).is_contiguous() else rows.contiguous().movedim(-1, 1)
+
+
+def kernels_for(x: Tensor, statistics: torch.dtype) -> ModuleType:
+    """Triton's, where it is to be had and knows the types; float64 and the rest by torch's operations."""
+    known = x.dtype in (torch.float32, torch.bfloat16, torch.float16) and statistics == torch.float32
+    return _fastest() if known else norm_torch
+
+
+@lru_cache
+def _fastest() -> ModuleType:
+    """Imported when the first tensor on a GPU asks: Triton is not installed everywhere, and slow to import."""
+    if importlib.util.find_spec("triton") is not None:
+        found = importlib.import_module("lookalike.models.norm_triton")
+        if found.works():
+            return found
+    return norm_torch
+
+
 class _GroupedBatchNorm(_BatchNorm):
     """BatchNorm over groups of ``group`` consecutive examples; evaluation uses the running statistics as usual."""
 
@@ -65,11 +118,35 @@ class _GroupedBatchNorm(_BatchNorm):
         super().__init__(features, affine=affine)
         self.group = group
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, ...) → the same; a batch that is no multiple of ``group`` is split as evenly as may be."""
-        if not self.training:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+    def forward(self, x: Tensor, residual: Tensor | None = None, activate: bool = False) -> Tensor:
+        """(B, C, ...) → the same; a batch that is no multiple of ``group`` is split as evenly as may be.
+
+        ReLU follows if asked to ``activate``, and after the addition of ``residual``, if there is one: what a GPU does
+        in the same pass.
+        """
+        activate = activate or residual is not None
         groups = max(1, len(x) // self.group)
+        if self.training and (x.is_cuda or x.is_meta) and len(x) % groups == 0:  # meta: what a GPU would do is counted
+            return self._together(x, residual, groups, activate)
+        out = self._one_by_one(x, groups) if self.training else self._by_running_statistics(x)
+        if residual is not None:
+            out = out.add_(residual)
+        return F.relu(out, inplace=True) if activate else out
+
+    def _by_running_statistics(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+    def _together(self, x: Tensor, residual: Tensor | None, groups: int, activate: bool) -> Tensor:
+        assert self.running_mean is not None
+        if residual is not None and residual.shape != x.shape:
+            raise ValueError(f"what is added to {tuple(x.shape)} is {tuple(residual.shape)}")
+        kernels = kernels_for(x, self.running_mean.dtype)
+        statistics = self.running_mean, self.running_var
+        settings = groups, self.eps, self.momentum or 0.1, activate
+        out = _Together.apply(x, residual, self.weight, self.bias, kernels, *statistics, *settings)
+        return cast("Tensor", out)
+
+    def _one_by_one(self, x: Tensor, groups: int) -> Tensor:
         weight, bias = (self.weight, self.bias) if self.affine else self._neutral()
         out, mean, scale = cast("tuple[Tensor, ...]", _Grouped.apply(x, weight, bias, groups, self.eps))
         self._remember(mean, scale, x.numel() // x.shape[1] // groups)
@@ -109,9 +186,11 @@ class GroupedBatchNormAct2d(GroupedBatchNorm2d):
         super().__init__(features, group, affine)
         self.drop, self.act = drop, act
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None, activate: bool = False) -> Tensor:
         """(B, C, H, W) → the same."""
-        activated: Tensor = self.act(self.drop(super().forward(x)))
+        if type(self.act) is nn.ReLU and type(self.drop) is nn.Identity:
+            return super().forward(x, residual, True)
+        activated: Tensor = self.act(self.drop(super().forward(x, residual, activate)))
         return activated
 
 

@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lookalike.models.image import Pixels
 from lookalike.models.norm import GroupedBatchNorm3d, group_norms
@@ -66,8 +65,9 @@ class _Block(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = F.relu(self.norm1(self.conv1(x)), inplace=True)
-        return F.relu(self.norm2(self.conv2(inner)).add_(self.shortcut(x)), inplace=True)
+        inner = self.norm1(self.conv1(x), activate=True)
+        out: Tensor = self.norm2(self.conv2(inner), self.shortcut(x))
+        return out
 
 
 class SmallVideoBackbone(nn.Module):
@@ -93,5 +93,5 @@ class SmallVideoBackbone(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, T, S, S) → (B, F)."""
-        x = F.relu(self.norm(self.stem(pixels)), inplace=True)
+        x = self.norm(self.stem(pixels), activate=True)
         return torch.mean(self.blocks(x), dim=(2, 3, 4))
