@@ -91,8 +91,8 @@ def uploaded(view: View) -> View:
 
 
 def sent(parts: Sequence[Tensor], where: torch.device) -> list[Tensor]:
-    """The tensors of the host on that device: of a GPU in one copy, for which nobody waits."""
-    if where.type != "cuda":
+    """The tensors on that device: from the host to a GPU in one copy, for which nobody waits."""
+    if where.type != "cuda" or any(part.device.type != "cpu" for part in parts):
         return [part.to(where) for part in parts]
     starts = list(accumulate((-(-part.nbytes // _ALIGNED) * _ALIGNED for part in parts), initial=0))
     held = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=True)
@@ -138,7 +138,7 @@ def _on_a_stream(batches: Iterator[Batch]) -> Iterator[Batch]:
             return
         using = torch.cuda.current_stream()
         using.wait_stream(stream)
-        for part in (batch.index, *batch.first.values(), *batch.second.values()):
+        for part in (*batch.first.values(), *batch.second.values()):
             part.record_stream(using)  # or the stream would write the next views over those that are still read
         yield batch
 

@@ -18,7 +18,7 @@ from lookalike.data.film import filmed
 from lookalike.data.loader import Loads
 from lookalike.data.order import Order
 from lookalike.data.windows import order_of
-from lookalike.devices import Later, beside, device, exact, full_precision, moved, placed, sent, uploaded
+from lookalike.devices import Later, beside, device, exact, full_precision, moved, placed, uploaded
 from lookalike.learn.learner import Learner, Outcome
 from lookalike.memory import keep_freed
 from lookalike.pace import Due, Timed, Waiting
@@ -75,8 +75,7 @@ def batches(
         first, second = recipe.pretext(moved(loaded.material), rows, seed, order.epoch(step))
         # Where labels teach, a picture that stands in for one that cannot be read brings its own.
         known = loader.shown(rows) if recipe.objective.supervised else rows
-        (index,) = sent([known], device())
-        yield Batch(index, uploaded(first), uploaded(second), order.rows(step))
+        yield Batch(known, uploaded(first), uploaded(second))
 
 
 def views_at(loader: Loads, recipe: Recipe, rows: Tensor, epoch: int) -> tuple[View, View]:

@@ -79,15 +79,11 @@ PAD, FIRST, MASK = range(3)
 
 
 class Batch(NamedTuple):
-    """Two views of each of B examples; ``index`` (B,) holds their rows in the source.
-
-    ``everyone`` (world · B,) are the rows of all ranks, on the host, which knows them before any device is asked.
-    """
+    """Two views of each of B examples; ``index`` (B,) holds their rows in the source, on the host."""
 
     index: Tensor  # type: ignore[assignment]  # the word of the design; it hides tuple.index
     first: View
     second: View
-    everyone: Tensor | None = None
 
     def slices(self, count: int) -> Iterator[Batch]:
         """``count`` equal consecutive parts."""

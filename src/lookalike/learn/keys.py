@@ -118,7 +118,7 @@ class MomentumKeys(Keys):
     def made(self, batch: Batch) -> Made:
         """Those of the second view and, if symmetric, of the first."""
         views = (batch.second, batch.first) if self.spec.symmetric else (batch.second,)
-        order = shuffled(everybody(batch)) if self.spec.shuffle else None
+        order = shuffled(dist.gather(batch.index.cpu())) if self.spec.shuffle else None
         return tuple(self._encode(view, order) for view in views)
 
     @torch.no_grad()
@@ -135,11 +135,6 @@ class MomentumKeys(Keys):
         """Average the parameters, head included, in one fused pass; BatchNorm's buffers are the twin's own."""
         weight = 1 - self.spec.at(progress)
         torch._foreach_lerp_(list(self.twin.parameters()), list(encoder.parameters()), weight)
-
-
-def everybody(batch: Batch) -> Tensor:
-    """(world · B,) the rows of all ranks, on the host."""
-    return batch.everyone if batch.everyone is not None else dist.gather(batch.index).cpu()
 
 
 def shuffled(index: Tensor) -> Tensor:
