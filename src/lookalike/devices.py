@@ -190,7 +190,9 @@ def processor() -> str:
 def accelerator() -> str | None:
     """The name of the GPU, where one is used. Raises Trouble."""
     kind = device().type
-    return torch.cuda.get_device_name(device()) if kind == "cuda" else None if kind == "cpu" else kind
+    if kind == "cuda" and torch.cuda.device_count():
+        return torch.cuda.get_device_name(device())
+    return None if kind == "cpu" else kind
 
 
 def resolved(precision: str) -> Precision:
