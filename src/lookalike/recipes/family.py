@@ -110,7 +110,7 @@ def moco_v3_vit(examples: int = IMAGENET, side: int = 224) -> Recipe:
 
 
 def nnclr(examples: int = IMAGENET, side: int = 224) -> Recipe:
-    """NNCLR (arXiv 2104.14548): the positive is the nearest of 98,304 earlier keys to the other view's key.
+    """NNCLR (arXiv 2104.14548): the nearest of 98,304 earlier keys to one view's key asks for the other view.
 
     Published: 75.4 % linear top-1 on ImageNet after 1,000 epochs.
     """
