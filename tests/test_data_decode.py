@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lookalike.data import jpeg
-from lookalike.data.decode import MAX_PIXELS, SUFFIXES, Canvas, Unreadable, decode, header
+from lookalike.data.decode import FINE, MAX_PIXELS, SUFFIXES, Canvas, Unreadable, decode, header
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -133,6 +133,14 @@ def test_palette_with_transparency() -> None:
     assert (at(canvas, 4, 1), at(canvas, 4, 6)) == (WHITE, BLUE)
     assert at(decode(encoded(image), 8), 4, 1) == RED
     assert at(decode(encoded(image, "GIF", transparency=0), 8), 4, 1) == WHITE
+
+
+@pytest.mark.parametrize(("side", "filter"), [(FINE - 1, Image.Resampling.BILINEAR), (FINE, Image.Resampling.BICUBIC)])
+def test_large_canvases_are_resized_by_pillows_cubic_and_small_ones_by_its_line(side: int, filter: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 500, 3), dtype=np.uint8)
+    found = decode(encoded(Image.fromarray(noise)), side).pixels.permute(1, 2, 0).numpy()
+    wanted = np.asarray(Image.fromarray(noise).resize((side, side), filter))
+    assert np.abs(found.astype(int) - wanted).max() <= 1
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])

@@ -6,6 +6,7 @@ from torch import nn
 
 from lookalike.models.heads import MLP
 from lookalike.models.norm import GroupedBatchNorm1d
+from lookalike.recipes import RECIPES
 from lookalike.trouble import Trouble
 
 
@@ -48,6 +49,15 @@ def test_all_norms_end_in_one_without_scale_and_shift_as_in_moco_v3() -> None:
     x = torch.randn(12, 16, dtype=torch.float64)
     expected = torch.cat([plain(part) for part in x.split(4)])
     torch.testing.assert_close(head(x), expected, rtol=1e-10, atol=1e-11)
+
+
+def test_moco_v3s_predictor_has_no_bias_and_simcses_head_ends_in_tanh() -> None:
+    predictor = RECIPES["moco_v3"]().predictor
+    assert predictor is not None
+    assert all(layer.bias is None for layer in predictor.build(256, 4) if isinstance(layer, nn.Linear))
+    head = RECIPES["simcse_bert"]().head.build(768)
+    assert [type(layer) for layer in head] == [nn.Linear, nn.Tanh]
+    assert head[0].bias is not None
 
 
 @pytest.mark.parametrize("group", [None, 1])

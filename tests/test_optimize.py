@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from lookalike import checkpoint
-from lookalike.optimize import LARS, SGD, AdamW, Cosine, Muon, Steps, apply, orthogonalised
+from lookalike.optimize import LARS, SGD, AdamW, Cosine, Linear, Muon, Steps, apply, orthogonalised
+from lookalike.recipes import RECIPES
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (16, 40), (40, 16), (1, 5)])
@@ -63,13 +64,16 @@ def test_sgd_lars_and_adamw_grow_linearly_with_the_batch_and_muon_by_its_root() 
     assert Muon(lr=0.02).build(net, 64).param_groups[0]["lr"] == pytest.approx(0.01)
 
 
-def test_sgd_decays_every_parameter_and_adamw_only_matrices() -> None:
+def test_sgd_decays_every_parameter_and_adamw_matrices_or_all() -> None:
     net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     assert [group["weight_decay"] for group in SGD(weight_decay=0.1).build(net, 256).param_groups] == [0.1]
     matrices, rest = AdamW(weight_decay=0.1).build(net, 256).param_groups
     assert (matrices["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
     assert all(p.dim() > 1 for p in matrices["params"])
     assert len(rest["params"]) == 3
+    (everything,) = AdamW(weight_decay=0.1, decay="all").build(net, 256).param_groups
+    assert everything["weight_decay"] == 0.1
+    assert len(everything["params"]) == 4
 
 
 def convolutions() -> nn.Sequential:
@@ -144,3 +148,21 @@ def test_schedules() -> None:
     cosine = Cosine(warmup=0.1)
     assert [cosine.share(p) for p in (0.0, 0.05, 0.1, 1.0)] == pytest.approx([0, 0.5, 1, 0], abs=1e-12)
     assert cosine.share(0.55) == pytest.approx(0.5)
+    floored = Cosine(warmup=0.1, start=0.02, floor=0.001)
+    expected = [0.02, 0.51, 1, 0.5005, 0.001]
+    assert [floored.share(p) for p in (0.0, 0.05, 0.1, 0.55, 1.0)] == pytest.approx(expected, abs=1e-12)
+    assert [Linear().share(p) for p in (0.0, 0.25, 1.0)] == [1, 0.75, 0]
+    assert [Linear(warmup=0.2).share(p) for p in (0.0, 0.1, 0.2, 0.6, 1.0)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+
+
+def test_the_rate_of_supcon_is_that_of_its_code_to_a_hundredth_of_the_full_one() -> None:
+    """SupContrast's util.py: ten epochs up to where a cosine over all epochs then is; ours begins after the rise."""
+    share = RECIPES["supcon"](50_000, 32).schedule.share
+    floor = 0.1**3
+
+    def cosine(epoch: float) -> float:
+        return floor + (1 - floor) * (1 + math.cos(math.pi * epoch / 1000)) / 2
+
+    for epoch in range(1001):
+        theirs = cosine(epoch) if epoch > 10 else 0.02 + epoch / 10 * (cosine(10) - 0.02)
+        assert share(epoch / 1000) == pytest.approx(theirs, abs=0.01)

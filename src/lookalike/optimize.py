@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -37,19 +37,20 @@ class SGD:
 
 @dataclass(frozen=True)
 class AdamW:
-    """AdamW (Loshchilov & Hutter 2019); ``lr`` is for 256 examples; only matrices and kernels decay."""
+    """AdamW (Loshchilov & Hutter 2019); ``lr`` is for 256 examples."""
 
     lr: float = 1e-3
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
+    decay: Literal["matrices", "all"] = "matrices"  # all: biases, norms and tokens too, as in MoCo v3's published code
 
     def build(self, module: nn.Module, batch: int) -> torch.optim.Optimizer:
         """An optimizer of the parameters of ``module`` that learn."""
-        matrices = [p for p in _learning(module) if p.dim() > 1]
-        rest = [p for p in _learning(module) if p.dim() <= 1]
-        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": rest, "weight_decay": 0.0}]
-        lr = self.lr * batch / 256
-        return _noted(torch.optim.AdamW(groups, lr, self.betas, weight_decay=self.weight_decay))
+        decaying = [p for p in _learning(module) if p.dim() > 1 or self.decay == "all"]
+        rest = [p for p in _learning(module) if p.dim() <= 1 and self.decay != "all"]
+        groups: list[dict[str, Any]] = [{"params": decaying}, {"params": rest, "weight_decay": 0.0}]
+        filled, lr = [group for group in groups if group["params"]], self.lr * batch / 256
+        return _noted(torch.optim.AdamW(filled, lr, self.betas, weight_decay=self.weight_decay))
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,23 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class Cosine:
-    """Half a cosine down to zero after a linear rise over the share ``warmup`` of the run (SGDR, arXiv 1608.03983)."""
+    """Half a cosine down after a linear rise over the share ``warmup`` of the run (SGDR, arXiv 1608.03983)."""
+
+    warmup: float = 0.0
+    start: float = 0.0  # the share of the full rate that the rise begins at
+    floor: float = 0.0  # the share that the cosine ends at
+
+    def share(self, progress: float) -> float:
+        """In [0, 1]."""
+        if progress < self.warmup:
+            return self.start + (1 - self.start) * progress / self.warmup
+        fallen = 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup)))
+        return self.floor + (1 - self.floor) * fallen
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Straight down to zero after a linear rise over the share ``warmup`` of the run (BERT, arXiv 1810.04805)."""
 
     warmup: float = 0.0
 
@@ -219,7 +236,7 @@ class Cosine:
         """In [0, 1]."""
         if progress < self.warmup:
             return progress / self.warmup
-        return 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup)))
+        return (1 - progress) / (1 - self.warmup)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from lookalike.models.towers import TwoTowers
 from lookalike.models.video import SmallVideoResNet, VideoResNet
 from lookalike.models.vit import ViT
 from lookalike.models.words import Words
-from lookalike.optimize import LARS, SGD, AdamW, Cosine, Muon, Steps
+from lookalike.optimize import LARS, SGD, AdamW, Cosine, Linear, Muon, Steps
 from lookalike.pretext.captions import Captions
 from lookalike.pretext.image import ImageView, OneView, TwoViews
 from lookalike.pretext.mask import Masked
@@ -41,7 +41,7 @@ KINDS: dict[str, type] = {
         SmallResNet, ViT, Timm, Words, VideoResNet, SmallVideoResNet,
         Transformer, HuggingFace, TwoTowers, Captions, QueueEach, MLP, Decoder, Momentum,
         EndToEnd, Stored, Alone, Queue, InBatch, MemoryBank, Neighbours, InfoNCE, DCL, SupCon, NCE, Labelled, Classes,
-        CrossEntropy, SGD, LARS, AdamW, Muon, Cosine, Steps, Knn,
+        CrossEntropy, SGD, LARS, AdamW, Muon, Cosine, Linear, Steps, Knn,
     )
 }  # fmt: skip
 """The only classes a file may name."""

@@ -25,7 +25,7 @@ from lookalike.models.video import SmallVideoResNet, VideoResNet
 from lookalike.models.vit import ViT
 from lookalike.models.whitening import Whitening
 from lookalike.models.words import Words
-from lookalike.optimize import LARS, SGD, AdamW, Cosine, Muon, Steps
+from lookalike.optimize import LARS, SGD, AdamW, Cosine, Linear, Muon, Steps
 from lookalike.pretext.captions import Captions
 from lookalike.pretext.image import OneView, TwoViews
 from lookalike.pretext.mask import Masked
@@ -71,7 +71,7 @@ class Recipe:
     dictionary: Queue | InBatch | MemoryBank | Neighbours | QueueEach | Classes = Queue()  # noqa: RUF009
     objective: InfoNCE | DCL | SupCon | NCE | CrossEntropy = InfoNCE()  # noqa: RUF009
     optimizer: SGD | LARS | AdamW | Muon = SGD()  # noqa: RUF009
-    schedule: Cosine | Steps = Steps()  # noqa: RUF009
+    schedule: Cosine | Linear | Steps = Steps()  # noqa: RUF009
     length: Length = Length(epochs=200)
     batch: int = 256  # examples a step, over all processes
     window: int | None = None  # shards whose rows are shuffled together; None: everything at once

@@ -10,11 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lookalike.learn.dictionary import Dictionary, Entries, InBatch, MemoryBank, Neighbours, Queue
 from lookalike.learn.keys import EndToEnd, Momentum, Stored
+from lookalike.learn.learner import Learner
 from lookalike.learn.objective import DCL, NCE, InfoNCE, Objective, SupCon
 from lookalike.plain import from_plain, to_plain
 from lookalike.pretext.image import MOCO_CIFAR, OneView
@@ -23,6 +24,7 @@ from lookalike.recipes import RECIPES
 from lookalike.recipes.images import small
 from lookalike.seeding import reseed
 from lookalike.trouble import Trouble
+from lookalike.types import Batch
 from tests.invariants.test_learner import batch
 
 B, D, N = 6, 8, 20
@@ -46,12 +48,19 @@ def rows(count: int, seed: int, dtype: torch.dtype) -> Tensor:
 
 def listed(
     dictionary: str, state: Dictionary, query: Tensor, key: Tensor, index: Tensor
-) -> list[tuple[Tensor, Tensor]]:
-    """(positive, negatives) of each query, one after the other, from what the paper says."""
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """(who asks, positive, negatives) for each query, one after the other, from what the paper says."""
     if dictionary == "neighbours":
         stored = state.keys.to(key.dtype)
-        near = torch.stack([stored[(k @ stored.T).argmax()] for k in key])
-        return [(near[i], torch.stack([near[j] for j in range(B) if j != i])) for i in range(B)]
+        near = [stored[(stored - k).square().sum(1).argmin()] for k in key]
+        return [(near[i], query[i], torch.stack([query[j] for j in range(B) if j != i])) for i in range(B)]
+    return [(query[i], *found) for i, found in enumerate(answers(dictionary, state, query, key, index))]
+
+
+def answers(
+    dictionary: str, state: Dictionary, query: Tensor, key: Tensor, index: Tensor
+) -> list[tuple[Tensor, Tensor]]:
+    """(positive, negatives) of each query where it asks itself."""
     if "batch" in dictionary:
         others = [[key[j] for j in range(B) if j != i] for i in range(B)]
         if "queries" in dictionary:
@@ -94,8 +103,7 @@ def test_an_objective_over_a_dictionary_is_its_formula(objective: str, dictionar
     index = torch.tensor([3, 19, 0, 7, 8, 4])
     ours, formula = SCORES[objective]
     found = ours(query, state.look_up(query, key, index))
-    pairs = listed(dictionary, state, query, key, index)
-    expected = torch.stack([formula(query[i], *pair) for i, pair in enumerate(pairs)]).mean()
+    expected = torch.stack([formula(*some) for some in listed(dictionary, state, query, key, index)]).mean()
     tolerance = 1e-10 if wide else 1e-5
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
     grads = [torch.autograd.grad(loss, (query, key), allow_unused=True) for loss in (found, expected)]
@@ -115,8 +123,8 @@ def test_nce_is_its_formula_with_z_of_the_first_batch(dictionary: str) -> None:
         query, key = rows(B, 10 + step, torch.float64).requires_grad_(), rows(B, 20 + step, torch.float64)
         index = torch.arange(B)
         entries = state.look_up(query, key, index)
-        pairs = listed(dictionary, state, query, key, index)
-        scores = torch.stack([(torch.cat([p[None], n]) @ q / 0.2).exp() for q, (p, n) in zip(query, pairs)])
+        asked = listed(dictionary, state, query, key, index)
+        scores = torch.stack([(torch.cat([p[None], n]) @ q / 0.2).exp() for q, p, n in asked])
         kept = kept or float(scores.detach().mean()) * N
         p, noise = scores / kept, (scores.shape[1] - 1) / N
         expected = -(torch.log(p[:, 0] / (p[:, 0] + noise)) + torch.log(noise / (p[:, 1:] + noise)).sum(1)).mean()
@@ -165,6 +173,68 @@ def test_supervised_contrast_is_its_formula(labels: list[int], seed: int) -> Non
     grads = [torch.autograd.grad(loss, (first, second)) for loss in (found, expected)]
     for mine, theirs in zip(*grads):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
+
+
+def nnclr() -> Learner:
+    """The recipe's learner in double precision, with a network of a few thousand weights."""
+    recipe = RECIPES["small_nnclr"](1000, 16)
+    model = replace(recipe.model, widths=(4, 8), blocks=(1, 1))
+    head, predictor = replace(recipe.head, widths=(12, 12, 8)), replace(recipe.predictor, widths=(12, 8))
+    made = replace(recipe, model=model, head=head, predictor=predictor, dictionary=Neighbours(40), whiten=False)
+    return replace(made, batch=16, group=8).build(1000).double().train()
+
+
+def doubled(step: int = 0) -> Batch:
+    given_batch = batch(step)
+    views = ({name: part.double() for name, part in view.items()} for view in (given_batch.first, given_batch.second))
+    return Batch(given_batch.index, *views)
+
+
+def test_nnclr_is_its_published_loss_and_gradient_in_both_directions() -> None:
+    """Equation 3 with the predictions of the batch, half of each direction, as solo-learn and lightly have it."""
+    learner, given_batch = nnclr(), doubled()
+    found = learner(given_batch)
+    encoder, queue = learner.encoder, learner.dictionary.keys
+    z1, z2 = (encoder.project(**view) for view in (given_batch.first, given_batch.second))
+    p1, p2 = (F.normalize(learner.predictor(z), dim=1) for z in (z1, z2))
+    near1, near2 = (queue[torch.cdist(F.normalize(z, dim=1), queue).argmin(1)] for z in (z1, z2))
+    each = torch.arange(len(z1))
+    directions = [F.cross_entropy(near @ p.T / 0.1, each) for near, p in ((near2, p1), (near1, p2))]
+    parameters = [*encoder.parameters(), *learner.predictor.parameters()]
+    for n, expected in enumerate(directions):
+        query, entries = found.pairs[n][0], found.entries[n]
+        compare(learner.objective(query, entries), 0.5 * expected, parameters)
+    compare(found.loss, 0.5 * sum(directions), parameters)
+
+
+def compare(found: Tensor, expected: Tensor, parameters: list[nn.Parameter]) -> None:
+    """Values and gradients to rounding in double precision."""
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    grads = [torch.autograd.grad(loss, parameters, retain_graph=True) for loss in (found, expected)]
+    mine, theirs = (torch.cat([part.flatten() for part in grad]) for grad in grads)
+    torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+    assert float(F.cosine_similarity(mine, theirs, dim=0)) == pytest.approx(1, abs=1e-12)
+
+
+def test_of_a_symmetric_step_one_view_of_each_example_enters_the_queue_that_is_searched() -> None:
+    learner = nnclr()
+    for step in range(3):
+        outcome = learner(doubled(step))
+        learner.advance(outcome, doubled(step), 0.0)
+    assert int(learner.dictionary.oldest) == 3 * 16 % 40
+    keys = [key.detach() for _, key in outcome.pairs]
+    held = [float((key @ learner.dictionary.keys.T).amax(1).min()) for key in keys]
+    assert held[0] == pytest.approx(1, abs=1e-12)
+    assert held[1] < 0.9999
+
+
+def test_the_nearest_is_found_in_full_precision_whatever_the_context() -> None:
+    """Each row is nearest to itself, by far less than a step of bf16 (4e-3) and more than one of fp32 (6e-8)."""
+    queue = Neighbours(300).build(D, 1000)
+    queue.keys.copy_(F.normalize(1 + 0.03 * rows(300, 1, torch.float32), dim=1))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert float((queue.keys @ queue.keys.T).argmax(1).eq(torch.arange(300)).float().mean()) < 0.5
+        assert torch.equal(queue.nearest(queue.keys), queue.keys)
 
 
 def test_a_bank_row_moves_toward_its_key_and_no_other_row_moves() -> None:

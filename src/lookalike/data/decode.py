@@ -28,6 +28,9 @@ SUFFIXES = (
     *(".avif", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
 MAX_PIXELS = 100_000_000  # 300 MB as RGB: what one decoder may cost
+FINE = 384
+"""The side in pixels from which a canvas stands for the picture itself: it is filtered by a cubic, which loses less of
+the fine detail than the line below (docs/results.md has how much)."""
 
 _REDUCING = 2  # average whole blocks of pixels while at least so many times finer than the canvas, then filter
 
@@ -150,7 +153,8 @@ def _canvas(pixels: Tensor, size: tuple[int, int], orientation: int, side: int) 
     planes = pixels.permute(2, 0, 1)
     if planes.shape[1:] != (side, side):
         # Pillow's filter to within one level in a fifth of its time: torch resizes interleaved bytes with AVX2.
-        planes = interpolate(planes[None], (side, side), mode="bilinear", antialias=True)[0]
+        mode = "bicubic" if side >= FINE else "bilinear"
+        planes = interpolate(planes[None], (side, side), mode=mode, antialias=True)[0]
     # Turned last, on the canvas, where it costs nothing; left strided, since a batch is laid out once for all.
     return Canvas(_upright(planes, orientation), *_upright_size(size, orientation))
 

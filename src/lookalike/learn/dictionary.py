@@ -19,6 +19,8 @@ from lookalike.learn.entries import DTYPES, Dictionary, Entries, Precision
 
 __all__ = ["Dictionary", "Entries", "InBatch", "MemoryBank", "Neighbours", "Queue"]
 
+_SEARCHED = 256  # keys whose neighbours are searched at a time: 100 MB of products with a queue of 98,304
+
 
 @dataclass(frozen=True)
 class InBatch:
@@ -123,9 +125,9 @@ class QueueOfKeys(Dictionary):
 
 @dataclass(frozen=True)
 class Neighbours(Queue):
-    """The positive is the entry of a queue that is nearest to the key (NNCLR, arXiv 2104.14548, equation 2).
+    """The entry of a queue that is nearest to the key stands in its place (NNCLR, arXiv 2104.14548, equations 2 and 3).
 
-    Negatives are the neighbours of the other keys of the batch; no gradient reaches any of them.
+    It asks for the query among the queries of the batch, over all ranks; they alone carry gradient.
     """
 
     def build(self, dim: int, examples: int) -> QueueOfNeighbours:
@@ -138,11 +140,18 @@ class Neighbours(Queue):
 
 
 class QueueOfNeighbours(QueueOfKeys):
-    """A queue that is searched, not contrasted with."""
+    """A queue that is searched, not contrasted with; of a symmetric step it holds one view of each example."""
 
-    @full_precision()
+    one_view = True
+
     def look_up(self, query: Tensor, key: Tensor, index: Tensor) -> Entries:
-        """The neighbour of each key, against those of the other keys over all ranks."""
-        key = wide(key)
-        nearest = self.keys[(key.detach() @ self.keys.to(key.dtype).T).argmax(1)].to(key.dtype)
-        return Entries(nearest, dist.gather(nearest), index[:, None] == dist.gather(index))
+        """The key's neighbour asks for its query; equal ``index`` marks what is no negative."""
+        same = index[:, None] == dist.gather(index)
+        return Entries(query, dist.gather(query), same, asking=self.nearest(key))
+
+    @torch.no_grad()
+    @full_precision()
+    def nearest(self, key: Tensor) -> Tensor:
+        """(B, D) for each key the row with the largest product, in the key's precision but at least fp32."""
+        rows = self.keys.to(wide(key).dtype)
+        return rows[torch.cat([(part @ rows.T).argmax(1) for part in torch.split(wide(key), _SEARCHED)])]

@@ -24,6 +24,11 @@ class Entries(NamedTuple):
     ignore: Tensor | None = None  # (B, K), True where a negative is none: itself, its own positive
     alike: Tensor | None = None  # (B, K), True where an entry is one more positive (labels say so)
     sharded: bool = False  # ``negatives`` are this rank's part of K, ``ignore`` is for the queries of all ranks
+    asking: Tensor | None = None  # (B, D) who is scored in the queries' place, where they are the entries themselves
+
+    def asked_by(self, query: Tensor) -> Tensor:
+        """(B, D) who is scored against the entries: ``query``, unless others ask in its place."""
+        return query if self.asking is None else self.asking
 
     def wide(self) -> Entries:
         """The same with positives in fp32 or better; negatives, which may be many, are widened in parts where used."""
@@ -40,6 +45,8 @@ class Shard(NamedTuple):
 
 class Dictionary(nn.Module, ABC):
     """Supplies entries and, after the step, absorbs the keys that the step made."""
+
+    one_view = False  # whether it absorbs the keys of one direction alone, the first
 
     @abstractmethod
     def look_up(self, query: Tensor, key: Tensor, index: Tensor) -> Entries:

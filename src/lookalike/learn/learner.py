@@ -100,10 +100,10 @@ class Learner(nn.Module):
         if outcome.entries:
             self.objective.settle(outcome.pairs[0][0], outcome.entries[0])
         self.keys.follow(self.encoder, progress)
-        if outcome.pairs:
-            queries = torch.cat([dist.gather(query.detach()) for query, _ in outcome.pairs])
-            keys = torch.cat([dist.gather(self.keys.kept(query, key).detach()) for query, key in outcome.pairs])
-            self.dictionary.absorb(queries, keys, dist.gather(self._here(batch.index)).repeat(len(outcome.pairs)))
+        if pairs := outcome.pairs[:1] if self.dictionary.one_view else outcome.pairs:
+            queries = torch.cat([dist.gather(query.detach()) for query, _ in pairs])
+            keys = torch.cat([dist.gather(self.keys.kept(query, key).detach()) for query, key in pairs])
+            self.dictionary.absorb(queries, keys, dist.gather(self._here(batch.index)).repeat(len(pairs)))
         dist.mean_(list(_statistics(self)))
 
     def _here(self, index: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ class Objective(ABC):
     @full_precision()
     def __call__(self, query: Tensor, entries: Entries) -> Tensor:
         """A scalar, in fp32 or better whatever the queries come in and the caller's context is."""
-        return self.score(wide(query), entries.wide())
+        return self.score(wide(entries.asked_by(query)), entries.wide())
 
     @abstractmethod
     def score(self, query: Tensor, entries: Entries) -> Tensor:
@@ -183,7 +183,7 @@ class NoiseContrast(nn.Module, Objective):
     @full_precision()
     def settle(self, query: Tensor, entries: Entries) -> None:
         """Fix Z."""
-        self.kept.copy_(self._log_z(query, entries))
+        self.kept.copy_(self._log_z(entries.asked_by(query), entries))
 
     def _log_z(self, query: Tensor, entries: Entries) -> Tensor:
         return torch.where(self.kept.isnan(), self.spec.log_z(query, entries, self.examples), self.kept)
@@ -274,7 +274,7 @@ def log_sum_exp(query: Tensor, entries: Entries, temperature: float, chunk: int)
 @full_precision()
 def top1(query: Tensor, entries: Entries, chunk: int = 8192) -> Tensor:
     """The share of queries whose positive scores above every negative: the pretext task's accuracy, a scalar."""
-    query, entries = wide(query), entries.wide()
+    query, entries = wide(entries.asked_by(query)), entries.wide()
     positive = (query * entries.positive).sum(1)
     asking = dist.gather(query) if entries.sharded else query
     best = torch.full((len(asking),), -torch.inf, dtype=query.dtype, device=query.device)

@@ -43,7 +43,7 @@ class PatchDecoder(nn.Module):
         super().__init__()
         self.spec, self.side = spec, patch
         self.enter = nn.Linear(features, spec.width)
-        # One dimension, so that no optimizer here decays it.
+        # One dimension: it decays only where everything does.
         self.hidden = nn.Parameter(torch.empty(spec.width))
         self.blocks = nn.Sequential(*(Block(spec.width, spec.heads) for _ in range(spec.depth)))
         self.norm = nn.LayerNorm(spec.width, eps=1e-6)

@@ -21,6 +21,8 @@ class MLP:
 
     widths: tuple[int, ...] = (128,)
     norm: Literal["none", "hidden", "all"] = "none"
+    bias: bool = True  # of layers that no BatchNorm follows (MoCo v3's predictor: none)
+    tanh: bool = False  # after the last layer, as SimCSE's head (arXiv 2104.08821)
 
     def build(self, features: int, group: int | None = None) -> nn.Sequential:
         """(B, features) → (B, widths[-1]); BatchNorm, if any, in groups of ``group`` examples, 2 or more."""
@@ -30,8 +32,8 @@ class MLP:
         last = len(self.widths) - 1
         for i, (before, after) in enumerate(zip((features, *self.widths), self.widths)):
             normed = self.norm == "all" or (self.norm == "hidden" and i < last)
-            layers.append(nn.Linear(before, after, bias=not normed))
+            layers.append(nn.Linear(before, after, bias=self.bias and not normed))
             if normed and group is not None:
                 layers.append(GroupedBatchNorm1d(after, group, affine=i < last))
             layers.append(nn.ReLU(inplace=True))
-        return nn.Sequential(*layers[:-1])
+        return nn.Sequential(*layers[:-1], *([nn.Tanh()] if self.tanh else []))

@@ -36,13 +36,15 @@ class ResNet:
 
     name: str = "resnet50"
     stem: Literal["imagenet", "small"] = "imagenet"
+    zero_init: bool = False  # residual branches begin at zero, by their last BatchNorm (Goyal et al., arXiv 1706.02677)
 
     def build(self, group: int) -> tuple[nn.Module, int]:
         """Random weights, BatchNorm in groups of ``group`` examples, no classifier."""
         try:
-            net = torchvision.models.get_model(self.name, weights=None)
+            options = {"zero_init_residual": True} if self.zero_init else {}
+            net = torchvision.models.get_model(self.name, weights=None, **options)
             features = int(net.fc.in_features)
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, TypeError):
             raise Trouble(
                 f"model.name {self.name!r} is not a ResNet of torchvision; try resnet18 or resnet50"
             ) from None

@@ -50,7 +50,7 @@ class ViTBackbone(nn.Module):
         super().__init__()
         self.side = spec.patch
         self.patches = nn.Linear(3 * spec.patch**2, spec.width)
-        # One dimension, so that no optimizer here decays it.
+        # One dimension: it decays only where everything does.
         self.token = nn.Parameter(torch.empty(spec.width)) if spec.pool == "class" else None
         self.blocks = nn.Sequential(*(Block(spec.width, spec.heads) for _ in range(spec.depth)))
         self.norm = nn.LayerNorm(spec.width, eps=1e-6)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from lookalike.data.decode import FINE
 from lookalike.learn.dictionary import Queue
 from lookalike.learn.keys import Momentum
 from lookalike.learn.objective import InfoNCE
@@ -28,7 +29,7 @@ def moco_v1(examples: int = IMAGENET, side: int = 224) -> Recipe:
     return Recipe(
         name="moco_v1",
         pretext=TwoViews(MOCO_V1),
-        canvas=256,
+        canvas=FINE,
         model=ResNet("resnet50"),
         head=MLP((128,)),
         keys=Momentum(0.999),

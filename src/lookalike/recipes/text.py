@@ -12,7 +12,7 @@ from lookalike.models.heads import MLP
 from lookalike.models.hugging_face import HuggingFace
 from lookalike.models.text import Transformer
 from lookalike.models.words import Words
-from lookalike.optimize import AdamW, Cosine
+from lookalike.optimize import AdamW, Cosine, Linear
 from lookalike.pretext.text import Cloze, Pairs, SameSentence
 from lookalike.recipe import Length, Recipe
 from lookalike.recipes.images import small_batch
@@ -78,10 +78,10 @@ def simcse_bert(examples: int = 1_000_000, side: int = 0) -> Recipe:
         simcse(examples, side),
         name="simcse_bert",
         model=HuggingFace(),
-        head=MLP((768,)),
+        head=MLP((768,), tanh=True),
         whiten=False,
         optimizer=AdamW(lr=3e-5 * 256 / 64, weight_decay=0.0),
-        schedule=Cosine(),
+        schedule=Linear(),
         length=Length(epochs=1),
         batch=64,
     ).fitted(examples)
