@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 import sys
 import time
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -20,17 +22,19 @@ from lookalike.checkup import Checkup
 from lookalike.data.loader import Loader
 from lookalike.data.source import open_source
 from lookalike.learn.dictionary import Queue
+from lookalike.length import extended, to_the_end
+from lookalike.minutes import Budget, Clock
 from lookalike.optimize import AdamW
 from lookalike.plain import KINDS, differences, flat, from_plain, override, to_plain
 from lookalike.pretraining import Asked, begin, carry_out
-from lookalike.recipe import Length
+from lookalike.recipe import Length, Stage
 from lookalike.recipes import RECIPES, recipe_named
 from lookalike.recipes.images import moco_cifar, moco_v1, small
 from lookalike.recipes.tiny import tiny
 from lookalike.run import Run, move_aside, read_recipe, write_atomically, write_json
 from lookalike.screen import Screen
-from lookalike.train import steps_within
 from lookalike.trouble import BAD_DATA, LOCKED, USAGE, Trouble
+from tests.forks import digest
 
 PICTURES = torch.rand(48, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -362,9 +366,9 @@ def test_the_check_up_and_the_log_leave_training_unaffected(tmp_path: Path) -> N
 
 def test_minutes_measured_once_are_no_other_setting_but_other_steps_are(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    first = carry_out(asked(run, length=Length(minutes=0.002)))
-    assert carry_out(asked(run, length=Length(minutes=0.002))).total == first.total
-    for other in (Length(minutes=0.003), Length(minutes=0.002, steps=first.total + 1), Length(steps=first.total)):
+    carry_out(asked(run, length=Length(minutes=2, steps=3)))
+    assert carry_out(asked(run, length=Length(minutes=2))).total == 3
+    for other in (Length(minutes=3), Length(minutes=2, steps=4), Length(steps=3)):
         with pytest.raises(Trouble, match=r"length\.(minutes|steps)"):
             carry_out(asked(run, length=other))
 
@@ -413,16 +417,17 @@ def test_what_a_run_was_asked_and_where_it_ran_is_on_record(tmp_path: Path) -> N
 # How long a run is
 
 
-@given(st.floats(0.001, 10), st.integers(2, 9), st.floats(-100, 10_000))
-def test_steps_fill_the_seconds_that_are_left(step: float, usual: int, seconds: float) -> None:
-    steps = steps_within(seconds, [50 * step, *[step] * usual])  # the first one is slow
-    assert steps == 1 or steps * step <= seconds * (1 + 1e-9)
-    assert (steps + 1) * step > seconds * (1 - 1e-9)
+def test_minutes_that_are_too_few_are_refused_and_leave_room_for_others(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(Trouble, match=r"are 0 steps here: .* 30 steps need about [0-9.]+ minutes: --mi") as refused:
+            carry_out(asked(tmp_path / "run", length=Length(minutes=1e-5)))
+        assert refused.value.code == USAGE
+    assert carry_out(asked(tmp_path / "run", steps=2)).step == 2
 
 
-@pytest.mark.parametrize(("waited", "enough"), [(0, True), (3599, False), (3601, False)])
+@pytest.mark.parametrize("waited", [0, 3600])
 def test_minutes_count_from_when_the_person_began_to_wait(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], waited: float, enough: bool
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], waited: float
 ) -> None:
     source = open_source(PICTURES)
     loader = Loader(source, workers=0)
@@ -430,14 +435,105 @@ def test_minutes_count_from_when_the_person_began_to_wait(
     with Run(tmp_path) as run, Screen("test") as screen:
         checkup = Checkup.of(loader, spec)
         began = time.perf_counter() - waited  # listing and decoding took this long
-        recipe = begin(asked(tmp_path), spec, run, loader, checkup, screen, began)
+        if waited:
+            with pytest.raises(Trouble, match="getting started took 36"):
+                begin(asked(tmp_path), spec, run, loader, checkup, screen, began)
+            return
+        recipe, clock = begin(asked(tmp_path), spec, run, loader, checkup, screen, began)
     assert recipe == read_recipe(tmp_path / "recipe.json")
     assert recipe.length.steps is not None
-    if enough:
-        assert recipe.length.steps > 1000
-    else:
-        assert recipe.length.steps < 1000
-    assert ("give more --minutes" in capsys.readouterr().out) == (recipe.length.steps == 1)
+    assert recipe.length.steps > 1000
+    assert clock is not None
+    assert clock.total == recipe.length.steps
+    assert f"about {recipe.length.steps:,} steps of 16 in 54 to 66 minutes" in capsys.readouterr().out
+
+
+def test_a_run_whose_pace_changes_gets_another_length_on_record_and_repeats_by_it(tmp_path: Path) -> None:
+    spec = replace(tiny(48, 8), length=Length(minutes=1, steps=60), checkups=3, precision="fp32")
+    loader, seconds = Loader(open_source(PICTURES).at(spec.canvas), workers=0), count(step=2.0)  # measured was one
+    clock = Clock(Budget(60.0, 0.0, 0.0, 3, 1.0), 60, now=lambda: next(seconds))
+    with Run(tmp_path / "run") as run:
+        run.begin(spec, {"examples": 48}, b"")
+        done = to_the_end(spec, run, loader, Checkup.of(loader, spec), lambda _: None, None, clock)
+    recipe = read_recipe(tmp_path / "run" / "recipe.json")
+    assert [stage.total for stage in recipe.length.stages][-1] == done.step == done.total
+    assert 20 <= done.total <= 40  # 30 would fill the minute, of which each look at the clock takes a little, too
+    assert "slower than was measured" in (tmp_path / "run" / "train.log").read_text()
+    again = asked(tmp_path / "again")._replace(recipe=recipe, length=None, overrides=())
+    assert carry_out(again).step == done.step
+    assert digest(tmp_path / "again") == digest(tmp_path / "run")
+
+
+# Longer than it was
+
+
+def test_a_longer_run_goes_on_at_the_rate_of_its_new_length_and_is_on_record(tmp_path: Path) -> None:
+    run, quick = tmp_path / "run", ("optimizer.lr", "0.5")
+    carry_out(asked(run, quick, steps=6))
+    longer = asked(run, quick, steps=12, extend=True)
+    assert carry_out(longer).step == 12
+    recipe = read_recipe(run / "recipe.json")
+    assert recipe.length == Length(steps=6, stages=(Stage(6, 12),))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rates = {line["step"]: line["lr"] for line in lines if "lr" in line}
+    full = 0.5 * math.sqrt(recipe.batch / 256)  # Muon's
+    shares = [recipe.schedule.share((step - 1) / (6 if step <= 6 else 12)) for step in range(1, 13)]
+    assert [rates[step] for step in range(1, 13)] == pytest.approx([full * share for share in shares])
+    assert "made longer after step 6: 12 steps instead of 6" in (run / "train.log").read_text()
+    for same in (longer, asked(run, quick, steps=6)):  # what made it longer, and what began it, ask for nothing new
+        assert carry_out(same).step == 12
+        assert read_recipe(run / "recipe.json") == recipe
+
+
+def test_the_momentum_of_keys_that_rises_counts_by_the_length_of_its_step() -> None:
+    length = Length(steps=6, stages=(Stage(6, 12), Stage(9, 11)))
+    assert [length.total_at(3, step) for step in (1, 6, 7, 9, 10, 11)] == [6, 6, 12, 12, 11, 11]
+    assert length.total(3) == 11
+    assert Length(epochs=2.0, stages=(Stage(4, 9),)).total_at(3, 4) == 6
+    assert length.asked == Length(steps=6)
+
+
+def test_epochs_are_all_and_minutes_are_more(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    carry_out(asked(run, length=Length(epochs=1)))
+    assert carry_out(asked(run, length=Length(epochs=2), extend=True)).step == 6
+    source = open_source(PICTURES)
+    loader, recipe = Loader(source, workers=0), read_recipe(run / "recipe.json")
+    with Run(run) as opened:
+        checkup = Checkup.of(loader, recipe)
+        longer, clock = extended(recipe, Length(minutes=60), opened, loader, checkup, time.perf_counter())
+        assert clock is not None
+        last = longer.length.stages[-1]
+        assert last == Stage(6, clock.total, 60)
+        assert clock.total > 1000
+        # Not ended, so the same minutes are those that it got; others are more.
+        assert extended(longer, Length(minutes=60), opened, loader, checkup, time.perf_counter()) == (longer, None)
+        more, _ = extended(longer, Length(minutes=30), opened, loader, checkup, time.perf_counter())
+        assert more.length.stages[-1].total > clock.total
+        with pytest.raises(Trouble, match="30 steps need about"):
+            extended(longer, Length(minutes=1e-5), opened, loader, checkup, time.perf_counter())
+        assert read_recipe(run / "recipe.json") == more
+
+
+def test_what_cannot_be_made_longer_is_refused_and_nothing_changes(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(Trouble, match="holds no run that could be made longer"):
+        carry_out(asked(run, extend=True))
+    assert not run.exists()
+    carry_out(asked(run))
+    began = (run / "recipe.json").read_bytes()
+    for more, words in [
+        ({"overwrite": True}, "choose one"),
+        ({"length": None}, "how long"),
+        ({"steps": 3}, "is 4 steps long, and --extend asks for 3"),
+        ({"steps": 8, "overrides": (("seed", "1"),)}, r"other settings \((.*; )?seed: 0 -> 1"),
+    ]:
+        with pytest.raises(Trouble, match=words) as refused:
+            carry_out(asked(run, **{"extend": True, **more}))  # type: ignore[arg-type]
+        assert refused.value.code == USAGE
+    with pytest.raises(Trouble, match=r"length\.steps: 4 -> 8\): .*--extend to make it longer"):
+        carry_out(asked(run, steps=8))
+    assert (run / "recipe.json").read_bytes() == began
 
 
 def test_stages_without_blocks_are_refused_before_anything_is_decoded(tmp_path: Path) -> None:

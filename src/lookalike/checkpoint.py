@@ -150,6 +150,12 @@ def newest_name(folder: Path) -> tuple[str | None, list[str]]:
     return path.name if path else None, damaged
 
 
+def newest_step(folder: Path) -> int:
+    """The step of ``newest``, 0 where there is none."""
+    path, _ = newest(folder)
+    return _step(path) if path else 0
+
+
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:

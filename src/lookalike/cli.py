@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import Annotated, get_args
 
@@ -49,6 +50,7 @@ def refuse_unknown_verb(arguments: Sequence[str]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, run the verb, and exit with its code; an error is one line unless ``--debug``."""
+    began = time.perf_counter()  # before torch is imported, for which a person waits, too
     refuse_unknown_verb(sys.argv[1:] if arguments is None else arguments)
     command, rest = tyro.cli(
         Command,
@@ -61,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if command.device is not None:
         os.environ[DEVICE] = command.device
     try:
-        sys.exit(importlib.import_module("lookalike.verbs").run(command, rest))
+        sys.exit(importlib.import_module("lookalike.verbs").run(command, rest, began))
     except Trouble as trouble:
         if command.debug:
             raise

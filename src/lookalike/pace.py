@@ -12,23 +12,24 @@ from lookalike.types import Batch
 class Due:
     """When to log, check up and save. The first two depend on the step alone, so that a resumed run logs the same."""
 
-    def __init__(self, total: int, checkups: int, save_every: int | None) -> None:
-        self.total, self.save_every = total, save_every
-        self.log_every = max(1, total // 500)
-        self.checkup_at = {round(total * (i + 1) / checkups) for i in range(checkups)} | {total}
+    def __init__(self, total_at: Callable[[int], int], checkups: int, save_every: int | None) -> None:
+        """``total_at`` is how many steps the run has, as it counts for a step."""
+        self.total_at, self.checkups, self.save_every = total_at, checkups, save_every
         self.next_save = time.perf_counter() + 60
 
     def log(self, step: int) -> bool:
         """About 500 times a run, first and last step included."""
-        return step % self.log_every == 0 or step in (1, self.total)
+        total = self.total_at(step)
+        return step % max(1, total // 500) == 0 or step in (1, total)
 
     def checkup(self, step: int) -> bool:
         """Evenly over the run, and at its end."""
-        return step in self.checkup_at
+        total = self.total_at(step)
+        return step == total or any(step == round(total * (i + 1) / self.checkups) for i in range(self.checkups))
 
     def save(self, step: int) -> bool:
         """Every ``save_every`` steps if given, else every minute or so; always at the end."""
-        if step == self.total:
+        if step == self.total_at(step):
             return True
         return step % self.save_every == 0 if self.save_every else time.perf_counter() >= self.next_save
 

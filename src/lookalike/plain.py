@@ -31,14 +31,14 @@ from lookalike.pretext.image import ImageView, OneView, TwoViews
 from lookalike.pretext.mask import Masked
 from lookalike.pretext.text import Cloze, Pairs, SameSentence
 from lookalike.pretext.video import TwoClips, TwoFrames
-from lookalike.recipe import Length, Recipe
+from lookalike.recipe import Length, Recipe, Stage
 from lookalike.trouble import BAD_DATA, Trouble, meant
 
 KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        Recipe, Length, TwoViews, OneView, Masked, TwoFrames, TwoClips, ImageView, SameSentence, Pairs, Cloze, ResNet,
-        SmallResNet, ViT, Timm, Words, VideoResNet, SmallVideoResNet,
+        Recipe, Length, Stage, TwoViews, OneView, Masked, TwoFrames, TwoClips, ImageView, SameSentence, Pairs, Cloze,
+        ResNet, SmallResNet, ViT, Timm, Words, VideoResNet, SmallVideoResNet,
         Transformer, HuggingFace, TwoTowers, Captions, QueueEach, MLP, Decoder, Momentum,
         EndToEnd, Stored, Alone, Queue, InBatch, MemoryBank, Neighbours, InfoNCE, DCL, SupCon, NCE, Labelled, Classes,
         CrossEntropy, SGD, LARS, AdamW, Muon, Cosine, Linear, Steps, Knn,

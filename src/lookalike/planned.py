@@ -16,9 +16,9 @@ from lookalike.data.loader import GIB, Loader, cores
 from lookalike.data.source import Data, Rows, Source, native_side, open_source
 from lookalike.devices import device
 from lookalike.learn.dictionary import Queue
+from lookalike.minutes import pace, probe
 from lookalike.pretraining import Asked, chosen
-from lookalike.recipe import Length, Recipe
-from lookalike.train import measured
+from lookalike.recipe import Recipe
 
 _EXTRAS = {
     "tensorboard": "[log]",
@@ -90,12 +90,10 @@ def _queue(recipe: Recipe) -> int | None:
     return recipe.dictionary.size if isinstance(recipe.dictionary, Queue) else None
 
 
-def _seconds_per_step(recipe: Recipe, source: Source, workers: int, trial: float = 2.0) -> float:
-    """The median of some steps, of a throw-away copy of the run on few of the pictures."""
+def _seconds_per_step(recipe: Recipe, source: Source, workers: int, seconds: float = 5.0) -> float:
+    """As minutes are measured, by a throw-away copy of the run on few of the pictures."""
     few = Rows(source, torch.arange(len(source))[: 4 * recipe.batch]).at(recipe.canvas)
-    loader = Loader(few, workers=workers, max_bad=1.0)
-    steps = measured(replace(recipe, length=Length(minutes=trial), window=None), loader).length.steps
-    return 60 * trial / max(1, steps or 1)
+    return pace(probe(replace(recipe, window=None), Loader(few, workers=workers, max_bad=1.0), seconds))
 
 
 def about_machine() -> dict[str, str]:

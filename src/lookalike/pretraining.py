@@ -18,6 +18,8 @@ from lookalike.data.source import Data, Source, native_side, open_source, refere
 from lookalike.data.tokenizer import Tokenizer, texts_of
 from lookalike.devices import Precision, computes_in_bf16, device, named_precision, resolved
 from lookalike.learn.labelled import Labelled
+from lookalike.length import extended, spent, to_the_end
+from lookalike.minutes import Clock, expected
 from lookalike.plain import from_plain, override, to_plain
 from lookalike.reading import TOKENIZER, finder, has_words, held_tokenizer, loader, reads_text, tokenizer_for
 from lookalike.recipe import Length, Recipe
@@ -25,7 +27,7 @@ from lookalike.recipes import recipe_named
 from lookalike.recipes.labelled import with_labels
 from lookalike.run import UNFINISHED, Run, check_same, move_aside, opened, read_recipe, write_atomically
 from lookalike.screen import Screen
-from lookalike.train import Finished, measured, train
+from lookalike.train import Finished
 from lookalike.trained import labelled
 from lookalike.trouble import BAD_DATA, Trouble
 
@@ -50,6 +52,7 @@ class Asked(NamedTuple):
     allow_data_change: bool = False
     quiet: bool = False
     supervised: bool = False  # train the recipe's backbone with labels instead
+    extend: bool = False  # make the run longer that is there: to so many epochs or steps in all, or by so many minutes
 
 
 def pretrain(data: Data, out: str | Path, recipe: str | Recipe | None = None, **asked: object) -> Finished:
@@ -60,11 +63,15 @@ def pretrain(data: Data, out: str | Path, recipe: str | Recipe | None = None, **
     return carry_out(Asked(data, Path(out), recipe, **asked))  # type: ignore[arg-type]
 
 
-def carry_out(asked: Asked) -> Finished:
-    """The whole of ``pretrain`` or ``supervised``, with the processes that torchrun started."""
-    began = time.perf_counter()
+def carry_out(asked: Asked, began: float | None = None) -> Finished:
+    """The whole of ``pretrain`` or ``supervised``, with the processes that torchrun started.
+
+    Minutes count from ``began``, by the clock ``time.perf_counter``, or from now.
+    """
+    began = time.perf_counter() if began is None else began
     with dist.together():
         dist.on_first_rank(lambda: refuse_foreign(asked.out))
+        dist.on_first_rank(lambda: refuse_extending(asked))
         source = opened_data(asked)
         recipe = chosen(asked, source)
         if asked.overwrite:
@@ -85,12 +92,14 @@ def trained(asked: Asked, recipe: Recipe, source: Source, run: Run, screen: Scre
     dist.on_first_rank(lambda: checkpoint.refuse_full(run.checkpoints, recipe, len(source)))
     tokenizer = tokens(asked, recipe, source, run, new=held is None)
     reads = load_data(asked, recipe, source, tokenizer, run, screen)
-    checkup = Checkup.of(reads, recipe)
+    checkup, clock = Checkup.of(reads, recipe), None
     if held is None:
-        recipe = begin(asked, recipe, run, reads, checkup, screen, began)
+        recipe, clock = begin(asked, recipe, run, reads, checkup, screen, began)
+    elif asked.extend:
+        recipe, clock = extended(recipe, asked.length or recipe.length, run, reads, checkup, began)
     if asked.init_from is not None and not dist.agree(bool(checkpoint.found(run.checkpoints))):
         initialise(Path(asked.init_from), recipe, run, reads)
-    done = train(recipe, run, reads, checkup.__call__, screen.pulse, asked.save_every)
+    done = to_the_end(recipe, run, reads, checkup, screen.pulse, asked.save_every, clock)
     note_all_bad(run, reads)
     screen.say(summary(done, asked.out))
     return done
@@ -136,6 +145,18 @@ def refuse_foreign(out: Path) -> None:
         raise Trouble(f"{out} holds files that are no run of lookalike: choose an empty or new folder for --out")
 
 
+def refuse_extending(asked: Asked) -> None:
+    """Only a run that is there is made longer, by a length that is named."""
+    if not asked.extend:
+        return
+    if asked.overwrite:
+        raise Trouble("--extend makes a run longer and --overwrite starts it again: choose one")
+    if asked.length is None:
+        raise Trouble("--extend wants to know how long: --epochs or --steps in all, or --minutes more")
+    if not (asked.out / "recipe.json").exists():
+        raise Trouble(f"{asked.out} holds no run that could be made longer: leave out --extend")
+
+
 def chosen(asked: Asked, source: Source) -> Recipe:
     """The recipe for this data, with the fields that the person set."""
     recipe = asked.recipe
@@ -175,7 +196,7 @@ def refuse_other(asked: Asked, recipe: Recipe, held: Recipe, source: Source, run
     changed = check_data(asked, run, source)
     if changed or run.data().get("changed"):
         recipe = adjusted(asked, recipe, held)
-    check_same(asked.out, held, as_held(recipe, held))
+    check_same(asked.out, held, as_held(recipe, held, asked.extend))
     if changed:
         run.note(f"goes on with other data: {changed}")
         run.accept(about(asked, source) | {"changed": True}, to_table(stamps_of(source)))
@@ -196,9 +217,9 @@ def adjusted(asked: Asked, recipe: Recipe, held: Recipe) -> Recipe:
     return same
 
 
-def as_held(asked: Recipe, held: Recipe) -> Recipe:
-    """The recipe asked for, with the steps that were measured when the run began if it asks for as many minutes."""
-    if asked.length.minutes is not None and asked.length == replace(held.length, steps=None):
+def as_held(asked: Recipe, held: Recipe, extend: bool = False) -> Recipe:
+    """The recipe asked for, at the length that the run has if it asks for what the run began with, or for more."""
+    if extend or asked.length in (held.length.asked, replace(held.length, stages=())):
         return replace(asked, length=held.length)
     return asked
 
@@ -237,24 +258,23 @@ def load_data(
 
 def begin(
     asked: Asked, recipe: Recipe, run: Run, loader: Loads, checkup: Checkup, screen: Screen, began: float
-) -> Recipe:
-    """Fix what a new run is, record it, and say it; its minutes count from ``began``."""
+) -> tuple[Recipe, Clock | None]:
+    """Fix what a new run is, record it, and say it; its minutes count from ``began``, and a clock keeps to them."""
+    source, clock, about_steps, how_long = loader.source, None, "", ""
     if recipe.length.total(1) is None:
-        screen.say(f"measuring how many steps {recipe.length.minutes:g} minutes allow")
-        checkups = dist.agree(checkup.seconds()) * recipe.checkups
-        recipe = measured(recipe, loader, time.perf_counter() - began + checkups)
-        if recipe.length.steps == 1:
-            screen.say("decoding, measuring and check-ups take all of them: one step is left; give more --minutes")
-    source = loader.source
+        found = spent(recipe, recipe.length, loader, checkup, screen.say, began).enough()
+        recipe = replace(recipe, length=replace(recipe.length, steps=found.steps))
+        clock = Clock(found, found.steps)
+        about_steps, how_long = "about ", f" in {expected(clock.whole)}"
     dist.on_first_rank(lambda: run.begin(recipe, about(asked, source), to_table(stamps_of(source))))
     processes = f" on {dist.world()} processes" if dist.world() > 1 else ""
     emulated = recipe.precision == "bf16" and not computes_in_bf16(device())
     screen.say(
-        f"{recipe.name}: {len(source)} examples, {recipe.length.total(len(source) // recipe.batch)} steps of "
-        f"{recipe.batch}{processes}, {recipe.contrast()}, {recipe.pretext.shown()}, "
+        f"{recipe.name}: {len(source)} examples, {about_steps}{recipe.length.total(len(source) // recipe.batch):,} "
+        f"steps of {recipe.batch}{how_long}{processes}, {recipe.contrast()}, {recipe.pretext.shown()}, "
         f"{recipe.precision}{' (emulated here, slowly: --precision fp32)' if emulated else ''}, into {asked.out}"
     )
-    return recipe
+    return recipe, clock
 
 
 def initialise(other: Path, recipe: Recipe, run: Run, loader: Loads) -> None:

@@ -36,21 +36,55 @@ from lookalike.trouble import BAD_DATA, Trouble
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A run's length as it was changed: it is ``total`` steps long from the step that follows ``after`` on."""
+
+    after: int
+    total: int
+    minutes: float | None = None  # by how many it was made longer, where minutes were asked for
+
+
+@dataclass(frozen=True)
 class Length:
     """How long a run is: ``epochs``, or exactly ``steps``, or as many steps as ``minutes`` allow.
 
-    Minutes are turned into steps once, when the run starts, and ``steps`` records the answer.
+    Minutes are turned into steps when the run starts, and ``steps`` records the answer. ``stages`` records, oldest
+    first, how its length was changed later: what a step does is a function of the length that counts for it.
     """
 
     epochs: float | None = None
     minutes: float | None = None
     steps: int | None = None
+    stages: tuple[Stage, ...] = ()
 
     def total(self, steps_per_epoch: int) -> int | None:
         """Steps of the whole run, or None where minutes have not been measured yet."""
+        if self.stages:
+            return self.stages[-1].total
         if self.steps is not None:
             return self.steps
         return None if self.epochs is None else max(1, round(self.epochs * steps_per_epoch))
+
+    def total_at(self, steps_per_epoch: int, step: int) -> int:
+        """The steps of the whole run as they count for ``step``, the first of which is 1; measured by now."""
+        begun = [stage for stage in self.stages if stage.after < step]
+        total = replace(self, stages=tuple(begun)).total(steps_per_epoch)
+        if total is None:
+            raise ValueError("minutes are measured before training: see minutes.py")
+        return total
+
+    def changed(self, after: int, total: int, minutes: float | None = None) -> Length:
+        """The length of a run that is to be ``total`` steps long from the step that follows ``after`` on."""
+        return replace(self, stages=(*self.stages, Stage(after, total, minutes)))
+
+    def longer_by(self) -> float | None:
+        """The minutes by which it was last made longer, None where it never was by minutes."""
+        return next((stage.minutes for stage in reversed(self.stages) if stage.minutes is not None), None)
+
+    @property
+    def asked(self) -> Length:
+        """What the run was asked to be when it began."""
+        return Length(minutes=self.minutes) if self.minutes is not None else replace(self, stages=())
 
 
 @dataclass(frozen=True)

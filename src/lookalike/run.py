@@ -119,10 +119,7 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._metrics is not None:
-            self._metrics.close()
-        if self._board is not None:
-            self._board.close()
+        self._close_logs()
         if self._lock is not None:
             _locks.discard(self._lock)
             self._lock.truncate(0)
@@ -163,7 +160,7 @@ class Run:
         before = self.recipe()
         if before is not None and before.precision != recipe.precision:
             changed.append(f"precision {recipe.precision} ({before.precision} before)")
-            write_json(self.folder / "recipe.json", to_plain(recipe))
+            self.write_recipe(recipe)
         if changed:
             self.note(f"goes on under other conditions, so its bytes are its own: {', '.join(changed)}")
             earlier = {name: held.get(name) for name in ("command", *DECIDES)}
@@ -176,10 +173,15 @@ class Run:
     def begin(self, recipe: Recipe, data: dict[str, Any], table: bytes) -> None:
         """Record a new run: what was asked, where it runs, and on what."""
         self.accept(data, table)
+        self.write_recipe(recipe)
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Publish what the run is: from here on it is begun, or of another length."""
         write_json(self.folder / "recipe.json", to_plain(recipe))
 
     def rewind(self, step: int) -> None:
         """Drop what was logged after ``step``: a resumed run logs those steps again, with equal values."""
+        self._close_logs()  # which belong to the file that is replaced
         lines = self.metrics.read_bytes().splitlines(keepends=True) if self.metrics.exists() else []
         kept = [line for line in lines if _step_of(line) <= step]
         write_atomically(self.metrics, b"".join(kept))
@@ -200,6 +202,13 @@ class Run:
     def _show(self, step: int, group: str, values: Mapping[str, float]) -> None:
         if self._board is not None:
             self._board.add(step, {f"{group}/{name}": value for name, value in values.items()})
+
+    def _close_logs(self) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
+        if self._board is not None:
+            self._board.close()
+        self._metrics = self._board = None
 
     def sync(self) -> None:
         """Make what was logged survive a power cut, as the checkpoint does that follows."""
@@ -232,6 +241,9 @@ class Onlooker(Run):
 
     def begin(self, recipe: Recipe, data: dict[str, Any], table: bytes) -> None:
         """Left to the first rank, as all that follows."""
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Left to the first rank."""
 
     def go_on(self, recipe: Recipe) -> None:
         """Left to the first rank."""
@@ -282,8 +294,10 @@ def read_recipe(path: Path) -> Recipe:
 def check_same(folder: Path, held: Recipe, asked: Recipe) -> None:
     """Refuse to continue a run under other settings."""
     if changed := differences(held, asked):
+        longer = ", --extend to make it longer" if all(line.startswith("length.") for line in changed) else ""
         raise Trouble(
-            f"{folder} holds a run of other settings ({'; '.join(changed)}): choose another --out, or --overwrite",
+            f"{folder} holds a run of other settings ({'; '.join(changed)}): choose another --out{longer}, "
+            "or --overwrite",
             USAGE,
         )
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -92,17 +90,21 @@ def train(
     checkup: CheckUp = lambda _: {},
     watch: Callable[[Pulse], None] = lambda _: None,
     save_every: int | None = None,
+    pause: Callable[[int], bool] = lambda _: False,
 ) -> Finished:
-    """Train ``recipe`` in ``run`` from its newest checkpoint, or from the start, to its end or to a signal."""
+    """Train ``recipe`` in ``run`` from its newest checkpoint, or from the start, to its end or to a signal.
+
+    It also stops, saved, after a step for which ``pause`` says so.
+    """
     keep_freed()
     order = order_of(loader.source, recipe.batch, recipe.seed, recipe.window)
     learner = begun(recipe, loader)
     optimizer = recipe.optimizer.build(learner, recipe.batch)
     step = resume(run, learner, optimizer)
-    total = steps_of(recipe, order)
+    total, total_at = steps_of(recipe, order), partial(recipe.length.total_at, order.steps_per_epoch)
     if step < total:
         run.go_on(recipe)
-    due = Due(total, recipe.checkups, save_every)
+    due = Due(total_at, recipe.checkups, save_every)
     data = Timed()
     coming = beside(batches(loader, recipe, order, step, total, data))
     watched = Watched(recipe, total, len(loader), Waiting(coming, data))
@@ -112,14 +114,14 @@ def train(
     with Signals() as signals, exact():
         for step, batch in enumerate(watched, step + 1):  # noqa: B020  (steps count on from the checkpoint)
             reseed(recipe.seed, step)
-            optimize.apply(recipe.schedule, optimizer, (step - 1) / total)
+            optimize.apply(recipe.schedule, optimizer, (step - 1) / total_at(step))
             optimizer.zero_grad()
             outcome = backward(model, learner, batch, recipe)
             finite.refuse_other(outcome.loss, step)
             optimizer.step()
             if due.log(step):
                 pulse = watched.pulse(step, outcome)
-            learner.advance(outcome, batch, step / total)
+            learner.advance(outcome, batch, step / total_at(step))
             if due.log(step):
                 run.log(step, loss=pulse.loss, **pulse.measures, lr=optimizer.param_groups[0]["lr"])
                 run.pace(step, images_per_s=pulse.images_per_second, data_wait=watched.share())
@@ -127,13 +129,13 @@ def train(
             if due.checkup(step) and (found := checked(learner, checkup)):
                 watched.metrics = found
                 run.log(step, **found)
-            save, signal = dist.largest([due.save(step), signals.received or 0])
-            if save or signal:
+            save, paused, signal = dist.largest([due.save(step), pause(step), signals.received or 0])
+            if save or paused or signal:
                 finite.settle()
                 run.sync()
                 due.saved(lambda: checkpoint.save(run.checkpoints, step, learner, optimizer))  # noqa: B023
-            if signal:
-                return Finished(step, total, learner, watched.share(), watched.waiting.views(), int(signal))
+            if paused or signal:
+                return Finished(step, total, learner, watched.share(), watched.waiting.views(), int(signal) or None)
     return Finished(step, total, learner, watched.share(), watched.waiting.views(), None)
 
 
@@ -243,37 +245,5 @@ def steps_of(recipe: Recipe, order: Order) -> int:
     """The steps of the whole run, which ``--minutes`` has fixed by now."""
     total = recipe.length.total(order.steps_per_epoch)
     if total is None:
-        raise ValueError("minutes are measured before training: see measured()")
+        raise ValueError("minutes are measured before training: see minutes.py")
     return total
-
-
-def measured(recipe: Recipe, loader: Loads, reserve: float = 0.0, probes: int = 12) -> Recipe:
-    """The recipe with minutes turned into steps, by timing steps of a throw-away copy of the run.
-
-    The run itself then starts at step 0 with its length known, so that a resume repeats it exactly. ``reserve`` is how
-    many seconds of the minutes belong to other work, before and after.
-    """
-    minutes = recipe.length.minutes
-    if minutes is None or recipe.length.steps is not None:
-        return recipe
-    began = time.perf_counter()
-    order = order_of(loader.source, recipe.batch, recipe.seed, recipe.window)
-    learner = begun(recipe, loader).train()
-    model, optimizer = dist.distributed(learner), recipe.optimizer.build(learner, recipe.batch)
-    marks: list[float] = []
-    for batch in batches(loader, recipe, order, 0, probes):
-        optimizer.zero_grad()
-        outcome = backward(model, learner, batch, recipe)
-        optimizer.step()
-        learner.advance(outcome, batch, 0.0)
-        marks.append(time.perf_counter())
-        if dist.largest([marks[-1] - began])[0] > 0.1 * 60 * minutes:
-            break
-    durations = [after - before for before, after in zip([began, *marks], marks)]
-    steps = dist.agree(steps_within(60 * minutes - (time.perf_counter() - began) - reserve, durations))
-    return replace(recipe, length=replace(recipe.length, steps=steps))
-
-
-def steps_within(seconds: float, durations: Sequence[float]) -> int:
-    """How many steps take ``seconds``, by the median of some; 1 where there is no time left, so that a run exists."""
-    return max(1, int(seconds / statistics.median(durations)))

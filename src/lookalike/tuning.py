@@ -42,7 +42,7 @@ def carried_out(
         if folder is not None:
             run, signals = stack.enter_context(Run(folder)), stack.enter_context(Signals())
             _refuse_other(folder, marks)
-        done, due = _resume(fit, run), Due(fit.steps, 1, None)
+        done, due = _resume(fit, run), Due(lambda _: fit.steps, 1, None)
         for step, loss in enumerate(fit.losses(done), done + 1):
             progress(step, fit.steps)
             received = signals.received if signals is not None else None

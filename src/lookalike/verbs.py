@@ -33,11 +33,11 @@ from lookalike.trouble import Trouble, meant
 _FIELDS = [field.name for field in fields(Recipe)]
 
 
-def run(command: Command, rest: Sequence[str]) -> int:
-    """Carry out one parsed command; ``rest`` is what the parser did not know. The exit code."""
+def run(command: Command, rest: Sequence[str], began: float) -> int:
+    """Carry out one parsed command, given at ``began``; ``rest`` is what the parser did not know. The exit code."""
     match command:
         case Pretrain():
-            return pretrain(command, rest)
+            return pretrain(command, rest, began)
         case Preview():
             return preview(command, rest)
         case Compare():
@@ -99,7 +99,7 @@ def settings_of(command: Compare, rest: Sequence[str]) -> list[tuple[str, str]]:
     return found
 
 
-def pretrain(command: Pretrain, rest: Sequence[str]) -> int:
+def pretrain(command: Pretrain, rest: Sequence[str], began: float) -> int:
     """Exit code 0, or 128 and the number of the signal that stopped the run."""
     lengths = [command.epochs, command.minutes, command.steps]
     if sum(value is not None for value in lengths) > 1:
@@ -124,7 +124,9 @@ def pretrain(command: Pretrain, rest: Sequence[str]) -> int:
             allow_data_change=command.allow_data_change,
             quiet=command.quiet,
             supervised=isinstance(command, Supervised),
-        )
+            extend=command.extend,
+        ),
+        began,
     )
     return 128 + done.signal if done.signal else 0
 

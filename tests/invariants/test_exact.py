@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 from pathlib import Path
 
@@ -123,17 +124,81 @@ def test_a_stopped_run_keeps_its_lock_and_a_killed_one_frees_it_at_once(
 
 def test_minutes_are_measured_once_and_a_resume_keeps_their_steps(forks: Forks, pictures: Path, tmp_path: Path) -> None:
     out, other = tmp_path / "run", tmp_path / "other"
-    measured = ["--minutes" if word == "--steps" else word for word in command(pictures, out, steps=0, save=2)]
-    measured[measured.index(0)] = 0.02
-    ended = forks.run(measured, Moment(".step-", 3))
-    assert ended.code == -signal.SIGKILL, ended.errors
+    measured = ["--minutes" if word == "--steps" else word for word in command(pictures, out, steps=3, save=2)]
+    assert forks.run(measured, Moment(".step-000000002", 3)).code == -signal.SIGKILL
     length = json.loads((out / "recipe.json").read_text())["length"]
-    assert length["minutes"] == 0.02
-    done(forks.run(measured))
+    assert (length["minutes"], length["stages"]) == (3, [])
+    # Killed again long before the three minutes are over, and before they could be corrected.
+    for run in (measured, command(pictures, other, steps=length["steps"], save=2)):
+        assert forks.run(run, Moment(".step-000000008", 3)).code == -signal.SIGKILL
     assert json.loads((out / "recipe.json").read_text())["length"] == length
-    assert json.loads(digest(out)["state.json"])["step"] == length["steps"]
-    done(forks.run(command(pictures, other, steps=length["steps"])))
+    assert json.loads(digest(out)["state.json"])["step"] == 6
     assert digest(other) == digest(out)
+
+
+@pytest.fixture(scope="module")
+def longer(
+    forks: Forks, pictures: Path, uninterrupted: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
+    """What twelve steps leave that were then made twenty."""
+    out = tmp_path_factory.mktemp("longer") / "run"
+    done(forks.run(command(pictures, out)))
+    done(forks.run(command(pictures, out, "--extend", steps=20)))
+    assert digest(out)["metrics"].startswith(uninterrupted["metrics"])
+    assert json.loads(digest(out)["state.json"])["step"] == 20
+    return digest(out)
+
+
+def test_a_run_made_longer_and_killed_ends_as_if_it_never_was(
+    forks: Forks, pictures: Path, longer: dict[str, bytes], tmp_path: Path
+) -> None:
+    extend, began = command(pictures, tmp_path / "run", "--extend", steps=20), command(pictures, tmp_path / "run")
+    done(forks.run(began))
+    kills = [Moment("recipe.json", 3), Moment(".step-000000015", 4), Moment(".step-000000018", 9)]
+    for moment, again in zip(kills, (extend, extend, began)):  # once it is on record, what began it goes on, too
+        assert forks.run(again, moment).code == -signal.SIGKILL
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["length"]["steps"] == STEPS
+    done(forks.run(extend))
+    assert digest(tmp_path / "run") == longer
+    assert unfinished(tmp_path / "run") == []
+
+
+def test_every_moment_at_which_a_run_is_made_longer_is_safe(forks: Forks, pictures: Path, tmp_path: Path) -> None:
+    began, reference = tmp_path / "began", tmp_path / "reference"
+    done(forks.run(command(pictures, began, "--checkups", 0, steps=1)))
+    shutil.copytree(began, reference)
+    done(forks.run(command(pictures, reference, "--checkups", 0, "--extend", steps=2)))
+    for point in range(1, 100, 2 * POINTS):
+        out = tmp_path / str(point)
+        shutil.copytree(began, out)
+        extend = command(pictures, out, "--checkups", 0, "--extend", steps=2)
+        ended = forks.run(extend, Moment(str(out), point))
+        if ended.code == 0:
+            assert point > 25  # there were so many moments to choose from
+            return
+        assert ended.code == -signal.SIGKILL
+        done(forks.run(extend))
+        assert digest(out) == digest(reference), point
+        assert unfinished(out) == [], point
+    pytest.fail("the run never ended")
+
+
+def test_a_run_that_was_stopped_is_made_longer_from_its_checkpoint_on(
+    forks: Forks, pictures: Path, longer: dict[str, bytes], tmp_path: Path
+) -> None:
+    ends = []
+    for number, moment in enumerate((None, Moment(".step-000000015", 4))):
+        out = tmp_path / f"run {number}"
+        assert forks.run(command(pictures, out), Moment(".step-000000009", 4)).code == -signal.SIGKILL
+        extend = command(pictures, out, "--extend", steps=20)
+        if moment:
+            assert forks.run(extend, moment).code == -signal.SIGKILL
+        done(forks.run(extend))
+        length = json.loads((out / "recipe.json").read_text())["length"]
+        assert [(stage["after"], stage["total"]) for stage in length["stages"]] == [(6, 20)]
+        ends.append(digest(out))
+    assert ends[0] == ends[1]
+    assert ends[0]["learner.safetensors"] != longer["learner.safetensors"]  # steps 7 to 12 had other rates
 
 
 FAMILY = [name for name in RECIPES if name.startswith("small_")]

@@ -45,12 +45,17 @@ class Pretrain(Verb):
     video_moco (two frames), video_moco_clips and video_moco_r3d (two clips). Pictures with captions: moco_captions.
     By default small, or moco_v2 with a GPU and much data."""
     minutes: Annotated[float | None, shown("M")] = None
-    """Train until about so long from now, decoding included: the number of steps is fixed from the speed of the first
-    ones. By default the length that the recipe names, which for small is 10 minutes."""
+    """Train until about so long from now, decoding included: the number of steps is measured at the start, and mended
+    on the way where the machine turns out slower or faster. By default the length that the recipe names, which for
+    small is 10 minutes."""
     epochs: Annotated[float | None, shown("E")] = None
     """Train for this many passes over the data instead."""
     steps: Annotated[int | None, shown("N")] = None
     """Train for this many steps instead."""
+    extend: bool = False
+    """Make the run longer that is there, ended or stopped: --epochs or --steps say how long it is in all, --minutes how
+    much longer it gets. The learning rate goes on as that of a run of the new length. The same command again continues
+    it; by minutes it makes a run that has ended longer once more."""
     split: Annotated[str | None, shown("NAME")] = None
     """Which part of the data: train where there is one, else everything."""
     overwrite: bool = False
