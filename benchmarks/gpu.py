@@ -128,7 +128,8 @@ def line(record: Record) -> str:
         told = ", ".join(
             f"{way} {' '.join(f'{x:.1e}' for x in parts.values())}" for way, parts in record["errors"].items()
         )
-        return f"{record['name']:<24} {'explained' if record['explained'] else 'EXCEEDS '}  first loss, worst loss, gradient: {told}"
+        verdict = "explained" if record["explained"] else "EXCEEDS "
+        return f"{record['name']:<24} {verdict}  first loss, worst loss, gradient: {told}"
     kept = {name: value for name, value in record.items() if name not in ("section", "name", "at", "losses")}
     told = [f"{name} {number(value)}" for name, value in kept.items()]
     return f"{record['name']:<44} {', '.join(told)}"
