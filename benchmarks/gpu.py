@@ -125,11 +125,9 @@ def line(record: Record) -> str:
     if "pairs_per_second" in record:
         return speed_line(record)
     if "errors" in record:
-        told = ", ".join(
-            f"{way} {' '.join(f'{x:.1e}' for x in parts.values())}" for way, parts in record["errors"].items()
-        )
-        verdict = "explained" if record["explained"] else "EXCEEDS "
-        return f"{record['name']:<24} {verdict}  first loss, worst loss, gradient: {told}"
+        told = (f"{way} {' '.join(f'{x:.1e}' for x in parts.values())}" for way, parts in record["errors"].items())
+        judged = "explained" if record["explained"] else "EXCEEDS "
+        return f"{record['name']:<24} {judged}  first loss, worst loss, gradient: {', '.join(told)}"
     kept = {name: value for name, value in record.items() if name not in ("section", "name", "at", "losses")}
     told = [f"{name} {number(value)}" for name, value in kept.items()]
     return f"{record['name']:<44} {', '.join(told)}"

@@ -131,8 +131,8 @@ def _double(view: View) -> View:
 
 
 def errors(found: tuple[list[float], Tensor], exact: tuple[list[float], Tensor]) -> dict[str, Any]:
-    """Relative: the first loss, the worst, and the gradient of the first step as a vector."""
-    apart = [abs(a - b) / max(1e-12, abs(b)) for a, b in zip(found[0], exact[0])]
+    """The first loss and the worst, relative where they are above 1; the gradient of the first step as a vector."""
+    apart = [abs(a - b) / max(1.0, abs(b)) for a, b in zip(found[0], exact[0])]
     gradient = float((found[1] - exact[1]).norm() / exact[1].norm())
     return {"first": apart[0], "loss": max(apart), "gradient": gradient}
 
@@ -193,10 +193,10 @@ def captioned(folder: Path) -> str:
 
 def views(records: Records, gpu: str, deadline: float, toy: bool) -> None:
     """The views of a batch on both, at the size of ImageNet, and what is left of it in a copy of the values."""
-    side, count = (40, 8) if toy else (256, 64)
-    names = ("small",) if toy else ("moco_v1", "moco_v2", "moco_v3", "simclr")
-    for name in names:
-        recipe = replace(RECIPES[name](1 << 20, 224), canvas=side)
+    count = 8 if toy else 64
+    for name in ("small",) if toy else ("moco_v1", "moco_v2", "moco_v3", "simclr"):
+        recipe = RECIPES[name](1 << 20, 32 if toy else 224)
+        side = recipe.canvas
         source = Arrays(photos(count, side, side), None, [], side)
         reads = loader(recipe, source, None, workers=0)
         found = []
@@ -227,8 +227,7 @@ def evaluations(records: Records, gpu: str, deadline: float, toy: bool) -> None:
 
 def measured(run: Path, precision: str) -> dict[str, Any]:
     """Features of the digits, kNN and probe of them."""
-    network = trained.load(run)
-    network = network._replace(recipe=replace(network.recipe, precision=precision))  # type: ignore[arg-type]
+    network = trained.load(run, precision=precision)  # type: ignore[arg-type]
     reference, query = reference_and_query("digits")
     rows, asked = (network.features(network.loader(part, 0)) for part in (reference, query))
     nearest = Knn().predict(rows, reference.labels, asked)
@@ -252,7 +251,7 @@ def command(run: Path, recipe: str, steps: int, every: int = 10, *more: str) -> 
 
 
 def surroundings(gpu: str) -> dict[str, str]:
-    return {**os.environ, "LOOKALIKE_DEVICE": gpu, "OMP_NUM_THREADS": "2", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    return {**os.environ, "LOOKALIKE_DEVICE": gpu, "OMP_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
 
 def pretrain(run: Path, gpu: str, recipe: str, steps: int) -> subprocess.CompletedProcess[str]:

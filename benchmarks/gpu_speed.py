@@ -118,7 +118,7 @@ class Script:
         if torch.cuda.is_available():
             activities.append(torch.profiler.ProfilerActivity.CUDA)
         self.mark[0] = torch.profiler.record_function
-        with torch.profiler.profile(activities=activities) as profile:
+        with torch.profiler.profile(activities=activities, acc_events=True) as profile:
             began = time.perf_counter()
             for _ in range(2):
                 yield True

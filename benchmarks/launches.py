@@ -8,8 +8,8 @@ again, and counts as a wait, as does what goes up in a way that waits for its ar
 
 An operator counts as one launch, whatever its library makes of it (a convolution may be one to three kernels, a sort
 several), those over lists of tensors as the kernels that torch cuts them into, and an operator of the package as many
-as it says of itself in ``KERNELS`` of models/norm.py. Backward passes are walked node by node: torch's engine wants a
-GPU for the tensors of one.
+as it says of itself in ``KERNELS`` of models/norm_triton.py. Backward passes are walked node by node, since torch's
+engine wants a GPU for the tensors of one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -39,7 +40,6 @@ from torch.utils.weak import WeakIdKeyDictionary
 from benchmarks.parts import PARTS, marked
 from lookalike import train
 from lookalike.data.loader import Loaded
-from lookalike.models import norm
 from lookalike.recipe import Recipe
 from lookalike.recipes import recipe_named
 from lookalike.run import Run
@@ -54,7 +54,7 @@ FREE = {
     aten.empty.memory_format, aten.empty_strided.default, aten.empty_like.default, aten.new_empty.default,
     aten.new_empty_strided.default, aten._unsafe_view.default, aten.detach.default, aten.lift_fresh.default,
     aten.alias.default, aten._reshape_alias.default, aten.set_.source_Storage, aten.record_stream.default,
-    aten.resize_.default, aten.is_pinned.default,
+    aten.resize_.default, aten.is_pinned.default, aten.as_strided_.default,
 }  # fmt: skip
 """Operators that only make room or look at it in another way; those whose schema says so need no name."""
 
@@ -144,6 +144,8 @@ class Counting(TorchDispatchMode):
         moves = func is aten._to_copy.default and where is not None
         down = moves and fakes and torch.device(where).type == "cpu"
         onto = func is aten.copy_.default and not isinstance(args[0], FakeTensor)
+        if onto and (args[2] if len(args) > 2 else kwargs.get("non_blocking", False)):
+            return self._known(func, args[:2], {})  # whoever reads it waits for an event, and says so itself
         masks = func is aten.index.Tensor and any(part is not None and part.dtype == torch.bool for part in args[1])
         if not (down or onto or masks or func in WAITS):
             return None
@@ -200,16 +202,21 @@ def _written(func: Any, args: Any, kwargs: Any) -> Iterator[FakeTensor]:
 
 def kernels(func: Any, args: Any) -> int:
     """How many kernels an operator launches."""
-    named: dict[str, int] = getattr(norm, "KERNELS", {})
     if func.namespace in ("prim", "profiler"):
         return 0
     if func.namespace != "aten":
-        return named.get(func._schema.name.split("::")[1], named.get(str(func), 1))
+        return named_kernels().get(func._schema.name, 1)
     if func in FREE or func.is_view:
         return 0
     if func._schema.name.startswith("aten::_foreach") or "_fused_" in func._schema.name:
         return listed(args)
     return 1
+
+
+def named_kernels() -> dict[str, int]:
+    """What operators of the package say of themselves, those that are in use."""
+    used = sys.modules.get("lookalike.models.norm_triton")
+    return getattr(used, "KERNELS", {})
 
 
 def listed(args: Any) -> int:
@@ -333,6 +340,12 @@ def _laid(value: Tensor) -> Tensor:
     return moved.to(memory_format=torch.channels_last) if moved.dim() == 4 else moved
 
 
+def laid_out(x: Tensor, weight: Tensor, _: object) -> torch.memory_format:
+    """As cuDNN lays out what a convolution gives, which torch does not know where there is no GPU."""
+    last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+    return last if any(part.is_contiguous(memory_format=last) for part in (x, weight)) else torch.contiguous_format
+
+
 class Anything:
     """A stream or an event: where nothing is computed, nothing has to be waited for."""
 
@@ -357,6 +370,7 @@ def pretended(mode: Counting) -> Iterator[None]:
         patch.object(train, "placed", placed),
         patch.object(optimizer, "_foreach_supported_types", [Tensor, nn.Parameter, FakeTensor]),
         patch.object(_foreach_utils, "_foreach_supported_types", [Tensor, FakeTensor]),
+        patch.object(torch._C, "_conv_determine_backend_memory_format", laid_out),
         patch.object(torch.cuda, "_lazy_init", lambda: None),
         patch.object(torch.cuda, "is_available", available),
         patch.object(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True),

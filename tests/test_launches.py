@@ -8,19 +8,16 @@ from benchmarks.launches import Tally, count
 from lookalike.recipes.images import moco_v2
 
 LAUNCHES = {
-    "views": 517,
-    "encoder": 1083,
-    "keys": 1115,
+    "views": 512,
+    "encoder": 223,
+    "keys": 230,
     "objective": 135,
-    "backward": 2126,
-    "optimizer": 11,
-    "advance": 15,
-    "loop": 19,
+    "backward": 278,
+    "optimizer": 8,
+    "advance": 16,
+    "loop": 15,
 }
-"""The most that each part of a step of ``moco_v2`` at batch 256 may launch; 78 % are BatchNorm in groups."""
-
-WAITS = {"views": 16, "loop": 5}
-"""How often the host may wait for the GPU meanwhile; in no other part at all."""
+"""The most that each part of a step of ``moco_v2`` at batch 256 may launch."""
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +26,13 @@ def tally() -> Tally:
 
 
 def test_no_part_of_a_step_launches_more_than_it_did(tally: Tally) -> None:
+    pytest.importorskip("triton", reason="BatchNorm in groups launches its kernels")
     more = {part: many for part, many in tally.launches.items() if many > LAUNCHES[part]}
     assert not more, f"{tally.table()}\n{tally.operators}"
 
 
-def test_the_host_waits_no_more_often_than_it_did(tally: Tally) -> None:
-    more = {part: many for part, many in tally.waits.items() if many > WAITS.get(part, 0)}
-    assert not more, f"{tally.table()}\n{tally.causes}"
+def test_the_host_waits_for_nothing_within_a_step(tally: Tally) -> None:
+    assert not tally.waits, tally.causes
 
 
 def test_every_part_is_met_so_none_has_changed_its_name(tally: Tally) -> None:
