@@ -28,6 +28,7 @@ from lookalike.data.arrays import Arrays
 from lookalike.data.loader import Loads
 from lookalike.data.source import open_source, reference_and_query
 from lookalike.data.windows import order_of
+from lookalike.devices import exact
 from lookalike.evaluate.knn import Knn
 from lookalike.evaluate.probe import LinearProbe
 from lookalike.reading import finder, has_words, loader, tokenizer_for
@@ -94,19 +95,19 @@ def losses(records: Records, gpu: str, deadline: float, toy: bool) -> None:
 
 def compared(records: Records, name: str, recipe: Recipe, reads: Loads, ways: dict[str, Way], steps: int) -> None:
     """One recipe: the largest error of a loss, the error of the first gradient, and whether rounding explains them."""
-    exact, plain = ran(recipe, reads, EXACT, steps), ran(recipe, reads, PLAIN, steps)
-    found: dict[str, Any] = {"cpu fp32": errors(plain, exact)}
+    truth, plain = ran(recipe, reads, EXACT, steps), ran(recipe, reads, PLAIN, steps)
+    found: dict[str, Any] = {"cpu fp32": errors(plain, truth)}
     began = time.time()
     for way, where in ways.items():
-        found[way] = errors(ran(recipe, reads, where, steps), exact)
+        found[way] = errors(ran(recipe, reads, where, steps), truth)
     usual, ours = found["cpu fp32"], found["gpu fp32"]
     explained = all(ours[part] <= 5 * max(usual[part], 1e-6) for part in ("loss", "gradient"))
-    records.add(name, explained=explained, errors=found, losses=exact[0], gpu_seconds=round(time.time() - began, 2))
+    records.add(name, explained=explained, errors=found, losses=truth[0], gpu_seconds=round(time.time() - began, 2))
 
 
 def ran(recipe: Recipe, reads: Loads, way: Way, steps: int) -> tuple[list[float], Tensor]:
     """The losses of all steps, and the gradient of the first."""
-    with on(way):
+    with on(way), exact():
         recipe = replace(recipe, precision=way.precision)  # type: ignore[arg-type]
         learner = begun(recipe, reads).train()
         learner = learner.double() if way.double else learner
@@ -130,10 +131,10 @@ def _double(view: View) -> View:
     return {name: part.double() if part.is_floating_point() else part for name, part in view.items()}
 
 
-def errors(found: tuple[list[float], Tensor], exact: tuple[list[float], Tensor]) -> dict[str, Any]:
+def errors(found: tuple[list[float], Tensor], truth: tuple[list[float], Tensor]) -> dict[str, Any]:
     """The first loss and the worst, relative where they are above 1; the gradient of the first step as a vector."""
-    apart = [abs(a - b) / max(1.0, abs(b)) for a, b in zip(found[0], exact[0])]
-    gradient = float((found[1] - exact[1]).norm() / exact[1].norm())
+    apart = [abs(a - b) / max(1.0, abs(b)) for a, b in zip(found[0], truth[0])]
+    gradient = float((found[1] - truth[1]).norm() / truth[1].norm())
     return {"first": apart[0], "loss": max(apart), "gradient": gradient}
 
 
