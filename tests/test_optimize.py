@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lookalike import checkpoint
+from lookalike import checkpoint, optimize
 from lookalike.optimize import LARS, SGD, AdamW, Cosine, Linear, Muon, Steps, apply, orthogonalised
 from lookalike.recipes import RECIPES
+from tests.started import Started
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (16, 40), (40, 16), (1, 5)])
@@ -130,6 +132,43 @@ def test_lars_continues_bit_for_bit_from_a_checkpoint(tmp_path: Path) -> None:
     stepped(straight, optimizer, range(3, 6))
     stepped(resumed, again, range(3, 6))
     assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("spec", [LARS(lr=0.4, trust=0.02), Muon()])
+def test_many_at_once_as_on_a_gpu_are_what_they_are_one_by_one(
+    spec: LARS | Muon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU takes all tensors in one kernel, and matrices of a shape in one product: here a processor does so."""
+    single = nn.Sequential(*convolutions(), nn.Linear(5, 5), nn.Linear(5, 5)).double()
+    with torch.no_grad():
+        single[3].weight.zero_()
+    several = copy.deepcopy(single)
+    for net, forced in ((single, False), (several, True)):
+        if forced:
+            monkeypatch.setattr(optimize, "_on_gpu", lambda _: True)
+        optimizer, random = spec.build(net, 512), torch.Generator().manual_seed(0)
+        for _ in range(3):
+            for parameter in net.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=random).to(parameter)
+            optimizer.step()
+    for mine, theirs in zip(several.parameters(), single.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+        assert mine.stride() == theirs.stride()
+
+
+def test_on_a_gpu_lars_starts_as_many_operations_for_many_parameters_as_for_few() -> None:
+    started = []
+    for depth in (1, 12):
+        with FakeTensorMode(), torch.device("cuda"):  # has the shapes of a GPU's tensors, and no data
+            net = nn.Sequential(*(nn.Linear(8, 8) for _ in range(depth)))
+            optimizer = LARS().build(net, 256)
+            for _ in range(2):
+                for parameter in net.parameters():
+                    parameter.grad = torch.empty_like(parameter)
+                with Started() as counted:
+                    optimizer.step()
+        started.append(sum(counted.operations.values()))
+    assert started[0] == started[1] <= 15
 
 
 def test_lars_leaves_frozen_and_unused_parameters_alone() -> None:

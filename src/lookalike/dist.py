@@ -227,16 +227,21 @@ def copy_from_first(tensors: Sequence[Tensor]) -> None:
             torch_dist.broadcast(tensor, 0)
 
 
-def shared(work: Callable[[Tensor], Tensor], parts: Sequence[Tensor], costs: Sequence[int]) -> list[Tensor]:
-    """``work`` of each part, which all ranks hold: done by one rank each, the costly ones first, and told to all."""
+def shared(
+    work: Callable[[Sequence[Tensor]], list[Tensor]], parts: Sequence[Tensor], costs: Sequence[int]
+) -> list[Tensor]:
+    """``work`` of the parts, which all ranks hold: done by one rank each, the costly ones first, and told to all."""
     if world() == 1:
-        return [work(part) for part in parts]
+        return work(parts)
     owners, busy = [0] * len(parts), [0] * world()
     for number in sorted(range(len(parts)), key=lambda number: -costs[number]):
         owners[number] = busy.index(min(busy))
         busy[owners[number]] += costs[number]
-    mine = [owner == rank() for owner in owners]
-    found = [work(part).contiguous() if own else torch.empty(part.shape).to(part) for part, own in zip(parts, mine)]
+    mine = iter(work([part for part, owner in zip(parts, owners) if owner == rank()]))
+    found = [
+        next(mine).contiguous() if owner == rank() else torch.empty(part.shape).to(part)
+        for part, owner in zip(parts, owners)
+    ]
     telling = [torch_dist.broadcast(part, owner, async_op=True) for part, owner in zip(found, owners)]
     for told in telling:
         if told is not None:

@@ -18,6 +18,11 @@ def _learning(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters() if p.requires_grad]
 
 
+def _fuses(parameters: Sequence[Tensor]) -> bool | None:
+    """Whether one kernel is to step many parameters: on a GPU; else as torch chooses."""
+    return all(parameter.is_cuda for parameter in parameters) or None
+
+
 @dataclass(frozen=True)
 class SGD:
     """SGD with momentum; ``lr`` is for 256 examples and grows linearly with the batch (Goyal et al. 2017).
@@ -31,8 +36,10 @@ class SGD:
 
     def build(self, module: nn.Module, batch: int) -> torch.optim.Optimizer:
         """An optimizer of the parameters of ``module`` that learn."""
-        lr = self.lr * batch / 256
-        return _noted(torch.optim.SGD(_learning(module), lr, self.momentum, weight_decay=self.weight_decay))
+        lr, learning = self.lr * batch / 256, _learning(module)
+        return _noted(
+            torch.optim.SGD(learning, lr, self.momentum, weight_decay=self.weight_decay, fused=_fuses(learning))
+        )
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,8 @@ class AdamW:
         rest = [p for p in _learning(module) if p.dim() <= 1 and self.decay != "all"]
         groups: list[dict[str, Any]] = [{"params": decaying}, {"params": rest, "weight_decay": 0.0}]
         filled, lr = [group for group in groups if group["params"]], self.lr * batch / 256
-        return _noted(torch.optim.AdamW(filled, lr, self.betas, weight_decay=self.weight_decay))
+        fused = _fuses(_learning(module))
+        return _noted(torch.optim.AdamW(filled, lr, self.betas, weight_decay=self.weight_decay, fused=fused))
 
 
 @dataclass(frozen=True)
@@ -79,26 +87,55 @@ class LARSOptimizer(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step along the momentum of the adapted (matrices) or plain (vectors) gradient."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                direction = parameter.grad
-                if parameter.dim() > 1:
-                    direction = trusted(
-                        parameter, direction.add(parameter, alpha=group["weight_decay"]), group["trust"]
-                    )
-                state["momentum"].mul_(group["momentum"]).add_(direction)
-                parameter.sub_(state["momentum"], alpha=group["lr"])
+            learning = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not learning:
+                continue
+            matrices = [parameter for parameter in learning if parameter.dim() > 1]
+            adapted = iter(trusted(matrices, group["weight_decay"], group["trust"]))
+            directions = [next(adapted) if grad.dim() > 1 else grad for grad in _gradients(learning)]
+            momenta = [_momentum(self.state[parameter], parameter) for parameter in learning]
+            torch._foreach_mul_(momenta, group["momentum"])
+            torch._foreach_add_(momenta, directions)
+            torch._foreach_sub_(learning, momenta, alpha=group["lr"])
 
 
-def trusted(parameter: Tensor, direction: Tensor, trust: float) -> Tensor:
-    """``direction`` at ``trust`` of the norm of ``parameter``; as it is where either is zero. Waits for no device."""
-    norm, length = parameter.norm(), direction.norm()
-    adapted = (norm > 0) & (length > 0)
-    return direction * torch.where(adapted, trust * norm / length, 1.0)
+def _momentum(state: dict[str, Tensor], parameter: Tensor) -> Tensor:
+    """That of a parameter, which begins at zero."""
+    if not state:
+        state["momentum"] = torch.zeros_like(parameter)
+    return state["momentum"]
+
+
+def _gradients(learning: Sequence[Tensor]) -> list[Tensor]:
+    return [parameter.grad for parameter in learning if parameter.grad is not None]
+
+
+def trusted(matrices: list[Tensor], decay: float, trust: float) -> Sequence[Tensor]:
+    """Decayed gradients at ``trust`` of the norm of their matrices; as they are where either is zero.
+
+    Waits for no device.
+    """
+    if not matrices:
+        return []
+    directions = list(torch._foreach_add(_gradients(matrices), matrices, alpha=decay))
+    sizes = torch.stack(torch._foreach_norm(matrices) + torch._foreach_norm(directions)).view(2, -1)
+    scaled = torch.where((sizes > 0).all(0), trust * sizes[0] / sizes[1], 1.0)
+    torch._foreach_mul_(directions, _each(scaled, directions))
+    return directions
+
+
+def _each(numbers: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """A factor for each tensor; on a GPU as large as it and laid out alike, so that one kernel can take them all."""
+    if not _on_gpu(numbers):
+        return numbers.unbind()
+    sizes = [tensor.numel() for tensor in tensors]
+    spread = torch.cat([number.expand(size) for number, size in zip(numbers.unbind(), sizes)])
+    parts = torch.split_with_sizes(spread, sizes)
+    return tuple(part.as_strided(tensor.shape, tensor.stride()) for part, tensor in zip(parts, tensors))
+
+
+def _on_gpu(tensor: Tensor) -> bool:
+    return tensor.is_cuda or tensor.is_meta  # meta: what a GPU would do is counted
 
 
 @dataclass(frozen=True)
@@ -138,33 +175,59 @@ class MuonOptimizer(torch.optim.Optimizer):
         """One step along the orthogonalised (matrices) or normalised (vectors) Nesterov momentum."""
         for group in self.param_groups:
             learning = [parameter for parameter in group["params"] if parameter.grad is not None]
-            ahead = [self._ahead(parameter, group["momentum"]) for parameter in learning]
-            for parameter, direction in zip(learning, directions(ahead)):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction, alpha=group["lr"])
+            if learning:
+                ahead = self._ahead(learning, group["momentum"])
+                torch._foreach_mul_(learning, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_sub_(learning, directions(ahead), alpha=group["lr"])
 
-    def _ahead(self, parameter: nn.Parameter, momentum: float) -> Tensor:
-        state = self.state[parameter]
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        assert parameter.grad is not None
-        state["momentum"].lerp_(parameter.grad, 1 - momentum)
-        return parameter.grad.lerp(state["momentum"], momentum)
+    def _ahead(self, learning: list[Tensor], momentum: float) -> Sequence[Tensor]:
+        momenta, grads = [_momentum(self.state[parameter], parameter) for parameter in learning], _gradients(learning)
+        torch._foreach_lerp_(momenta, grads, 1 - momentum)
+        return torch._foreach_lerp(grads, momenta, momentum)
 
 
 def directions(ahead: Sequence[Tensor]) -> list[Tensor]:
     """Vectors at unit root mean square, matrices and kernels orthogonalised; on all ranks, which hold the same."""
-    matrices = [number for number, part in enumerate(ahead) if part.dim() > 1]
-    flat = [ahead[number].reshape(len(ahead[number]), -1) for number in matrices]
-    turned = dist.shared(orthogonal, flat, [_products(matrix) for matrix in flat])
-    found = [part if part.dim() > 1 else part / part.square().mean().sqrt().clamp_min(1e-12) for part in ahead]
-    for number, direction in zip(matrices, turned):
-        found[number] = direction.view_as(ahead[number])
+    matrices = [_flat(part) for part in ahead if part.dim() > 1]
+    turned = iter(dist.shared(orthogonals, matrices, [_products(matrix) for matrix in matrices]))
+    levelled = iter(_levelled([part for part in ahead if part.dim() <= 1]))
+    return [_shaped(next(turned), part) if part.dim() > 1 else next(levelled) for part in ahead]
+
+
+def _flat(kernel: Tensor) -> Tensor:
+    """(out, in · h · w); on a GPU channels last, which copies nothing: the order of columns does not matter."""
+    return (kernel.movedim(1, -1) if _on_gpu(kernel) else kernel).reshape(len(kernel), -1)
+
+
+def _shaped(matrix: Tensor, kernel: Tensor) -> Tensor:
+    """Back from ``_flat`` to the shape of ``kernel``."""
+    return matrix.view(kernel.movedim(1, -1).shape).movedim(-1, 1) if _on_gpu(kernel) else matrix.view_as(kernel)
+
+
+def _levelled(vectors: list[Tensor]) -> Sequence[Tensor]:
+    """At unit root mean square."""
+    if not vectors or not _on_gpu(vectors[0]):
+        return [vector / vector.square().mean().sqrt().clamp_min(1e-12) for vector in vectors]
+    norms = torch._foreach_div(torch._foreach_norm(vectors), [math.sqrt(len(vector)) for vector in vectors])
+    return torch._foreach_div(vectors, _each(torch.stack(norms).clamp_min(1e-12), vectors))
+
+
+def orthogonals(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """The direction of each matrix; on a GPU those of a shape are worked on together."""
+    if not matrices or not _on_gpu(matrices[0]):
+        return [orthogonal(matrix) for matrix in matrices]
+    found = list(matrices)
+    for shape in {matrix.shape: None for matrix in matrices}:
+        alike = [number for number, matrix in enumerate(matrices) if matrix.shape == shape]
+        turned = orthogonal(torch.stack([matrices[number] for number in alike])).contiguous()
+        for number, direction in zip(alike, turned.unbind()):
+            found[number] = direction
     return found
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
     """The direction of a matrix: tall ones are stretched, so that what they change has the size that others change."""
-    stretch: float = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
+    stretch: float = max(1.0, matrix.shape[-2] / matrix.shape[-1]) ** 0.5
     return stretch * orthogonalised(matrix)
 
 
@@ -176,18 +239,18 @@ def _products(matrix: Tensor, iterations: int = 5) -> int:
 
 @full_precision()
 def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """About UVᵀ for ``matrix`` = USVᵀ: Newton-Schulz with Jordan's quintic, which moves singular values near 1.
+    """About UVᵀ for ``matrix`` = USVᵀ (..., m, n): Newton-Schulz with Jordan's quintic.
 
-    Iterates on the Gram matrix of the shorter side and multiplies the long matrix once at the end: a third of the
-    products of the usual form.
+    It moves singular values near 1. Iterates on the Gram matrix of the shorter side and multiplies the long matrix once
+    at the end: a third of the products of the usual form.
     """
-    if matrix.shape[0] > matrix.shape[1]:
-        return orthogonalised(matrix.mT, iterations).transpose(0, 1)
-    matrix = matrix / matrix.norm().clamp_min(1e-7)
-    gram, product = matrix @ matrix.T, None
+    if matrix.shape[-2] > matrix.shape[-1]:
+        return orthogonalised(matrix.mT, iterations).mT
+    matrix = matrix / matrix.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
+    gram, product = matrix @ matrix.mT, None
     for left in reversed(range(iterations)):
         polynomial = -4.7750 * gram + 2.0315 * (gram @ gram)
-        polynomial.diagonal().add_(3.4445)
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(3.4445)
         product = polynomial if product is None else polynomial @ product
         if left:
             gram = polynomial @ (polynomial @ gram)
