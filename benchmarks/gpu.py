@@ -57,7 +57,7 @@ def main() -> None:
         if asked.toy or asked.here:
             section(asked, name, time.time() + BUDGETS[name])
         else:
-            in_process(asked, name, min(BUDGETS[name], left))
+            in_process(asked, name, min(BUDGETS[name], left), left)
         Records(asked.out / "gpu.jsonl", name).add("section", seconds=round(time.time() - began, 1))
     print(summary(Records.read(asked.out / "gpu.jsonl")), flush=True)
     return None
@@ -75,16 +75,17 @@ def section(asked: argparse.Namespace, name: str, deadline: float) -> None:
         records.add("section", failed=f"{type(error).__name__}: {error}"[:800])
 
 
-def in_process(asked: argparse.Namespace, name: str, seconds: float) -> None:
-    """The same in a fresh process, which is ended when it takes half as long again."""
+def in_process(asked: argparse.Namespace, name: str, seconds: float, left: float) -> None:
+    """The same in a fresh process, which is ended when it takes half as long again, or all the time that is left."""
+    most = min(1.5 * seconds + 10, left + 5)
     command = [sys.executable, "-m", "benchmarks.gpu", "--child", "--only", name, "--out", str(asked.out)]
     command += ["--until", str(time.time() + seconds), *(["--data", str(asked.data)] if asked.data else [])]
     try:
-        done = subprocess.run(command, timeout=1.5 * seconds + 10, check=False)
+        done = subprocess.run(command, timeout=most, check=False)
         if done.returncode:
             Records(asked.out / "gpu.jsonl", name).add("section", failed=f"it ended with {done.returncode}")
     except subprocess.TimeoutExpired:
-        Records(asked.out / "gpu.jsonl", name).add("section", failed=f"ended after {1.5 * seconds + 10:.0f} s")
+        Records(asked.out / "gpu.jsonl", name).add("section", failed=f"ended after {most:.0f} s")
 
 
 def arguments() -> argparse.ArgumentParser:
