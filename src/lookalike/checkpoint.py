@@ -56,11 +56,11 @@ def size_of(recipe: Recipe, examples: int) -> int:
         optimizer = recipe.optimizer.build(learner, recipe.batch)
         for parameter in learner.parameters():
             parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
-        optimizer.step()
         state = dict(learner.state_dict())
         for name, shard in shards(learner).items():  # without a word to the other ranks, who do not ask
             state[name] = state[name].new_empty(shard.total, *state[name].shape[1:])
-        return _bytes(state, optimizer)
+    optimizer.step()  # outside: AdamW reads how many steps it has done, which must be a number
+    return _bytes(state, optimizer)
 
 
 def save(folder: Path, step: int, learner: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
