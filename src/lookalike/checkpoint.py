@@ -101,9 +101,9 @@ def _publish(final: Path, step: int, state: dict[str, Tensor], optimizer: torch.
         tensors, plain = _split(optimizer)
         save_file({name: part.contiguous() for name, part in state.items()}, temporary / "learner.safetensors")
         save_file(tensors, temporary / "optimizer.safetensors")
-        (temporary / "state.json").write_text(json.dumps({"format": FORMAT, "step": step, "optimizer": plain}))
+        (temporary / "state.json").write_text(json.dumps({"format": FORMAT, "step": step, "optimizer": plain}), "utf-8")
         manifest = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2))
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2), "utf-8")
         for path in temporary.iterdir():
             _sync(path)
         sync_folder(temporary)
