@@ -95,7 +95,6 @@ TIFF = """
 import io, os, sys, threading
 import numpy
 from PIL import Image
-from lookalike.data.decode import Unreadable, decode
 bits, pixels = io.BytesIO(), numpy.arange(4096).reshape(64, 64).astype(numpy.uint8)
 Image.fromarray(pixels).convert('1').save(bits, 'TIFF', compression='group4')
 data = bytearray(bits.getvalue())
@@ -109,6 +108,7 @@ def callers():
         pass
 
 def ours():
+    from lookalike.data.decode import Unreadable, decode
     try:
         decode(data, 8)
     except Unreadable:
