@@ -59,7 +59,7 @@ class Asked(NamedTuple):
 def pretrain(data: Data, out: str | Path, recipe: str | Recipe | None = None, **asked: object) -> Finished:
     """Learn from ``data`` without labels into the run folder ``out``, or continue the run that is there.
 
-    The other arguments are the fields of ``Asked``. Raises Trouble.
+    The other arguments are the fields of ``Asked``. Raises Trouble. The process keeps the memory that steps free.
     """
     return carry_out(Asked(data, Path(out), recipe, **asked))  # type: ignore[arg-type]
 
