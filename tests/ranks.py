@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import torch.distributed
 
+from lookalike.dist import HARMLESS
+
 
 def ranks(world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """What ``function(*arguments)`` returns on each of ``world`` ranks; tensors must be turned into lists or arrays."""
@@ -52,6 +54,7 @@ def _rank(
     rank: int, world: int, meet: Path, sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
     torch.set_num_threads(1)  # the parent's pool of threads does not exist here
+    warnings.filterwarnings("ignore", HARMLESS)
     torch.distributed.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=world)
     try:
         sender.send(("", function(*arguments)))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,9 +24,10 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A cache that holds one dataset, and no network."""
     constants = pytest.importorskip("huggingface_hub.constants", reason="huggingface_hub is not installed")
+    utils = pytest.importorskip("huggingface_hub.utils")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     repository = tmp_path / "datasets--owner--name"
@@ -33,7 +36,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (snapshot / "plain" / "0000.parquet").rename(snapshot / "plain" / "train-00000-of-00001.parquet")
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
-    return tmp_path
+    yield tmp_path
+    (utils.close_session if hasattr(utils, "close_session") else utils.reset_sessions)()  # which stays offline
 
 
 @pytest.mark.parametrize("name", ["owner/name", "owner/name/plain", f"owner/name@{COMMIT}", "owner/name/plain@main"])
@@ -70,7 +74,8 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path, _, name = self.path.partition("?")[0].partition(f"{COMMIT}/")
         if path == "/api/datasets/owner/name/revision/main":
-            return self.send(json.dumps({"id": "owner/name", "sha": COMMIT, "siblings": []}).encode())
+            siblings = [{"rfilename": name} for name in self.files]  # what older versions of huggingface_hub go by
+            return self.send(json.dumps({"id": "owner/name", "sha": COMMIT, "siblings": siblings}).encode())
         if path == f"/api/datasets/owner/name/tree/{COMMIT}":
             tree = [{"type": "file", "path": n, "size": len(d), "oid": n} for n, d in self.files.items()]
             return self.send(json.dumps(tree).encode())
@@ -102,7 +107,9 @@ def test_a_dataset_is_fetched_once_and_only_its_data(tmp_path: Path, monkeypatch
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         monkeypatch.setattr(constants, "ENDPOINT", url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+        template = url + "/{repo_id}/resolve/{revision}/{filename}"
+        for module in (constants, import_module("huggingface_hub.file_download")):  # older versions keep a copy
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         source = open_source("hub:owner/name", "test")
         again = open_source("hub:owner/name", "test")

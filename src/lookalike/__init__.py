@@ -38,6 +38,8 @@ def __getattr__(name: str) -> Any:
         return import_module("importlib.metadata").version("lookalike")
     if name not in _HOMES:
         raise AttributeError(f"module 'lookalike' has no attribute {name!r}")
+    if name != "Trouble":
+        import_module("lookalike.trouble").refuse_platform()
     module, own_name = _HOMES[name]
     return getattr(import_module(module), own_name)
 

@@ -56,11 +56,11 @@ def size_of(recipe: Recipe, examples: int) -> int:
         optimizer = recipe.optimizer.build(learner, recipe.batch)
         for parameter in learner.parameters():
             parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
-        optimizer.step()
         state = dict(learner.state_dict())
         for name, shard in shards(learner).items():  # without a word to the other ranks, who do not ask
             state[name] = state[name].new_empty(shard.total, *state[name].shape[1:])
-        return _bytes(state, optimizer)
+    optimizer.step()  # outside: AdamW reads how many steps it has done, which must be a number
+    return _bytes(state, optimizer)
 
 
 def save(folder: Path, step: int, learner: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
@@ -101,9 +101,9 @@ def _publish(final: Path, step: int, state: dict[str, Tensor], optimizer: torch.
         tensors, plain = _split(optimizer)
         save_file({name: part.contiguous() for name, part in state.items()}, temporary / "learner.safetensors")
         save_file(tensors, temporary / "optimizer.safetensors")
-        (temporary / "state.json").write_text(json.dumps({"format": FORMAT, "step": step, "optimizer": plain}))
+        (temporary / "state.json").write_text(json.dumps({"format": FORMAT, "step": step, "optimizer": plain}), "utf-8")
         manifest = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2))
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2), "utf-8")
         for path in temporary.iterdir():
             _sync(path)
         sync_folder(temporary)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 import time
@@ -16,7 +17,7 @@ from lookalike.commands.data import Doctor, Embed, Prepare, Preview, Search
 from lookalike.commands.evaluation import Compare, Evaluation
 from lookalike.commands.training import Demo, Pretrain, Supervised
 from lookalike.commands.transfer import Transfer
-from lookalike.trouble import IO, USAGE, Trouble, meant
+from lookalike.trouble import IO, USAGE, Trouble, meant, refuse_platform
 
 DEVICE = "LOOKALIKE_DEVICE"
 """As ``devices`` names it, which imports torch."""
@@ -48,9 +49,30 @@ def refuse_unknown_verb(arguments: Sequence[str]) -> None:
         sys.exit(USAGE)
 
 
+def ready_streams() -> None:
+    """Open the standard streams that are closed, lest the next file be taken for one; escape what one cannot encode."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def drain() -> None:
+    """Drop what nobody reads any more (``| head``), of which Python would else complain at its end."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, run the verb, and exit with its code; an error is one line unless ``--debug``."""
     began = time.perf_counter()  # before torch is imported, for which a person waits, too
+    ready_streams()
     refuse_unknown_verb(sys.argv[1:] if arguments is None else arguments)
     command, rest = tyro.cli(
         Command,
@@ -63,7 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if command.device is not None:
         os.environ[DEVICE] = command.device
     try:
-        sys.exit(importlib.import_module("lookalike.verbs").run(command, rest, began))
+        refuse_platform()
+        code = importlib.import_module("lookalike.verbs").run(command, rest, began)
+        drain()
+        sys.exit(code)
     except Trouble as trouble:
         if command.debug:
             raise

@@ -240,7 +240,7 @@ def knn_in_words(points: Sequence[Point]) -> str:
 def holder(lock: Path) -> str | None:
     """Who trains in the folder now."""
     try:
-        with lock.open() as file:
+        with lock.open(encoding="utf-8", errors="replace") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -30,6 +30,9 @@ Value = TypeVar("Value")
 PATIENCE = timedelta(minutes=30)
 """How long a rank waits for another one: evaluations run on the first rank while the others wait."""
 
+HARMLESS = "Grad strides do not match bucket view strides"
+"""A warning of a kernel of one pixel, whose strides may be written in two ways: nothing is copied for it."""
+
 
 # ---- who and where ----
 
@@ -72,7 +75,9 @@ def together() -> Iterator[None]:
             world_size=of,
             timeout=PATIENCE,
         )
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", HARMLESS)
+            yield
     except RuntimeError as error:
         if isinstance(error, torch_dist.DistError) or "gloo" in str(error).lower():  # gloo's own are of no class
             raise lost(error) from None
@@ -86,10 +91,8 @@ def distributed(module: nn.Module) -> nn.Module:
     """The module with gradients that are means over ranks; it is itself where there is one rank."""
     if world() == 1:
         return module
-    # Of a kernel of one pixel, whose strides may be written in two ways: nothing is copied for it.
-    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch 2.14 has a new name for broadcast_buffers, 2.9 not yet
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.14 has a new name for broadcast_buffers, 2.10 not yet
         # Every rank builds the same weights from the seed; a bank's rows must not be overwritten by the first rank's.
         return DistributedDataParallel(module, broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True)
 

@@ -17,6 +17,7 @@ from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, Source, native_side, open_source, reference_and_query
 from lookalike.data.tokenizer import Tokenizer, texts_of
 from lookalike.devices import Precision, computes_in_bf16, device, named_precision, resolved
+from lookalike.isolation import isolated
 from lookalike.learn.labelled import Labelled
 from lookalike.length import extended, spent, to_the_end
 from lookalike.minutes import Clock, expected
@@ -58,11 +59,12 @@ class Asked(NamedTuple):
 def pretrain(data: Data, out: str | Path, recipe: str | Recipe | None = None, **asked: object) -> Finished:
     """Learn from ``data`` without labels into the run folder ``out``, or continue the run that is there.
 
-    The other arguments are the fields of ``Asked``. Raises Trouble.
+    The other arguments are the fields of ``Asked``. Raises Trouble. The process keeps the memory that steps free.
     """
     return carry_out(Asked(data, Path(out), recipe, **asked))  # type: ignore[arg-type]
 
 
+@isolated()
 def carry_out(asked: Asked, began: float | None = None) -> Finished:
     """The whole of ``pretrain`` or ``supervised``, with the processes that torchrun started.
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,8 +33,12 @@ UNFINISHED = ".tmp"
 """How the names of files and folders end that are not published yet; they begin with a dot."""
 
 _locks: set[IO[str]] = set()
-# A worker that outlives this process for a moment would else keep its lock: a flock belongs to all who inherit it.
-os.register_at_fork(after_in_child=lambda: [lock.close() for lock in _locks])
+
+
+@cache
+def _workers_let_go() -> None:
+    """A worker that outlives this process for a moment would else keep its lock: a flock belongs to all its heirs."""
+    os.register_at_fork(after_in_child=lambda: [lock.close() for lock in _locks])
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -96,7 +101,7 @@ class Run:
     def __enter__(self) -> Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.folder / "run.lock").open("a+")
+            self._lock = (self.folder / "run.lock").open("a+", encoding="utf-8")
         except OSError as error:
             raise Trouble(
                 f"cannot write to {self.folder} ({error.strerror}): choose another --out", IO_TROUBLE
@@ -111,6 +116,7 @@ class Run:
                 f"{self.folder} is in use by {holder}: wait for it, or choose another --out", LOCKED
             ) from None
         _locks.add(self._lock)
+        _workers_let_go()
         for left in [*self.folder.glob(f".*{UNFINISHED}"), *self.checkpoints.glob(f".*{UNFINISHED}")]:
             shutil.rmtree(left) if left.is_dir() else left.unlink()  # by a run that was killed in a write
         self._lock.truncate(0)
@@ -190,7 +196,7 @@ class Run:
     def log(self, step: int, **values: float) -> None:
         """Append one line to metrics.jsonl, and to TensorBoard's file where that is installed."""
         if self._metrics is None:
-            self._metrics = self.metrics.open("a")
+            self._metrics = self.metrics.open("a", encoding="utf-8")
         self._metrics.write(json.dumps({"step": step, **values}) + "\n")
         self._metrics.flush()
         self._show(step, "train" if "loss" in values else "val", values)
@@ -220,7 +226,7 @@ class Run:
     def note(self, text: str) -> None:
         """Append a line, with the time, to train.log, and tell it to whoever watches."""
         self.tell(text)
-        with (self.folder / "train.log").open("a") as file:
+        with (self.folder / "train.log").open("a", encoding="utf-8", errors="surrogateescape") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def note_bad_files(self, bad: Mapping[str, str]) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import time
+from contextlib import suppress
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -14,11 +18,51 @@ _PLAIN_SECONDS = 15.0  # between lines where there is no terminal: a log should 
 _SILENT_SECONDS = 60.0  # of work that is no training: short work says its result alone
 
 
+class _Output(io.TextIOBase):
+    """sys.stdout as it is when something is written; what it cannot show is escaped, and if it is gone nothing is said.
+
+    Work does not end because nobody listens to it: behind ``| head``, in a daemon, on a terminal that was closed.
+    """
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """What rich chooses its frames and bars by."""
+        return getattr(self._now(), "encoding", None) or "utf-8"
+
+    def isatty(self) -> bool:
+        """Whether a live line can be shown."""
+        try:
+            return bool(self._now().isatty())
+        except (AttributeError, ValueError):
+            return False
+
+    def fileno(self) -> int:
+        """What rich asks for the width of the terminal."""
+        number: int = self._now().fileno()
+        return number
+
+    def write(self, text: str) -> int:
+        """Never raises for what is wrong with the stream."""
+        with suppress(OSError, ValueError, AttributeError):
+            shown = text.encode(self.encoding, "backslashreplace").decode(self.encoding)
+            self._now().write(shown)
+        return len(text)
+
+    def flush(self) -> None:
+        """As ``write``."""
+        with suppress(OSError, ValueError, AttributeError):
+            self._now().flush()
+
+    def _now(self) -> Any:
+        """A live line of rich stands in for sys.stdout and would send here what comes from here."""
+        return getattr(sys.stdout, "rich_proxied_file", sys.stdout)
+
+
 class Screen:
     """Shows pulses of one run; a context manager."""
 
     def __init__(self, title: str, quiet: bool = False) -> None:
-        self.console = Console(quiet=quiet)
+        self.console = Console(file=_Output(), quiet=quiet)  # type: ignore[arg-type]
         self.wide = self.console.width >= _WIDE
         self.progress = Progress(
             *((TextColumn("{task.description}", markup=False), BarColumn(bar_width=20)) if self.wide else ()),

@@ -15,6 +15,7 @@ from lookalike.data.tokenizer import Reader
 from lookalike.devices import moved, uploaded
 from lookalike.evaluate.embed import Layer, embed
 from lookalike.evaluate.knn import products
+from lookalike.isolation import isolated
 from lookalike.pretext.captions import Captions
 from lookalike.pretext.text import SameSentence, plain
 from lookalike.pretext.video import TwoClips
@@ -33,6 +34,7 @@ class Hit(NamedTuple):
     label: int  # -1 where there is none
 
 
+@isolated()
 def search(
     where: str | Path, queries: Sequence[str], top: int = 10, run: str | Path | None = None, progress: Progress = silent
 ) -> list[list[Hit]]:

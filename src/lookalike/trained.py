@@ -20,6 +20,7 @@ from lookalike.data.source import Data, Rows, Source, reference_and_query, split
 from lookalike.data.tokenizer import Tokenizer
 from lookalike.devices import Precision, moved, placed, uploaded
 from lookalike.evaluate.embed import Layer, embed, means, settle
+from lookalike.isolation import isolated
 from lookalike.models.encoder import Encoder
 from lookalike.reading import finder, held_tokenizer, loader
 from lookalike.recipe import Recipe
@@ -48,6 +49,7 @@ class Trained(NamedTuple):
     step: int
     tokenizer: Tokenizer | None = None  # of text
 
+    @isolated()
     def loader(self, source: Source, workers: int | None = 2, budget: int = 4 * GIB) -> Loads:
         """What reads all rows of ``source``, however many are bad; at most ``budget`` bytes are kept."""
         return loader(self.recipe, source, self.tokenizer, budget, workers)
@@ -58,6 +60,7 @@ class Trained(NamedTuple):
         for _, material in loader.batches(map(looks, torch.split(rows, _CHUNK))):
             yield uploaded(self.recipe.pretext.evaluation(moved(material)))
 
+    @isolated()
     def features(
         self,
         loader: Loads,
@@ -77,6 +80,7 @@ class Trained(NamedTuple):
         return embed(self.encoder, self.views(loader, rows), layer, more)
 
 
+@isolated()
 def load(
     run: str | Path, untrained: bool = False, weights: str | None = None, precision: Precision = "fp32"
 ) -> Trained:
@@ -143,6 +147,7 @@ def readable(loader: Loads) -> list[int]:
     return [row for row in range(len(loader)) if row not in loader.bad_rows]
 
 
+@isolated()
 def parts(
     trained: Trained,
     data: Data,
@@ -182,6 +187,7 @@ def labelled(source: Source, data: Data) -> Source:
     return source if len(rows) == len(source) else Rows(source, rows)
 
 
+@isolated()
 def embed_data(
     trained: Trained,
     data: Data,

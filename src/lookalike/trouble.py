@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
+from importlib.util import find_spec
 
 USAGE, BAD_DATA, IO, LOCKED = 2, 65, 74, 75
+
+
+PLATFORMS = "lookalike runs on Linux and macOS; on Windows, run it in WSL 2 (Linux inside Windows)"
 
 
 class Trouble(Exception):
@@ -21,3 +26,9 @@ def meant(word: str, names: Iterable[str], otherwise: str | None = None) -> str:
     there = list(names)
     near = difflib.get_close_matches(word, there, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else otherwise or f"there are {', '.join(there)}"
+
+
+def refuse_platform() -> None:
+    """Raise Trouble where processes cannot fork or lock files, as decoding workers and run folders do."""
+    if not hasattr(os, "fork") or find_spec("fcntl") is None:
+        raise Trouble(PLATFORMS)

@@ -189,7 +189,7 @@ def search(command: Search) -> int:
     if command.page and data is not None:
         made = hits_page(command.where, command.queries, found, pictures(data, command.queries, found))
         write_atomically(Path(command.page), made.encode("utf-8", "replace"))
-        print(f"written: {command.page}")
+        screen.say(f"written: {command.page}")
     return 0
 
 
@@ -217,7 +217,8 @@ def preview(command: Preview, rest: Sequence[str]) -> int:
     asked = Asked(command.data, Path(command.out), command.recipe, overrides=overrides(command, rest))
     recipe = chosen(asked, source)
     count = draw_preview(source, recipe, Path(command.out), command.rows, command.epoch)
-    print(f"{count} pictures and their views by {recipe.name} in {command.out}")
+    with Screen("preview") as screen:
+        screen.say(f"{count} pictures and their views by {recipe.name} in {command.out}")
     return 0
 
 
@@ -252,7 +253,8 @@ def doctor_of_run(command: Doctor) -> int:
 def machine(json: str | None) -> int:
     """What this machine has."""
     report = about_machine()
-    for name, value in report.items():
-        print(f"{name}: {value}")
+    with Screen("doctor") as screen:
+        for name, value in report.items():
+            screen.say(f"{name}: {value}")
     write_report(json, dict(report))
     return 0

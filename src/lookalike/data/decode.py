@@ -7,8 +7,9 @@ import io
 import re
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -62,41 +63,60 @@ class Unreadable(Exception):
 
 
 class _Quiet:
-    """Silences warnings while any thread decodes; ``catch_warnings`` alone is not safe with threads."""
+    """Silent while any thread is inside, as before when the last has left: a change to the process, not to a thread."""
 
-    def __init__(self) -> None:
-        self._lock, self._inside = threading.Lock(), 0
+    def __init__(self, silence: Callable[[], AbstractContextManager[None]]) -> None:
+        self._silence, self._lock, self._inside = silence, threading.Lock(), 0
 
     def __enter__(self) -> None:
         with self._lock:
             if not self._inside:
-                self._caught = warnings.catch_warnings()
-                self._caught.__enter__()
-                warnings.simplefilter("ignore")
+                self._silenced = self._silence()
+                self._silenced.__enter__()
             self._inside += 1
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._inside -= 1
             if not self._inside:
-                self._caught.__exit__(None, None, None)
+                self._silenced.__exit__(None, None, None)
 
 
-_quiet = _Quiet()
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
-def _silence_libtiff() -> None:
+@contextmanager
+def _silent_libtiff() -> Iterator[None]:
     """Keep libtiff from writing a line to the terminal for every odd tag; what matters reaches Pillow as an error.
 
     Pillow has no switch for it, so the library is asked itself, by its own names; one that hides them stays loud.
     """
-    library = ctypes.CDLL(_imaging.__file__)
+    before = [(handler, handler(None)) for handler in _libtiff_handlers()]
+    try:
+        yield
+    finally:
+        for handler, old in before:
+            handler(old)
+
+
+@cache
+def _libtiff_handlers() -> list[Callable[[int | None], int | None]]:
+    """What sets each of libtiff's two handlers, and returns the address of the one before."""
+    library, found = ctypes.CDLL(_imaging.__file__), []
     for name in ("TIFFSetWarningHandler", "TIFFSetErrorHandler"):
         with suppress(AttributeError):
-            getattr(library, name)(None)
+            handler = getattr(library, name)
+            handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+            found.append(handler)
+    return found
 
 
-_silence_libtiff()
+_quiet, _quiet_tiff = _Quiet(_no_warnings), _Quiet(_silent_libtiff)
+_TIFF = (b"II", b"MM")  # how files begin that libtiff may read
 
 
 def decode(data: bytes, side: int) -> Canvas:
@@ -165,7 +185,11 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
     if not data:
         raise Unreadable("the file is empty")
     try:
-        with _quiet, Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with (
+            _quiet,
+            _quiet_tiff if data[:2] in _TIFF else nullcontext(),
+            Image.open(io.BytesIO(data), formats=FORMATS) as image,
+        ):
             _refuse_huge(*image.size)
             yield image
     except Unreadable:

@@ -157,7 +157,10 @@ def _listed_splits(root: Path, files: Sequence[str]) -> Mapping[str, list[int]]:
     stems = {Path(path).stem: row for row, path in enumerate(files)}
     found: dict[str, list[int]] = {}
     for path in sorted((root / "ImageSets" / "Segmentation").glob("*.txt")):
-        name, rows = split_of(path.stem), [stems[s] for s in path.read_text().split() if s in stems]
+        name, rows = (
+            split_of(path.stem),
+            [stems[s] for s in path.read_text("utf-8", "surrogateescape").split() if s in stems],
+        )
         if path.stem in ("train", "val", "test") and name and rows:
             found[name] = sorted(rows)
     return found

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
+import weakref
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +37,7 @@ from lookalike.trouble import BAD_DATA, USAGE, Trouble
 
 CANVASES, VERSION = "canvases.json", 1
 RAW = "raw"
-_BATCHES, _UNHELD = 4, 3  # references to an array: of the list, of the loop, of the question
+_BATCHES = 4  # how many are kept that nobody holds
 
 INDEX = pa.schema(
     {
@@ -74,16 +74,23 @@ class _Room:
     """
 
     def __init__(self) -> None:
-        self._held: list[npt.NDArray[np.uint8]] = []
+        self._free: list[bytearray] = []
 
-    def of(self, shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
-        """An array of that shape, with anything in it."""
-        self._held = [array for array in self._held if array.shape == shape][:_BATCHES]
-        for array in self._held:
-            if sys.getrefcount(array) == _UNHELD:  # a tensor holds the array that its memory is
-                return array
-        self._held.append(np.empty(shape, np.uint8))
-        return self._held[-1]
+    def of(self, rows: int, width: int) -> Tensor:
+        """uint8 (rows, width) with anything in it.
+
+        Each batch has an array of its own on the memory, which the tensor and all that is made of it hold, so that its
+        end is that of the last of them.
+        """
+        self._free = [memory for memory in self._free if len(memory) == rows * width]
+        memory = self._free.pop() if self._free else bytearray(rows * width)
+        array = np.frombuffer(memory, np.uint8)
+        weakref.finalize(array, self._take_back, memory).atexit = False
+        return torch.from_numpy(array).view(rows, width)
+
+    def _take_back(self, memory: bytearray) -> None:
+        if len(self._free) < _BATCHES:
+            self._free.append(memory)
 
 
 class Prepared:
@@ -171,7 +178,8 @@ class Prepared:
         The first time that a process takes a row, its checksum is compared, at 0.3 µs a KB: three times what the copy
         costs, and nothing from the second epoch on. So all processors compare then; neither holds Python's lock.
         """
-        into, numbers = self._room.of((len(rows), 3 * self.side**2)), rows.tolist()
+        pixels, numbers = self._room.of(len(rows), 3 * self.side**2), rows.tolist()
+        into = pixels.numpy()
 
         def copy_some(places: range) -> None:
             for i in places:
@@ -182,8 +190,7 @@ class Prepared:
         else:
             with ThreadPoolExecutor(threads := cores()) as pool:
                 list(pool.map(copy_some, (range(first, len(numbers), threads) for first in range(threads))))
-        pixels = torch.from_numpy(into).view(len(rows), 3, self.side, self.side)
-        return pixels, self.sizes.index_select(0, rows)
+        return pixels.view(len(rows), 3, self.side, self.side), self.sizes.index_select(0, rows)
 
     def _bytes(self, row: int) -> npt.NDArray[np.uint8]:
         """The bytes of one row in the map; raises Trouble where they are not what was written."""

@@ -20,6 +20,7 @@ from lookalike.data.film import video_of
 from lookalike.data.places import Place
 from lookalike.data.places import find as pictures
 from lookalike.data.rows import Rows
+from lookalike.isolation import isolated
 from lookalike.trouble import BAD_DATA, USAGE, Trouble
 
 __all__ = [
@@ -41,6 +42,7 @@ Finder = Callable[[Data], Place]
 EVERYTHING = "all"  # the name of no split: every row of every split
 
 
+@isolated()
 def open_source(data: Data, split: str | None = None, side: int = 32, find: Finder | None = None) -> Source:
     """The rows of one split on canvases of ``side`` pixels; None is train where it exists, else everything.
 
@@ -56,6 +58,7 @@ def splits(data: Data) -> list[str]:
     return list(place_of(data).splits)
 
 
+@isolated()
 def splits_of(data: Data, side: int = 32, find: Finder | None = None) -> dict[str, Source]:
     """Every split that exists, listed once; {"all": everything} where the data is not divided. Raises Trouble."""
     place = (find or place_of)(data)
@@ -82,6 +85,7 @@ class _Whole(NamedTuple):
         return self.source.at(side)
 
 
+@isolated()
 def reference_and_query(data: Data, side: int = 32, find: Finder | None = None) -> tuple[Source, Source]:
     """What an evaluation compares with, and what it asks: train and test (else validation), else 80 and 20 percent."""
     found = splits_of(data, side, find)

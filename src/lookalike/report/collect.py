@@ -64,7 +64,7 @@ def collect(folder: Path) -> History:
 
 def logged(path: Path) -> Iterator[tuple[float, str, float]]:
     """(step, metric, value) in the order of the file; what is no number, and a torn last line, are passed over."""
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
     for line in lines:
         try:
             values = json.loads(line)
