@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import tempfile
 import time
 import warnings
@@ -30,6 +31,7 @@ from lookalike.models.vit import ViT
 from lookalike.pace import Timed
 from lookalike.recipe import Length, Recipe
 from lookalike.recipes import RECIPES
+from lookalike.replay import GRAPHS
 from lookalike.run import Run
 
 HELD = 2048  # canvases in memory, of 192 KiB each
@@ -264,10 +266,14 @@ TOY = Plan(warmup=2, steps=1, seconds=0.0)
 
 
 def speed(records: Records, gpu: str, deadline: float, toy: bool, **_: Any) -> None:
-    """Both networks at both batches, with canvases in memory."""
+    """Both networks at both batches, with canvases in memory; then with every kernel started by the host, by part."""
     for batch in (8,) if toy else (256, 512):
         for name in ("moco_v2", "moco_v3_vit"):
-            one(records, f"{name}, batch {batch}", deadline, published(name, batch, toy), toy, Plan())
+            one(records, f"{name}, batch {batch}", deadline, published(name, batch, toy), toy, Plan(looks=False))
+    for name in ("moco_v2", "moco_v3_vit"):
+        recipe, brief = published(name, 256, toy), Plan(seconds=3.0, windows=4)
+        with patch.dict(os.environ, {GRAPHS: "0"}):
+            one(records, f"{name}, batch {recipe.batch}, no graph", deadline, recipe, toy, brief)
 
 
 def one(

@@ -43,7 +43,6 @@ def places() -> list[tuple[Any, str, str]]:
         (torch.Tensor, "backward", "backward"),
         *((kind, name, "optimizer") for kind in kinds(torch.optim.Optimizer) for name in ("step", "zero_grad")),
         (Learner, "advance", "advance"),
-        (train, "refuse_not_finite", "loop"),
     ]
     return [(owner, name, part) for owner, name, part in named if name in vars(owner)]
 

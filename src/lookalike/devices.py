@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lookalike.trouble import USAGE, Trouble, meant
-from lookalike.types import Batch, Material, Tokens, View
+from lookalike.types import Material, Tokens, View
 
 Precision = Literal["fp32", "bf16"]
 """Of the products of a network; its sums, and whatever is computed of its results, are never narrower than fp32."""
@@ -122,25 +122,6 @@ class Later:
             self._arrived.synchronize()
         found: list[float] = self._numbers.tolist()
         return found
-
-
-def beside(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The batches, of a GPU made beside the step before, in a stream of their own."""
-    return _on_a_stream(batches) if device().type == "cuda" else batches
-
-
-def _on_a_stream(batches: Iterator[Batch]) -> Iterator[Batch]:
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    while True:
-        with torch.cuda.stream(stream):
-            batch = next(batches, None)
-        if batch is None:
-            return
-        using = torch.cuda.current_stream()
-        using.wait_stream(stream)
-        for part in (*batch.first.values(), *batch.second.values()):
-            part.record_stream(using)  # or the stream would write the next views over those that are still read
-        yield batch
 
 
 # ---- precision ----

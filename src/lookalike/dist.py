@@ -163,11 +163,11 @@ def share(whole: Tensor) -> Tensor:
 def exchange(part: Tensor, order: Tensor) -> Tensor:
     """The rows that this rank gets when the global batch is put in ``order`` (world · B,): each row travels once.
 
-    ``order`` is on the host, so that no rank waits for its GPU to learn what it sends to whom.
+    Of several ranks each waits for its GPU once, to learn from ``order`` what it sends to whom.
     """
     if world() == 1:
-        return part[sent([order], part.device)[0]]
-    size = len(part)
+        return part[order]
+    size, order = len(part), order.cpu()
     mine = share(order)  # positions in the global batch that this rank wants, in the order it wants them
     leaving = [(wanted := order[to * size : (to + 1) * size])[wanted // size == rank()] % size for to in range(world())]
     counts = [int((mine // size == sender).sum()) for sender in range(world())]

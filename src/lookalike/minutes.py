@@ -14,10 +14,11 @@ import torch
 from lookalike import dist
 from lookalike.data.loader import Loads
 from lookalike.data.windows import order_of
-from lookalike.devices import beside, exact
+from lookalike.devices import exact
 from lookalike.learn.learner import Learner
+from lookalike.pace import Beside
 from lookalike.recipe import Recipe
-from lookalike.train import CheckUp, backward, batches, begun
+from lookalike.train import CheckUp, batches, begun, work_of
 from lookalike.trouble import Trouble
 
 LEAST = 30
@@ -77,15 +78,16 @@ def probe(recipe: Recipe, loader: Loads, seconds: float) -> list[float]:
     order = order_of(loader.source, recipe.batch, recipe.seed, recipe.window)
     learner = begun(recipe, loader).train()
     model, optimizer = dist.distributed(learner), recipe.optimizer.build(learner, recipe.batch)
+    work = work_of(model, learner, recipe)
     marks, loss = [time.perf_counter()], torch.zeros(())
     with exact():
-        for batch in beside(batches(loader, recipe, order, 0, _PROBES)):
+        for batch in Beside(batches(loader, recipe, order, 0, _PROBES)):
             optimizer.zero_grad()
-            outcome = backward(model, learner, batch, recipe)
+            outcome = work(batch)
             optimizer.step()
             learner.advance(outcome, batch, 0.0)
             loss.item()  # waits for a GPU, one step late, as training does
-            loss = outcome.loss.detach()
+            loss = outcome.loss.detach().clone()
             marks.append(time.perf_counter())
             if dist.largest([timed_enough(marks, seconds)])[0]:
                 break

@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+import torch
+
+from lookalike.devices import device
 from lookalike.types import Batch
 
 
@@ -61,11 +64,54 @@ class Timed:
             yield item
 
 
+class Beside:
+    """The batches; those of a GPU are made beside the step before, in a stream of their own.
+
+    ``idle`` are the seconds in which the GPU had nothing to do between steps, None on a processor: what its host spends
+    on data costs nothing while it is busy.
+    """
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches = batches
+        self._on_gpu = device().type == "cuda"
+        self.idle: float | None = 0.0 if self._on_gpu else None
+        self._gaps: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._made_beside() if self._on_gpu else self._batches
+
+    def _made_beside(self) -> Iterator[Batch]:
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        while True:
+            using = torch.cuda.current_stream()
+            ended = using.record_event(_timed())
+            with torch.cuda.stream(stream):
+                batch = next(self._batches, None)
+            if batch is None:
+                return
+            using.wait_stream(stream)
+            for part in (batch.index, *batch.first.values(), *batch.second.values()):
+                part.record_stream(using)  # or the stream would write the next views over those that are still read
+            self._gaps.append((ended, using.record_event(_timed())))
+            self._add_up()
+            yield batch
+
+    def _add_up(self) -> None:
+        """The gaps that have passed."""
+        while self._gaps and self._gaps[0][1].query():  # type: ignore[no-untyped-call]
+            ended, began = self._gaps.pop(0)
+            self.idle = (self.idle or 0.0) + ended.elapsed_time(began) / 1e3
+
+
+def _timed() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
 class Waiting:
     """Iterates batches and keeps how long the step waited: ``data`` is the part of it that is no making of views."""
 
-    def __init__(self, source: Iterator[Batch], data: Timed) -> None:
-        self.source, self.data = source, data
+    def __init__(self, source: Beside, data: Timed) -> None:
+        self.beside, self.source, self.data = source, iter(source), data
         self.waited, self.count = 0.0, 0
         self.began = self.last = time.perf_counter()
         self.pace = 0.0
@@ -89,8 +135,10 @@ class Waiting:
 
     def share(self) -> float:
         """The share of the time since the start in which there was no data."""
-        return self.data.seconds / max(1e-9, time.perf_counter() - self.began)
+        idle = self.data.seconds if self.beside.idle is None else min(self.data.seconds, self.beside.idle)
+        return idle / max(1e-9, time.perf_counter() - self.began)
 
     def views(self) -> float:
-        """The share of the time since the start in which views were made."""
-        return (self.waited - self.data.seconds) / max(1e-9, time.perf_counter() - self.began)
+        """The share of the time since the start in which views were made, and nothing else."""
+        waited = self.waited if self.beside.idle is None else self.beside.idle
+        return max(0.0, waited - self.data.seconds) / max(1e-9, time.perf_counter() - self.began)

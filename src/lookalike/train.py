@@ -16,11 +16,12 @@ from lookalike.data.film import filmed
 from lookalike.data.loader import Loads
 from lookalike.data.order import Order
 from lookalike.data.windows import order_of
-from lookalike.devices import Later, beside, device, exact, full_precision, moved, placed, uploaded
+from lookalike.devices import Later, device, exact, full_precision, moved, placed, sent, uploaded
 from lookalike.learn.learner import Learner, Outcome
 from lookalike.memory import keep_freed
-from lookalike.pace import Due, Timed, Waiting
+from lookalike.pace import Beside, Due, Timed, Waiting
 from lookalike.recipe import Recipe, uneven
+from lookalike.replay import Work, repeated
 from lookalike.run import Run
 from lookalike.seeding import reseed
 from lookalike.signals import Signals
@@ -73,7 +74,8 @@ def batches(
         first, second = recipe.pretext(moved(loaded.material), rows, seed, order.epoch(step))
         # Where labels teach, a picture that stands in for one that cannot be read brings its own.
         known = loader.shown(rows) if recipe.objective.supervised else rows
-        yield Batch(known, uploaded(first), uploaded(second))
+        (index,), query = sent([known], device()), uploaded(first)
+        yield Batch(index, query, query if second is first else uploaded(second))
 
 
 def views_at(loader: Loads, recipe: Recipe, rows: Tensor, epoch: int) -> tuple[View, View]:
@@ -106,9 +108,10 @@ def train(
         run.go_on(recipe)
     due = Due(total_at, recipe.checkups, save_every)
     data = Timed()
-    coming = beside(batches(loader, recipe, order, step, total, data))
+    coming = Beside(batches(loader, recipe, order, step, total, data))
     watched = Watched(recipe, total, len(loader), Waiting(coming, data))
     model, finite = dist.distributed(learner), Finite(learner)
+    work = work_of(model, learner, recipe)
     learner.train()
 
     with Signals() as signals, exact():
@@ -116,7 +119,7 @@ def train(
             reseed(recipe.seed, step)
             optimize.apply(recipe.schedule, optimizer, (step - 1) / total_at(step))
             optimizer.zero_grad()
-            outcome = backward(model, learner, batch, recipe)
+            outcome = work(batch)
             finite.refuse_other(outcome.loss, step)
             optimizer.step()
             if due.log(step):
@@ -150,6 +153,11 @@ def begun(recipe: Recipe, loader: Loads) -> Learner:
             raise Trouble(f"{recipe.name} learns from labels, and some examples have none", BAD_DATA)
         learner.labels = torch.unique(labels, return_inverse=True)[1].to(device())  # numbered from 0, in their order
     return learner
+
+
+def work_of(model: nn.Module, learner: Learner, recipe: Recipe) -> Work:
+    """What a step does with a batch: ``backward``, which a GPU repeats by itself where it can."""
+    return repeated(lambda batch: backward(model, learner, batch, recipe), learner, recipe)
 
 
 @full_precision()

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from lookalike import dist
-from lookalike.devices import sent
 from lookalike.learn.bank import BankOfKeys
 from lookalike.learn.entries import Dictionary
 from lookalike.models.encoder import Encoder, unit
@@ -118,7 +117,7 @@ class MomentumKeys(Keys):
     def made(self, batch: Batch) -> Made:
         """Those of the second view and, if symmetric, of the first."""
         views = (batch.second, batch.first) if self.spec.symmetric else (batch.second,)
-        order = shuffled(dist.gather(batch.index.cpu())) if self.spec.shuffle else None
+        order = shuffled(dist.gather(batch.index)) if self.spec.shuffle else None
         return tuple(self._encode(view, order) for view in views)
 
     @torch.no_grad()
@@ -127,8 +126,7 @@ class MomentumKeys(Keys):
             keys: Tensor = self.twin(**view)
             return keys
         keys = self.twin(**{name: dist.exchange(part, order) for name, part in view.items()})
-        (back,) = sent([order.argsort()], keys.device)
-        return dist.share(dist.gather(keys)[back])
+        return dist.share(dist.gather(keys)[order.argsort()])
 
     @torch.no_grad()
     def follow(self, encoder: Encoder, progress: float) -> None:
@@ -138,10 +136,7 @@ class MomentumKeys(Keys):
 
 
 def shuffled(index: Tensor) -> Tensor:
-    """A permutation (B,) that depends on the rows of the batch alone: equal on every process, and no state to save.
-
-    Rows on the host give it there.
-    """
+    """A permutation (B,) that depends on the rows of the batch alone: equal on every process, and no state to save."""
     salt = scramble(index.sum() + hashed(len(index)))
     return scramble(index + salt).argsort(stable=True)
 
