@@ -11,7 +11,6 @@ from unittest.mock import patch
 
 import torch
 
-from lookalike import train
 from lookalike.learn.dictionary import Dictionary
 from lookalike.learn.keys import MomentumKeys
 from lookalike.learn.learner import Learner
