@@ -300,3 +300,12 @@ def test_a_device_that_is_not_here_is_one_line(say: Callable[..., Any], tmp_path
     code, _, err = say("pretrain", "digits", "--out", tmp_path / "run", "--recipe", "tiny", "--device", "cuda")
     assert code == 2
     assert err == "lookalike: no CUDA device is here: give --device cpu, or see torch.cuda.is_available()\n"
+
+
+def test_clips_are_computed_in_fp32_on_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PRECISION, "bf16")
+    monkeypatch.setenv(DEVICE, "cpu")
+    recipe = recipe_named("video_moco_clips", 64, 32)
+    assert recipe.computes_in() == "fp32"
+    with pytest.raises(Trouble, match="--precision fp32"):
+        replace(recipe, precision="bf16").build(64)

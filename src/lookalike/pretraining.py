@@ -16,7 +16,7 @@ from lookalike.data.fingerprint import Change, changes, from_table, stamps_of, t
 from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, Source, native_side, open_source, reference_and_query
 from lookalike.data.tokenizer import Tokenizer, texts_of
-from lookalike.devices import Precision, computes_in_bf16, device, named_precision, resolved
+from lookalike.devices import Precision, computes_in_bf16, device, named_precision
 from lookalike.isolation import isolated
 from lookalike.learn.labelled import Labelled
 from lookalike.length import extended, spent, to_the_end
@@ -86,7 +86,7 @@ def trained(asked: Asked, recipe: Recipe, source: Source, run: Run, screen: Scre
     """Begin or continue in an open run folder."""
     run.tell = screen.say
     held = from_plain(dist.on_first_rank(lambda: to_plain(run.recipe())))
-    recipe = replace(recipe, precision=going_on(recipe.precision, held))
+    recipe = replace(recipe, precision=going_on(recipe, held))
     if held is not None:
         held = replace(held, precision=recipe.precision)  # not refused where it is another, but said and recorded
         dist.on_first_rank(lambda: refuse_other(asked, recipe, held, source, run))
@@ -175,10 +175,10 @@ def chosen(asked: Asked, source: Source) -> Recipe:
     return recipe.fitted(len(source))
 
 
-def going_on(precision: str, held: Recipe | None) -> Precision:
+def going_on(recipe: Recipe, held: Recipe | None) -> Precision:
     """That of a run from now on: what is asked for, else what it began in, else what is faster here. Raises Trouble."""
-    keeps = held is not None and precision == "auto" and named_precision() is None
-    return resolved(held.precision if held is not None and keeps else precision)
+    keeps = held is not None and recipe.precision == "auto" and named_precision() is None
+    return held.computes_in() if held is not None and keeps else recipe.computes_in()
 
 
 def check_data(asked: Asked, run: Run, source: Source) -> Change:

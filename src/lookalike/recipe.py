@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lookalike.devices import resolved
+from lookalike.devices import Precision, device, resolved
 from lookalike.evaluate.knn import Knn
 from lookalike.learn.alone import Alone
 from lookalike.learn.dictionary import InBatch, MemoryBank, Neighbours, Queue
@@ -123,13 +123,25 @@ class Recipe:
         reseed(self.seed, 0)
         backbone, features = self.model.build(self.group)
         whitening = Whitening(features) if self.whiten else None
-        encoder = Encoder(backbone, self.head.build(features, self.group), whitening, resolved(self.precision))
+        encoder = Encoder(backbone, self.head.build(features, self.group), whitening, self.computes_in())
         dim = self.head.widths[-1] if self.head.widths else features
         dictionary = self.dictionary.build(dim, examples)
         keys = self.keys.build(encoder, dictionary)
         predictor = self.predictor.build(dim, self.group) if self.predictor else None
         decoder = self.reconstruction.build(features, self._hidden()) if self.reconstruction else None
         return Learner(encoder, keys, dictionary, self.objective.build(examples), predictor, decoder)
+
+    def computes_in(self) -> Precision:
+        """What ``precision`` is here. Raises Trouble.
+
+        Clips are computed in fp32 on processors: the gradients of bf16 kernels over two frames came out as infinities,
+        or as other numbers each time (oneDNN, as torch 2.10 to 2.14 have it; docs/results.md).
+        """
+        if not isinstance(self.model, VideoResNet | SmallVideoResNet) or device().type != "cpu":
+            return resolved(self.precision)
+        if self.precision == "bf16":
+            raise Trouble("clips cannot be learned in bf16 on a processor, whose gradients are wrong: --precision fp32")
+        return "fp32"
 
     @property
     def pictures(self) -> TwoViews:
