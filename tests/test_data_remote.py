@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,3 +98,23 @@ def test_an_unreachable_server(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Trouble, match="cannot be reached") as caught:
         open_source("http://127.0.0.1:9/data")
     assert caught.value.code == IO
+
+
+def test_a_fork_that_reads_takes_nothing_from_its_parent(server: Server) -> None:
+    """Both share an epoll: connections that the fork closed would never be heard of again in the parent."""
+    pack("folder", GIVEN, server.root / "data")
+    source = open_source(f"{server.url}/data/")
+    before = source[0].pixels
+    child = os.fork()
+    if child == 0:
+        try:
+            source[1]
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    again: list[object] = []
+    reading = threading.Thread(target=lambda: again.append(source[0].pixels), daemon=True)
+    reading.start()
+    reading.join(20)  # it takes milliseconds, or for ever
+    assert len(again) == 1
+    assert (again[0] == before).all()  # type: ignore[attr-defined]

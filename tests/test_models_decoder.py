@@ -126,7 +126,8 @@ def test_the_loss_is_contrast_and_weighted_error_of_one_pass() -> None:
     outcome = learner(given)
     ((query, _),) = outcome.pairs
     contrast = learner.objective(query, outcome.entries[0])
-    pixels = learner.reconstruction(learner.encoder.tokens(**given.first), **given.first)
+    with learner.encoder.computing():
+        pixels = learner.reconstruction(learner.encoder.tokens(**given.first), **given.first)
     torch.testing.assert_close(outcome.loss, contrast + 0.25 * pixels)
     assert outcome.measures().keys() == {"top1", "pixels"}
     assert torch.equal(outcome.measures()["pixels"], pixels)
