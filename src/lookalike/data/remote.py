@@ -7,6 +7,7 @@ the place of one that the network lost would make the run depend on the network.
 from __future__ import annotations
 
 import io
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO, NamedTuple
@@ -141,8 +142,20 @@ class _Ranges(io.RawIOBase):
         return length
 
 
+_open: dict[tuple[int, str], tuple[Any, str]] = {}
+"""By process and address. What a fork inherits stays here, not in fsspec's own cache, which a fork clears: closing a
+connection would take its socket from the epoll that both share, and the parent would wait for an answer in vain."""
+
+
 def _opened(url: str) -> tuple[Any, str]:
-    """The file system and the path in it; fsspec keeps one a process. Raises Trouble."""
+    """The file system and the path in it, one a process. Raises Trouble."""
+    process = os.getpid()
+    if (process, url) not in _open:
+        _open[process, url] = _connected(url)
+    return _open[process, url]
+
+
+def _connected(url: str) -> tuple[Any, str]:
     if "::" in url:
         raise Trouble(f"{url}: chained addresses are not opened; name the place itself", USAGE)
     try:
@@ -150,7 +163,7 @@ def _opened(url: str) -> tuple[Any, str]:
     except ImportError:
         raise Trouble(f"{url} wants the package fsspec: pip install 'lookalike[remote]'", USAGE) from None
     try:
-        system, path = url_to_fs(url)
+        system, path = url_to_fs(url, skip_instance_cache=True)
     except ImportError as error:
         raise Trouble(f"{url}: {_line(error)}: pip install 'lookalike[remote]'", USAGE) from None
     except ValueError as error:
