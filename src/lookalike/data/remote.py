@@ -19,10 +19,6 @@ from lookalike.trouble import BAD_DATA, IO, USAGE, Trouble
 
 _WAITS = (0.5, 2.0, 8.0)  # seconds between tries
 
-_held: dict[int, Any] = {}
-"""Every file system that was opened. In a fork fsspec forgets those of its parent, whose connections would then be closed
-there and leave the epoll that both share: the parent would wait for ever for an answer that has come."""
-
 
 class Remote(NamedTuple):
     """A folder on a remote disk. Only its address is held, so every process makes its own connections."""
@@ -168,7 +164,6 @@ def _connected(url: str) -> tuple[Any, str]:
         raise Trouble(f"{url}: {_line(error)}: pip install 'lookalike[remote]'", USAGE) from None
     except ValueError as error:
         raise Trouble(f"{url}: {_line(error)}; s3://, gs:// and https:// are known", USAGE) from None
-    _held[id(system)] = system
     return system, str(path)
 
 
