@@ -14,7 +14,7 @@ import torch
 
 from lookalike.data.loader import Loader
 from lookalike.data.source import Rows, open_source
-from lookalike.devices import autocast, device, placed
+from lookalike.devices import placed
 from lookalike.evaluate.embed import embed
 from lookalike.memory import keep_freed
 from lookalike.recipes import recipe_named
@@ -42,8 +42,7 @@ def main() -> None:
         trained.features(loader)
         whole = time.perf_counter() - began
         began = time.perf_counter()
-        with autocast(recipe.precision, device()):
-            embed(trained.encoder, views)
+        embed(trained.encoder, views)
         bare = time.perf_counter() - began
         if number:
             shares.append(bare / whole)

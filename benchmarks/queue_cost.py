@@ -30,7 +30,7 @@ from throughput import describe, machine, spread
 from torch.nn import functional as F
 
 from lookalike import checkpoint
-from lookalike.devices import autocast, device
+from lookalike.devices import device
 from lookalike.learn.dictionary import Dictionary, Queue
 from lookalike.learn.learner import Learner
 from lookalike.models.heads import MLP
@@ -58,8 +58,7 @@ def views(batch: int) -> Batch:
 
 def step(recipe: Recipe, learner: Learner, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
     """One step as ``lookalike.train.train`` takes it."""
-    with autocast(recipe.precision, device()):
-        outcome = learner(batch)
+    outcome = learner(batch)
     if not bool(torch.isfinite(outcome.loss)):
         raise SystemExit("the loss is not finite")
     optimizer.zero_grad()
@@ -83,8 +82,7 @@ def dictionary_alone(recipe: Recipe, dictionary: Dictionary, batch: int, repeats
     key, index = F.normalize(torch.randn(batch, DIM), dim=1), torch.arange(batch)
 
     def run() -> None:
-        with autocast(recipe.precision, device()):
-            loss = recipe.objective(query, dictionary.look_up(query, key, index))
+        loss = recipe.objective(query, dictionary.look_up(query, key, index))
         loss.backward()  # type: ignore[no-untyped-call]
         dictionary.absorb(query, key, index)
 
