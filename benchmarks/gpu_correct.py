@@ -29,16 +29,17 @@ from lookalike.data.arrays import Arrays
 from lookalike.data.loader import Loads
 from lookalike.data.source import open_source, reference_and_query
 from lookalike.data.windows import order_of
-from lookalike.devices import exact
+from lookalike.devices import exact, moved
 from lookalike.evaluate.knn import Knn
 from lookalike.evaluate.probe import LinearProbe
 from lookalike.models.norm import _GroupedBatchNorm
+from lookalike.pretext import image
 from lookalike.reading import finder, has_words, loader, tokenizer_for
 from lookalike.recipe import Recipe
 from lookalike.recipes import RECIPES
 from lookalike.seeding import reseed
 from lookalike.train import backward, batches, begun, views_at
-from lookalike.types import Batch, View
+from lookalike.types import Batch, Canvases, View
 
 STEPS, BATCH, EXAMPLES, SIDE = 10, 64, 256, 32
 PICTURES = (
@@ -233,6 +234,23 @@ def views(records: Records, gpu: str, deadline: float, toy: bool) -> None:
                 found.append([view["pixels"].cpu() for view in views_at(reads, recipe, torch.arange(count), 3)])
         apart = [float((a - b).abs().max()) for a, b in zip(*found)]
         records.add(name, largest_difference=max(apart), of=float(found[0][0].abs().max()), unit="normalised pixels")
+        with on(Way(gpu)):
+            records.add(f"{name}, kernels and torch", **both_ways(recipe, 8 if toy else 256))
+
+
+def both_ways(recipe: Recipe, count: int) -> dict[str, Any]:
+    """ms of a call for both views by ops_triton and by operations of torch, one device; how far they lie apart."""
+    canvases = moved(Canvases(photos(count, recipe.canvas, recipe.canvas), torch.tensor([[375, 500]]).repeat(count, 1)))
+    rows, found, times = torch.arange(count), [], {}
+    for way, kernels in (("kernels", image.kernels_for), ("torch", lambda _: None)):
+        with patch.object(image, "kernels_for", kernels):
+            found.append([view["pixels"].cpu() for view in recipe.pretext(canvases, rows, 0, 0)])
+            began = time.perf_counter()
+            for _ in range(10):
+                last = recipe.pretext(canvases, rows, 0, 0)
+            last[1]["pixels"].flatten()[0].item()  # waits
+            times[f"{way}_ms"] = 100 * (time.perf_counter() - began)
+    return {**times, "largest_difference": max(float((a - b).abs().max()) for a, b in zip(*found))}
 
 
 def evaluations(records: Records, gpu: str, deadline: float, toy: bool) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from types import ModuleType
 from typing import Literal, NamedTuple
 
 import torch
@@ -12,6 +16,7 @@ from torch import Tensor
 
 from lookalike.devices import sent
 from lookalike.pretext import ops
+from lookalike.pretext.plan import STILL, Plan, Style
 from lookalike.pretext.rows import OwnRow
 from lookalike.seeding import uniforms
 from lookalike.types import Canvases, View
@@ -24,7 +29,6 @@ CIFAR_MEAN: Triple = (0.4914, 0.4822, 0.4465)
 CIFAR_STD: Triple = (0.2023, 0.1994, 0.2010)  # as in the MoCo CIFAR notebook and lemniscate
 
 _CHUNK = 1 << 18  # pixels a colour plane of a sub-batch on a CPU: fewer calls were faster than staying in L2 cache
-_STILL = 4  # the group of examples whose colours stay; groups 0 to 3 change their hue as the first to fourth of the ops
 
 
 class Columns:
@@ -36,24 +40,6 @@ class Columns:
     FACTORS = slice(28, 32)  # brightness, contrast, saturation, hue
     GRAY, BLUR, SIGMA, SOLARIZE = 32, 33, 34, 35
     COUNT = 36
-
-
-class Plan(NamedTuple):
-    """What happens to each of B examples, on the CPU: the code that runs depends on it."""
-
-    boxes: Tensor  # (B, 4) float32 top, left, height, width on the canvas
-    flip: Tensor  # (B,) bool, as the next three
-    gray: Tensor
-    blur: Tensor
-    solarize: Tensor
-    group: Tensor  # (B,) when the hue changes, 0 to 3, or _STILL
-    kinds: Tensor  # (B, 3) brightness, contrast and saturation in their order
-    factors: Tensor  # (B, 4) by number of the operation; the hue in turns
-    sigma: Tensor  # (B,) pixels
-
-    def ordered(self, order: Tensor) -> Plan:
-        """The same for the examples in another order."""
-        return Plan(*(field.index_select(0, order) for field in self))
 
 
 class Picked(NamedTuple):
@@ -124,6 +110,20 @@ class Numbers(NamedTuple):
         return cls(*sent([order, plan.boxes, plan.flip, blends, hues, plan.sigma, indices], device))
 
 
+def kernels_for(pixels: Tensor) -> ModuleType | None:
+    """Those of ops_triton on a GPU, where they can be built."""
+    return _kernels() if pixels.is_cuda else None
+
+
+@lru_cache
+def _kernels() -> ModuleType | None:
+    """Imported when the first pixels on a GPU ask: Triton is not installed everywhere, and slow to import."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    found = importlib.import_module("lookalike.pretext.ops_triton")
+    return found if found.works() else None
+
+
 @dataclass(frozen=True)
 class ImageView:
     """One random view: crop, mirror, change colours, blur; the defaults crop and mirror only."""
@@ -157,24 +157,34 @@ class ImageView:
         pixels, (height, width) = canvases.pixels, canvases.pixels.shape[2:]
         draws = torch.cat([uniforms(seed, epoch, rows, number, Columns.COUNT) for number in numbers])
         plan = self.plan(draws, canvases.sizes.repeat(len(numbers), 1), (height, width))
+        kernels = kernels_for(pixels)
+        out = kernels.views(pixels, plan, self._style()) if kernels else self._on_planes(pixels, plan)
+        return [{"pixels": view.permute(0, 3, 1, 2)} for view in torch.split(out, len(rows))]
+
+    def _on_planes(self, pixels: Tensor, plan: Plan) -> Tensor:
+        """(B, S, S, 3) the views of a plan by operations of torch, group by group."""
+        (height, width), device = pixels.shape[2:], pixels.device
         order = (2 * plan.group + plan.gray).argsort(stable=True)  # what is alike lies together
-        plan, device = plan.ordered(order), pixels.device
+        plan = plan.ordered(order)
         parts, indices = divided(plan, self._places(plan.group, device))
         here = Numbers.of(plan, order, indices, device)
         axes = ops.axes(here.boxes, (height, width), self.size, here.flip)
-        examples = here.order % len(rows)
+        examples = here.order % len(pixels)
         out = torch.empty(len(order), self.size, self.size, 3, device=device)
         for part in parts:
             planes = ops.cropped(pixels.index_select(0, examples[part.place]), axes.at(part.place))
             self._recolour(planes, part, here)
             out.index_copy_(0, here.order[part.place], ops.normalised(planes, self.mean, self.std))
-        return [{"pixels": view.permute(0, 3, 1, 2)} for view in torch.split(out, len(rows))]
+        return out
 
     def evaluation(self, canvases: Canvases, share: float = 1.0) -> View:
         """The centre square of each picture, its side ``share`` of the short side; nothing is random."""
         pixels, (height, width) = canvases.pixels, canvases.pixels.shape[2:]
-        boxes = ops.on_canvas(ops.centre_squares(canvases.sizes, share), canvases.sizes, (height, width))
-        axes = ops.axes(boxes.float().to(pixels.device), (height, width), self.size)
+        boxes = ops.on_canvas(ops.centre_squares(canvases.sizes, share), canvases.sizes, (height, width)).float()
+        if kernels := kernels_for(pixels):
+            style = replace(self, jitter=0.0, blur=0.0)._style()
+            return {"pixels": kernels.views(pixels, Plan.crops(boxes), style).permute(0, 3, 1, 2)}
+        axes = ops.axes(boxes.to(pixels.device), (height, width), self.size)
         out = torch.empty(len(pixels), self.size, self.size, 3, device=pixels.device)
         limit = self._limit(pixels.device)
         for start in range(0, len(pixels), limit):
@@ -198,7 +208,7 @@ class ImageView:
             gray=draws[:, Columns.GRAY] < self.gray,
             blur=draws[:, Columns.BLUR] < self.blur,
             solarize=draws[:, Columns.SOLARIZE] < self.solarize,
-            group=torch.where(still, _STILL, place if self.hue else ops.HUE),
+            group=torch.where(still, STILL, place if self.hue else ops.HUE),
             kinds=order[order != ops.HUE].view(-1, 3),
             factors=self._factors(draws[:, Columns.FACTORS]),
             sigma=self.sigma[0] + (self.sigma[1] - self.sigma[0]) * draws[:, Columns.SIGMA],
@@ -229,7 +239,7 @@ class ImageView:
         """Everything after the crop, in place, on examples of one group."""
         if part.gray and self.order == "gray first":
             part.gray.change(planes, here, ops.grayed)
-        if part.group != _STILL:
+        if part.group != STILL:
             self._jitter(planes, part.group, here.blends[:, :, part.place], here.hues[:, part.place])
         if part.gray and self.order == "jitter first":
             part.gray.change(planes, here, ops.grayed)
@@ -247,6 +257,10 @@ class ImageView:
             ops.adjust(planes, weights)
         if group == ops.HUE and self.hue:
             ops.shift_hue(planes, hues)
+
+    def _style(self) -> Style:
+        plain = self.jitter == self.blur == 0
+        return Style(self.size, self.radius(), plain, self.order == "gray first", self.mean, self.std)
 
     def radius(self) -> int:
         """Pixels that the blur reaches to each side."""
