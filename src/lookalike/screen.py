@@ -85,7 +85,8 @@ class Screen:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.progress.stop()
+        if not self.progress.disable:  # rich before 14.1 would print an empty line
+            self.progress.stop()
 
     def say(self, text: str) -> None:
         """One line that stays."""

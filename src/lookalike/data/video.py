@@ -67,7 +67,9 @@ def streaming(file: BinaryIO) -> Iterator[tuple[Any, Any]]:
     av = libav()
     try:
         allowed = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"}
-        with av.open(file, "r", container_options=allowed, metadata_errors="ignore") as container:
+        # Titles that are no UTF-8 are no error: av 19 and newer see to that by themselves.
+        odd = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+        with av.open(file, "r", container_options=allowed, **odd) as container:
             streams = [s for s in container.streams.video if not s.disposition & _COVER]
             if not streams:
                 raise Unreadable("no stream of pictures in it")
