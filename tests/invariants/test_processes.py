@@ -30,6 +30,8 @@ from lookalike.train import backward
 from lookalike.types import Batch
 from tests.ranks import ranks
 
+pytestmark = pytest.mark.exact
+
 EXAMPLES, BATCH, GROUP, SIDE, STEPS = 96, 32, 8, 8, 20
 
 

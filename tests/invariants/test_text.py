@@ -27,6 +27,8 @@ from tests.forks import Ended, Forks, Moment, digest
 from tests.ranks import ranks
 from tests.steps import in_double
 
+pytestmark = pytest.mark.exact
+
 pytest.importorskip("tokenizers", reason="tokenizers is not installed")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the package warns of forks
 

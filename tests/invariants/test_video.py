@@ -25,6 +25,8 @@ from tests.forks import Forks, Moment, digest
 from tests.ranks import ranks
 from tests.steps import in_double
 
+pytestmark = pytest.mark.exact
+
 NAMES = ("video_moco", "video_moco_clips")
 
 
