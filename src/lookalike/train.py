@@ -28,6 +28,8 @@ from lookalike.signals import Signals
 from lookalike.trouble import BAD_DATA, Trouble
 from lookalike.types import Batch, View
 
+_ADVICE = "no checkpoint holds it; lower --optimizer.lr and start again with --overwrite"
+
 CheckUp = Callable[[Learner], dict[str, float]]
 
 
@@ -110,7 +112,7 @@ def train(
     data = Timed()
     coming = Beside(batches(loader, recipe, order, step, total, data))
     watched = Watched(recipe, total, len(loader), Waiting(coming, data))
-    model, finite = dist.distributed(learner), Finite(learner)
+    model, finite = dist.distributed(learner), Finite(learner, optimizer)
     work = work_of(model, learner, recipe)
     learner.train()
 
@@ -134,7 +136,7 @@ def train(
                 run.log(step, **found)
             save, paused, signal = dist.largest([due.save(step), pause(step), signals.received or 0])
             if save or paused or signal:
-                finite.settle()
+                finite.refuse_to_keep(step)
                 run.sync()
                 due.saved(lambda: checkpoint.save(run.checkpoints, step, learner, optimizer))  # noqa: B023
             if paused or signal:
@@ -223,7 +225,8 @@ class Finite:
     once before a save.
     """
 
-    def __init__(self, learner: Learner) -> None:
+    def __init__(self, learner: Learner, optimizer: torch.optim.Optimizer) -> None:
+        self._learner, self._optimizer = learner, optimizer
         self._learning = [p for p in learner.parameters() if p.requires_grad]
         self._read: Later | None = None
         self._step = 0
@@ -237,15 +240,21 @@ class Finite:
         if now.there():
             self.settle()
 
+    def refuse_to_keep(self, step: int) -> None:
+        """Look at the state after ``step``, which an update of finite numbers can have made infinite. Raises Trouble."""
+        self.settle()
+        held = [("the optimizer", part) for state in self._optimizer.state.values() for part in state.values()]
+        for name, part in [*self._learner.state_dict().items(), *held]:
+            if isinstance(part, Tensor) and part.is_floating_point() and not bool(part.isfinite().all()):
+                raise Trouble(f"{name} is not finite after step {step}: {_ADVICE}", BAD_DATA)
+
     def settle(self) -> None:
         """Wait for what was looked at. Raises Trouble."""
         loss, norm = self._read.values() if self._read is not None else (0.0, 0.0)
         self._read = None
         if not math.isfinite(loss + norm):
             raise Trouble(
-                f"the loss is {loss}, the norm of its gradient {norm}, at step {self._step}: no checkpoint holds it; "
-                "lower --optimizer.lr and start again with --overwrite",
-                BAD_DATA,
+                f"the loss is {loss}, the norm of its gradient {norm}, at step {self._step}: {_ADVICE}", BAD_DATA
             )
 
 
