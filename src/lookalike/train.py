@@ -241,7 +241,7 @@ class Finite:
             self.settle()
 
     def refuse_to_keep(self, step: int) -> None:
-        """Look at the state after ``step``, which an update of finite numbers can have made infinite. Raises Trouble."""
+        """Look at the state after ``step``, which an update by finite numbers can make infinite. Raises Trouble."""
         self.settle()
         held = [("the optimizer", part) for state in self._optimizer.state.values() for part in state.values()]
         for name, part in [*self._learner.state_dict().items(), *held]:
