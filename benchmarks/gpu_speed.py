@@ -28,11 +28,12 @@ from lookalike.data.loader import Loaded, Loader, cores
 from lookalike.data.source import open_source
 from lookalike.models.image import ResNet
 from lookalike.models.vit import ViT
-from lookalike.pace import Timed
+from lookalike.pace import Beside, Timed
 from lookalike.recipe import Length, Recipe
 from lookalike.recipes import RECIPES
 from lookalike.replay import GRAPHS
 from lookalike.run import Run
+from lookalike.types import Batch
 
 HELD = 2048  # canvases in memory, of 192 KiB each
 
@@ -54,7 +55,8 @@ class Found:
     """What is known after a run."""
 
     rates: list[float] = field(default_factory=list)
-    waited: list[float] = field(default_factory=list)
+    waited: list[float] = field(default_factory=list)  # shares of the time in which the host was given data
+    idle: list[float] = field(default_factory=list)  # and of that in which the GPU waited between steps
     memory: int = 0
     reserved: int = 0
     waits: Counter[str] = field(default_factory=Counter)
@@ -64,7 +66,8 @@ class Found:
     def record(self) -> Record:
         return {
             "pairs_per_second": spread(self.rates),
-            "waited_for_data": spread(self.waited),
+            "host_in_data": spread(self.waited),
+            "waited_for_data": spread(self.idle),
             "peak_bytes": self.memory,
             "reserved_bytes": self.reserved,
             "waits_a_step": self.waits.total() / 2,
@@ -77,8 +80,10 @@ class Found:
 class Script:
     """Told at every step that it begins; measures, and says when it is enough."""
 
-    def __init__(self, plan: Plan, batch: int, timed: list[Timed], mark: list[Callable[[str], Any]]) -> None:
-        self.plan, self.batch, self.timed, self.mark = plan, batch, timed, mark
+    def __init__(
+        self, plan: Plan, batch: int, timed: list[Timed], besides: list[Beside], mark: list[Callable[[str], Any]]
+    ) -> None:
+        self.plan, self.batch, self.timed, self.besides, self.mark = plan, batch, timed, besides, mark
         self.found = Found()
         self.going = self._script()
 
@@ -96,13 +101,14 @@ class Script:
         found.flags = flags()
         end = time.perf_counter() + plan.seconds
         while not found.rates or (time.perf_counter() < end and len(found.rates) < plan.windows):
-            began, waited = time.perf_counter(), self._waited()
+            began, waited, idle = time.perf_counter(), self._waited(), self._idle()
             for _ in range(plan.steps):
                 yield True
             settled()
             passed = time.perf_counter() - began
             found.rates.append(plan.steps * self.batch / passed)
             found.waited.append((self._waited() - waited) / passed)
+            found.idle.append((self._idle() - idle) / passed)
         if torch.cuda.is_available():
             found.memory, found.reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
         if plan.looks:
@@ -110,6 +116,9 @@ class Script:
 
     def _waited(self) -> float:
         return sum(timed.seconds for timed in self.timed)
+
+    def _idle(self) -> float:
+        return sum(beside.idle or 0.0 for beside in self.besides)
 
     def _looks(self) -> Iterator[bool]:
         with waits(self.found.waits):
@@ -210,13 +219,19 @@ def measured(recipe: Recipe, loader: Loader, plan: Plan) -> Found:
     """Train for as long as the plan says."""
     timed: list[Timed] = []
     mark: list[Callable[[str], Any]] = [nullcontext]
-    script = Script(plan, recipe.batch, timed, mark)
+    besides: list[Beside] = []
+    script = Script(plan, recipe.batch, timed, besides, mark)
     found = loader.batches
 
     class Noted(Timed):
         def __init__(self) -> None:
             super().__init__()
             timed.append(self)
+
+    class Seen(Beside):
+        def __init__(self, batches: Iterator[Batch]) -> None:
+            super().__init__(batches)
+            besides.append(self)
 
     def batches(rows_of_steps: Iterable[Tensor]) -> Generator[Loaded[Any], None, None]:
         asked = iter(found(rows_of_steps))
@@ -229,6 +244,7 @@ def measured(recipe: Recipe, loader: Loader, plan: Plan) -> Found:
         run = stack.enter_context(Run(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"))
         stack.enter_context(patch.object(loader, "batches", batches))
         stack.enter_context(patch.object(train, "Timed", Noted))
+        stack.enter_context(patch.object(train, "Beside", Seen))
         stack.enter_context(marked(lambda part: mark[0](part)))
         train.train(recipe, run, loader, save_every=1 << 40)
     gc.collect()
@@ -266,14 +282,14 @@ TOY = Plan(warmup=2, steps=1, seconds=0.0)
 
 
 def speed(records: Records, gpu: str, deadline: float, toy: bool, **_: Any) -> None:
-    """Both networks at both batches, with canvases in memory; then with every kernel started by the host, by part."""
-    for batch in (8,) if toy else (256, 512):
-        for name in ("moco_v2", "moco_v3_vit"):
-            one(records, f"{name}, batch {batch}", deadline, published(name, batch, toy), toy, Plan(looks=False))
+    """Both networks with canvases in memory: with every kernel started by the host, by part; then as they are."""
     for name in ("moco_v2", "moco_v3_vit"):
         recipe, brief = published(name, 256, toy), Plan(seconds=3.0, windows=4)
         with patch.dict(os.environ, {GRAPHS: "0"}):
             one(records, f"{name}, batch {recipe.batch}, no graph", deadline, recipe, toy, brief)
+    for batch in (8,) if toy else (256, 512):
+        for name in ("moco_v2", "moco_v3_vit"):
+            one(records, f"{name}, batch {batch}", deadline, published(name, batch, toy), toy, Plan(looks=False))
 
 
 def one(
