@@ -14,7 +14,7 @@ import torch
 
 from lookalike.data.loader import GIB, Loader, cores
 from lookalike.data.source import Data, Rows, Source, native_side, open_source
-from lookalike.devices import device
+from lookalike.devices import accelerator, device, processor, resolved
 from lookalike.learn.dictionary import Queue
 from lookalike.minutes import pace, probe
 from lookalike.pretraining import Asked, chosen
@@ -102,8 +102,8 @@ def about_machine() -> dict[str, str]:
     return {
         "lookalike": version("lookalike"),
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
-        "processor": f"{cores()} cores, {torch.backends.cpu.get_cpu_capability()}",
-        "device": str(device()),
+        "processor": f"{cores()} cores, {processor()}",
+        "device": f"{accelerator() or device()}, computes in {resolved('auto')}",
         "memory": f"{memory:.1f} GiB",
         "extras": ", ".join(f"{name} {_version_of(name, extra)}" for name, extra in _EXTRAS.items()),
     }

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
+
+
+def shown(metavar: str) -> Any:
+    """How a value is named in the help; a default of None, which the text explains, is not repeated there."""
+    return arg(metavar=metavar, help_behavior_hint="")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verb:
     """What every verb takes."""
 
-    device: Literal["cpu", "cuda", "mps"] | None = None
+    device: Annotated[Literal["cpu", "cuda", "mps"] | None, shown("cpu|cuda|mps")] = None
     """Where to compute; by default a GPU where there is one. LOOKALIKE_DEVICE says it for all commands."""
     debug: bool = False
     """Show the traceback of an error."""
-
-
-def shown(metavar: str) -> Any:
-    """How a value is named in the help; a default of None, which the text explains, is not repeated there."""
-    return arg(metavar=metavar, help_behavior_hint="")
