@@ -8,8 +8,8 @@ again, and counts as a wait, as does what goes up in a way that waits for its ar
 
 An operator counts as one launch, whatever its library makes of it (a convolution may be one to three kernels, a sort
 several), those over lists of tensors as the kernels that torch cuts them into, and an operator of the package as many
-as it says of itself in ``KERNELS`` of models/norm_triton.py and pretext/ops_triton.py. Backward passes are walked node
-by node, since torch's engine wants a GPU for the tensors of one.
+as it says of itself in ``KERNELS`` of models/norm_triton.py and its like. Backward passes are walked node by node,
+since torch's engine wants a GPU for the tensors of one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import sys
 import tempfile
 from collections import Counter, defaultdict
@@ -217,7 +218,7 @@ def kernels(func: Any, args: Any) -> int:
 
 def named_kernels() -> dict[str, int]:
     """What operators of the package say of themselves, those that are in use."""
-    used = (sys.modules.get(f"lookalike.{name}") for name in ("models.norm_triton", "pretext.ops_triton"))
+    used = [module for name, module in sys.modules.items() if re.fullmatch(r"lookalike\..*_triton", name)]
     return {name: many for module in used for name, many in getattr(module, "KERNELS", {}).items()}
 
 

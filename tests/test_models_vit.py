@@ -123,6 +123,19 @@ def test_equals_timm_with_the_same_weights_value_and_gradient(pool: str) -> None
     )
 
 
+@pytest.mark.parametrize("keep", [None, in_order(3, 5)], ids=["all", "some"])
+def test_the_class_token_alone_is_what_it_is_among_all_tokens(keep: Tensor | None) -> None:
+    """What a GPU computes of the last block, value and gradient."""
+    net, x = built(), pixels()
+    upstream = torch.randn(3, 24, dtype=torch.float64)
+    results = []
+    for first in (None, 1):
+        found = net.pooled(net._left(net._entered(x, keep), first))
+        results.append([found, *torch.autograd.grad(found, list(net.parameters()), upstream)])
+    for ours, other in zip(*results):
+        torch.testing.assert_close(ours, other, rtol=1e-9, atol=1e-10)
+
+
 def test_frozen_patches_get_no_gradient_and_no_optimizer_while_all_else_does() -> None:
     net = ViT(24, 2, 3, 4, frozen_patches=True).build(8)[0]
     net(pixels=pixels().float()).square().sum().backward()

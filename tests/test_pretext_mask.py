@@ -140,8 +140,8 @@ def test_a_query_does_not_depend_on_what_is_hidden() -> None:
 def test_only_what_is_seen_is_computed() -> None:
     recipe = small("small_masked_moco")
     learner, sizes = recipe.build(1000), []
-    learner.encoder.backbone.blocks.register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape[1]))
-    learner.keys.twin.backbone.blocks.register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape[1]))
+    learner.encoder.backbone.blocks[0].register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape[1]))
+    learner.keys.twin.backbone.blocks[0].register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape[1]))
     learner(batch(recipe))
     assert sorted(sizes) == [14, 36]  # the query of 24 px, once, whoever paints it too; the key
 

@@ -210,6 +210,12 @@ def _set_autocast(kind: str, enabled: bool, dtype: torch.dtype, cached: bool) ->
     torch.set_autocast_cache_enabled(cached)
 
 
+def product_type(factor: Tensor) -> torch.dtype:
+    """The type in which products of it are computed here."""
+    kind = factor.device.type
+    return torch.get_autocast_dtype(kind) if kind != "meta" and torch.is_autocast_enabled(kind) else factor.dtype
+
+
 @contextmanager
 def full_precision() -> Iterator[None]:
     """No autocast inside, on any kind of device. Also a decorator, but not of generators."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lookalike.models.vit import Block, grid, initialise, patches_at, positions
+from lookalike.models.vit import Block, Blocks, grid, initialise, patches_at, positions
 from lookalike.trouble import Trouble
 
 
@@ -45,7 +45,7 @@ class PatchDecoder(nn.Module):
         self.enter = nn.Linear(features, spec.width)
         # One dimension: it decays only where everything does.
         self.hidden = nn.Parameter(torch.empty(spec.width))
-        self.blocks = nn.Sequential(*(Block(spec.width, spec.heads) for _ in range(spec.depth)))
+        self.blocks = Blocks(*(Block(spec.width, spec.heads) for _ in range(spec.depth)))
         self.norm = nn.LayerNorm(spec.width, eps=1e-6)
         self.paint = nn.Linear(spec.width, 3 * patch**2)
         initialise(self)

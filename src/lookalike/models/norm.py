@@ -6,9 +6,6 @@ on one device shuffling keys would do nothing. Groups make both independent of w
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-from functools import lru_cache
 from types import ModuleType
 from typing import Any, cast
 
@@ -18,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lookalike.kernels import built
 from lookalike.models import norm_torch
 
 
@@ -101,14 +99,8 @@ def kernels_for(x: Tensor, statistics: torch.dtype) -> ModuleType:
     return _fastest() if known else norm_torch
 
 
-@lru_cache
 def _fastest() -> ModuleType:
-    """Imported when the first tensor on a GPU asks: Triton is not installed everywhere, and slow to import."""
-    if importlib.util.find_spec("triton") is not None:
-        found = importlib.import_module("lookalike.models.norm_triton")
-        if found.works():
-            return found
-    return norm_torch
+    return built("models.norm_triton") or norm_torch
 
 
 class _GroupedBatchNorm(_BatchNorm):

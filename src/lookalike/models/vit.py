@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lookalike.models.gelu import linear_gelu
+from lookalike.models.layer_norm import add_norm
 from lookalike.trouble import Trouble
 
 
@@ -52,7 +53,7 @@ class ViTBackbone(nn.Module):
         self.patches = nn.Linear(3 * spec.patch**2, spec.width)
         # One dimension: it decays only where everything does.
         self.token = nn.Parameter(torch.empty(spec.width)) if spec.pool == "class" else None
-        self.blocks = nn.Sequential(*(Block(spec.width, spec.heads) for _ in range(spec.depth)))
+        self.blocks = Blocks(*(Block(spec.width, spec.heads) for _ in range(spec.depth)))
         self.norm = nn.LayerNorm(spec.width, eps=1e-6)
         initialise(self)
         if self.token is not None:
@@ -61,17 +62,28 @@ class ViTBackbone(nn.Module):
 
     def forward(self, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
         """(B, 3, H, W) → (B, F); of patches, numbered by rows, only those at ``keep`` (B, n) are seen and paid for."""
-        return self.pooled(self.tokens(pixels, keep))
+        x = self._entered(pixels, keep)
+        # A processor would round sums over fewer rows otherwise: its runs keep their bytes.
+        seen = 1 if self.token is not None and x.device.type != "cpu" else None
+        return self.pooled(self._left(x, seen))
 
     def tokens(self, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
         """(B, n, F) the last layer for each patch that is seen, after that of the class token where there is one."""
+        return self._left(self._entered(pixels, keep))
+
+    def _entered(self, pixels: Tensor, keep: Tensor | None) -> Tensor:
+        """(B, n, F) what goes into the blocks."""
         rows, columns = grid(pixels, self.side)
         where = positions(rows, columns, self.norm.normalized_shape[0], pixels.device).to(self.norm.weight.dtype)
-        x = self.patches(patches_at(pixels, self.side, keep)) + (where if keep is None else where[keep])
+        x: Tensor = self.patches(patches_at(pixels, self.side, keep)) + (where if keep is None else where[keep])
         if self.token is not None:
             x = torch.cat([self.token.expand(len(x), 1, -1), x], dim=1)
-        last: Tensor = self.norm(self.blocks(x))
-        return last
+        return x
+
+    def _left(self, x: Tensor, first: int | None = None) -> Tensor:
+        """(B, n, F) what comes out of the blocks, normed; of the ``first`` tokens alone, if that is told."""
+        last, added = self.blocks.open(x, first)
+        return add_norm(last, added, self.norm, x.dtype)[1]
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """(B, F) the features, from (B, n, F)."""
@@ -96,13 +108,42 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = _Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        layers = {"fc1": nn.Linear(width, 4 * width), "act": nn.GELU(), "fc2": nn.Linear(4 * width, width)}
-        self.mlp = nn.Sequential(OrderedDict(layers))
+        self.mlp = _MLP(width)
+
+    def forward(self, x: Tensor, added: Tensor | None = None, first: int | None = None) -> tuple[Tensor, Tensor]:
+        """(B, N, width) with what the block before ``added``, and what this one adds: the next norm's pass does it.
+
+        Of the ``first`` tokens alone, if that is told, which still see all others.
+        """
+        x, normed = add_norm(x, added, self.norm1)
+        x, normed = add_norm(x if first is None else x[:, :first], self.attn(normed, first), self.norm2)
+        return x, self.mlp(normed)
+
+
+class Blocks(nn.Sequential):
+    """One after the other."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, width) to the same."""
-        x = x + self.attn(self.norm1(x))
-        out: Tensor = x + self.mlp(self.norm2(x))
+        x, added = self.open(x)
+        return x + added
+
+    def open(self, x: Tensor, first: int | None = None) -> tuple[Tensor, Tensor]:
+        """The stream, and what is still to be added to it; of the ``first`` tokens alone, if that is told."""
+        added: Tensor | None = None
+        for block in list(self)[:-1]:
+            x, added = block(x, added)
+        out: tuple[Tensor, Tensor] = self[-1](x, added, first)
+        return out
+
+
+class _MLP(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(linear_gelu(self.fc1, x))
         return out
 
 
@@ -115,9 +156,15 @@ class _Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        query, key, value = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value)
+    def forward(self, x: Tensor, first: int | None = None) -> Tensor:
+        """Of the ``first`` tokens alone, if that is told."""
+        parts = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1).unbind(2)  # whose gradients are put there at once
+        query, key, value = (part.transpose(1, 2) for part in parts)
+        if first is None:
+            mixed = F.scaled_dot_product_attention(query, key, value)
+        else:  # of so few, torch would choose a kernel whose gradients are added in any order
+            likeness = query[:, :, :first] * query.shape[-1] ** -0.5 @ key.transpose(2, 3)
+            mixed = likeness.softmax(3) @ value
         out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return out
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from types import ModuleType
 from typing import Literal, NamedTuple
 
@@ -15,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lookalike.devices import sent
+from lookalike.kernels import built
 from lookalike.pretext import ops
 from lookalike.pretext.plan import STILL, Plan, Style
 from lookalike.pretext.rows import OwnRow
@@ -112,16 +110,7 @@ class Numbers(NamedTuple):
 
 def kernels_for(pixels: Tensor) -> ModuleType | None:
     """Those of ops_triton on a GPU, where they can be built."""
-    return _kernels() if pixels.is_cuda else None
-
-
-@lru_cache
-def _kernels() -> ModuleType | None:
-    """Imported when the first pixels on a GPU ask: Triton is not installed everywhere, and slow to import."""
-    if importlib.util.find_spec("triton") is None:
-        return None
-    found = importlib.import_module("lookalike.pretext.ops_triton")
-    return found if found.works() else None
+    return built("pretext.ops_triton") if pixels.is_cuda else None
 
 
 @dataclass(frozen=True)
