@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lookalike.devices import product_type
 from lookalike.models.gelu import linear_gelu
 from lookalike.models.layer_norm import add_norm
 from lookalike.trouble import Trouble
@@ -75,7 +76,8 @@ class ViTBackbone(nn.Module):
         """(B, n, F) what goes into the blocks."""
         rows, columns = grid(pixels, self.side)
         where = positions(rows, columns, self.norm.normalized_shape[0], pixels.device).to(self.norm.weight.dtype)
-        x: Tensor = self.patches(patches_at(pixels, self.side, keep)) + (where if keep is None else where[keep])
+        seen = patches_at(pixels, self.side, keep, product_type(pixels))
+        x: Tensor = self.patches(seen) + (where if keep is None else where[keep])
         if self.token is not None:
             x = torch.cat([self.token.expand(len(x), 1, -1), x], dim=1)
         return x
@@ -180,14 +182,18 @@ def grid(pixels: Tensor, side: int) -> tuple[int, int]:
     return height // side, width // side
 
 
-def patches_at(pixels: Tensor, side: int, index: Tensor | None = None) -> Tensor:
-    """(B, n, 3 · side²) the patches of (B, 3, H, W) at ``index`` (B, n), or all, by rows; no other is copied."""
+def patches_at(pixels: Tensor, side: int, index: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """(B, n, 3 · side²) the patches of (B, 3, H, W) at ``index`` (B, n), or all, by rows; no other is copied.
+
+    In ``dtype``, if that is told, which they take while they are copied.
+    """
     rows, columns = grid(pixels, side)
     patches = pixels.reshape(-1, 3, rows, side, columns, side).permute(0, 2, 4, 1, 3, 5)
     if index is None:
+        patches = patches.to(dtype or pixels.dtype, memory_format=torch.contiguous_format)
         return patches.flatten(1, 2).flatten(2)
     example = torch.arange(len(index), device=index.device)[:, None]
-    return patches[example, index // columns, index % columns].flatten(2)
+    return patches[example, index // columns, index % columns].flatten(2).to(dtype or pixels.dtype)
 
 
 def positions(rows: int, columns: int, width: int, device: torch.device | None = None) -> Tensor:
