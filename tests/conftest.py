@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from torch.nn import functional as F
 
 from lookalike.cli import main
 from tests.forks import Forks
+
+# Also where there is a GPU: many tests fork, and no process that uses one survives that.
+os.environ.setdefault("LOOKALIKE_DEVICE", "cpu")
 
 Said = tuple[int, str, str]
 

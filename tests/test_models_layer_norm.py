@@ -1,24 +1,15 @@
 """The kernels that add to a residual stream and norm it equal torch's operations in float64."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from lookalike.models.vit import ViT
+from tests.interpreted import interpreted
 from tests.started import Started
 
 
 def test_kernels_of_triton_equal_torch() -> None:
-    """Interpreted, on the processor."""
-    pytest.importorskip("triton", reason="Triton is not installed")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.layer_norms"]
-    ran = subprocess.run(command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True)
-    assert ran.stdout.strip() == "all equal", ran.stderr[-3000:]
+    assert interpreted("tests.layer_norms").startswith("all equal")
 
 
 @pytest.mark.parametrize("pool", ["class", "mean"])

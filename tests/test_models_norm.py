@@ -1,15 +1,11 @@
 """The kernels that norm all groups at once equal the loop over groups in float64."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from lookalike.models import norm_torch
 from lookalike.models.image import ResNet
+from tests.interpreted import interpreted
 from tests.norms import Case, cases, check
 from tests.started import Started
 
@@ -20,12 +16,7 @@ def test_operations_of_torch_equal_the_loop(case: Case) -> None:
 
 
 def test_kernels_of_triton_equal_the_loop() -> None:
-    """Interpreted, on the processor."""
-    pytest.importorskip("triton", reason="Triton is not installed")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.norms"]
-    ran = subprocess.run(command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True)
-    assert ran.stdout.strip() == "all equal", ran.stderr[-3000:]
+    assert interpreted("tests.norms").startswith("all equal")
 
 
 @pytest.mark.parametrize(("name", "norms"), [("resnet18", 20), ("resnet50", 53)])

@@ -10,6 +10,7 @@ import torch
 
 from lookalike.data.loader import Loader
 from lookalike.data.source import open_source
+from lookalike.devices import DEVICE
 from lookalike.recipe import Length, Recipe
 from lookalike.recipes import recipe_named
 from lookalike.replay import GRAPHS, can_repeat
@@ -35,6 +36,7 @@ def test_the_bytes_are_those_of_kernels_that_are_started_one_by_one(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = replace(recipe_named(name, 1797, 16), length=Length(steps=12), checkups=2, batch=32, group=16)
+    monkeypatch.setenv(DEVICE, "cuda")
     states = []
     for graphs in "10":
         monkeypatch.setenv(GRAPHS, graphs)
@@ -47,7 +49,7 @@ def test_what_the_host_decides_anew_each_step_is_not_recorded(
     name: str, can: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setenv("LOOKALIKE_DEVICE", "cuda")
+    monkeypatch.setenv(DEVICE, "cuda")
     assert can_repeat(recipe_named(name, 100_000, 224)) is can
     monkeypatch.setenv(GRAPHS, "0")
     assert not can_repeat(recipe_named(name, 100_000, 224))

@@ -128,10 +128,11 @@ class Later:
 
 
 @contextmanager
-def exact() -> Iterator[None]:
+def exact(strict: bool = False) -> Iterator[None]:
     """Kernels that give the same bytes twice, and fp32 that is fp32, not TF32; restored after.
 
-    The processor's kernels are deterministic as they are. What they cost on a GPU stands in docs/results.md.
+    ``strict`` raises where a kernel has no such form, else torch warns, and attention takes a form that is faster and
+    not exact. The processor's kernels are deterministic as they are. What it costs stands in docs/results.md.
     """
     if device().type != "cuda":
         yield
@@ -139,7 +140,7 @@ def exact() -> Iterator[None]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts; else its sums may differ
     held = [getattr(where, name) for where, name, _ in _EXACT]
     strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True, warn_only=not strict)
     for where, name, value in _EXACT:
         setattr(where, name, value)
     try:

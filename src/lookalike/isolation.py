@@ -17,7 +17,8 @@ def isolated() -> Iterator[None]:
 
     Put aside are the default dtype and device, disabled gradients, inference mode, autocast, products of float32 in
     fewer bits on a processor, and the state of the global generators. The dtype and the products belong to the whole
-    process: other threads see them as they are here, meanwhile. The number of threads stays the caller's.
+    process: other threads see them as they are here, meanwhile, and whoever draws from the generators in another thread
+    changes what is drawn here. The number of threads stays the caller's.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))

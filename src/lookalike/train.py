@@ -19,6 +19,9 @@ from lookalike.data.windows import order_of
 from lookalike.devices import Later, device, exact, full_precision, moved, placed, sent, uploaded
 from lookalike.learn.learner import Learner, Outcome
 from lookalike.memory import keep_freed
+from lookalike.models.image import ResNet, SmallResNet
+from lookalike.models.text import Transformer
+from lookalike.models.vit import ViT
 from lookalike.pace import Beside, Due, Timed, Waiting
 from lookalike.recipe import Recipe, uneven
 from lookalike.replay import Work, repeated
@@ -116,7 +119,7 @@ def train(
     work = work_of(model, learner, recipe)
     learner.train()
 
-    with Signals() as signals, exact():
+    with Signals() as signals, exact(known(recipe)):
         for step, batch in enumerate(watched, step + 1):  # noqa: B020  (steps count on from the checkpoint)
             reseed(recipe.seed, step)
             optimize.apply(recipe.schedule, optimizer, (step - 1) / total_at(step))
@@ -142,6 +145,11 @@ def train(
             if paused or signal:
                 return Finished(step, total, learner, watched.share(), watched.waiting.views(), int(signal) or None)
     return Finished(step, total, learner, watched.share(), watched.waiting.views(), None)
+
+
+def known(recipe: Recipe) -> bool:
+    """Whether all kernels of a network are known to have a deterministic form on GPUs: others' may have none."""
+    return isinstance(recipe.model, ResNet | SmallResNet | ViT | Transformer)
 
 
 def begun(recipe: Recipe, loader: Loads) -> Learner:
