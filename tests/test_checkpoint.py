@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from lookalike import checkpoint
+from lookalike import checkpoint, dist
 from lookalike.devices import placed
 from lookalike.learn.dictionary import Queue
 from lookalike.learn.learner import Learner
@@ -31,6 +31,7 @@ from lookalike.run import read_recipe
 from lookalike.trained import load
 from lookalike.trouble import BAD_DATA, IO, Trouble
 from lookalike.types import Batch
+from tests.ranks import ranks
 
 State = tuple[Learner, torch.optim.Optimizer]
 
@@ -333,6 +334,14 @@ def test_the_size_of_a_checkpoint_is_known_before_there_is_one(tmp_path: Path) -
         path = checkpoint.save(tmp_path, 1, *state)
         written = sum(file.stat().st_size for file in path.glob("*.safetensors"))
         assert 0 <= written - checkpoint.size_of(recipe(optimizer), 64) < 20_000  # names and shapes
+
+
+def _size_by_the_first_alone(optimizer: Muon) -> int | None:
+    return checkpoint.size_of(recipe(optimizer), 64) if dist.first() else None
+
+
+def test_one_rank_asks_for_the_size_without_a_word_to_the_others() -> None:
+    assert ranks(2, _size_by_the_first_alone, Muon()) == [checkpoint.size_of(recipe(Muon()), 64), None]
 
 
 def test_a_run_that_its_disk_cannot_hold_does_not_begin(tmp_path: Path) -> None:

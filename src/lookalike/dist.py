@@ -233,8 +233,11 @@ def copy_from_first(tensors: Sequence[Tensor]) -> None:
 def shared(
     work: Callable[[Sequence[Tensor]], list[Tensor]], parts: Sequence[Tensor], costs: Sequence[int]
 ) -> list[Tensor]:
-    """``work`` of the parts, which all ranks hold: done by one rank each, the costly ones first, and told to all."""
-    if world() == 1:
+    """``work`` of the parts, which all ranks hold: done by one rank each, the costly ones first, and told to all.
+
+    Parts without numbers are not told: one rank may ask for their shapes alone.
+    """
+    if world() == 1 or all(part.is_meta for part in parts):
         return work(parts)
     owners, busy = [0] * len(parts), [0] * world()
     for number in sorted(range(len(parts)), key=lambda number: -costs[number]):
