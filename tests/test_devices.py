@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from lookalike import devices
+from lookalike.devices import exact
 from lookalike.learn.dictionary import MemoryBank
 from lookalike.pretext.mask import Masked
 from lookalike.recipe import Recipe
@@ -55,3 +57,21 @@ def test_on_an_accelerator_every_tensor_of_a_step_is_there(name: str) -> None:
         assert all(measure.device.type == "cuda" for measure in outcome.measures().values())
         if not isinstance(recipe.dictionary, MemoryBank):  # which asks how many rows differ: fakes have no numbers
             learner.advance(outcome, batch, 0.5)
+
+
+@pytest.mark.parametrize("newer", [False, True])
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_makes_kernels_exact_is_set_and_put_back(
+    strict: bool, newer: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matmul = torch.backends.cuda.matmul
+    monkeypatch.setattr(devices, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(matmul, "fp32_precision", "tf32" if newer else "none")
+    with exact(strict):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled() is not strict
+        assert torch.backends.cudnn.deterministic
+        assert matmul.fp32_precision != "tf32"
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.deterministic
+    assert matmul.fp32_precision == ("tf32" if newer else "none")

@@ -29,9 +29,8 @@ DEVICE, PRECISION = "LOOKALIKE_DEVICE", "LOOKALIKE_PRECISION"
 
 Module = TypeVar("Module", bound=nn.Module)
 M = TypeVar("M", bound=Material)
-_EXACT: tuple[tuple[Any, str, bool], ...] = (
-    (torch.backends.cuda.matmul, "allow_tf32", False),
-    (torch.backends.cudnn, "allow_tf32", False),
+_Switch = tuple[Any, str, Any]  # a module of torch, the name of a setting, and what it is to be
+_EXACT: tuple[_Switch, ...] = (
     (torch.backends.cudnn, "benchmark", False),  # its choice is a measurement, which another run may not repeat
     (torch.backends.cudnn, "deterministic", True),
     (torch.utils.deterministic, "fill_uninitialized_memory", False),  # a pass over memory that is written anyway
@@ -138,17 +137,28 @@ def exact(strict: bool = False) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts; else its sums may differ
-    held = [getattr(where, name) for where, name, _ in _EXACT]
-    strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    before, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    switches = [*_EXACT, *_no_tf32()]
+    held = [getattr(where, name) for where, name, _ in switches]
     torch.use_deterministic_algorithms(True, warn_only=not strict)
-    for where, name, value in _EXACT:
+    for where, name, value in switches:
         setattr(where, name, value)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(strict, warn_only=warns)
-        for (where, name, _), value in zip(_EXACT, held):
+        torch.use_deterministic_algorithms(before, warn_only=warned)
+        for (where, name, _), value in zip(switches, held):
             setattr(where, name, value)
+
+
+def _no_tf32() -> list[_Switch]:
+    """By the names that the caller has used: after torch's newer ones have been set, the older ones cannot be read."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    try:
+        _ = matmul.allow_tf32, cudnn.allow_tf32
+    except RuntimeError:
+        return [(matmul, "fp32_precision", "ieee"), (cast("Any", cudnn).conv, "fp32_precision", "ieee")]
+    return [(matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]
 
 
 def computes_in_bf16(where: torch.device) -> bool:
