@@ -66,12 +66,16 @@ def test_what_makes_kernels_exact_is_set_and_put_back(
 ) -> None:
     matmul = torch.backends.cuda.matmul
     monkeypatch.setattr(devices, "device", lambda: torch.device("cuda"))
-    monkeypatch.setattr(matmul, "fp32_precision", "tf32" if newer else "none")
-    with exact(strict):
-        assert torch.are_deterministic_algorithms_enabled()
-        assert torch.is_deterministic_algorithms_warn_only_enabled() is not strict
-        assert torch.backends.cudnn.deterministic
-        assert matmul.fp32_precision != "tf32"
-    assert not torch.are_deterministic_algorithms_enabled()
-    assert not torch.backends.cudnn.deterministic
-    assert matmul.fp32_precision == ("tf32" if newer else "none")
+    if newer:  # after which torch refuses to tell the older name
+        matmul.fp32_precision = "tf32"
+    try:
+        with exact(strict):
+            assert torch.are_deterministic_algorithms_enabled()
+            assert torch.is_deterministic_algorithms_warn_only_enabled() is not strict
+            assert torch.backends.cudnn.deterministic
+            assert matmul.fp32_precision != "tf32"
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert not torch.backends.cudnn.deterministic
+        assert (matmul.fp32_precision == "tf32") is newer
+    finally:
+        matmul.fp32_precision = "ieee"
