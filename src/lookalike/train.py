@@ -112,11 +112,8 @@ def train(
     if step < total:
         run.go_on(recipe)
     due = Due(total_at, recipe.checkups, save_every)
-    data = Timed()
-    coming = Beside(batches(loader, recipe, order, step, total, data))
-    watched = Watched(recipe, total, len(loader), Waiting(coming, data))
-    model, finite = dist.distributed(learner), Finite(learner, optimizer)
-    work = work_of(model, learner, recipe)
+    watched = Watched.of(recipe, loader, order, step, total)
+    work, finite = work_of(dist.distributed(learner), learner, recipe), Finite(learner, optimizer)
     learner.train()
 
     with Signals() as signals, exact(known(recipe)):
@@ -127,12 +124,10 @@ def train(
             outcome = work(batch)
             finite.refuse_other(outcome.loss, step)
             optimizer.step()
-            if due.log(step):
-                pulse = watched.pulse(step, outcome)
+            pulse = watched.pulse(step, outcome) if due.log(step) else None
             learner.advance(outcome, batch, step / total_at(step))
-            if due.log(step):
-                run.log(step, loss=pulse.loss, **pulse.measures, lr=optimizer.param_groups[0]["lr"])
-                run.pace(step, images_per_s=pulse.images_per_second, data_wait=watched.share())
+            if pulse is not None:
+                watched.log(run, pulse, optimizer.param_groups[0]["lr"])
                 watch(pulse)
             if due.checkup(step) and (found := checked(learner, checkup)):
                 watched.metrics = found
@@ -143,8 +138,8 @@ def train(
                 run.sync()
                 due.saved(lambda: checkpoint.save(run.checkpoints, step, learner, optimizer))  # noqa: B023
             if paused or signal:
-                return Finished(step, total, learner, watched.share(), watched.waiting.views(), int(signal) or None)
-    return Finished(step, total, learner, watched.share(), watched.waiting.views(), None)
+                return watched.finished(step, learner, int(signal) or None)
+    return watched.finished(step, learner, None)
 
 
 def known(recipe: Recipe) -> bool:
@@ -200,12 +195,28 @@ class Watched:
         self.guess = recipe.guess(examples)
         self.metrics: dict[str, float] = {}
 
+    @classmethod
+    def of(cls, recipe: Recipe, loader: Loads, order: Order, start: int, total: int) -> Watched:
+        """The steps from ``start`` to ``total``."""
+        data = Timed()
+        coming = Beside(batches(loader, recipe, order, start, total, data))
+        return cls(recipe, total, len(loader), Waiting(coming, data))
+
     def __iter__(self) -> Iterator[Batch]:
         return iter(self.waiting)
 
     def share(self) -> float:
         """The share of the time in which the step waited for data."""
         return self.waiting.share()
+
+    def log(self, run: Run, pulse: Pulse, lr: float) -> None:
+        """Into metrics.jsonl what repeats exactly, and beside it what depends on the hour."""
+        run.log(pulse.step, loss=pulse.loss, **pulse.measures, lr=lr)
+        run.pace(pulse.step, images_per_s=pulse.images_per_second, data_wait=self.share())
+
+    def finished(self, step: int, learner: Learner, signal: int | None) -> Finished:
+        """The run as it is left after ``step``."""
+        return Finished(step, self.total, learner, self.share(), self.waiting.views(), signal)
 
     def pulse(self, step: int, outcome: Outcome) -> Pulse:
         """After a step and before ``advance``; the means over ranks."""
