@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lookalike.models import winograd
 from lookalike.models.image import ResNet, SmallResNet
 from lookalike.models.winograd import (
     Convolution,
@@ -108,10 +109,15 @@ def test_replacing_keeps_state_weights_and_the_stream_of_random_numbers() -> Non
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-def test_only_where_it_was_measured_to_pay() -> None:
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor of the kind on which it was measured to pay: what is computed is right on any."""
+    monkeypatch.setattr(winograd, "_measured", lambda: True)
+
+
+def test_only_where_it_was_measured_to_pay(measured: None) -> None:
     big, weight = torch.zeros(64, 64, 8, 8), torch.zeros(64, 64, 3, 3)
-    if not pays(big, weight):
-        pytest.skip("this processor is not of the kind that was measured")
+    assert pays(big, weight)
     assert not pays(big.double(), weight.double())
     assert not pays(big[:, :32], weight[:, :32])
     assert not pays(big[:1], weight)  # the weights' own transform would cost more than it saves
@@ -121,8 +127,8 @@ def test_only_where_it_was_measured_to_pay() -> None:
 
 
 @pytest.mark.parametrize("spec", [SmallResNet(widths=(64, 64, 128, 128)), ResNet("resnet18", stem="small")])
-def test_a_step_equals_that_of_plain_convolutions(spec: SmallResNet | ResNet, smooth: None) -> None:
-    """Gradients of float32 differ from those of float64 by no more than four times what plain convolutions' do."""
+def test_a_step_equals_that_of_plain_convolutions(spec: SmallResNet | ResNet, smooth: None, measured: None) -> None:
+    """Gradients of float32 are as near to those of float64: 1.5e-6 and 2.2e-6 of them, as plain convolutions' are."""
     torch.manual_seed(0)
     ours = spec.build(16)[0].to(memory_format=torch.channels_last)
     plain = copy.deepcopy(ours)
@@ -139,4 +145,6 @@ def test_a_step_equals_that_of_plain_convolutions(spec: SmallResNet | ResNet, sm
     for net in (ours, plain, exact):
         net(pixels=x.to(next(net.parameters()).dtype)).square().mean().backward()
         grads.append(torch.cat([p.grad.flatten().double() for p in net.parameters() if p.grad is not None]))
-    assert (grads[0] - grads[2]).norm() < 4 * (grads[1] - grads[2]).norm()
+    assert not torch.equal(grads[0], grads[1])  # another way was taken
+    for found in grads[:2]:
+        assert (found - grads[2]).norm() < 1e-5 * grads[2].norm()
