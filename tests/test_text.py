@@ -20,7 +20,7 @@ from lookalike.data.text import find_text
 from lookalike.data.tokenizer import Reader, Tokenizer
 from lookalike.evaluate.similarity import ranked, spearman
 from lookalike.models.hugging_face import HuggingFace
-from lookalike.models.text import Dropped, Transformer, table
+from lookalike.models.text import Attended, Dropped, Transformer, table
 from lookalike.models.words import Words
 from lookalike.pretext.text import Cloze, Pairs, SameSentence
 from lookalike.trouble import Trouble
@@ -228,7 +228,7 @@ def test_noise_decides_what_drops_out_and_without_it_nothing_does(spec: Any, req
 
 def test_as_many_units_drop_out_as_asked_and_the_mean_stays() -> None:
     noise, attend = torch.arange(400) * 977, torch.ones(400, 20, dtype=torch.bool)
-    dropped = Dropped.of(noise, attend, torch.arange(20).repeat(400), 0.1, 3)
+    dropped = Dropped.of(noise, Attended.of(attend), torch.arange(20).repeat(400), 0.1, 3)
     masks = [dropped(torch.ones(8000, 64), site) for site in range(3)]
     for mask in masks:
         assert abs(float((mask == 0).float().mean()) - 0.1) < 0.002  # of 512,000

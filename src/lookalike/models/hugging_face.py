@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lookalike.models.text import Dropped, Pool, pooled
+from lookalike.models.text import Attended, Dropped, Pool, pooled
 from lookalike.trouble import BAD_DATA, IO, USAGE, Trouble
 
 HUB = "hub:"
@@ -61,7 +61,7 @@ class HuggingFaceBackbone(nn.Module):
 
     def tokens(self, tokens: Tensor, attend: Tensor, noise: Tensor | None = None) -> Tensor:
         """(T, F) the last layer, for the tokens that are attended to, example by example."""
-        everywhere = torch.ones_like(attend)
+        everywhere = Attended(torch.ones_like(attend), torch.arange(attend.numel(), device=attend.device))
         place = (attend.cumsum(1) - 1).flatten()
         dropped = Dropped.of(noise, everywhere, place, self.share, len(self._drops))
         for drop in self._drops:

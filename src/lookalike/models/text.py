@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -74,14 +74,36 @@ class TransformerBackbone(nn.Module):
         self, tokens: Tensor, attend: Tensor, noise: Tensor | None = None, asked: Tensor | None = None
     ) -> Tensor:
         """(T, F) the last layer, for the tokens that are attended to, example by example; ``asked`` is a decoder's."""
-        place = (attend.cumsum(1) - 1)[attend]
-        dropped = Dropped.of(noise, attend, place, self.share, 1 + 2 * len(self.blocks))
-        x = self.embedding(tokens[attend]) + 0.02 * waves(place, self.embedding.embedding_dim)
+        seen = Attended.of(attend)
+        place = seen.of_each(attend.cumsum(1) - 1)
+        dropped = Dropped.of(noise, seen, place, self.share, 1 + 2 * len(self.blocks))
+        x = self.embedding(seen.of_each(tokens)) + 0.02 * waves(place, self.embedding.embedding_dim)
         x = dropped(self.first_norm(x), 0)
         for number, block in enumerate(self.blocks):
-            x = block(x, attend, dropped, 1 + 2 * number)
+            x = block(x, seen, dropped, 1 + 2 * number)
         found: Tensor = self.norm(x)
         return found
+
+
+class Attended(NamedTuple):
+    """Which tokens of a batch are attended to: asked once, since a GPU makes its host wait for how many there are."""
+
+    mask: Tensor  # (B, L) bool
+    places: Tensor  # (T,) int64 of the B · L
+
+    @classmethod
+    def of(cls, attend: Tensor) -> Attended:
+        """From ``attend`` (B, L)."""
+        return cls(attend, attend.flatten().nonzero()[:, 0])
+
+    def of_each(self, rows: Tensor) -> Tensor:
+        """(T, ...) of (B, L, ...)."""
+        return rows.flatten(0, 1).index_select(0, self.places)
+
+    def put_back(self, rows: Tensor) -> Tensor:
+        """(B, L, F) of (T, F), zero where nothing is attended to."""
+        room = rows.new_zeros(self.mask.numel(), rows.shape[1])
+        return room.index_copy(0, self.places, rows).view(*self.mask.shape, -1)
 
 
 class _Block(nn.Module):
@@ -94,19 +116,18 @@ class _Block(nn.Module):
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, x: Tensor, attend: Tensor, dropped: Dropped, site: int) -> Tensor:
+    def forward(self, x: Tensor, seen: Attended, dropped: Dropped, site: int) -> Tensor:
         """(T, F) → the same; places ``site`` and the next are those where units drop out."""
-        x = x + dropped(self.proj(self._mixed(self.qkv(self.norm1(x)), attend)), site)
+        x = x + dropped(self.proj(self._mixed(self.qkv(self.norm1(x)), seen)), site)
         out: Tensor = x + dropped(self.mlp(self.norm2(x)), site + 1)
         return out
 
-    def _mixed(self, qkv: Tensor, attend: Tensor) -> Tensor:
+    def _mixed(self, qkv: Tensor, seen: Attended) -> Tensor:
         """Attention of every token to all of its example: the one place where rows must be of equal length."""
-        room = qkv.new_zeros(*attend.shape, qkv.shape[1])
-        room[attend] = qkv
-        query, key, value = room.view(*attend.shape, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value, attend[:, None, None, :])
-        return mixed.transpose(1, 2).flatten(2)[attend]
+        room = seen.put_back(qkv).view(*seen.mask.shape, 3, self.heads, -1)
+        query, key, value = room.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value, seen.mask[:, None, None, :])
+        return seen.of_each(mixed.transpose(1, 2).flatten(2))
 
 
 class Dropped:
@@ -122,11 +143,11 @@ class Dropped:
         self._begins, self._share = begins, share
 
     @classmethod
-    def of(cls, noise: Tensor | None, attend: Tensor, place: Tensor, share: float, sites: int) -> Dropped:
-        """For ``noise`` (B,) and the positions ``place`` (T,) of the tokens that ``attend`` (B, L) picks."""
+    def of(cls, noise: Tensor | None, seen: Attended, place: Tensor, share: float, sites: int) -> Dropped:
+        """For ``noise`` (B,) and the positions ``place`` (T,) of the tokens that are attended to."""
         if noise is None or not share:
             return cls(None, share)
-        token = after(noise[:, None].expand_as(attend)[attend], place)
+        token = after(seen.of_each(noise[:, None].expand_as(seen.mask)), place)
         return cls(after(token, torch.arange(sites, device=noise.device)[:, None]), share)
 
     def __call__(self, x: Tensor, site: int) -> Tensor:
@@ -147,11 +168,10 @@ def table(share: float, device: torch.device) -> Tensor:
 
 def pooled(hidden: Tensor, attend: Tensor, pool: Pool) -> Tensor:
     """(B, F) from (T, F): the mean over the tokens of each example, or its first."""
+    counts = attend.sum(1)
     if pool == "first":
-        return hidden[attend.cumsum(1)[attend] == 1]
-    room = hidden.new_zeros(*attend.shape, hidden.shape[1])
-    room[attend] = hidden
-    return room.sum(1) / attend.sum(1, keepdim=True)
+        return hidden.index_select(0, counts.cumsum(0) - counts)
+    return Attended.of(attend).put_back(hidden).sum(1) / counts[:, None]
 
 
 def waves(place: Tensor, width: int) -> Tensor:
