@@ -38,7 +38,7 @@ from lookalike.reading import finder, has_words, loader, tokenizer_for
 from lookalike.recipe import Recipe
 from lookalike.recipes import RECIPES
 from lookalike.seeding import reseed
-from lookalike.train import backward, batches, begun, known, views_at
+from lookalike.train import attends, backward, batches, begun, views_at
 from lookalike.types import Batch, Canvases, View
 
 STEPS, BATCH, EXAMPLES, SIDE = 10, 64, 256, 32
@@ -135,7 +135,7 @@ def smooth() -> Iterator[None]:
 
 def ran(recipe: Recipe, reads: Loads, way: Way, made: Sequence[Batch]) -> tuple[list[float], Tensor]:
     """The losses of all steps, and the gradient of the first."""
-    with on(way), exact(known(recipe)):
+    with on(way), exact(attends(recipe)):
         recipe = replace(recipe, precision=way.precision)  # type: ignore[arg-type]
         learner = begun(recipe, reads).train()
         learner = learner.double() if way.double else learner

@@ -18,7 +18,7 @@ from lookalike.devices import exact
 from lookalike.learn.learner import Learner
 from lookalike.pace import Beside
 from lookalike.recipe import Recipe
-from lookalike.train import CheckUp, batches, begun, known, work_of
+from lookalike.train import CheckUp, attends, batches, begun, work_of
 from lookalike.trouble import Trouble
 
 LEAST = 30
@@ -80,7 +80,7 @@ def probe(recipe: Recipe, loader: Loads, seconds: float) -> list[float]:
     model, optimizer = dist.distributed(learner), recipe.optimizer.build(learner, recipe.batch)
     work = work_of(model, learner, recipe)
     marks, loss = [time.perf_counter()], torch.zeros(())
-    with exact(known(recipe)):
+    with exact(attends(recipe)):
         for batch in Beside(batches(loader, recipe, order, 0, _PROBES)):
             optimizer.zero_grad()
             outcome = work(batch)

@@ -19,7 +19,6 @@ from lookalike.data.windows import order_of
 from lookalike.devices import Later, device, exact, full_precision, moved, placed, sent, uploaded
 from lookalike.learn.learner import Learner, Outcome
 from lookalike.memory import keep_freed
-from lookalike.models.image import ResNet, SmallResNet
 from lookalike.models.text import Transformer
 from lookalike.models.vit import ViT
 from lookalike.pace import Beside, Due, Timed, Waiting
@@ -116,7 +115,7 @@ def train(
     work, finite = work_of(dist.distributed(learner), learner, recipe), Finite(learner, optimizer)
     learner.train()
 
-    with Signals() as signals, exact(known(recipe)):
+    with Signals() as signals, exact(attends(recipe)):
         for step, batch in enumerate(watched, step + 1):  # noqa: B020  (steps count on from the checkpoint)
             reseed(recipe.seed, step)
             optimize.apply(recipe.schedule, optimizer, (step - 1) / total_at(step))
@@ -142,9 +141,12 @@ def train(
     return watched.finished(step, learner, None)
 
 
-def known(recipe: Recipe) -> bool:
-    """Whether all kernels of a network are known to have a deterministic form on GPUs: others' may have none."""
-    return isinstance(recipe.model, ResNet | SmallResNet | ViT | Transformer)
+def attends(recipe: Recipe) -> bool:
+    """Whether a network is one of our transformers, whose attention is deterministic on GPUs only if torch is strict.
+
+    All their other kernels are so either way, as those of ResNets are; networks of others may have some that are not.
+    """
+    return isinstance(recipe.model, ViT | Transformer)
 
 
 def begun(recipe: Recipe, loader: Loads) -> Learner:
