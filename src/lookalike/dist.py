@@ -163,7 +163,7 @@ def share(whole: Tensor) -> Tensor:
 def exchange(part: Tensor, order: Tensor) -> Tensor:
     """The rows that this rank gets when the global batch is put in ``order`` (world · B,): each row travels once.
 
-    Of several ranks each waits for its GPU once, to learn from ``order`` what it sends to whom.
+    Of several ranks ``order`` is on the host, so that none waits for its GPU to learn what it sends to whom.
     """
     if world() == 1:
         return part[order]

@@ -91,7 +91,8 @@ class Beside:
                 return
             using.wait_stream(stream)
             for part in (batch.index, *batch.first.values(), *batch.second.values()):
-                part.record_stream(using)  # or the stream would write the next views over those that are still read
+                if part.is_cuda:  # or the stream would write the next views over those that are still read
+                    part.record_stream(using)
             self._gaps.append((ended, using.record_event(_timed())))
             self._add_up()
             yield batch

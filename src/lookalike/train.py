@@ -78,7 +78,8 @@ def batches(
         first, second = recipe.pretext(moved(loaded.material), rows, seed, order.epoch(step))
         # Where labels teach, a picture that stands in for one that cannot be read brings its own.
         known = loader.shown(rows) if recipe.objective.supervised else rows
-        (index,), query = sent([known], device()), uploaded(first)
+        index = known if dist.world() > 1 else sent([known], device())[0]  # ranks tell each other by it what they send
+        query = uploaded(first)
         yield Batch(index, query, query if second is first else uploaded(second))
 
 

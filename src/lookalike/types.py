@@ -79,7 +79,7 @@ PAD, FIRST, MASK = range(3)
 
 
 class Batch(NamedTuple):
-    """Two views of each of B examples; ``index`` (B,) holds their rows in the source."""
+    """Two views of each of B examples; ``index`` (B,) holds their rows in the source, on the host or on the device."""
 
     index: Tensor  # type: ignore[assignment]  # the word of the design; it hides tuple.index
     first: View

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lookalike import dist
+from lookalike.devices import sent
 from lookalike.learn.bank import BankOfKeys
 from lookalike.learn.entries import Dictionary
 from lookalike.models.encoder import Encoder, unit
@@ -126,7 +127,8 @@ class MomentumKeys(Keys):
             keys: Tensor = self.twin(**view)
             return keys
         keys = self.twin(**{name: dist.exchange(part, order) for name, part in view.items()})
-        return dist.share(dist.gather(keys)[order.argsort()])
+        (back,) = sent([order.argsort()], keys.device)
+        return dist.share(dist.gather(keys)[back])
 
     @torch.no_grad()
     def follow(self, encoder: Encoder, progress: float) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lookalike import dist
-from lookalike.devices import full_precision
+from lookalike.devices import full_precision, sent
 from lookalike.learn.entries import Dictionary, Entries
 from lookalike.learn.keys import Asker, Keys, Made, Pair
 from lookalike.learn.objective import Objective, top1
@@ -83,7 +83,7 @@ class Learner(nn.Module):
         # What is rebuilt and what is asked come of one pass through the backbone.
         tokens = self.encoder.tokens(**batch.first) if self.reconstruction is not None else None
         pairs = self.keys.pairs(Asker(self.encoder, self.predictor, batch.first, tokens), batch, made)
-        index = self._alike(batch.index)
+        index = self._alike(self._here(batch.index))
         entries = [self.dictionary.side(n).look_up(query, key, index) for n, (query, key) in enumerate(pairs)]
         losses = [self.objective(query, found) for (query, _), found in zip(pairs, entries)]
         if self.reconstruction is None:
@@ -103,8 +103,12 @@ class Learner(nn.Module):
         if pairs := outcome.pairs[:1] if self.dictionary.one_view else outcome.pairs:
             queries = torch.cat([dist.gather(query.detach()) for query, _ in pairs])
             keys = torch.cat([dist.gather(self.keys.kept(query, key).detach()) for query, key in pairs])
-            self.dictionary.absorb(queries, keys, dist.gather(batch.index).repeat(len(pairs)))
+            self.dictionary.absorb(queries, keys, dist.gather(self._here(batch.index)).repeat(len(pairs)))
         dist.mean_(list(_statistics(self)))
+
+    def _here(self, index: Tensor) -> Tensor:
+        """The rows of examples where the weights are."""
+        return sent([index], next(self.encoder.parameters()).device)[0]
 
     def _alike(self, index: Tensor) -> Tensor:
         """(B,) numbers that are equal for examples that are alike: rows, or labels where the objective wants them."""
