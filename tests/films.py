@@ -41,7 +41,8 @@ def film(
 ) -> Path:
     """A video file of 25 frames a second, ``between`` of which are B-frames; frame i comes at time_of(i) / 25."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(path, "w", format=container) as made:
+    exact = {"fflags": "+bitexact"}  # or a container writes a random number into itself, and damage would be drawn anew
+    with av.open(path, "w", format=container, options=exact) as made:
         stream: Any = made.add_stream(codec, rate=25)
         stream.width = stream.height = SIDE
         stream.pix_fmt = "yuv420p"
