@@ -138,11 +138,11 @@ def test_what_is_no_video_is_left_out_with_a_reason_and_damage_is_a_bad_row(tmp_
     assert any(forward)
     shuffled = random.Random(1).sample(range(len(source)), len(source))
     backward = {row: source[row] for row in shuffled}
-    # In whatever order they are asked for. Of a damaged container a seek may find other key frames than reading on does:
-    # of such files one frame in some thousands was then shown as the one before it, or as bad.
+    # In whatever order they are asked for. Of a damaged container a seek may find other key frames than reading on
+    # does: one frame in some thousands of such files was then shown as the one before it, or as bad.
     apart = [path for row, path in enumerate(source.paths) if backward[row].bad != forward[row]]
     assert all(video_of(path).startswith("damaged") for path in apart)
-    assert len(apart) < 0.01 * len(source)
+    assert len(apart) < 0.02 * len(source)
     for row, path in enumerate(source.paths):
         if video_of(path) in ("good.mkv", "truncated.mkv", "other.mp4") and forward[row] is None:
             assert number_in(backward[row].pixels.numpy()) == round(float(path.rpartition("=")[2]) * 25)
