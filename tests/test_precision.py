@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from lookalike import devices
 from lookalike.devices import DEVICE, PRECISION, full_precision, resolved
-from lookalike.evaluate.embed import embed, means, settle
+from lookalike.evaluate.embed import embed, evaluating, means, settle
 from lookalike.evaluate.fewshot import Fewshot
 from lookalike.evaluate.knn import Knn, products
 from lookalike.evaluate.probe import LinearProbe
@@ -253,6 +254,17 @@ def test_an_encoder_computes_in_its_precision_while_it_trains_and_in_fp32_when_i
     assert not torch.equal(exact.features(**first), other.features(**first))
 
 
+def test_on_a_gpu_evaluation_is_not_in_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = recipe_named("tiny", 64, 16).build(64).encoder
+    monkeypatch.setattr(devices, "device", lambda: torch.device("cuda"))
+    before = torch.backends.cudnn.allow_tf32
+    assert before  # torch's own choice, for convolutions
+    with evaluating(encoder):
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 is before
+
+
 def test_the_environment_says_what_auto_is_and_nonsense_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for precision in ("fp32", "bf16"):
         monkeypatch.setenv(PRECISION, precision)
@@ -292,6 +304,27 @@ def test_a_run_records_its_precision_and_says_where_it_goes_on_in_another(
     assert "goes on under other conditions, so its bytes are its own: precision bf16 (fp32 before)" in out + err
     precision, earlier = recorded()
     assert (precision, len(earlier)) == ("bf16", 1)
+
+
+def test_a_run_of_an_older_version_goes_on_without_a_word_of_what_it_did_not_record(
+    tmp_path: Path, say: Callable[..., Any]
+) -> None:
+    command = ("pretrain", "digits", "--out", tmp_path / "run", "--recipe", "tiny", "--steps", 4, "--save-every", 2)
+    assert say(*command)[0] == 0
+    shutil.rmtree(max((tmp_path / "run" / "checkpoints").iterdir()))
+    for name, change in (
+        (
+            "environment",
+            lambda held: {k: v for k, v in held.items() if k not in ("accelerator", "processes", "earlier")},
+        ),
+        ("recipe", lambda held: held | {"precision": "auto"}),
+    ):
+        path = tmp_path / "run" / f"{name}.json"
+        path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    code, out, err = say(*command)
+    assert code == 0
+    assert "other conditions" not in out + err
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["precision"] in ("fp32", "bf16")
 
 
 def test_a_device_that_is_not_here_is_one_line(say: Callable[..., Any], tmp_path: Path, monkeypatch: Any) -> None:

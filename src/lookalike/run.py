@@ -151,26 +151,30 @@ class Run:
 
     def accept(self, data: dict[str, Any], table: bytes) -> None:
         """Record what the data is: the table last, which decides whether it has changed."""
-        path = self.folder / "environment.json"
-        earlier = read_json(path).get("earlier", []) if path.exists() else []
-        self._record(environment() | {"data": data, "earlier": earlier})
+        self._record(environment() | {"data": data, "earlier": self._recorded().get("earlier", [])})
         write_atomically(self.data_table, table)
 
     def go_on(self, recipe: Recipe) -> None:
         """Record under what the run goes on, and say what has changed: equal bytes are promised for equal ones only."""
-        path = self.folder / "environment.json"
-        held, now = read_json(path) if path.exists() else {}, environment()
-        if not isinstance(held, dict) or not held:
-            return  # a damaged record is no reason to stop
-        changed = [f"{name} {now[name]} ({held.get(name)} before)" for name in DECIDES if held.get(name) != now[name]]
-        before = self.recipe()
+        held, now, before = self._recorded(), environment(), self.recipe()
+        known = [name for name in DECIDES if name in held]  # older versions recorded fewer
+        changed = [f"{name} {now[name]} ({held[name]} before)" for name in known if held[name] != now[name]]
         if before is not None and before.precision != recipe.precision:
-            changed.append(f"precision {recipe.precision} ({before.precision} before)")
+            if before.precision != "auto":  # what older versions recorded
+                changed.append(f"precision {recipe.precision} ({before.precision} before)")
             self.write_recipe(recipe)
         if changed:
             self.note(f"goes on under other conditions, so its bytes are its own: {', '.join(changed)}")
             earlier = {name: held.get(name) for name in ("command", *DECIDES)}
             self._record(held | now | {"earlier": [*held.get("earlier", []), earlier]})
+
+    def _recorded(self) -> dict[str, Any]:
+        """What environment.json holds, if it is there; raises Trouble where it is damaged."""
+        path = self.folder / "environment.json"
+        held = read_json(path) if path.exists() else {}
+        if not isinstance(held, dict):
+            raise Trouble(f"{path} holds no record of a run", BAD_DATA)
+        return held
 
     def _record(self, environment: dict[str, Any]) -> None:
         """Replace environment.json."""

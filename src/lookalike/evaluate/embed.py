@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lookalike.devices import exact
 from lookalike.models.encoder import Encoder
 from lookalike.types import View
 
@@ -18,11 +19,11 @@ Layer = Literal["backbone", "head"]
 
 @contextmanager
 def evaluating(encoder: Encoder) -> Iterator[None]:
-    """Evaluation mode and no gradient inside; the mode of every module is restored after."""
+    """Evaluation mode, no gradient, and fp32 that is no TF32 inside; all is as it was after."""
     modes = [(module, module.training) for module in encoder.modules()]
     encoder.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), exact():
             yield
     finally:
         for module, mode in modes:
