@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lookalike.data.decode import rgb, squash
+from lookalike.data.image.decode import rgb, squash
 from lookalike.pretext.image import ImageView
 from lookalike.types import Canvases
 

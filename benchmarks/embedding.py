@@ -12,13 +12,13 @@ import time
 
 import torch
 
+from lookalike.core.devices import placed
+from lookalike.core.memory import keep_freed
 from lookalike.data.loader import Loader
 from lookalike.data.source import Rows, open_source
-from lookalike.devices import placed
-from lookalike.evaluate.embed import embed
-from lookalike.memory import keep_freed
+from lookalike.models.features import embed
 from lookalike.recipes import recipe_named
-from lookalike.trained import Trained
+from lookalike.train.trained import Trained
 
 
 def main() -> None:

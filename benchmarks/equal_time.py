@@ -19,19 +19,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lookalike import optimize
+from lookalike.core.seeding import reseed
 from lookalike.data.loader import Loader
 from lookalike.data.order import Order
 from lookalike.data.source import Rows, Source, open_source
-from lookalike.evaluate.embed import raw
-from lookalike.evaluate.knn import Knn
-from lookalike.evaluate.probe import LinearProbe
+from lookalike.learn import optim
 from lookalike.learn.learner import Learner
-from lookalike.recipe import Recipe
+from lookalike.metrics.knn import Knn
+from lookalike.metrics.probe import LinearProbe
+from lookalike.models.features import raw
 from lookalike.recipes import recipe_named
-from lookalike.seeding import reseed
-from lookalike.train import backward, batches, begun
-from lookalike.trained import Trained
+from lookalike.recipes.recipe import Recipe
+from lookalike.train.loop import backward, batches, begun
+from lookalike.train.trained import Trained
 
 LEARN, REFERENCE, ASKED = 45_000, 5_000, 2_000
 
@@ -43,7 +43,7 @@ def trained(recipe: Recipe, loader: Loader, total: int, steps: int) -> tuple[Lea
     order, marks = Order(len(loader), recipe.batch, recipe.seed), [time.process_time()]
     for step, batch in enumerate(batches(loader, recipe, order, 0, steps), 1):
         reseed(recipe.seed, step)
-        optimize.apply(recipe.schedule, optimizer, (step - 1) / total)
+        optim.apply(recipe.schedule, optimizer, (step - 1) / total)
         optimizer.zero_grad()
         outcome = backward(learner, learner, batch, recipe)
         optimizer.step()

@@ -121,8 +121,8 @@ def summary(found: list[Record]) -> str:
 
 def line(record: Record) -> str:
     """One record: what went wrong, or its numbers."""
-    if trouble := record.get("failed") or record.get("skipped"):
-        return f"{record['name']:<44} {'FAILED' if 'failed' in record else 'skipped'}: {str(trouble)[:300]}"
+    if error := record.get("failed") or record.get("skipped"):
+        return f"{record['name']:<44} {'FAILED' if 'failed' in record else 'skipped'}: {str(error)[:300]}"
     if "pairs_per_second" in record:
         return speed_line(record)
     if "errors" in record:

@@ -24,21 +24,22 @@ from torch.nn import functional as F
 
 from benchmarks.records import Records
 from benchmarks.scenes import jpegs, photos, sentences
-from lookalike import dist, trained
-from lookalike.data.arrays import Arrays
+from lookalike.core import dist
+from lookalike.core.devices import exact, moved
+from lookalike.core.seeding import reseed
+from lookalike.data.formats.arrays import Arrays
 from lookalike.data.loader import Loads
 from lookalike.data.source import open_source, reference_and_query
 from lookalike.data.windows import order_of
-from lookalike.devices import exact, moved
-from lookalike.evaluate.knn import Knn
-from lookalike.evaluate.probe import LinearProbe
+from lookalike.metrics.knn import Knn
+from lookalike.metrics.probe import LinearProbe
 from lookalike.models.norm import _GroupedBatchNorm
 from lookalike.pretext import image
-from lookalike.reading import finder, has_words, loader, tokenizer_for
-from lookalike.recipe import Recipe
 from lookalike.recipes import RECIPES
-from lookalike.seeding import reseed
-from lookalike.train import attends, backward, batches, begun, views_at
+from lookalike.recipes.modality import finder, has_words, loader, tokenizer_for
+from lookalike.recipes.recipe import Recipe
+from lookalike.train import trained
+from lookalike.train.loop import attends, backward, batches, begun, views_at
 from lookalike.types import Batch, Canvases, View
 
 STEPS, BATCH, EXAMPLES, SIDE = 10, 64, 256, 32

@@ -1,4 +1,4 @@
-"""How fast the package's own loop trains on a GPU, and where the time goes; the loop is ``train.train``, unchanged."""
+"""How fast the package's own loop trains on a GPU, and where the time goes; the loop is ``loop.train``, unchanged."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from torch import Tensor
 from benchmarks.parts import PARTS, marked
 from benchmarks.records import Record, Records, flags, spread
 from benchmarks.scenes import jpegs
-from lookalike import train
-from lookalike.data.arrays import Arrays
+from lookalike.data.formats.arrays import Arrays
 from lookalike.data.loader import Loaded, Loader, cores
 from lookalike.data.source import open_source
 from lookalike.models.image import ResNet
 from lookalike.models.vit import ViT
-from lookalike.pace import Beside, Timed
-from lookalike.recipe import Length, Recipe
 from lookalike.recipes import RECIPES
-from lookalike.replay import GRAPHS
-from lookalike.run import Run
+from lookalike.recipes.recipe import Length, Recipe
+from lookalike.train import loop
+from lookalike.train.meter import Beside, Timed
+from lookalike.train.replay import GRAPHS
+from lookalike.train.run import Run
 from lookalike.types import Batch
 
 HELD = 2048  # canvases in memory, of 192 KiB each
@@ -243,10 +243,10 @@ def measured(recipe: Recipe, loader: Loader, plan: Plan) -> Found:
     with ExitStack() as stack:
         run = stack.enter_context(Run(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"))
         stack.enter_context(patch.object(loader, "batches", batches))
-        stack.enter_context(patch.object(train, "Timed", Noted))
-        stack.enter_context(patch.object(train, "Beside", Seen))
+        stack.enter_context(patch.object(loop, "Timed", Noted))
+        stack.enter_context(patch.object(loop, "Beside", Seen))
         stack.enter_context(marked(lambda part: mark[0](part)))
-        train.train(recipe, run, loader, save_every=1 << 40)
+        loop.train(recipe, run, loader, save_every=1 << 40)
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -2,7 +2,7 @@
 
     python -m benchmarks.launches [RECIPE] [--batch 256] [--by-operator]
 
-The step is one of ``train.train`` itself. Tensors of the GPU are torch's fakes, which have shapes and no numbers; those
+The step is one of ``loop.train`` itself. Tensors of the GPU are torch's fakes, which have shapes and no numbers; those
 of the host are real, since the plan of the views decides what runs. What went up to the GPU unchanged may come down
 again, and counts as a wait, as does what goes up in a way that waits for its arrival.
 
@@ -39,11 +39,11 @@ from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from benchmarks.parts import PARTS, marked
-from lookalike import pace, train
 from lookalike.data.loader import Loaded
-from lookalike.recipe import Recipe
 from lookalike.recipes import recipe_named
-from lookalike.run import Run
+from lookalike.recipes.recipe import Recipe
+from lookalike.train import loop, meter
+from lookalike.train.run import Run
 from lookalike.types import Canvases
 
 GPU = torch.device("cuda", 0)
@@ -370,7 +370,7 @@ def pretended(mode: Counting) -> Iterator[None]:
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor([...], device=...) passes by the mode, too
     with (
         patch.dict(os.environ, {"LOOKALIKE_DEVICE": "cuda", "LOOKALIKE_PRECISION": "bf16", "LOOKALIKE_GRAPHS": "0"}),
-        patch.object(train, "placed", placed),
+        patch.object(loop, "placed", placed),
         patch.object(optimizer, "_foreach_supported_types", [Tensor, nn.Parameter, FakeTensor]),
         patch.object(_foreach_utils, "_foreach_supported_types", [Tensor, FakeTensor]),
         patch.object(torch._C, "_conv_determine_backend_memory_format", laid_out),
@@ -378,7 +378,7 @@ def pretended(mode: Counting) -> Iterator[None]:
         patch.object(torch.cuda, "is_available", available),
         patch.object(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True),
         patch.object(torch.cuda, "current_device", lambda: 0),
-        patch.object(pace.Beside, "_add_up", lambda self: None),
+        patch.object(meter.Beside, "_add_up", lambda self: None),
         patch.object(torch.cuda, "Stream", Anything),
         patch.object(torch.cuda, "Event", Anything),
         patch.object(torch.cuda, "current_stream", Anything),
@@ -394,7 +394,7 @@ def pretended(mode: Counting) -> Iterator[None]:
 
 
 def count(recipe: Recipe, examples: int = EXAMPLES) -> Tally:
-    """What a step of ``train.train`` asks for, by part: the second, since the first makes what is made once."""
+    """What a step of ``loop.train`` asks for, by part: the second, since the first makes what is made once."""
     mode, found = Counting(), []
 
     def asked() -> None:
@@ -406,7 +406,7 @@ def count(recipe: Recipe, examples: int = EXAMPLES) -> Tally:
         run = stack.enter_context(Run(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"))
         for context in (pretended(mode), mode, marked(mode.within)):
             stack.enter_context(context)
-        train.train(recipe, run, loader, save_every=1 << 40)
+        loop.train(recipe, run, loader, save_every=1 << 40)
     return found[2]
 
 

@@ -27,16 +27,16 @@ from typing import Any
 
 import torch
 
-from lookalike import dist
-from lookalike.devices import placed
+from lookalike.core import dist
+from lookalike.core.devices import placed
+from lookalike.core.seeding import reseed
 from lookalike.learn.dictionary import InBatch, MemoryBank, Queue
 from lookalike.learn.keys import EndToEnd, Momentum, Stored
 from lookalike.learn.objective import InfoNCE
 from lookalike.pretext.image import OneView
-from lookalike.recipe import Recipe
 from lookalike.recipes import RECIPES
-from lookalike.seeding import reseed
-from lookalike.train import backward
+from lookalike.recipes.recipe import Recipe
+from lookalike.train.loop import backward
 from lookalike.types import Batch, Canvases
 
 EXAMPLES = 50_000

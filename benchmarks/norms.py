@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lookalike.kernels import built
+from lookalike.core.kernels import built
 from lookalike.models import norm_torch
 from lookalike.models.gelu import _BiasGELU
 from lookalike.models.layer_norm import _AddNorm

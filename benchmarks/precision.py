@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lookalike.devices import processor
+from lookalike.core.devices import processor
 from lookalike.learn.entries import Entries
 from lookalike.learn.objective import DCL, NCE, InfoNCE, Objective, SupCon
 

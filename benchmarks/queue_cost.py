@@ -29,14 +29,14 @@ import torch
 from throughput import describe, machine, spread
 from torch.nn import functional as F
 
-from lookalike import checkpoint
-from lookalike.devices import device
+from lookalike.core.devices import device
 from lookalike.learn.dictionary import Dictionary, Queue
 from lookalike.learn.learner import Learner
 from lookalike.models.heads import MLP
 from lookalike.models.image import SmallResNet
-from lookalike.recipe import Recipe
 from lookalike.recipes.images import moco_cifar
+from lookalike.recipes.recipe import Recipe
+from lookalike.train import checkpoint
 from lookalike.types import Batch
 
 DIM, EXAMPLES, MIB = 128, 50_000, 1 << 20
@@ -57,7 +57,7 @@ def views(batch: int) -> Batch:
 
 
 def step(recipe: Recipe, learner: Learner, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
-    """One step as ``lookalike.train.train`` takes it."""
+    """One step as ``lookalike.train.loop.train`` takes it."""
     outcome = learner(batch)
     if not bool(torch.isfinite(outcome.loss)):
         raise SystemExit("the loss is not finite")

@@ -4,8 +4,8 @@
 
 Both train CIFAR-10's ResNet-18 (3x3 stem, no pooling, head 512-512-128) with the same views, batch 256, K 4,096,
 temperature 0.1, momentum 0.99 and plain SGD 0.06, fp32 weights. lightly's side is its own PyTorch example
-(examples/pytorch/moco.py) with these numbers; ours is ``lookalike.train.train`` itself with a recipe of 200 epochs that
-ends after the measured steps. Saving is off, since the example saves nothing.
+(examples/pytorch/moco.py) with these numbers; ours is ``lookalike.train.loop.train`` itself with a recipe of 200
+epochs that ends after the measured steps. Saving is off, since the example saves nothing.
 
 What stays different is each one's way: lightly normalises a batch as one group in contiguous memory and makes views in
 two workers. lookalike normalises in groups of 64 and shuffles the keys' groups, uses channels_last (and bf16 where the
@@ -43,19 +43,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lookalike.core.devices import computes_in_bf16
 from lookalike.data.loader import Loaded, Loader
 from lookalike.data.source import open_source
-from lookalike.devices import computes_in_bf16
 from lookalike.learn.dictionary import Queue
 from lookalike.learn.keys import Momentum
 from lookalike.learn.objective import InfoNCE
+from lookalike.learn.optim import SGD
 from lookalike.models.heads import MLP
-from lookalike.optimize import SGD
 from lookalike.pretext.image import MOCO_CIFAR
-from lookalike.recipe import Recipe
 from lookalike.recipes.images import moco_cifar
-from lookalike.run import Run
-from lookalike.train import train
+from lookalike.recipes.recipe import Recipe
+from lookalike.train.loop import train
+from lookalike.train.run import Run
 from lookalike.types import Batch
 
 LIGHTLY_COMMIT = "e8d317fc5a87f4387a85a35e689869039ec249ee"  # of examples/pytorch/moco.py

@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lookalike.comparing import asked, compare, write
+from lookalike.evaluation.compare import Comparison, asked, compare
 from lookalike.report.charts import Axis, number, ticks
-from lookalike.report.comparison import Comparison, points
+from lookalike.report.comparison import points, write
 from lookalike.report.style import CSS
 from lookalike.report.tables import percent, shown
 

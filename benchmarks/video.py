@@ -24,23 +24,23 @@ from pathlib import Path
 import av
 import torch
 
-from lookalike.data.disk import Local
+from lookalike.core.memory import keep_freed
+from lookalike.data.formats.disk import Local
 from lookalike.data.loader import GIB, Loader
-from lookalike.data.seek import Readers, VideoFile
 from lookalike.data.source import open_source
-from lookalike.data.video import index
+from lookalike.data.video.open import index
+from lookalike.data.video.seek import Readers, VideoFile
 from lookalike.data.windows import order_of
-from lookalike.evaluate.fewshot import interval
-from lookalike.evaluate.knn import Knn
-from lookalike.evaluate.probe import LinearProbe
-from lookalike.evaluate.retrieval import Retrieval
-from lookalike.memory import keep_freed
-from lookalike.pace import Timed, Waiting
-from lookalike.pretraining import pretrain
-from lookalike.recipe import Length, Recipe
+from lookalike.metrics.fewshot import interval
+from lookalike.metrics.knn import Knn
+from lookalike.metrics.probe import LinearProbe
+from lookalike.metrics.retrieval import Retrieval
 from lookalike.recipes import recipe_named
-from lookalike.train import backward, batches, begun
-from lookalike.trained import load, parts
+from lookalike.recipes.recipe import Length, Recipe
+from lookalike.train.loop import backward, batches, begun
+from lookalike.train.meter import Timed, Waiting
+from lookalike.train.pretrain import pretrain
+from lookalike.train.trained import load, parts
 
 SIDE, PERFORMERS, EACH = 64, 9, 8
 

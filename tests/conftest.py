@@ -10,7 +10,7 @@ import pytest
 from torch import Tensor
 from torch.nn import functional as F
 
-from lookalike.cli import main
+from lookalike.cli.main import main
 from tests.forks import Forks
 
 # Also where there is a GPU: many tests fork, and no process that uses one survives that.

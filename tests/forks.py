@@ -82,7 +82,7 @@ class Forks:
 def _serve() -> None:
     import torch
 
-    import lookalike.verbs  # noqa: F401  (all that a command imports)
+    import lookalike.cli.verbs  # noqa: F401  (all that a command imports)
 
     torch.set_num_threads(1)
     _obey_modes()
@@ -124,7 +124,7 @@ def _obey_modes() -> None:
 
 
 def _child(arguments: list[str], at: list[Any] | None, errors: int) -> None:
-    from lookalike.cli import main
+    from lookalike.cli.main import main
 
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed
 
-from lookalike.dist import HARMLESS
+from lookalike.core.dist import HARMLESS
 
 
 def ranks(world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:

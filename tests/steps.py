@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from lookalike import checkpoint, dist
+from lookalike.core import dist
+from lookalike.core.seeding import reseed
 from lookalike.data.loader import Loads
 from lookalike.data.windows import order_of
-from lookalike.recipe import Recipe
-from lookalike.seeding import reseed
-from lookalike.train import backward, batches
+from lookalike.recipes.recipe import Recipe
+from lookalike.train import checkpoint
+from lookalike.train.loop import backward, batches
 from lookalike.types import View
 
 

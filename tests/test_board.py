@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lookalike.cli import main
-from lookalike.run import Run
+from lookalike.cli.main import main
+from lookalike.train.run import Run
 
 TAGS = {"train/loss", "train/lr", "train/top1", "val/knn", "perf/images_per_s", "perf/data_wait"}
 

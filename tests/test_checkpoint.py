@@ -17,19 +17,20 @@ from typing import Any
 import pytest
 import torch
 
-from lookalike import checkpoint, dist
-from lookalike.devices import placed
+from lookalike.core import dist
+from lookalike.core.devices import placed
+from lookalike.core.errors import BAD_DATA, IO, UserError
 from lookalike.learn.dictionary import Queue
 from lookalike.learn.learner import Learner
+from lookalike.learn.optim import SGD, AdamW, Muon
 from lookalike.models.heads import MLP
 from lookalike.models.image import SmallResNet
-from lookalike.optimize import SGD, AdamW, Muon
-from lookalike.pretraining import pretrain
-from lookalike.recipe import Length, Recipe
 from lookalike.recipes import tiny
-from lookalike.run import read_recipe
-from lookalike.trained import load
-from lookalike.trouble import BAD_DATA, IO, Trouble
+from lookalike.recipes.recipe import Length, Recipe
+from lookalike.train import checkpoint
+from lookalike.train.pretrain import pretrain
+from lookalike.train.run import read_recipe
+from lookalike.train.trained import load
 from lookalike.types import Batch
 from tests.ranks import ranks
 
@@ -194,7 +195,7 @@ def test_every_damage_is_found_and_the_one_before_taken(
 def test_files_swapped_between_steps_leave_none_whole(two: Path, tmp_path: Path, name: str) -> None:
     folder = Path(shutil.copytree(two, tmp_path / "checkpoints"))
     swap(folder / "step-000000001" / name, folder / "step-000000002" / name)
-    with pytest.raises(Trouble, match="no whole checkpoint is left") as refused:
+    with pytest.raises(UserError, match="no whole checkpoint is left") as refused:
         checkpoint.newest(folder)
     assert refused.value.code == BAD_DATA
 
@@ -220,7 +221,7 @@ def test_another_model_or_optimizer_is_refused_and_nothing_is_taken_from_it(two:
     ]
     for other in others:
         state, untouched = begun(other), begun(other)
-        with pytest.raises(Trouble) as refused:
+        with pytest.raises(UserError) as refused:
             checkpoint.load(path, *state)
         assert refused.value.code == BAD_DATA
         if other.optimizer == recipe().optimizer:
@@ -250,7 +251,7 @@ def rewrite(path: Path, name: str, content: bytes) -> None:
 def test_a_foreign_checkpoint_with_true_hashes_is_refused(two: Path, tmp_path: Path, name: str, content: bytes) -> None:
     folder = Path(shutil.copytree(two, tmp_path / "checkpoints"))
     rewrite(folder / "step-000000002", name, content)
-    with pytest.raises(Trouble) as refused:
+    with pytest.raises(UserError) as refused:
         checkpoint.load(folder / "step-000000002", *begun(recipe()))
     assert refused.value.code == BAD_DATA
 
@@ -271,7 +272,7 @@ def test_a_disk_that_refuses_leaves_the_checkpoints_before_whole(two: Path, tmp_
     folder, state = Path(shutil.copytree(two, tmp_path / "checkpoints")), begun(recipe())
     biggest = max(file.stat().st_size for file in (folder / "step-000000002").iterdir())
     assert biggest > 20_000
-    with no_file_above(size), pytest.raises(Trouble, match="free some space") as refused:
+    with no_file_above(size), pytest.raises(UserError, match="free some space") as refused:
         checkpoint.save(folder, 3, *state)
     assert refused.value.code == IO
     assert checkpoint.newest(folder) == (folder / "step-000000002", [])
@@ -346,7 +347,7 @@ def test_one_rank_asks_for_the_size_without_a_word_to_the_others() -> None:
 
 def test_a_run_that_its_disk_cannot_hold_does_not_begin(tmp_path: Path) -> None:
     vast = [("model.widths", "4,4000000"), ("head.widths", "16")]  # 2,304 TB of kernels: only shapes are made
-    with pytest.raises(Trouble, match=r"needs \d+ bytes for checkpoints and its disk has \d+ free: ") as refused:
+    with pytest.raises(UserError, match=r"needs \d+ bytes for checkpoints and its disk has \d+ free: ") as refused:
         pretrain(torch.rand(40, 8, 8), tmp_path / "run", "tiny", overrides=vast, workers=0, quiet=True)
     assert refused.value.code == IO
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.lock"]
@@ -358,7 +359,7 @@ def test_what_is_kept_already_counts_as_room(two: Path, monkeypatch: pytest.Monk
     usage = shutil.disk_usage(two)
     for free, refused in ((needed - kept, False), (needed - kept - 1, True)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
-        with pytest.raises(Trouble) if refused else nullcontext():
+        with pytest.raises(UserError) if refused else nullcontext():
             checkpoint.refuse_full(two, recipe(), 64)
 
 

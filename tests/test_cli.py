@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 import lookalike
-from lookalike.cli import main
-from lookalike.trouble import Trouble
+from lookalike.cli.main import main
+from lookalike.core.errors import UserError
 from tests.forks import digest
 
 Said = tuple[int, str, str]
@@ -321,7 +321,7 @@ def test_evaluations_of_what_is_no_run_or_has_no_labels(
 
 
 def test_debug_shows_where(pictures: Path, tmp_path: Path) -> None:
-    with pytest.raises(Trouble, match="unknown recipe"):
+    with pytest.raises(UserError, match="unknown recipe"):
         main(["pretrain", str(pictures), "--out", str(tmp_path / "run"), "--recipe", "none", "--debug"])
 
 
@@ -329,17 +329,18 @@ def test_debug_shows_where(pictures: Path, tmp_path: Path) -> None:
 
 
 def test_every_public_name_is_there_and_importing_costs_no_torch() -> None:
-    assert {"pretrain", "load", "embed", "Recipe", "RECIPES", "recipe_named", "Trouble"} < set(lookalike.__all__)
+    assert {"pretrain", "load", "embed", "Recipe", "RECIPES", "recipe_named", "UserError"} < set(lookalike.__all__)
     assert sorted(lookalike.__all__) == lookalike.__all__
     assert set(lookalike.__all__) <= set(dir(lookalike))
     for name in lookalike.__all__:
         assert getattr(lookalike, name) is not None
     assert callable(lookalike.pretrain)  # and not the module of this name, which was imported above
-    assert callable(__import__("lookalike.pretraining").pretrain)
+    assert callable(__import__("lookalike.train.pretrain").pretrain)
     with pytest.raises(AttributeError, match="'lookalike' has no attribute 'nothing'"):
         _ = lookalike.nothing
     check = (
-        "import sys, lookalike, lookalike.cli; assert 'torch' not in sys.modules, 'torch'; print(lookalike.__version__)"
+        "import sys, lookalike, lookalike.cli.main; "
+        "assert 'torch' not in sys.modules, 'torch'; print(lookalike.__version__)"
     )
     found = subprocess.run([sys.executable, "-W", "error", "-c", check], capture_output=True, text=True, timeout=60)
     assert (found.stderr, found.stdout.strip()) == ("", lookalike.__version__)

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lookalike.cli import main
-from lookalike.comparing import asked, compare, names, starts
-from lookalike.evaluate.fewshot import interval
-from lookalike.report.comparison import Comparison, Row, comparison_page, markdown, picture
-from lookalike.tasks import TASKS, Task
+from lookalike.cli.main import main
+from lookalike.evaluation.compare import Comparison, Row, asked, compare, names, starts
+from lookalike.evaluation.tasks import TASKS, Task
+from lookalike.metrics.fewshot import interval
+from lookalike.report.comparison import comparison_page, markdown, picture
 from tests.conftest import Said
 from tests.forks import digest
 from tests.test_cli import refused

@@ -19,12 +19,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lookalike.data import zipped
-from lookalike.data.decode import Unreadable
+from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.data.formats import zipped
+from lookalike.data.formats.tar import Damaged, Window, members
+from lookalike.data.image.decode import Unreadable
 from lookalike.data.loader import Loader
 from lookalike.data.source import open_source
-from lookalike.data.tar import Damaged, Window, members
-from lookalike.trouble import BAD_DATA, Trouble
 from tests.packs import pictures, write_tar
 
 PNG = pictures(1)[0].data
@@ -57,7 +57,7 @@ def names(root: Path) -> list[str]:
 
 
 def refusal(data: Path) -> str:
-    with pytest.raises(Trouble) as caught:
+    with pytest.raises(UserError) as caught:
         open_source(data)
     assert caught.value.code == BAD_DATA
     assert "\n" not in str(caught.value)
@@ -354,7 +354,7 @@ def test_a_damaged_zip_is_trouble_or_bad_rows(tmp_path_factory: pytest.TempPathF
     for _ in range(count):
         data[chance.choice([chance.randrange(len(data)), -chance.randrange(1, 200)])] = chance.randrange(256)
     path.write_bytes(data)
-    with suppress(Trouble):  # any other exception is a failure
+    with suppress(UserError):  # any other exception is a failure
         source = open_source(path)
         assert all(isinstance(source[row].bad, str | None) for row in range(len(source)))
         "".join(source.paths).encode()

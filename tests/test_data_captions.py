@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from lookalike.data.captions import MOST, find_captioned
+from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.fingerprint import stamps_of
 from lookalike.data.source import open_source
-from lookalike.data.tokenizer import Tokenizer, texts_of
-from lookalike.reading import loader
-from lookalike.recipe import meaningless
+from lookalike.data.text.captions import MOST, find_captioned
+from lookalike.data.text.tokenizer import Tokenizer, texts_of
 from lookalike.recipes import RECIPES
-from lookalike.trouble import BAD_DATA, Trouble
+from lookalike.recipes.modality import loader
+from lookalike.recipes.recipe import meaningless
 from lookalike.types import Canvases, Captioned
 
 COCO = Path(__file__).resolve().parents[2] / "shared/data/coco_mini"
@@ -75,7 +75,7 @@ def test_a_file_of_captions_that_cannot_be_used_is_refused_in_one_line(
 ) -> None:
     (album / "captions.csv").unlink()
     (album / name).write_text(text)
-    with pytest.raises(Trouble, match=words) as refused:
+    with pytest.raises(UserError, match=words) as refused:
         find_captioned(album)
     assert "\n" not in str(refused.value)
 
@@ -155,7 +155,7 @@ def test_what_makes_no_sense_is_refused_in_words() -> None:
         replace(small, dictionary=captions.dictionary): "a queue for each direction wants two",
     }.items():
         assert words in (meaningless(recipe) or "")
-    with pytest.raises(Trouble, match=r"model\.text\.width 64 must be"):
+    with pytest.raises(UserError, match=r"model\.text\.width 64 must be"):
         replace(captions, model=replace(captions.model, text=replace(captions.model.text, width=64))).build(64)  # type: ignore
 
 
@@ -169,6 +169,6 @@ def test_real_photos_with_their_captions() -> None:
 
 
 def test_pictures_as_data_in_python_have_no_captions() -> None:
-    with pytest.raises(Trouble, match="no text in this data") as refused:
+    with pytest.raises(UserError, match="no text in this data") as refused:
         texts_of(open_source(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), find=find_captioned))
     assert refused.value.code == BAD_DATA

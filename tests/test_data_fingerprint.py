@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.fingerprint import (
     UNREAD,
     Change,
@@ -26,7 +27,6 @@ from lookalike.data.fingerprint import (
     token_of,
 )
 from lookalike.data.source import open_source
-from lookalike.trouble import BAD_DATA, Trouble
 from tests.test_data_sources import Listed, picture, plant, table
 
 NAMES = [f"{i:02}.png" for i in range(20)]
@@ -127,6 +127,6 @@ def test_to_a_table_and_back(tmp_path: Path) -> None:
     assert not changes(written, from_table(tmp_path / "data.parquet"))
     (tmp_path / "data.parquet").write_bytes(b"PAR1")
     for path in ("data.parquet", "missing.parquet"):
-        with pytest.raises(Trouble) as caught:
+        with pytest.raises(UserError) as caught:
             from_table(tmp_path / path)
         assert caught.value.code == BAD_DATA

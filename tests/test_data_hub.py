@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pytest
 
-from lookalike.data import hub
+from lookalike.core.errors import BAD_DATA, IO, USAGE, UserError
+from lookalike.data.formats import hub
 from lookalike.data.source import open_source, splits
-from lookalike.trouble import BAD_DATA, IO, USAGE, Trouble
 from tests.packs import columns, pack, pictures
 
 GIVEN = pictures(6)
@@ -56,12 +56,12 @@ def test_refusals(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("owner/name/../../x", "no name of a dataset", USAGE),
         ("owner/name?x", "no name of a dataset", USAGE),
     ]:
-        with pytest.raises(Trouble, match=words) as caught:
+        with pytest.raises(UserError, match=words) as caught:
             open_source(f"hub:{name}")
         assert caught.value.code == code
         assert "\n" not in str(caught.value)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(Trouble, match=r"lookalike\[hub\]"):
+    with pytest.raises(UserError, match=r"lookalike\[hub\]"):
         hub.snapshot("hub:owner/name", [".png"])
 
 
@@ -164,10 +164,10 @@ def test_damaged_arrow(tmp_path: Path) -> None:
     ]
     for data in (*beyond, whole[:100], b"ARROW1", b""):
         (tmp_path / "a.arrow").write_bytes(data)
-        with pytest.raises(Trouble, match="no Arrow file that can be read") as caught:
+        with pytest.raises(UserError, match="no Arrow file that can be read") as caught:
             open_source(tmp_path)
         assert caught.value.code == BAD_DATA
     arrow(tmp_path / "a.arrow", nulls)
     (tmp_path / "state.json").write_text("{}")
-    with pytest.raises(Trouble, match=r"state\.json cannot be read"):
+    with pytest.raises(UserError, match=r"state\.json cannot be read"):
         open_source(tmp_path)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.source import open_source, splits
-from lookalike.trouble import BAD_DATA, Trouble
 from tests.packs import pictures
 
 PNG = pictures(1)[0].data
@@ -76,6 +76,6 @@ def test_numbers_are_numbered_as_numbers(tmp_path: Path) -> None:
 )
 def test_refusals(tmp_path: Path, name: str, text: str, words: str) -> None:
     csv.field_size_limit(sys.maxsize)  # as a reader of texts leaves it: Python has one limit for all
-    with pytest.raises(Trouble, match=words) as caught:
+    with pytest.raises(UserError, match=words) as caught:
         open_source(written(tmp_path, name, text))
     assert caught.value.code == BAD_DATA

@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lookalike.core.errors import BAD_DATA, IO, UserError
 from lookalike.data.loader import Loaded, Loader
 from lookalike.data.order import Order
 from lookalike.data.source import Source, open_source
-from lookalike.trouble import BAD_DATA, IO, Trouble
 
 COUNT, BAD = 40, (3, 4, 17, 39)
 LAZY = 0  # a budget that nothing fits
@@ -89,7 +89,7 @@ def test_a_bad_picture_gives_way_to_the_next_good_one(photos: Source) -> None:
 @pytest.mark.parametrize("budget", [1 << 30, LAZY])
 def test_too_many_bad_pictures(photos: Source, budget: int, workers: int) -> None:
     told: dict[str, str] = {}
-    with pytest.raises(Trouble, match=r"of 40 pictures .*03\.jpg.*bad_files\.csv.*--max-bad") as caught:
+    with pytest.raises(UserError, match=r"of 40 pictures .*03\.jpg.*bad_files\.csv.*--max-bad") as caught:
         list(Loader(photos, budget, workers, on_bad=told.update).batches([torch.arange(8)]))
     assert caught.value.code == BAD_DATA
     assert "03.jpg" in told
@@ -100,7 +100,7 @@ def test_too_many_bad_pictures(photos: Source, budget: int, workers: int) -> Non
 def test_nothing_but_bad_pictures(tmp_path: Path, budget: int) -> None:
     for i in range(5):
         (tmp_path / f"{i}.png").write_bytes(b"<html>")
-    with pytest.raises(Trouble, match="5 of 5"):
+    with pytest.raises(UserError, match="5 of 5"):
         list(Loader(open_source(tmp_path), budget, 0, max_bad=1.0).batches([torch.arange(5)]))
 
 
@@ -168,7 +168,7 @@ class Deadly:
 
 
 def test_three_deaths_in_a_row_are_trouble() -> None:
-    with pytest.raises(Trouble, match="more memory") as caught:
+    with pytest.raises(UserError, match="more memory") as caught:
         list(Loader(Deadly(), LAZY, 1).batches([torch.zeros(1, dtype=torch.long)]))  # type: ignore[arg-type]
     assert caught.value.code == IO
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lookalike.core.seeding import hashed
 from lookalike.data.order import Order, permuted
-from lookalike.seeding import hashed
 
 seeds = st.integers(0, 2**63 - 1)
 

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lookalike.data.columns import Columns
-from lookalike.data.decode import Unreadable
-from lookalike.data.disk import Local
-from lookalike.data.parquet import ParquetFile, Recent
+from lookalike.core.errors import UserError
+from lookalike.data.formats.columns import Columns
+from lookalike.data.formats.disk import Local
+from lookalike.data.formats.parquet import ParquetFile, Recent
+from lookalike.data.image.decode import Unreadable
 from lookalike.data.source import open_source
-from lookalike.trouble import Trouble
 from tests.packs import IMAGE, pictures
 
 FLAT, NESTED = Columns("image", False, False, None, None), Columns("image", True, True, None, None)
@@ -106,7 +106,7 @@ def test_damage_makes_bad_rows(
     for _ in range(count):
         data[chance.randrange(4, footer)] = chance.randrange(256)  # what the footer says is read by pyarrow
     path.write_bytes(data)
-    with suppress(Trouble):
+    with suppress(UserError):
         store: Any = open_source(path)
         assert len(store) == 9  # the footer is whole
         for row in range(len(store)):

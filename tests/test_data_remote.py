@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from lookalike.data import forks, remote
+from lookalike.core.errors import BAD_DATA, IO, USAGE, UserError
+from lookalike.data import forks
+from lookalike.data.formats import remote
 from lookalike.data.source import native_side, open_source
-from lookalike.trouble import BAD_DATA, IO, USAGE, Trouble
 from tests.packs import pack, pictures
 from tests.ranges import Server, served
 
@@ -42,7 +43,7 @@ def test_a_range_of_shards(server: Server) -> None:
     pack("tars", GIVEN, server.root / "data")
     source = open_source(f"{server.url}/data/shard-{{000000..000001}}.tar")
     assert source.paths == open_source(server.root / "data").paths
-    with pytest.raises(Trouble, match="no such file"):
+    with pytest.raises(UserError, match="no such file"):
         open_source(f"{server.url}/data/shard-{{000000..000002}}.tar")
 
 
@@ -52,7 +53,7 @@ def test_a_passing_illness_is_waited_for(server: Server) -> None:
     server.ill = 2
     assert source[4].bad is None
     server.ill = 3
-    with pytest.raises(Trouble, match="cannot be reached") as caught:
+    with pytest.raises(UserError, match="cannot be reached") as caught:
         source[4]
     assert caught.value.code == IO
 
@@ -92,7 +93,7 @@ def test_a_server_without_ranges_is_said(tmp_path: Path) -> None:
     data = pack("tar", GIVEN, tmp_path / "data")
     with served(tmp_path, ranges=False) as server:
         source = open_source(f"{server.url}/data/{data.name}")  # so small that it is one piece
-        with pytest.raises(Trouble, match="no parts of files"):
+        with pytest.raises(UserError, match="no parts of files"):
             source[0]
 
 
@@ -105,17 +106,17 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("simplecache::memory://nowhere", "chained", USAGE),
         ("nonsense://nowhere", "nonsense", USAGE),
     ]:
-        with pytest.raises(Trouble, match=words) as caught:
+        with pytest.raises(UserError, match=words) as caught:
             open_source(url)
         assert caught.value.code == code, url
     monkeypatch.setitem(sys.modules, "fsspec.core", None)
-    with pytest.raises(Trouble, match=r"lookalike\[remote\]"):
+    with pytest.raises(UserError, match=r"lookalike\[remote\]"):
         open_source("memory://elsewhere")
 
 
 def test_an_unreachable_server(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("aiohttp", reason="aiohttp is not installed")
     monkeypatch.setattr(remote, "_WAITS", (0.01,))
-    with pytest.raises(Trouble, match="cannot be reached") as caught:
+    with pytest.raises(UserError, match="cannot be reached") as caught:
         open_source("http://127.0.0.1:9/data")
     assert caught.value.code == IO

@@ -19,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lookalike.data import files
-from lookalike.data.decode import Unreadable
+from lookalike.core.errors import BAD_DATA, USAGE, UserError
+from lookalike.data.formats import files
+from lookalike.data.image.decode import Unreadable
 from lookalike.data.source import Rows, native_side, open_source, reference_and_query, split_by_hash, splits, splits_of
-from lookalike.trouble import BAD_DATA, USAGE, Trouble
 
 
 def picture(colour: int = 0, size: tuple[int, int] = (8, 8), kind: str = "PNG") -> bytes:
@@ -57,8 +57,8 @@ def grays(source: Any) -> list[int]:
     return [int(source[row].pixels[0, 0, 0]) for row in range(len(source))]
 
 
-def refusal(*arguments: Any) -> Trouble:
-    with pytest.raises(Trouble) as caught:
+def refusal(*arguments: Any) -> UserError:
+    with pytest.raises(UserError) as caught:
         open_source(*arguments)
     assert "\n" not in str(caught.value)
     return caught.value
@@ -124,9 +124,9 @@ def test_a_class_called_train_is_no_split(tmp_path: Path) -> None:
 
 def test_unknown_split(tmp_path: Path) -> None:
     root = plant(tmp_path, "train/1.png", "test/1.png")
-    trouble = refusal(root, "val")
-    assert trouble.code == USAGE
-    assert "train, test" in str(trouble)
+    error = refusal(root, "val")
+    assert error.code == USAGE
+    assert "train, test" in str(error)
     assert refusal("digits", "train").code == USAGE
 
 
@@ -247,9 +247,9 @@ def test_tables_go_before_pictures_only_with_pictures_in_them(tmp_path: Path) ->
 def test_no_image_column(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["x"], "label": [1]}), tmp_path / "t.parquet")
     for path in (tmp_path, tmp_path / "t.parquet"):
-        trouble = refusal(path)
-        assert trouble.code == BAD_DATA
-        assert "text, label" in str(trouble)
+        error = refusal(path)
+        assert error.code == BAD_DATA
+        assert "text, label" in str(error)
 
 
 # Arrays and datasets
@@ -366,7 +366,7 @@ def test_native_side(tmp_path: Path) -> None:
     (tmp_path / "5.jpg").write_bytes(b"")
     assert native_side(open_source(tmp_path, None, 1)) == 22
     empty = Rows(open_source(tmp_path), torch.tensor([5]))
-    with pytest.raises(Trouble):
+    with pytest.raises(UserError):
         native_side(empty)
 
 

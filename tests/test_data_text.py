@@ -13,12 +13,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lookalike.core.errors import UserError
 from lookalike.data.fingerprint import changes, stamps_of
 from lookalike.data.rows import Rows
 from lookalike.data.source import open_source, reference_and_query, splits_of
-from lookalike.data.text import find_text
-from lookalike.data.texts import LONGEST
-from lookalike.trouble import Trouble
+from lookalike.data.text.source import find_text
+from lookalike.data.text.texts import LONGEST
 
 QUIET = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -75,7 +75,7 @@ def test_any_bytes_are_lines_or_are_refused(tmp_path: Path, lines: list[bytes]) 
 def test_any_bytes_are_a_table_or_one_line_of_trouble(tmp_path: Path, data: bytes) -> None:
     for name in ("a.csv", "a.tsv", "a.parquet"):
         file = write(tmp_path / name, b"text,score\n" * name.endswith("v") + data)
-        with suppress(Trouble):
+        with suppress(UserError):
             assert all(text and "\0" not in text for (text,) in found(file).values())
 
 
@@ -102,7 +102,7 @@ def test_columns_by_their_usual_names_by_number_or_as_they_are_named(tmp_path: P
     other = write(tmp_path / "c.tsv", 'nr\tthe "body\tmood\n7\ta " quote\thappy\n')
     assert found(f'{other}:the "body') == {"c.tsv:2": ('a " quote',)}
     assert found(f"{other}:2,3", True) == {"c.tsv:1": ('the "body', "mood"), "c.tsv:2": ('a " quote', "happy")}
-    with pytest.raises(Trouble, match="has no column 'title': there are"):
+    with pytest.raises(UserError, match="has no column 'title': there are"):
         found(f"{other}:title")
 
 
@@ -146,7 +146,7 @@ def test_splits_are_those_of_every_kind_of_data(tmp_path: Path) -> None:
 def test_half_a_pair_is_no_row(tmp_path: Path) -> None:
     source = find_text(str(write(tmp_path / "a.csv", "question,answer\nwhy,because\nwho,\n")), True).rows(None)
     assert source.unlisted == {"a.csv:3": "one text of the pair is blank"}
-    with pytest.raises(Trouble, match="1 text where a pair is wanted"):
+    with pytest.raises(UserError, match="1 text where a pair is wanted"):
         find_text(str(write(tmp_path / "b.txt", "alone\n")), True)
 
 
@@ -172,6 +172,6 @@ def test_changed_text_is_noticed(tmp_path: Path) -> None:
 )
 def test_what_holds_no_text_is_said_in_one_line(tmp_path: Path, make: object, words: str) -> None:
     data = make(tmp_path)  # type: ignore[operator]
-    with pytest.raises(Trouble, match=words) as refused:
+    with pytest.raises(UserError, match=words) as refused:
         find_text(data if isinstance(data, list) else str(data))
     assert "\n" not in str(refused.value)

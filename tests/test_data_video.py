@@ -14,16 +14,16 @@ import pytest
 import torch
 from PIL import Image
 
-from lookalike.data import indexed
-from lookalike.data.decode import Unreadable, rgb
-from lookalike.data.disk import Local
-from lookalike.data.film import film_of, video_of
+from lookalike.core.errors import UserError
+from lookalike.curate.prepare import prepare
+from lookalike.data.formats.disk import Local
+from lookalike.data.image.decode import Unreadable, rgb
 from lookalike.data.loader import Loader
-from lookalike.data.seek import Readers, VideoFile
 from lookalike.data.source import open_source, reference_and_query, splits_of
-from lookalike.data.video import index
-from lookalike.prepare import prepare
-from lookalike.trouble import Trouble
+from lookalike.data.video import index as indexing
+from lookalike.data.video.naming import film_of, video_of
+from lookalike.data.video.open import index
+from lookalike.data.video.seek import Readers, VideoFile
 from tests.films import SIDE, decoded, film, number_in, only_sound, picture, strip
 
 KINDS = {
@@ -108,7 +108,7 @@ def test_pictures_are_videos_where_the_name_says_so(tmp_path: Path) -> None:
         assert [path.rpartition("=")[2] for path in source.paths[:3]] == ["0.000000", "0.080000", "0.160000"]
     assert video_of(source.paths[0]) == "wave/person"
     assert film_of(open_source(tmp_path / "frames").paths) is None
-    with pytest.raises(Trouble, match="frames a second"):
+    with pytest.raises(UserError, match="frames a second"):
         open_source(f"strips@0:{tmp_path}")
 
 
@@ -150,7 +150,7 @@ def test_what_is_no_video_is_left_out_with_a_reason_and_damage_is_a_bad_row(tmp_
 
 def test_a_folder_without_a_good_video_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"")
-    with pytest.raises(Trouble, match=r"a.mp4 cannot be used \("):
+    with pytest.raises(UserError, match=r"a.mp4 cannot be used \("):
         open_source(tmp_path)
 
 
@@ -161,12 +161,12 @@ def test_the_index_is_made_once_and_again_for_what_has_changed(
     for name in "abc":
         film(data / f"{name}.mp4", 5)
 
-    def counting(disk: Local, name: str, real: object = indexed._row) -> object:
+    def counting(disk: Local, name: str, real: object = indexing._row) -> object:
         read.append(name)
         return real(disk, name)  # type: ignore[operator]
 
-    monkeypatch.setattr(indexed, "_row", counting)
-    monkeypatch.setattr(indexed, "cores", lambda: 0)
+    monkeypatch.setattr(indexing, "_row", counting)
+    monkeypatch.setattr(indexing, "cores", lambda: 0)
     first = open_source(data).paths
     assert (read, len(list(cache.iterdir()))) == (["a.mp4", "b.mp4", "c.mp4"], 1)
     assert open_source(data).paths == first
@@ -233,7 +233,7 @@ def test_a_fork_may_drop_what_its_parent_had_open(tmp_path: Path) -> None:
 def test_without_the_package_one_line_says_which_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     film(tmp_path / "a.mp4", 2)
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(Trouble, match=r"^video files want the package av: pip install 'lookalike\[video\]'$"):
+    with pytest.raises(UserError, match=r"^video files want the package av: pip install 'lookalike\[video\]'$"):
         open_source(tmp_path)
 
 

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lookalike.core.errors import USAGE, UserError
 from lookalike.data.order import Order
 from lookalike.data.source import open_source
 from lookalike.data.windows import Windowed, order_of
-from lookalike.trouble import USAGE, Trouble
 
 shards = st.lists(st.integers(0, 40), min_size=1, max_size=30).filter(any)
 seeds = st.integers(0, 2**63 - 1)
@@ -97,7 +97,7 @@ def test_which_order_a_run_has() -> None:
     source = open_source("digits")
     assert order_of(source, 16, 3, None) == Order(1797, 16, 3)
     for window in (0, 4):
-        with pytest.raises(Trouble, match="--window") as refused:
+        with pytest.raises(UserError, match="--window") as refused:
             order_of(source, 16, 3, window)
         assert refused.value.code == USAGE
     source.starts = [0, 1000, 1797]  # type: ignore[attr-defined]

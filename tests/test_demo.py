@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-import lookalike.demo
+import lookalike.cli.demo
+from lookalike.cli.demo import FEW, compared, demo, pixels
 from lookalike.data.source import open_source
-from lookalike.demo import FEW, compared, demo, pixels
 from lookalike.models.image import SmallResNet
-from lookalike.recipe import Length, Recipe
 from lookalike.recipes import recipe_named
 from lookalike.recipes.digits import digits
-from lookalike.train import Finished
+from lookalike.recipes.recipe import Length, Recipe
+from lookalike.train.loop import Finished
 
 
 def short() -> Recipe:
@@ -47,7 +47,7 @@ def test_pixels_are_the_pictures_as_they_are() -> None:
 
 def test_a_signal_stops_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped = Finished(3, 9, None, 0.0, 0.0, signal.SIGINT)  # type: ignore[arg-type]
-    monkeypatch.setattr(lookalike.demo, "carry_out", lambda _: stopped)
+    monkeypatch.setattr(lookalike.cli.demo, "carry_out", lambda _: stopped)
     assert demo(tmp_path) == 130
     assert not (tmp_path / "report.html").exists()
 

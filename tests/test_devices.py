@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lookalike import devices
-from lookalike.devices import exact
+from lookalike.core import devices
+from lookalike.core.devices import exact
 from lookalike.learn.dictionary import MemoryBank
 from lookalike.pretext.mask import Masked
-from lookalike.recipe import Recipe
 from lookalike.recipes import RECIPES
+from lookalike.recipes.recipe import Recipe
 from lookalike.types import Batch
 
 EXAMPLES, BATCH = 5000, 8

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from lookalike.diagnosis import again, deviation, diagnose, knn_in_words, loss_in_words, rank, trend
-from lookalike.report.collect import collect
-from lookalike.run import Run
+from lookalike.curate.diagnosis import again, deviation, diagnose, knn_in_words, loss_in_words, rank, trend
+from lookalike.train.history import collect
+from lookalike.train.run import Run
 from tests.conftest import Said
 from tests.test_cli import pictures, snapshot, trained  # noqa: F401  (fixtures)
 

@@ -15,12 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
+from lookalike.curate.doctor import Found, examine
+from lookalike.curate.sheet import Tile, sheet, upright
+from lookalike.data.image.survey import joined, near, same, survey
 from lookalike.data.loader import Loader
 from lookalike.data.source import open_source
-from lookalike.data.survey import joined, near, same, survey
-from lookalike.doctor import Found, examine
 from lookalike.recipes import recipe_named
-from lookalike.sheet import Tile, sheet, upright
 from tests.conftest import Said
 from tests.test_cli import refused
 from tests.test_data_sources import table

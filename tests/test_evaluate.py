@@ -18,21 +18,21 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lookalike.data.files import listed
+from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.data.formats.files import listed
 from lookalike.data.loader import Loader
 from lookalike.data.source import open_source
-from lookalike.evaluate.embed import embed, evaluating, settle
-from lookalike.evaluate.fewshot import Fewshot, interval
-from lookalike.evaluate.knn import Knn
 from lookalike.learn.learner import Learner
+from lookalike.metrics.fewshot import Fewshot, interval
+from lookalike.metrics.knn import Knn
 from lookalike.models.encoder import Encoder
+from lookalike.models.features import embed, evaluating, settle
 from lookalike.models.heads import MLP
 from lookalike.models.image import SmallResNet
 from lookalike.models.whitening import Whitening
-from lookalike.recipe import Recipe
 from lookalike.recipes import tiny
-from lookalike.trained import Trained, embed_data, labelled, write_embeddings
-from lookalike.trouble import BAD_DATA, Trouble
+from lookalike.recipes.recipe import Recipe
+from lookalike.train.trained import Trained, embed_data, labelled, write_embeddings
 from lookalike.types import View
 
 
@@ -221,7 +221,9 @@ def test_a_folder_with_splits_is_listed_once_and_embedded_split_by_split(
         (tmp_path / split / "a").mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (9, 9), (40 * i, 0, 0)).save(tmp_path / split / "a" / f"{i}.png")
     listings: list[Path] = []
-    monkeypatch.setattr("lookalike.data.disk.listed", lambda root, ends: listings.append(root) or listed(root, ends))
+    monkeypatch.setattr(
+        "lookalike.data.formats.disk.listed", lambda root, ends: listings.append(root) or listed(root, ends)
+    )
     table = embed_data(Trained(trained[0], trained[1].encoder, 0), tmp_path, workers=0)
     assert listings == [tmp_path]
     assert list(zip(table.split, table.path)) == [
@@ -278,7 +280,7 @@ def test_only_examples_with_a_label_are_evaluated() -> None:
     source = open_source(Half([-1, 4, -1, 7, 4]))
     assert labelled(source, "it").labels.tolist() == [4, 7, 4]
     assert labelled(open_source(Half([1, 0])), "it").labels.tolist() == [1, 0]
-    with pytest.raises(Trouble, match="it has no labels") as refused:
+    with pytest.raises(UserError, match="it has no labels") as refused:
         labelled(open_source(Half([-1, -1])), "it")
     assert refused.value.code == BAD_DATA
 

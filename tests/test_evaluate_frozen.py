@@ -16,12 +16,12 @@ from torch.nn import functional as F
 
 from lookalike.data.loader import Loader
 from lookalike.data.source import open_source
-from lookalike.evaluate.clusters import Clusters
-from lookalike.evaluate.fewshot import Shares, drawn
-from lookalike.evaluate.knn import largest, products
-from lookalike.evaluate.paper import PaperProbe
-from lookalike.evaluate.probe import LinearProbe, folds
-from lookalike.evaluate.retrieval import Retrieval
+from lookalike.evaluation.paper import PaperProbe
+from lookalike.metrics.clusters import Clusters
+from lookalike.metrics.fewshot import Shares, drawn
+from lookalike.metrics.knn import largest, products
+from lookalike.metrics.probe import LinearProbe, folds
+from lookalike.metrics.retrieval import Retrieval
 from lookalike.models.encoder import Encoder
 from lookalike.recipes import tiny
 from lookalike.types import Canvases

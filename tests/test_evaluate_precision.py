@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lookalike.data.annotations.masks import Polygons
 from lookalike.data.annotations.record import Scene
-from lookalike.evaluate.precision import (
+from lookalike.evaluation.precision import (
     average_precision,
     coco_precision,
     correct_points,
@@ -22,7 +22,7 @@ from lookalike.evaluate.precision import (
     overlaps,
     voc_precision,
 )
-from lookalike.evaluate.scenes import Seen, pasted
+from lookalike.evaluation.scenes import Seen, pasted
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 SIDE, CLASSES = 120, 3

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from lookalike import evaluations, portions, trained
-from lookalike.commands import evaluation as asked
+from lookalike.cli import evaluation as asked
+from lookalike.cli import evaluations
+from lookalike.core import sharding
+from lookalike.core.progress import silent
 from lookalike.data.source import reference_and_query
-from lookalike.trained import Part, load, silent
+from lookalike.train import trained
+from lookalike.train.trained import Part, load
 from tests.ranks import ranks
 from tests.test_compare import pictures, runs  # noqa: F401  (fixtures)
 from tests.test_report import pictures as noise
@@ -64,11 +67,11 @@ def test_bad_pictures_are_left_out_whoever_meets_them(
 @pytest.mark.parametrize("count", [0, 1, 6, 7, 40])
 def test_chunks_are_whole_and_shared_once(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for world in (1, 2, 3, 8):
-        monkeypatch.setattr(portions.dist, "world", lambda world=world: world)
+        monkeypatch.setattr(sharding.dist, "world", lambda world=world: world)
         rows = []
         for rank in range(world):
-            monkeypatch.setattr(portions.dist, "rank", lambda rank=rank: rank)
-            start, stop = portions.mine(count, 3)
+            monkeypatch.setattr(sharding.dist, "rank", lambda rank=rank: rank)
+            start, stop = sharding.mine(count, 3)
             assert start % 3 == 0 or start == stop
             rows += torch.arange(start, stop).tolist()
             assert rank or not count or stop > start  # the first has some

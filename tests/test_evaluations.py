@@ -17,18 +17,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from lookalike.cli import main
+from lookalike.cli.main import main
 from lookalike.data.loader import Loader
 from lookalike.data.source import open_source
-from lookalike.evaluate.clusters import Clusters
-from lookalike.evaluate.embed import raw
-from lookalike.evaluate.fewshot import drawn
-from lookalike.evaluate.knn import Knn
-from lookalike.evaluate.paper import PaperProbe
-from lookalike.evaluate.probe import LinearProbe
-from lookalike.evaluate.retrieval import Retrieval, sorted_hits
+from lookalike.evaluation.paper import PaperProbe
+from lookalike.metrics.clusters import Clusters
+from lookalike.metrics.fewshot import drawn
+from lookalike.metrics.knn import Knn
+from lookalike.metrics.probe import LinearProbe
+from lookalike.metrics.retrieval import Retrieval, sorted_hits
+from lookalike.models.features import raw
 from lookalike.recipes import tiny
-from lookalike.trained import load
+from lookalike.train.trained import load
 from tests.forks import digest
 
 Said = tuple[int, str, str]

@@ -22,9 +22,9 @@ from PIL import Image
 from torch import Tensor
 
 import lookalike
+from lookalike.core.isolation import isolated
 from lookalike.data.source import open_source
-from lookalike.isolation import isolated
-from lookalike.recipe import Length
+from lookalike.recipes.recipe import Length
 from tests.forks import digest
 
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 from torch.distributed import DistStoreError, HashStore, Store
 
-from lookalike.meeting import alive
+from lookalike.core.rendezvous import alive
 
 SOON = timedelta(seconds=30)
 

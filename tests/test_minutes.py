@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lookalike.minutes import LEAST, Budget, Clock, expected, pace, timed_enough
-from lookalike.pace import Due
-from lookalike.trouble import USAGE, Trouble
+from lookalike.core.errors import USAGE, UserError
+from lookalike.train.meter import Due
+from lookalike.train.minutes import LEAST, Budget, Clock, expected, pace, timed_enough
 
 Slowness = Callable[[float], float]
 """How many times as long as on an idle machine work takes, at a share of the minutes; beyond 1 they are over."""
@@ -124,7 +124,7 @@ def test_too_few_steps_are_refused_with_minutes_that_are_enough(
     if budget.steps >= LEAST:
         assert budget.enough() == budget
         return
-    with pytest.raises(Trouble, match=f"minutes are {budget.steps} steps here: .* --minutes") as refused:
+    with pytest.raises(UserError, match=f"minutes are {budget.steps} steps here: .* --minutes") as refused:
         budget.enough()
     assert refused.value.code == USAGE
     need = float(str(refused.value).split("--minutes ")[1].split(",")[0])

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lookalike.core.errors import UserError
 from lookalike.models.decoder import Decoder, PatchDecoder, normalised, others
 from lookalike.models.vit import ViT, positions
-from lookalike.recipe import Recipe
-from lookalike.trouble import Trouble
+from lookalike.recipes.recipe import Recipe
 from tests.test_pretext_mask import batch, repainted, small
 
 SPEC = Decoder(width=8, depth=2, heads=2)
@@ -147,5 +147,5 @@ def test_a_masked_autoencoder_has_neither_a_twin_nor_keys() -> None:
 
 @pytest.mark.parametrize("wrong", [{"width": 10}, {"heads": 3}, {"depth": 0}])
 def test_a_decoder_that_cannot_be_is_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(Trouble, match=r"^reconstruction\.\w+ [^\n]*must be [^\n]*$"):
+    with pytest.raises(UserError, match=r"^reconstruction\.\w+ [^\n]*must be [^\n]*$"):
         replace(SPEC, **wrong).build(12, 2)

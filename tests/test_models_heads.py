@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from lookalike.core.errors import UserError
 from lookalike.models.heads import MLP
 from lookalike.models.norm import GroupedBatchNorm1d
 from lookalike.recipes import RECIPES
-from lookalike.trouble import Trouble
 
 
 @pytest.mark.parametrize("widths", [(128,), (2048, 128), (32, 16, 8)])
@@ -62,5 +62,5 @@ def test_moco_v3s_predictor_has_no_bias_and_simcses_head_ends_in_tanh() -> None:
 
 @pytest.mark.parametrize("group", [None, 1])
 def test_norms_need_a_group_of_two_or_more(group: int | None) -> None:
-    with pytest.raises(Trouble, match=r"^head\.norm 'all' [^\n]*group must be at least 2"):
+    with pytest.raises(UserError, match=r"^head\.norm 'all' [^\n]*group must be at least 2"):
         MLP((8,), "all").build(4, group)

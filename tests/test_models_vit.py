@@ -7,11 +7,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from lookalike.core.errors import UserError
 from lookalike.models.encoder import Encoder
 from lookalike.models.heads import MLP
 from lookalike.models.image import Timm
 from lookalike.models.vit import ViT, ViTBackbone, positions
-from lookalike.trouble import Trouble
 
 SMALL = ViT(width=24, depth=2, heads=3, patch=4)
 
@@ -179,13 +179,13 @@ def test_is_called_through_an_encoder_with_and_without_keep() -> None:
 
 @pytest.mark.parametrize("spec", [ViT(width=30, heads=3), ViT(width=64, heads=5), ViT(depth=0)])
 def test_impossible_shapes_are_refused(spec: ViT) -> None:
-    with pytest.raises(Trouble, match=r"^model\.(width|depth) [^\n]*must be"):
+    with pytest.raises(UserError, match=r"^model\.(width|depth) [^\n]*must be"):
         spec.build(8)
 
 
 @pytest.mark.parametrize("size", [(18, 16), (16, 3)])
 def test_pictures_that_do_not_divide_into_patches_are_refused(size: tuple[int, int]) -> None:
-    with pytest.raises(Trouble, match=r"^pictures of [^\n]*do not divide into patches of 4"):
+    with pytest.raises(UserError, match=r"^pictures of [^\n]*do not divide into patches of 4"):
         SMALL.build(8)[0](pixels=pixels(1, *size).float())
 
 
@@ -193,7 +193,7 @@ def test_pictures_that_do_not_divide_into_patches_are_refused(size: tuple[int, i
 def test_a_vit_of_timm_takes_views_of_any_size_its_patches_divide(side: int) -> None:
     net, features = Timm("test_vit").build(8)
     assert net(pixels=torch.randn(2, 3, side, side)).shape == (2, features)
-    with pytest.raises(Trouble, match=r"^this model of timm cannot take pictures of 40 by 40 pixels [^\n]*$"):
+    with pytest.raises(UserError, match=r"^this model of timm cannot take pictures of 40 by 40 pixels [^\n]*$"):
         net(pixels=torch.randn(2, 3, 40, 40))
 
 
@@ -205,12 +205,12 @@ def test_vit_small_of_timm_takes_small_views() -> None:
 def test_a_timm_model_of_one_size_is_made_for_a_size_or_refuses_it_in_one_line() -> None:
     name = "pit_ti_224"  # positions that timm cannot resample
     x = torch.randn(1, 3, 64, 64)
-    with pytest.raises(Trouble, match=r"cannot take pictures of 64 by 64 pixels [^\n]*--model\.size 64[^\n]*$"):
+    with pytest.raises(UserError, match=r"cannot take pictures of 64 by 64 pixels [^\n]*--model\.size 64[^\n]*$"):
         Timm(name).build(8)[0](pixels=x)
     net, features = Timm(name, size=64).build(8)
     assert net(pixels=x).shape == (1, features)
 
 
 def test_a_timm_model_without_sizes_refuses_one() -> None:
-    with pytest.raises(Trouble, match=r"^model\.size: resnet10t of timm is not made for one size"):
+    with pytest.raises(UserError, match=r"^model\.size: resnet10t of timm is not made for one size"):
         Timm("resnet10t", size=64).build(8)

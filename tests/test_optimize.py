@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lookalike import checkpoint, optimize
-from lookalike.optimize import LARS, SGD, AdamW, Cosine, Linear, Muon, Steps, apply, orthogonalised
+from lookalike.learn import optim
+from lookalike.learn.optim import LARS, SGD, AdamW, Cosine, Linear, Muon, Steps, apply, orthogonalised
 from lookalike.recipes import RECIPES
+from lookalike.train import checkpoint
 from tests.started import Started
 
 
@@ -145,7 +146,7 @@ def test_many_at_once_as_on_a_gpu_are_what_they_are_one_by_one(
     several = copy.deepcopy(single)
     for net, forced in ((single, False), (several, True)):
         if forced:
-            monkeypatch.setattr(optimize, "_on_gpu", lambda _: True)
+            monkeypatch.setattr(optim, "_on_gpu", lambda _: True)
         optimizer, random = spec.build(net, 512), torch.Generator().manual_seed(0)
         for _ in range(3):
             for parameter in net.parameters():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lookalike.trouble import PLATFORMS
+from lookalike.core.errors import PLATFORMS
 
 STATE = """
 import ctypes, locale, multiprocessing, os, random, signal, socket, sys, threading, warnings
@@ -62,7 +62,7 @@ os.register_at_fork = lambda **named: (hooks.append(named), register(**named))
 """
 ALONE = """
 before = state()
-import lookalike, lookalike.cli
+import lookalike, lookalike.cli.main
 assert 'torch' not in sys.modules
 after = state()
 assert after == before, [name for name in after if after[name] != before[name]]
@@ -108,7 +108,7 @@ def callers():
         pass
 
 def ours():
-    from lookalike.data.decode import Unreadable, decode
+    from lookalike.data.image.decode import Unreadable, decode
     try:
         decode(data, 8)
     except Unreadable:
@@ -149,12 +149,12 @@ LACKS = {"fork": "import os; del os.fork", "locks": "import sys; sys.modules['fc
 
 @pytest.mark.parametrize("what", LACKS)
 def test_where_processes_cannot_fork_or_lock_the_command_says_what_is_supported(what: str, tmp_path: Path) -> None:
-    main = f"{LACKS[what]}; from lookalike.cli import main; main({{}})"
+    main = f"{LACKS[what]}; from lookalike.cli.main import main; main({{}})"
     for verb in (["pretrain", "digits", "--out", str(tmp_path / "run")], ["doctor"]):
         done = python(main.format(verb))
         assert (done.returncode, done.stdout, done.stderr) == (2, "", f"lookalike: {PLATFORMS}\n")
     assert python(main.format(["pretrain", "--help"])).returncode == 0
-    done = python(f"{LACKS[what]}; import lookalike\ntry: lookalike.load\nexcept lookalike.Trouble as t: print(t)")
+    done = python(f"{LACKS[what]}; import lookalike\ntry: lookalike.load\nexcept lookalike.UserError as t: print(t)")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{PLATFORMS}\n", "")
 
 

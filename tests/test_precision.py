@@ -15,27 +15,27 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lookalike import devices
-from lookalike.devices import DEVICE, PRECISION, full_precision, resolved
-from lookalike.evaluate.embed import embed, evaluating, means, settle
-from lookalike.evaluate.fewshot import Fewshot
-from lookalike.evaluate.knn import Knn, products
-from lookalike.evaluate.probe import LinearProbe
-from lookalike.evaluate.retrieval import Retrieval
-from lookalike.evaluate.similarity import spearman
+from lookalike.core import devices
+from lookalike.core.devices import DEVICE, PRECISION, full_precision, resolved
+from lookalike.core.errors import UserError
 from lookalike.learn.dictionary import InBatch, MemoryBank, Neighbours, Queue
 from lookalike.learn.entries import Entries
 from lookalike.learn.objective import DCL, NCE, InfoNCE, Objective, SupCon, log_sum_exp, top1
+from lookalike.learn.optim import Muon, orthogonalised
+from lookalike.metrics.fewshot import Fewshot
+from lookalike.metrics.knn import Knn, products
+from lookalike.metrics.probe import LinearProbe
+from lookalike.metrics.retrieval import Retrieval
+from lookalike.metrics.spearman import spearman
 from lookalike.models.encoder import unit
+from lookalike.models.features import embed, evaluating, means, settle
 from lookalike.models.whitening import Whitening
 from lookalike.models.winograd import convolve, correlate, scheme
-from lookalike.optimize import Muon, orthogonalised
 from lookalike.pretext import ops
 from lookalike.pretext.image import MOCO_V2, MOCO_V3_SECOND, TwoViews
 from lookalike.pretext.mask import Masked
 from lookalike.pretext.video import TwoClips, TwoFrames
 from lookalike.recipes import recipe_named
-from lookalike.trouble import Trouble
 from lookalike.types import Batch, Canvases
 
 B, D, K = 6, 16, 40
@@ -271,7 +271,7 @@ def test_the_environment_says_what_auto_is_and_nonsense_is_refused(monkeypatch: 
         assert resolved("auto") == precision
         assert resolved("fp32") == "fp32"
     monkeypatch.setenv(PRECISION, "bf-16")
-    with pytest.raises(Trouble, match=r"LOOKALIKE_PRECISION is 'bf-16'; did you mean bf16\?"):
+    with pytest.raises(UserError, match=r"LOOKALIKE_PRECISION is 'bf-16'; did you mean bf16\?"):
         resolved("auto")
 
 
@@ -340,5 +340,5 @@ def test_clips_are_computed_in_fp32_on_a_processor(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv(DEVICE, "cpu")
     recipe = recipe_named("video_moco_clips", 64, 32)
     assert recipe.computes_in() == "fp32"
-    with pytest.raises(Trouble, match="--precision fp32"):
+    with pytest.raises(UserError, match="--precision fp32"):
         replace(recipe, precision="bf16").build(64)

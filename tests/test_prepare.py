@@ -15,11 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
+from lookalike.core.errors import BAD_DATA, USAGE, UserError
+from lookalike.curate.prepare import prepare
 from lookalike.data.loader import Loader
 from lookalike.data.prepared import Prepared
 from lookalike.data.source import native_side, open_source, reference_and_query, splits
-from lookalike.prepare import prepare
-from lookalike.trouble import BAD_DATA, USAGE, Trouble
 from tests.conftest import Said
 from tests.forks import Forks, Moment, digest
 from tests.test_cli import LIGHT, refused
@@ -83,7 +83,7 @@ def test_batches_come_from_the_map_and_are_those_of_the_data(photos: Path, cache
         assert torch.equal(one.rows, other.rows)
         assert all(torch.equal(a, b) for a, b in zip(one.material, other.material, strict=True))
     assert sorted(loader.bad) == ["train/a/04.png", "train/a/48.png"]
-    with pytest.raises(Trouble, match="2 of 50 pictures"):
+    with pytest.raises(UserError, match="2 of 50 pictures"):
         Loader(open_source(cache).at(16))
 
 
@@ -131,7 +131,7 @@ def test_smaller_canvases_are_made_of_it_and_larger_ones_refused(photos: Path, c
     one, other = (next(iter(loader.batches([torch.arange(50)]))).material for loader in (smaller, direct))
     assert torch.equal(one.sizes, other.sizes)
     assert (one.pixels.float() - other.pixels.float()).abs().mean() < 16  # noise, made small at once or twice
-    with pytest.raises(Trouble, match="--size 32") as caught:
+    with pytest.raises(UserError, match="--size 32") as caught:
         open_source(cache).at(32)
     assert caught.value.code == USAGE
     prepare("digits", tmp_path / "digits", workers=0)  # at their own 8 px, of which any canvas can be made
@@ -192,7 +192,7 @@ def test_shards_that_are_whole_are_kept(photos: Path, cache: Path, tmp_path: Pat
     (out / "canvases.json").write_text(json.dumps(state | {"finished": False, "shards": []}))
     (out / "index" / "00002.parquet").unlink()
     before = {path.name: path.stat().st_mtime_ns for path in (out / "shards").iterdir()}
-    with pytest.raises(Trouble, match="not finished") as caught:
+    with pytest.raises(UserError, match="not finished") as caught:
         open_source(out)
     assert caught.value.code == BAD_DATA
     prepare(photos, out, 16, workers=0, shard_bytes=SMALL)
@@ -211,12 +211,12 @@ def test_damage_is_noticed_and_mended(photos: Path, cache: Path, tmp_path: Path)
     assert isinstance(source, Prepared)
     source.take(torch.tensor([24]))
     for read in (lambda: source.take(torch.tensor([0, 25])), lambda: source[25], lambda: open_source(out).at(8)[25]):
-        with pytest.raises(Trouble, match=r"00001.bin is damaged .*prepare again") as caught:
+        with pytest.raises(UserError, match=r"00001.bin is damaged .*prepare again") as caught:
             read()
         assert caught.value.code == BAD_DATA
     (out / "shards" / "00003.bin").write_bytes(b"short")
     open_source(out)
-    with pytest.raises(Trouble, match=r"00003.bin is damaged \(5 bytes instead of 10752\)"):
+    with pytest.raises(UserError, match=r"00003.bin is damaged \(5 bytes instead of 10752\)"):
         open_source(out, "val")
     prepare(photos, out, 16, workers=0, shard_bytes=SMALL)
     assert files(out) == files(cache)
@@ -227,16 +227,16 @@ def test_what_a_cache_was_made_of_and_how_cannot_change(photos: Path, cache: Pat
     shutil.copytree(cache, tmp_path / "cache")
     before = files(tmp_path / "cache")
     for changed in ({"size": 8}, {"size": 16, "jpeg": 90}, {"size": 16, "split": "train"}):
-        with pytest.raises(Trouble, match="other settings"):
+        with pytest.raises(UserError, match="other settings"):
             prepare(photos, tmp_path / "cache", workers=0, shard_bytes=SMALL, **changed)
     plant(tmp_path / "photos", "train/a/new.png")
-    with pytest.raises(Trouble, match=r"1 added \(train/a/new.png\)"):
+    with pytest.raises(UserError, match=r"1 added \(train/a/new.png\)"):
         prepare(tmp_path / "photos", tmp_path / "cache", 16, workers=0, shard_bytes=SMALL)
     assert files(tmp_path / "cache") == before
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
     for out in ("other", "other/thesis.tex"):
-        with pytest.raises(Trouble, match=r"--out"):
+        with pytest.raises(UserError, match=r"--out"):
             prepare(photos, tmp_path / out, 16, workers=0)
 
 
@@ -254,7 +254,7 @@ def test_a_cache_of_somebody_else(cache: Path, tmp_path: Path, change: dict[str,
     out = tmp_path / "cache"
     shutil.copytree(cache, out)
     (out / "canvases.json").write_text(json.dumps(json.loads((out / "canvases.json").read_text()) | change))
-    with pytest.raises(Trouble) as caught:
+    with pytest.raises(UserError) as caught:
         open_source(out)
     assert caught.value.code == BAD_DATA
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as reference
 
+from lookalike.core.seeding import uniforms
 from lookalike.pretext import image, ops
 from lookalike.pretext.image import Columns, ImageView, TwoViews
-from lookalike.seeding import uniforms
 from lookalike.types import Canvases
 
 EVERYTHING = replace(image.MOCO_V3_SECOND, size=32, blur=0.5, solarize=0.5, gray=0.5, hue=0.4)

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lookalike.core.errors import UserError
 from lookalike.pretext.image import CIFAR_MEAN, ImageView, TwoViews
 from lookalike.pretext.mask import Masked
-from lookalike.recipe import Recipe, meaningless
 from lookalike.recipes import RECIPES
-from lookalike.trouble import Trouble
+from lookalike.recipes.recipe import Recipe, meaningless
 from lookalike.types import Batch, Canvases
 
 VIEW = ImageView(size=12, mean=CIFAR_MEAN)
@@ -97,7 +97,7 @@ def test_a_preview_shows_what_is_hidden_in_gray() -> None:
 
 @pytest.mark.parametrize("wrong", [{"patch": 5}, {"patch": 0}, {"share": 1.0}, {"share": -0.1}])
 def test_a_mask_that_cannot_be_is_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(Trouble, match=r"^views of 12 pixels do not divide into patches of [^\n]*$"):
+    with pytest.raises(UserError, match=r"^views of 12 pixels do not divide into patches of [^\n]*$"):
         replace(MASKED, **wrong)(canvases(), torch.arange(6), 0, 0)  # type: ignore[arg-type]
 
 

@@ -14,8 +14,8 @@ from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as reference
 
+from lookalike.core.seeding import uniforms
 from lookalike.pretext import ops
-from lookalike.seeding import uniforms
 
 EXACT, PIL_BYTES = 2e-6, 0.6 / 255  # PIL rounds twice to bytes on its way: on average a quarter step each
 QUICK = settings(max_examples=40, deadline=None)

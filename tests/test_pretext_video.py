@@ -12,20 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lookalike.checkup import Checkup
-from lookalike.data.film import film_of, pieces
+from lookalike.core.errors import UserError
 from lookalike.data.loader import GIB, Loader
 from lookalike.data.source import Rows, open_source
+from lookalike.data.video.naming import film_of, pieces
 from lookalike.data.windows import order_of
 from lookalike.models.video import SmallVideoResNet, VideoResNet
-from lookalike.plain import from_plain, to_plain
 from lookalike.pretext.image import MOCO_V2, ImageView
 from lookalike.pretext.video import TwoClips, TwoFrames
-from lookalike.recipe import Recipe, meaningless
 from lookalike.recipes import RECIPES, recipe_named
-from lookalike.train import batches
-from lookalike.trained import Part
-from lookalike.trouble import Trouble
+from lookalike.recipes.recipe import Recipe, meaningless
+from lookalike.recipes.serialize import from_plain, to_plain
+from lookalike.train.loop import batches
+from lookalike.train.monitor import Checkup
+from lookalike.train.trained import Part
 from lookalike.types import Canvases, Film
 from tests.films import SIDE, film, number_in, strip
 
@@ -162,7 +162,7 @@ def test_what_is_drawn_is_what_is_seen(videos: Path) -> None:
 def test_a_recipe_for_videos_refuses_pictures_in_one_line(tmp_path: Path) -> None:
     strip(tmp_path / "a.png")
     loader = Loader(open_source(tmp_path, side=SIDE), workers=0)
-    with pytest.raises(Trouble, match="name video files, frames:FOLDER or strips:FOLDER"):
+    with pytest.raises(UserError, match="name video files, frames:FOLDER or strips:FOLDER"):
         next(batches(loader, recipe("video_moco"), order_of(loader.source, 1, 0, None), 0, 1))
 
 

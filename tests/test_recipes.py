@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from lookalike.core.errors import UserError
 from lookalike.models.image import ResNet
 from lookalike.models.vit import ViTBackbone
 from lookalike.recipes import RECIPES
-from lookalike.trouble import Trouble
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
@@ -23,7 +23,7 @@ def test_residual_branches_that_begin_at_zero_pass_nothing_on(name: str) -> None
 
 @pytest.mark.parametrize("zero_init", [False, True])
 def test_a_network_that_is_no_resnet_is_refused_in_words(zero_init: bool) -> None:
-    with pytest.raises(Trouble, match="is not a ResNet of torchvision"):
+    with pytest.raises(UserError, match="is not a ResNet of torchvision"):
         ResNet("vit_b_16", zero_init=zero_init).build(4)
 
 

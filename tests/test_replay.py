@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from lookalike.core.devices import DEVICE
 from lookalike.data.loader import Loader
 from lookalike.data.source import open_source
-from lookalike.devices import DEVICE
-from lookalike.recipe import Length, Recipe
 from lookalike.recipes import recipe_named
-from lookalike.replay import GRAPHS, can_repeat
-from lookalike.run import Run
-from lookalike.train import train
+from lookalike.recipes.recipe import Length, Recipe
+from lookalike.train.loop import train
+from lookalike.train.replay import GRAPHS, can_repeat
+from lookalike.train.run import Run
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is here")
 

@@ -14,17 +14,17 @@ import pytest
 import torch
 from PIL import Image
 
-from lookalike.evaluate.fewshot import Interval
-from lookalike.pretraining import pretrain
-from lookalike.recipe import Length
+from lookalike.core.errors import UserError
+from lookalike.curate.sample import RIGHT, WRONG, agreement, nearest_others, strip
+from lookalike.metrics.fewshot import Interval
+from lookalike.recipes.recipe import Length
 from lookalike.recipes.tiny import tiny
 from lookalike.report import charts
 from lookalike.report.charts import Chart, Guide, svg, ticks
-from lookalike.report.collect import collect
 from lookalike.report.page import report, write_report
-from lookalike.report.sheets import RIGHT, WRONG, agreement, nearest_others, strip
 from lookalike.report.tables import Accuracies, accuracies, bar, percent
-from lookalike.trouble import Trouble
+from lookalike.train.history import collect
+from lookalike.train.pretrain import pretrain
 
 HOSTILE = "<script>alert('1')</script>\"><img src=x onerror=1>"
 VOID = {"meta", "img"}
@@ -120,7 +120,7 @@ def test_data_that_is_gone_costs_the_pictures_only(hostile_run: Path) -> None:
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Trouble):
+    with pytest.raises(UserError):
         write_report(tmp_path)
 
 

@@ -18,22 +18,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from lookalike.checkup import Checkup
+from lookalike.core.errors import BAD_DATA, LOCKED, USAGE, UserError
+from lookalike.core.files import write_atomically, write_json
 from lookalike.data.loader import Loader
 from lookalike.data.source import open_source
 from lookalike.learn.dictionary import Queue
-from lookalike.length import extended, to_the_end
-from lookalike.minutes import Budget, Clock
-from lookalike.optimize import AdamW
-from lookalike.plain import KINDS, differences, flat, from_plain, override, to_plain
-from lookalike.pretraining import Asked, begin, carry_out
-from lookalike.recipe import Length, Stage
+from lookalike.learn.optim import AdamW
 from lookalike.recipes import RECIPES, recipe_named
 from lookalike.recipes.images import moco_cifar, moco_v1, small
+from lookalike.recipes.recipe import Length, Stage
+from lookalike.recipes.serialize import KINDS, differences, flat, from_plain, override, to_plain
 from lookalike.recipes.tiny import tiny
-from lookalike.run import Run, move_aside, read_recipe, write_atomically, write_json
-from lookalike.screen import Screen
-from lookalike.trouble import BAD_DATA, LOCKED, USAGE, Trouble
+from lookalike.train.length import extended, to_the_end
+from lookalike.train.minutes import Budget, Clock
+from lookalike.train.monitor import Checkup
+from lookalike.train.pretrain import Asked, begin, carry_out
+from lookalike.train.run import Run, move_aside, read_recipe
+from lookalike.train.screen import Screen
 from tests.forks import digest
 
 PICTURES = torch.rand(48, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -64,7 +65,7 @@ ADAPTING = {
 def test_a_recipe_is_what_its_file_says(tmp_path: Path, name: str, examples: int, side: int) -> None:
     adapts = name in ADAPTING or name.startswith("small")
     if not adapts and recipe_named(name, 1_281_167, 500).batch > examples:  # as the papers have it
-        with pytest.raises(Trouble, match="larger than the data"):
+        with pytest.raises(UserError, match="larger than the data"):
             recipe_named(name, examples, side)
         return
     recipe = recipe_named(name, examples, side)
@@ -77,9 +78,9 @@ def test_a_recipe_is_what_its_file_says(tmp_path: Path, name: str, examples: int
 
 
 def test_an_unknown_recipe_is_refused_with_the_nearest() -> None:
-    with pytest.raises(Trouble, match=r"unknown recipe 'moco_v4'; did you mean moco_v[123]\?"):
+    with pytest.raises(UserError, match=r"unknown recipe 'moco_v4'; did you mean moco_v[123]\?"):
         recipe_named("moco_v4", 1000, 32)
-    with pytest.raises(Trouble, match="there are small, "):
+    with pytest.raises(UserError, match="there are small, "):
         recipe_named("qqqq", 1000, 32)
 
 
@@ -127,7 +128,7 @@ def test_a_field_of_any_type_is_set_by_its_path(path: str, text: str, value: obj
     ],
 )  # fmt: skip
 def test_a_value_of_another_type_is_refused_by_name(path: str, text: str) -> None:
-    with pytest.raises(Trouble, match=f"--{path} cannot be") as refused:
+    with pytest.raises(UserError, match=f"--{path} cannot be") as refused:
         override(moco_v1(), path, text)
     assert refused.value.code == USAGE
 
@@ -140,13 +141,13 @@ def test_a_value_of_another_type_is_refused_by_name(path: str, text: str) -> Non
     ],
 )  # fmt: skip
 def test_an_unknown_path_is_refused_with_the_nearest(path: str, near: str) -> None:
-    with pytest.raises(Trouble, match=f"did you mean {near}\\?"):
+    with pytest.raises(UserError, match=f"did you mean {near}\\?"):
         override(moco_v1(), path, "1")
 
 
 @pytest.mark.parametrize("path", ["kind", "__class__", "optimizer.build", "optimizer.__class__", "", ".", "keys."])
 def test_nothing_but_fields_can_be_set(path: str) -> None:
-    with pytest.raises(Trouble, match="has no field"):
+    with pytest.raises(UserError, match="has no field"):
         override(moco_v1(), path, "1")
 
 
@@ -197,7 +198,7 @@ def test_a_recipe_file_with_an_unknown_kind_field_or_type_is_refused(
     tmp_path: Path, changed: dict[str, object], message: str
 ) -> None:
     write_json(tmp_path / "recipe.json", plain() | changed)
-    with pytest.raises(Trouble, match=message) as refused:
+    with pytest.raises(UserError, match=message) as refused:
         read_recipe(tmp_path / "recipe.json")
     assert refused.value.code == BAD_DATA
 
@@ -207,13 +208,13 @@ def test_a_recipe_file_with_an_unknown_kind_field_or_type_is_refused(
 )
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "recipe.json").write_bytes(content)
-    with pytest.raises(Trouble) as refused:
+    with pytest.raises(UserError) as refused:
         read_recipe(tmp_path / "recipe.json")
     assert refused.value.code == BAD_DATA
 
 
 def test_a_recipe_file_without_a_field_that_has_no_default_is_refused() -> None:
-    with pytest.raises(Trouble, match="missing"):
+    with pytest.raises(UserError, match="missing"):
         from_plain({name: part for name, part in plain().items() if name != "pretext"})
 
 
@@ -222,7 +223,7 @@ def test_a_kind_in_a_file_never_imports(tmp_path: Path) -> None:
     sys.path.insert(0, str(tmp_path))
     try:
         for kind in ("canary_module", "canary_module.Queue", "canary_module:Queue", "../canary_module"):
-            with pytest.raises(Trouble):
+            with pytest.raises(UserError):
                 from_plain(plain() | {"dictionary": {"kind": kind}})
     finally:
         sys.path.remove(str(tmp_path))
@@ -243,7 +244,7 @@ JSON = st.recursive(
 def test_whatever_a_file_holds_is_a_recipe_or_is_refused(name: str, value: object) -> None:
     try:
         recipe = from_plain(plain() | {name: value})
-    except Trouble:
+    except UserError:
         return
     assert type(getattr(recipe, name)) is not dict
 
@@ -260,7 +261,7 @@ def test_a_queue_is_never_longer_than_half_the_data(size: int, examples: int) ->
 
 @pytest.mark.parametrize("examples", [1, 3, 4, 100, 255])
 def test_a_batch_larger_than_the_data_is_refused_with_one_that_fits(examples: int) -> None:
-    with pytest.raises(Trouble, match=f"a batch of 256 is larger than the data, {examples} examples") as refused:
+    with pytest.raises(UserError, match=f"a batch of 256 is larger than the data, {examples} examples") as refused:
         moco_v1(examples)
     if examples < 4:
         assert "add examples" in str(refused.value)
@@ -279,7 +280,7 @@ def test_the_default_fits_any_data(examples: int, side: int) -> None:
 
 @pytest.mark.parametrize("changed", [{"batch": 1}, {"batch": 0}, {"group": 0}, {"canvas": 0}, {"checkups": -1}])
 def test_numbers_that_cannot_work_are_refused(changed: dict[str, int]) -> None:
-    with pytest.raises(Trouble, match="must be at least"):
+    with pytest.raises(UserError, match="must be at least"):
         replace(tiny(), **changed).fitted(1000)  # type: ignore[arg-type]
 
 
@@ -288,10 +289,13 @@ def test_numbers_that_cannot_work_are_refused(changed: dict[str, int]) -> None:
 
 def test_one_folder_one_run_and_the_second_is_told_who(tmp_path: Path) -> None:
     with Run(tmp_path / "run"):
-        with pytest.raises(Trouble, match=r"is in use by pid \d+ on .* since \d{4}-") as refused, Run(tmp_path / "run"):
+        with (
+            pytest.raises(UserError, match=r"is in use by pid \d+ on .* since \d{4}-") as refused,
+            Run(tmp_path / "run"),
+        ):
             pass
         assert refused.value.code == LOCKED
-        with pytest.raises(Trouble) as refused, Run(tmp_path / "run"):  # the refusal did not free it
+        with pytest.raises(UserError) as refused, Run(tmp_path / "run"):  # the refusal did not free it
             pass
         assert refused.value.code == LOCKED
     with Run(tmp_path / "run"):
@@ -340,7 +344,7 @@ def finite(run: Path) -> bool:
 
 
 def test_a_loss_that_is_no_number_stops_the_run_before_it_reaches_the_weights(tmp_path: Path) -> None:
-    with pytest.raises(Trouble, match=r"(at|after) step (\d+): no checkpoint holds it") as refused:
+    with pytest.raises(UserError, match=r"(at|after) step (\d+): no checkpoint holds it") as refused:
         carry_out(asked(tmp_path / "run", ("optimizer.lr", "1e30"), steps=20, save_every=1))
     assert refused.value.code == BAD_DATA
     last = max((tmp_path / "run" / "checkpoints").iterdir())
@@ -351,7 +355,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_reaches_the_weights(tm
 
 def test_a_gradient_that_is_no_number_under_a_loss_that_is_stops_it_too(tmp_path: Path) -> None:
     # 1 / temperature is finite in float32, and so is the loss; a gradient, which is divided by norms as well, is not.
-    with pytest.raises(Trouble, match=r"the loss is [-+0-9.e]+, the norm of its gradient (nan|inf), at step 1:"):
+    with pytest.raises(UserError, match=r"the loss is [-+0-9.e]+, the norm of its gradient (nan|inf), at step 1:"):
         carry_out(asked(tmp_path / "run", ("objective.temperature", "1e-38"), save_every=1))
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -370,14 +374,14 @@ def test_minutes_measured_once_are_no_other_setting_but_other_steps_are(tmp_path
     carry_out(asked(run, length=Length(minutes=2, steps=3)))
     assert carry_out(asked(run, length=Length(minutes=2))).total == 3
     for other in (Length(minutes=3), Length(minutes=2, steps=4), Length(steps=3)):
-        with pytest.raises(Trouble, match=r"length\.(minutes|steps)"):
+        with pytest.raises(UserError, match=r"length\.(minutes|steps)"):
             carry_out(asked(run, length=other))
 
 
 def test_other_data_is_refused_in_a_run_that_began(tmp_path: Path) -> None:
     run = tmp_path / "run"
     carry_out(asked(run))
-    with pytest.raises(Trouble, match=r"other data \(48 then, 47 now\)") as refused:
+    with pytest.raises(UserError, match=r"other data \(48 then, 47 now\)") as refused:
         carry_out(asked(run)._replace(data=PICTURES[:47]))
     assert refused.value.code == BAD_DATA
     assert carry_out(asked(run)).step == 4
@@ -397,7 +401,7 @@ def test_a_run_begins_with_the_weights_of_another_even_when_its_beginning_was_cu
 
 def test_to_begin_with_the_weights_of_no_run_is_refused_every_time(tmp_path: Path) -> None:
     for _ in range(2):
-        with pytest.raises(Trouble, match="has no checkpoint") as refused:
+        with pytest.raises(UserError, match="has no checkpoint") as refused:
             carry_out(asked(tmp_path / "run", init_from=tmp_path / "nothing"))
         assert refused.value.code == BAD_DATA
 
@@ -420,7 +424,9 @@ def test_what_a_run_was_asked_and_where_it_ran_is_on_record(tmp_path: Path) -> N
 
 def test_minutes_that_are_too_few_are_refused_and_leave_room_for_others(tmp_path: Path) -> None:
     for _ in range(2):
-        with pytest.raises(Trouble, match=r"are 0 steps here: .* 30 steps need about [0-9.]+ minutes: --mi") as refused:
+        with pytest.raises(
+            UserError, match=r"are 0 steps here: .* 30 steps need about [0-9.]+ minutes: --mi"
+        ) as refused:
             carry_out(asked(tmp_path / "run", length=Length(minutes=1e-5)))
         assert refused.value.code == USAGE
     assert carry_out(asked(tmp_path / "run", steps=2)).step == 2
@@ -437,7 +443,7 @@ def test_minutes_count_from_when_the_person_began_to_wait(
         checkup = Checkup.of(loader, spec)
         began = time.perf_counter() - waited  # listing and decoding took this long
         if waited:
-            with pytest.raises(Trouble, match="getting started took 36"):
+            with pytest.raises(UserError, match="getting started took 36"):
                 begin(asked(tmp_path), spec, run, loader, checkup, screen, began)
             return
         recipe, clock = begin(asked(tmp_path), spec, run, loader, checkup, screen, began)
@@ -511,14 +517,14 @@ def test_epochs_are_all_and_minutes_are_more(tmp_path: Path) -> None:
         assert extended(longer, Length(minutes=60), opened, loader, checkup, time.perf_counter()) == (longer, None)
         more, _ = extended(longer, Length(minutes=30), opened, loader, checkup, time.perf_counter())
         assert more.length.stages[-1].total > clock.total
-        with pytest.raises(Trouble, match="30 steps need about"):
+        with pytest.raises(UserError, match="30 steps need about"):
             extended(longer, Length(minutes=1e-5), opened, loader, checkup, time.perf_counter())
         assert read_recipe(run / "recipe.json") == more
 
 
 def test_what_cannot_be_made_longer_is_refused_and_nothing_changes(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with pytest.raises(Trouble, match="holds no run that could be made longer"):
+    with pytest.raises(UserError, match="holds no run that could be made longer"):
         carry_out(asked(run, extend=True))
     assert not run.exists()
     carry_out(asked(run))
@@ -529,15 +535,15 @@ def test_what_cannot_be_made_longer_is_refused_and_nothing_changes(tmp_path: Pat
         ({"steps": 3}, "is 4 steps long, and --extend asks for 3"),
         ({"steps": 8, "overrides": (("seed", "1"),)}, r"other settings \((.*; )?seed: 0 -> 1"),
     ]:
-        with pytest.raises(Trouble, match=words) as refused:
+        with pytest.raises(UserError, match=words) as refused:
             carry_out(asked(run, **{"extend": True, **more}))  # type: ignore[arg-type]
         assert refused.value.code == USAGE
-    with pytest.raises(Trouble, match=r"length\.steps: 4 -> 8\): .*--extend to make it longer"):
+    with pytest.raises(UserError, match=r"length\.steps: 4 -> 8\): .*--extend to make it longer"):
         carry_out(asked(run, steps=8))
     assert (run / "recipe.json").read_bytes() == began
 
 
 def test_stages_without_blocks_are_refused_before_anything_is_decoded(tmp_path: Path) -> None:
-    with pytest.raises(Trouble, match=r"model\.widths has 3 stages, model\.blocks 2: set both"):
+    with pytest.raises(UserError, match=r"model\.widths has 3 stages, model\.blocks 2: set both"):
         carry_out(asked(tmp_path / "run", ("model.widths", "4,8,16")))
     carry_out(asked(tmp_path / "run", ("model.widths", "4,8,16"), ("model.blocks", "1,1,1"), steps=1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lookalike.screen import Screen
+from lookalike.train.screen import Screen
 
 
 def test_long_work_says_where_it_is_and_short_work_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 import lookalike
-from lookalike.recipe import Length
-from lookalike.trained import embed_data, load, read_embeddings, write_embeddings
+from lookalike.recipes.recipe import Length
+from lookalike.train.trained import embed_data, load, read_embeddings, write_embeddings
 from tests.conftest import Said
 from tests.invariants.test_captions import album
 from tests.invariants.test_captions import command as captioned

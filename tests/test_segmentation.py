@@ -18,18 +18,18 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
-from lookalike.data.decode import Unreadable
-from lookalike.data.masks import MOST, decoded, pairs
-from lookalike.devices import placed
-from lookalike.evaluate.segmentation import VOID, Classes, Confusion, Segmentation, crops, cut, mean_loss, photos
+from lookalike.core.devices import placed
+from lookalike.core.errors import UserError
+from lookalike.core.seeding import uniforms
+from lookalike.data.image.decode import Unreadable
+from lookalike.data.image.masks import MOST, decoded, pairs
+from lookalike.evaluation.segment import segmented
+from lookalike.evaluation.segmentation import VOID, Classes, Confusion, Segmentation, crops, cut, mean_loss, photos
 from lookalike.models.dense import dilated
 from lookalike.models.image import Pixels, SmallResNet, Timm
 from lookalike.pretext.image import ImageView
 from lookalike.recipes import tiny
-from lookalike.seeding import uniforms
-from lookalike.segmenting import segmented
-from lookalike.trained import Trained
-from lookalike.trouble import Trouble
+from lookalike.train.trained import Trained
 from tests.conftest import Said
 from tests.test_cli import refused
 from tests.test_report import Checked
@@ -84,7 +84,7 @@ def test_mean_intersection_over_union_is_its_definition(seed: int, classes: int,
     truth, guess = np.concatenate(truths), np.concatenate(guesses)
     truth, guess = truth[truth != 255], guess[truth != 255]
     if not len(truth):
-        with pytest.raises(Trouble, match="void"):
+        with pytest.raises(UserError, match="void"):
             confusion.scores()
         return
     expected = {}
@@ -143,7 +143,7 @@ def test_dilation_computes_at_every_stride_what_strides_did(
 
 
 def test_a_network_that_is_no_resnet_is_refused() -> None:
-    with pytest.raises(Trouble, match="segmentation takes SmallResNet and torchvision's ResNets"):
+    with pytest.raises(UserError, match="segmentation takes SmallResNet and torchvision's ResNets"):
         dilated(Timm("mobilenetv3_small_050").build(2)[0], 16)
 
 
@@ -196,7 +196,7 @@ def test_a_fit_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     again = segmented(trained, root, spec, progress=lambda what, done, _: steps.append((what, done)), folder=fits)
     assert [done for what, done in steps if what == "tuning"] == [3, 4]
     assert again.scores == whole
-    with pytest.raises(Trouble, match="holds a fit of another seed: choose another --out"):
+    with pytest.raises(UserError, match="holds a fit of another seed: choose another --out"):
         segmented(trained, root, spec, seed=1, folder=fits)
 
 
@@ -211,7 +211,7 @@ def test_void_masks_and_broken_files_are_no_numbers(tmp_path: Path) -> None:
     assert sum(one.truth.numel() for one, _ in found.seen) == 2 * 24 * 40
     for path in root.glob("*/masks/*"):
         Image.new("L", (40, 24), 255).save(path)
-    with pytest.raises(Trouble, match="every pixel of the masks is void"):
+    with pytest.raises(UserError, match="every pixel of the masks is void"):
         segmented(start(), str(root), QUICK)
 
 

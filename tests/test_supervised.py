@@ -12,22 +12,22 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.nn import functional as F
 
+from lookalike.core.errors import UserError
 from lookalike.data.loader import Loader
 from lookalike.data.order import Order
 from lookalike.data.source import open_source, reference_and_query
-from lookalike.finetuning import Finetune
+from lookalike.evaluation.finetune import Finetune
 from lookalike.learn.labelled import Classes, CrossEntropy
 from lookalike.learn.objective import InfoNCE
 from lookalike.models.heads import MLP
-from lookalike.plain import from_plain, to_plain
 from lookalike.pretext.image import OneView
-from lookalike.pretraining import Asked, carry_out, chosen, opened_data
-from lookalike.recipe import Length
 from lookalike.recipes import recipe_named, tiny
 from lookalike.recipes.labelled import with_labels
-from lookalike.train import batches
-from lookalike.trained import load
-from lookalike.trouble import Trouble
+from lookalike.recipes.recipe import Length
+from lookalike.recipes.serialize import from_plain, to_plain
+from lookalike.train.loop import batches
+from lookalike.train.pretrain import Asked, carry_out, chosen, opened_data
+from lookalike.train.trained import load
 
 
 @settings(max_examples=40, deadline=None)
@@ -67,7 +67,7 @@ def test_a_half_classifier_is_refused() -> None:
     twin = with_labels(tiny(), 10)
     halves = ({"objective": InfoNCE()}, {"head": MLP((9,))}, {"predictor": MLP((10,))})
     for wrong in (replace(twin, **half) for half in halves):
-        with pytest.raises(Trouble, match="classifier"):
+        with pytest.raises(UserError, match="classifier"):
             wrong.build(100)
 
 

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from lookalike.data.text import find_text
-from lookalike.data.tokenizer import Reader, Tokenizer
-from lookalike.evaluate.similarity import ranked, spearman
+from lookalike.core.errors import UserError
+from lookalike.data.text.source import find_text
+from lookalike.data.text.tokenizer import Reader, Tokenizer
+from lookalike.metrics.spearman import ranked, spearman
 from lookalike.models.hugging_face import HuggingFace
 from lookalike.models.text import Attended, Dropped, Transformer, table
 from lookalike.models.words import Words
 from lookalike.pretext.text import Cloze, Pairs, SameSentence
-from lookalike.trouble import Trouble
 from lookalike.types import FIRST, MASK, PAD, Tokens, View
 
 pytest.importorskip("tokenizers", reason="tokenizers is not installed")
@@ -93,7 +93,7 @@ def test_too_many_lines_that_are_no_text_are_refused(tmp_path: Path, tokenizer: 
     def note(bad: Mapping[str, str]) -> None:
         heard.update(bad)
 
-    with pytest.raises(Trouble, match=r"1 of 20 lines are no text, first a\.txt:2"):
+    with pytest.raises(UserError, match=r"1 of 20 lines are no text, first a\.txt:2"):
         Reader(source, tokenizer, 8, max_bad=0.01, on_bad=note)
     assert heard == {"a.txt:2": "no valid UTF-8"}
     assert len(Reader(source, tokenizer, 8, max_bad=0.1)) == 19
@@ -108,13 +108,13 @@ def test_without_the_extra_one_line_says_how_to_get_it(monkeypatch: pytest.Monke
         return real(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(Trouble, match=r"pip install 'lookalike\[text\]'"):
+    with pytest.raises(UserError, match=r"pip install 'lookalike\[text\]'"):
         Tokenizer.trained(LINES, 300, True)
 
 
 def test_a_file_that_is_no_tokenizer_is_refused() -> None:
     for text in ("", "{}", '{"model": {"type": "pickle"}}'):
-        with pytest.raises(Trouble, match="no tokenizer"):
+        with pytest.raises(UserError, match="no tokenizer"):
             Tokenizer(text)
 
 
@@ -242,14 +242,14 @@ def test_as_many_units_drop_out_as_asked_and_the_mean_stays() -> None:
 
 def test_an_encoder_that_is_no_folder_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     pytest.importorskip("transformers", reason="transformers is not installed")
-    with pytest.raises(Trouble, match=r"--model\.folder"):
+    with pytest.raises(UserError, match=r"--model\.folder"):
         HuggingFace().build(0)
-    with pytest.raises(Trouble, match=r"no config\.json"):
+    with pytest.raises(UserError, match=r"no config\.json"):
         HuggingFace(str(tmp_path)).build(0)
     (tmp_path / "config.json").write_text('{"model_type": "bert", "auto_map": {"AutoModel": "evil.Model"}}')
     (tmp_path / "evil.py").write_text("raise SystemExit('code of a folder was run')")
     (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n")
-    with pytest.raises(Trouble, match="no encoder that can be loaded"):
+    with pytest.raises(UserError, match="no encoder that can be loaded"):
         HuggingFace(str(tmp_path)).build(0)
 
 

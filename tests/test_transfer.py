@@ -17,20 +17,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lookalike.cli import main
+from lookalike.cli.main import main
+from lookalike.core.errors import UserError
 from lookalike.data.annotations.open import learned_and_asked, open_annotated
 from lookalike.data.annotations.record import Annotated
-from lookalike.detecting import Fitted, detector, fit
-from lookalike.evaluate.detection import Anchors, Detection, Instances, Ready
-from lookalike.evaluate.keypoints import Keypoints
-from lookalike.evaluate.scenes import Look, in_mirror, looks, picture, seen, truth
+from lookalike.evaluation.detect import Fitted, detector, fit
+from lookalike.evaluation.detector import Anchors, Detection, Instances, Ready
+from lookalike.evaluation.keypoints import Keypoints
+from lookalike.evaluation.scenes import Look, in_mirror, looks, picture, seen, truth
 from lookalike.models.image import ResNet, SmallResNet, Timm
 from lookalike.models.norm import GroupedBatchNorm2d
 from lookalike.models.pyramid import pyramid
 from lookalike.models.vit import ViT
 from lookalike.recipes import tiny
-from lookalike.trained import Trained
-from lookalike.trouble import Trouble
+from lookalike.train.trained import Trained
 from tests.scenery import made
 
 pytest.importorskip("faster_coco_eval")
@@ -106,7 +106,7 @@ def test_a_fit_goes_on_where_it_was_stopped(start: Trained, parts: tuple[Annotat
     assert same(whole, again)
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
     for changed in (replace(spec, lr=1.0), spec):
-        with pytest.raises(Trouble, match="choose another --out"):
+        with pytest.raises(UserError, match="choose another --out"):
             fit(start, *parts, changed, seed=int(changed is spec), folder=tmp_path, workers=0)
 
 
@@ -230,12 +230,12 @@ def test_a_pyramid_is_the_backbone_in_stages(model: Any, strides: list[int]) -> 
 
 @pytest.mark.parametrize("model", [ViT(width=16, depth=1, heads=2, patch=8), Timm("vit_tiny_patch16_224")])
 def test_a_transformer_has_no_pyramid(model: Any) -> None:
-    with pytest.raises(Trouble, match="has no pyramid"):
+    with pytest.raises(UserError, match="has no pyramid"):
         pyramid(model.build(4)[0], 4)
 
 
 def test_c4_wants_stages_that_come_apart() -> None:
-    with pytest.raises(Trouble, match="--neck fpn"):
+    with pytest.raises(UserError, match="--neck fpn"):
         KINDS["c4"].build(Timm("resnet10t").build(4)[0], 2)
 
 

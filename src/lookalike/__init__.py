@@ -9,27 +9,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lookalike.pretraining import pretrain
-    from lookalike.recipe import Recipe
+    from lookalike.core.errors import UserError
+    from lookalike.curate.search import search
     from lookalike.recipes import RECIPES, recipe_named
-    from lookalike.searching import search
-    from lookalike.trained import embed_data as embed
-    from lookalike.trained import load
-    from lookalike.trouble import Trouble
+    from lookalike.recipes.recipe import Recipe
+    from lookalike.train.pretrain import pretrain
+    from lookalike.train.trained import embed_data as embed
+    from lookalike.train.trained import load
 
     __version__: str
 
-__all__ = ["RECIPES", "Recipe", "Trouble", "__version__", "embed", "load", "pretrain", "recipe_named", "search"]
+__all__ = ["RECIPES", "Recipe", "UserError", "__version__", "embed", "load", "pretrain", "recipe_named", "search"]
 
 _HOMES = {
     "RECIPES": ("lookalike.recipes", "RECIPES"),
-    "Recipe": ("lookalike.recipe", "Recipe"),
-    "Trouble": ("lookalike.trouble", "Trouble"),
-    "embed": ("lookalike.trained", "embed_data"),
-    "load": ("lookalike.trained", "load"),
-    "pretrain": ("lookalike.pretraining", "pretrain"),
+    "Recipe": ("lookalike.recipes.recipe", "Recipe"),
+    "UserError": ("lookalike.core.errors", "UserError"),
+    "embed": ("lookalike.train.trained", "embed_data"),
+    "load": ("lookalike.train.trained", "load"),
+    "pretrain": ("lookalike.train.pretrain", "pretrain"),
     "recipe_named": ("lookalike.recipes", "recipe_named"),
-    "search": ("lookalike.searching", "search"),
+    "search": ("lookalike.curate.search", "search"),
 }
 
 
@@ -38,8 +38,8 @@ def __getattr__(name: str) -> Any:
         return import_module("importlib.metadata").version("lookalike")
     if name not in _HOMES:
         raise AttributeError(f"module 'lookalike' has no attribute {name!r}")
-    if name != "Trouble":
-        import_module("lookalike.trouble").refuse_platform()
+    if name != "UserError":
+        import_module("lookalike.core.errors").refuse_platform()
     module, own_name = _HOMES[name]
     return getattr(import_module(module), own_name)
 

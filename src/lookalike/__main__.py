@@ -1,6 +1,6 @@
 """``python -m lookalike``, which torchrun needs."""
 
-from lookalike.cli import main
+from lookalike.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -14,9 +14,9 @@ from lookalike.data.loader import GIB, Loader
 from lookalike.data.order import Order
 from lookalike.data.source import Source, open_source
 from lookalike.pretext.image import MOCO_V2, MOCO_V3_SECOND, TwoViews
-from lookalike.recipe import Recipe
 from lookalike.recipes import tiny
-from lookalike.train import batches
+from lookalike.recipes.recipe import Recipe
+from lookalike.train.loop import batches
 from lookalike.types import Batch
 
 COUNT, STEPS = 40, 6  # of 16: three epochs

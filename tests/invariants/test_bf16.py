@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lookalike import dist
-from lookalike.recipe import Recipe
-from lookalike.train import backward
+from lookalike.core import dist
+from lookalike.recipes.recipe import Recipe
+from lookalike.train.loop import backward
 from tests.invariants.test_processes import CASES, EXAMPLES, ONE_OF_EACH, batch_of
 from tests.ranks import ranks
 

@@ -13,20 +13,20 @@ import pytest
 import torch
 from PIL import Image
 
-from lookalike.data.captions import find_captioned
 from lookalike.data.order import Order
-from lookalike.data.tokenizer import Tokenizer
+from lookalike.data.text.captions import find_captioned
+from lookalike.data.text.tokenizer import Tokenizer
 from lookalike.learn.dictionary import InBatch
 from lookalike.learn.keys import EndToEnd
-from lookalike.learn.sides import QueueEach
+from lookalike.learn.optim import SGD
+from lookalike.learn.per_direction import QueueEach
 from lookalike.models.image import SmallResNet
 from lookalike.models.text import Transformer
 from lookalike.models.towers import TwoTowers
-from lookalike.optimize import SGD
-from lookalike.reading import loader
-from lookalike.recipe import Recipe
 from lookalike.recipes import RECIPES
-from lookalike.train import batches
+from lookalike.recipes.modality import loader
+from lookalike.recipes.recipe import Recipe
+from lookalike.train.loop import batches
 from tests.forks import Forks, Moment, digest
 from tests.ranks import ranks
 from tests.steps import in_double

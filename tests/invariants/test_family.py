@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lookalike.core.errors import UserError
+from lookalike.core.seeding import reseed
 from lookalike.learn.dictionary import Dictionary, Entries, InBatch, MemoryBank, Neighbours, Queue
 from lookalike.learn.keys import EndToEnd, Momentum, Stored
 from lookalike.learn.learner import Learner
 from lookalike.learn.objective import DCL, NCE, InfoNCE, Objective, SupCon
-from lookalike.plain import from_plain, to_plain
 from lookalike.pretext.image import MOCO_CIFAR, OneView
-from lookalike.recipe import Recipe, meaningless
 from lookalike.recipes import RECIPES
 from lookalike.recipes.images import small
-from lookalike.seeding import reseed
-from lookalike.trouble import Trouble
+from lookalike.recipes.recipe import Recipe, meaningless
+from lookalike.recipes.serialize import from_plain, to_plain
 from lookalike.types import Batch
 from tests.invariants.test_learner import batch
 
@@ -304,7 +304,7 @@ NONSENSE: dict[str, Recipe] = {
 
 @pytest.mark.parametrize("words", NONSENSE)
 def test_what_makes_no_sense_is_refused_in_words(words: str) -> None:
-    with pytest.raises(Trouble, match=words):
+    with pytest.raises(UserError, match=words):
         NONSENSE[words].build(50_000)
 
 

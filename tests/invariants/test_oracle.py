@@ -12,10 +12,10 @@ from lookalike.learn.dictionary import Queue
 from lookalike.learn.keys import Momentum
 from lookalike.learn.learner import Learner
 from lookalike.learn.objective import InfoNCE
+from lookalike.learn.optim import SGD
 from lookalike.models.encoder import Encoder
 from lookalike.models.heads import MLP
 from lookalike.models.norm import group_norms
-from lookalike.optimize import SGD
 from lookalike.types import Batch
 from tests import oracle
 

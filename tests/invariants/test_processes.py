@@ -13,20 +13,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lookalike import checkpoint, dist
+from lookalike.core import dist
+from lookalike.core.seeding import reseed
 from lookalike.learn.dictionary import InBatch, MemoryBank, Queue
 from lookalike.learn.keys import EndToEnd, Momentum
 from lookalike.learn.learner import Learner
 from lookalike.learn.objective import DCL, InfoNCE
+from lookalike.learn.optim import SGD, Muon
 from lookalike.models.heads import MLP
 from lookalike.models.image import SmallResNet
 from lookalike.models.vit import ViT
-from lookalike.optimize import SGD, Muon
 from lookalike.pretext.mask import Masked
-from lookalike.recipe import Recipe, uneven
 from lookalike.recipes import RECIPES
-from lookalike.seeding import reseed
-from lookalike.train import backward
+from lookalike.recipes.recipe import Recipe, uneven
+from lookalike.train import checkpoint
+from lookalike.train.loop import backward
 from lookalike.types import Batch
 from tests.ranks import ranks
 
@@ -248,12 +249,12 @@ def _seeded_share() -> tuple[int, list[float]]:
 
 def troubled() -> str:
     def work() -> int:
-        raise dist.Trouble("the disk is full", 74)
+        raise dist.UserError("the disk is full", 74)
 
     try:
         dist.on_first_rank(work)
-    except dist.Trouble as trouble:
-        return f"{trouble} {trouble.code}"
+    except dist.UserError as error:
+        return f"{error} {error.code}"
     return "nothing"
 
 

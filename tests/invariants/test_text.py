@@ -15,14 +15,14 @@ import pytest
 import torch
 
 from lookalike.data.order import Order
-from lookalike.data.text import find_text
-from lookalike.data.tokenizer import Reader, Tokenizer
+from lookalike.data.text.source import find_text
+from lookalike.data.text.tokenizer import Reader, Tokenizer
 from lookalike.learn.dictionary import Queue
+from lookalike.learn.optim import SGD
 from lookalike.models.text import Transformer
-from lookalike.optimize import SGD
-from lookalike.recipe import Recipe
 from lookalike.recipes import RECIPES
-from lookalike.train import batches
+from lookalike.recipes.recipe import Recipe
+from lookalike.train.loop import batches
 from tests.forks import Ended, Forks, Moment, digest
 from tests.ranks import ranks
 from tests.steps import in_double

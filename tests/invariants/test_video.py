@@ -14,12 +14,12 @@ import pytest
 from lookalike.data.loader import Loader
 from lookalike.data.source import open_source
 from lookalike.learn.dictionary import Queue
+from lookalike.learn.optim import SGD
 from lookalike.models.heads import MLP
 from lookalike.models.image import SmallResNet
 from lookalike.models.video import SmallVideoResNet
-from lookalike.optimize import SGD
-from lookalike.recipe import Recipe
 from lookalike.recipes import recipe_named
+from lookalike.recipes.recipe import Recipe
 from tests.films import SIDE, film
 from tests.forks import Forks, Moment, digest
 from tests.ranks import ranks

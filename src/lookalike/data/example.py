@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
-from lookalike.data.decode import Canvas
+from lookalike.data.image.decode import Canvas
 
 
 class Example(NamedTuple):

@@ -17,9 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.example import Source
-from lookalike.data.files import printable
-from lookalike.trouble import BAD_DATA, Trouble
+from lookalike.data.formats.files import printable
 
 Opens = Callable[[str], BinaryIO]
 """How a file of the data is opened by its name; raises OSError."""
@@ -144,12 +144,12 @@ def to_table(stamps: Stamps) -> bytes:
 
 
 def from_table(path: Path) -> Stamps:
-    """The stamps of a file that ``to_table`` made; raises Trouble."""
+    """The stamps of a file that ``to_table`` made; raises UserError."""
     try:
         table = pq.read_table(path, schema=pa.schema({"name": pa.string(), "bytes": pa.int64(), "token": pa.uint64()}))
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0][:200]
-        raise Trouble(f"{path} does not say what the data was ({reason}): choose another --out", BAD_DATA) from None
+        raise UserError(f"{path} does not say what the data was ({reason}): choose another --out", BAD_DATA) from None
     return Stamps(table["name"].to_pylist(), table["bytes"].to_numpy(), table["token"].to_numpy())
 
 

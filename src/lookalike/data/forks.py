@@ -15,7 +15,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-from lookalike.trouble import IO, Trouble
+from lookalike.core.errors import IO, UserError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,9 +54,9 @@ def submit(pool: ProcessPoolExecutor, work: Callable[P, R], *arguments: P.args, 
         return pool.submit(work, *arguments, **named)
 
 
-def killed() -> Trouble:
+def killed() -> UserError:
     """Why nobody goes on after so many deaths."""
-    return Trouble(
+    return UserError(
         "the processes that read pictures were killed three times in a row; "
         "give this machine or container more memory, or use --workers 0",
         IO,

@@ -10,10 +10,10 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from lookalike.core.devices import room
+from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.example import Ready, Source
 from lookalike.data.workers import PART, Part, here, in_workers
-from lookalike.devices import room
-from lookalike.trouble import BAD_DATA, Trouble
 from lookalike.types import Canvases, Material
 
 GIB = 1 << 30
@@ -41,7 +41,7 @@ class Loads(Protocol):
     def __len__(self) -> int: ...
 
     def batches(self, rows_of_steps: Iterable[Tensor]) -> Generator[Loaded[Any], None, None]:
-        """The material of each step's rows (B,), in order: a function of the data alone. Raises Trouble."""
+        """The material of each step's rows (B,), in order: a function of the data alone. Raises UserError."""
 
     def shown(self, rows: Tensor) -> Tensor:
         """The rows (B,) whose material stands in a batch that was asked for ``rows``: others where those are bad."""
@@ -62,7 +62,7 @@ class Loader:
         """Decodes everything now if N * 3 * S * S bytes fit ``budget``, else each batch when it is asked for.
 
         ``workers`` are processes: None is one a core, 0 this one. ``progress`` hears how many more rows are cached,
-        ``on_bad`` all bad paths and reasons whenever they grow, before Trouble is raised for too many.
+        ``on_bad`` all bad paths and reasons whenever they grow, before UserError is raised for too many.
         """
         self.source, self.max_bad = source, max_bad
         self.workers = cores() if workers is None else workers
@@ -88,7 +88,7 @@ class Loader:
         return self._canvases is not None or self._ready is not None
 
     def batches(self, rows_of_steps: Iterable[Tensor]) -> Generator[Loaded[Canvases], None, None]:
-        """The canvases of each step's rows (B,), in order: a function of the data alone. Raises Trouble."""
+        """The canvases of each step's rows (B,), in order: a function of the data alone. Raises UserError."""
         if self._ready is not None:
             instead = {row: next_good(row, self.bad_rows, len(self)) for row in self.bad_rows}
             for rows in rows_of_steps:
@@ -159,10 +159,10 @@ def next_good(row: int, bad: Mapping[int, str], count: int) -> int:
 
 
 def refuse_too_many(bad: Mapping[int, str], source: Source, max_bad: float) -> None:
-    """Raise Trouble when more than the share ``max_bad`` of all rows cannot be read, or none can."""
+    """Raise UserError when more than the share ``max_bad`` of all rows cannot be read, or none can."""
     if len(bad) > max_bad * len(source) or len(bad) == len(source):
         row = min(bad)
-        raise Trouble(
+        raise UserError(
             f"{len(bad)} of {len(source)} pictures cannot be read, first {source.paths[row]} ({bad[row]}); "
             f"mend or remove those in bad_files.csv, or allow more than {max_bad:g} of all with --max-bad",
             BAD_DATA,

@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from lookalike.seeding import hashed, scramble
+from lookalike.core.seeding import hashed, scramble
 
 _BLOCK = 1 << 14  # positions computed at once, 128 KB: far cheaper a row than a step of 256, which is all calls
 _ROUNDS = 6  # four make a Feistel network pseudo-random (Luby & Rackoff 1988); two more are free here

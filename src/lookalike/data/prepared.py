@@ -29,11 +29,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lookalike.data.decode import Unreadable, decode, squash
+from lookalike.core.errors import BAD_DATA, USAGE, UserError
 from lookalike.data.example import Example, broken, whole
 from lookalike.data.fingerprint import Stamps
+from lookalike.data.image.decode import Unreadable, decode, squash
 from lookalike.data.loader import cores
-from lookalike.trouble import BAD_DATA, USAGE, Trouble
 
 CANVASES, VERSION = "canvases.json", 1
 RAW = "raw"
@@ -97,7 +97,7 @@ class Prepared:
     """Some rows of a cache on canvases of ``side`` pixels, at most its own side."""
 
     def __init__(self, root: Path, stated: dict[str, Any], rows: pa.Table, shard_of: npt.NDArray[np.int64]) -> None:
-        """``rows`` in the columns of INDEX, and the shard of each; raises Trouble where a shard has another length."""
+        """``rows`` in the columns of INDEX, the shard of each; raises UserError where a shard has another length."""
         self._root, self.own, self._raw = root, int(stated["side"]), stated["coding"] == RAW
         self.side, self.classes = self.own, [str(name) for name in stated["classes"]]
         self.unlisted: dict[str, str] = {}
@@ -116,7 +116,9 @@ class Prepared:
         for number in np.unique(shard_of).tolist():
             self._check_length(number)
         if self._raw and bool((self._lengths != 3 * self.own**2).any()):
-            raise Trouble(f"{root / 'index'} is damaged (canvases of another length): prepare the data again", BAD_DATA)
+            raise UserError(
+                f"{root / 'index'} is damaged (canvases of another length): prepare the data again", BAD_DATA
+            )
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -146,7 +148,7 @@ class Prepared:
         return height, width
 
     def at(self, side: int) -> Self:
-        """The same rows on canvases of another side; raises Trouble where the cache has less than is asked for.
+        """The same rows on canvases of another side; raises UserError where the cache has less than is asked for.
 
         More pixels than the cache has are refused where the pictures had them; canvases of pictures that were no larger
         than the cache are enlarged, as the pictures themselves would be.
@@ -154,7 +156,7 @@ class Prepared:
         good = [row for row in range(len(self)) if row not in self.bad] if self.bad else slice(None)
         native = int(self.sizes[good].amin(1).median()) if len(self) > len(self.bad) else 0
         if side > self.own and native > self.own:
-            raise Trouble(
+            raise UserError(
                 f"{self._root} holds {self.own} px, and {side} px are asked for: prepare the data again with "
                 f"--size {side}, or ask for --canvas {self.own}",
                 USAGE,
@@ -193,7 +195,7 @@ class Prepared:
         return pixels.view(len(rows), 3, self.side, self.side), self.sizes.index_select(0, rows)
 
     def _bytes(self, row: int) -> npt.NDArray[np.uint8]:
-        """The bytes of one row in the map; raises Trouble where they are not what was written."""
+        """The bytes of one row in the map; raises UserError where they are not what was written."""
         number = int(self._shard_of[row])
         if number not in self._maps:
             self._maps[number] = np.memmap(self._file(number), np.uint8, "r").view(np.ndarray)
@@ -216,8 +218,8 @@ class Prepared:
         if found != self._shards[number].bytes:
             raise self._damaged(number, f"{found} bytes instead of {self._shards[number].bytes}")
 
-    def _damaged(self, number: int, reason: str) -> Trouble:
-        return Trouble(
+    def _damaged(self, number: int, reason: str) -> UserError:
+        return UserError(
             f"{self._file(number)} is damaged ({reason}): the same lookalike prepare again makes it anew", BAD_DATA
         )
 
@@ -226,10 +228,10 @@ class Cache:
     """A cache as a place: its splits, opened together."""
 
     def __init__(self, root: Path) -> None:
-        """Raises Trouble where it is not whole."""
+        """Raises UserError where it is not whole."""
         self._root, self._stated = root, stated(root)
         if not self._stated["finished"]:
-            raise Trouble(f"{root} is not finished: the same lookalike prepare again goes on with it", BAD_DATA)
+            raise UserError(f"{root} is not finished: the same lookalike prepare again goes on with it", BAD_DATA)
         tables = [read_index(root, number)[0] for number in range(len(self._stated["shards"]))]
         self._rows = pa.concat_tables(tables)
         self._shard_of = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
@@ -244,7 +246,7 @@ class Cache:
 
 
 def stated(root: Path) -> dict[str, Any]:
-    """canvases.json; raises Trouble."""
+    """canvases.json; raises UserError."""
     wanted = {"version": int, "side": int, "coding": str, "classes": list, "splits": list, "finished": bool}
     try:
         found = json.loads((root / CANVASES).read_bytes())
@@ -253,12 +255,12 @@ def stated(root: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         right = False
     if not right or found["version"] != VERSION:
-        raise Trouble(f"{root / CANVASES} cannot be read: prepare the data again into another folder", BAD_DATA)
+        raise UserError(f"{root / CANVASES} cannot be read: prepare the data again into another folder", BAD_DATA)
     return dict(found)
 
 
 def read_index(root: Path, number: int) -> tuple[pa.Table, dict[str, str]]:
-    """The rows of one shard, and what was written beside them; raises Trouble."""
+    """The rows of one shard, and what was written beside them; raises UserError."""
     path = root / "index" / f"{number:05}.parquet"
     try:
         table = pq.read_table(path, partitioning=None)
@@ -266,7 +268,7 @@ def read_index(root: Path, number: int) -> tuple[pa.Table, dict[str, str]]:
             raise pa.ArrowInvalid("other columns")
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0][:200]
-        raise Trouble(
+        raise UserError(
             f"{path} cannot be read ({reason}): the same lookalike prepare again mends it", BAD_DATA
         ) from None
     return table, {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}

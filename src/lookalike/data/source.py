@@ -12,16 +12,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lookalike.data.arrays import Arrays, Mapped, MapStyle, digits
-from lookalike.data.decode import Unreadable
+from lookalike.core.errors import BAD_DATA, USAGE, UserError
+from lookalike.core.isolation import isolated
 from lookalike.data.example import Example, Source
-from lookalike.data.files import TEST, TRAIN, VALIDATION, split_of
-from lookalike.data.film import video_of
-from lookalike.data.places import Place
-from lookalike.data.places import find as pictures
+from lookalike.data.formats.arrays import Arrays, Mapped, MapStyle, digits
+from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, split_of
+from lookalike.data.formats.places import Place
+from lookalike.data.formats.places import find as pictures
+from lookalike.data.image.decode import Unreadable
 from lookalike.data.rows import Rows
-from lookalike.isolation import isolated
-from lookalike.trouble import BAD_DATA, USAGE, Trouble
+from lookalike.data.video.naming import video_of
 
 __all__ = [
     "Data",
@@ -47,26 +47,26 @@ def open_source(data: Data, split: str | None = None, side: int = 32, find: Find
     """The rows of one split on canvases of ``side`` pixels; None is train where it exists, else everything.
 
     ``split`` takes the Hub's words (val, dev, test, ...) and ``all``. The word ``digits`` is always scikit-learn's
-    digits; a folder of that name is ``./digits``. ``find`` opens another kind of data than pictures. Raises Trouble.
+    digits; a folder of that name is ``./digits``. ``find`` opens another kind of data than pictures. Raises UserError.
     """
     place = (find or place_of)(data)
     return place.rows(_chosen(split, place), side)
 
 
 def splits(data: Data) -> list[str]:
-    """Which of train, validation and test exist, in this order; [] where the data is not divided. Raises Trouble."""
+    """Which of train, validation and test exist, in this order; [] where the data is not divided. Raises UserError."""
     return list(place_of(data).splits)
 
 
 @isolated()
 def splits_of(data: Data, side: int = 32, find: Finder | None = None) -> dict[str, Source]:
-    """Every split that exists, listed once; {"all": everything} where the data is not divided. Raises Trouble."""
+    """Every split that exists, listed once; {"all": everything} where the data is not divided. Raises UserError."""
     place = (find or place_of)(data)
     return {name: place.rows(name, side) for name in place.splits} or {EVERYTHING: place.rows(None, side)}
 
 
 def place_of(data: Data) -> Place:
-    """The pictures of a path, an address, a name, a tensor or a dataset; raises Trouble."""
+    """The pictures of a path, an address, a name, a tensor or a dataset; raises UserError."""
     if isinstance(data, Tensor | np.ndarray):
         return _Whole(Arrays(torch.as_tensor(data), None, [], 32))
     if not isinstance(data, str | os.PathLike):
@@ -121,7 +121,7 @@ def _digest(path: str) -> bytes:
 
 
 def native_side(source: Source, looks: int = 256) -> int:
-    """The median short side in pixels of up to ``looks`` evenly spaced pictures, by their headers; raises Trouble."""
+    """The median short side in pixels of up to ``looks`` evenly spaced pictures, by their headers; raises UserError."""
     count = min(looks, len(source))
     sides: list[int] = []
     for i in range(count):
@@ -130,14 +130,14 @@ def native_side(source: Source, looks: int = 256) -> int:
         except Unreadable:
             continue
     if not sides:
-        raise Trouble(
+        raise UserError(
             f"none of {count} pictures can be read, the first is {source.paths[0]}; open one by hand", BAD_DATA
         )
     return sorted(sides)[len(sides) // 2]
 
 
 def _chosen(split: str | None, place: Place) -> str | None:
-    """The split's own name, None for everything; raises Trouble."""
+    """The split's own name, None for everything; raises UserError."""
     if split is None:
         return TRAIN if TRAIN in place.splits else None
     if split == EVERYTHING:
@@ -149,16 +149,16 @@ def _chosen(split: str | None, place: Place) -> str | None:
 
 
 def _refuse_split(split: str | None, existing: Sequence[str]) -> None:
-    """Raise Trouble for a split that does not exist."""
+    """Raise UserError for a split that does not exist."""
     if split not in (None, EVERYTHING):
         there = f"there are {', '.join(existing)} and {EVERYTHING}" if existing else "the data is not divided"
-        raise Trouble(f"no split {split!r}: {there}; choose with --split, or leave it out", USAGE)
+        raise UserError(f"no split {split!r}: {there}; choose with --split, or leave it out", USAGE)
 
 
 def _not_empty(dataset: MapStyle) -> MapStyle:
-    """The dataset if it is map-style and holds anything; raises Trouble."""
+    """The dataset if it is map-style and holds anything; raises UserError."""
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        raise Trouble(f"a {type(dataset).__name__} is no data; give a path, a tensor or a map-style dataset", USAGE)
+        raise UserError(f"a {type(dataset).__name__} is no data; give a path, a tensor or a map-style dataset", USAGE)
     if not len(dataset):
-        raise Trouble(f"the {type(dataset).__name__} is empty; give one that holds pictures", BAD_DATA)
+        raise UserError(f"the {type(dataset).__name__} is empty; give one that holds pictures", BAD_DATA)
     return dataset

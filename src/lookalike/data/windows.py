@@ -10,9 +10,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from lookalike.core.errors import USAGE, UserError
 from lookalike.data.example import Source
 from lookalike.data.order import Order, permuted
-from lookalike.trouble import USAGE, Trouble
 
 
 @runtime_checkable
@@ -59,14 +59,14 @@ class Windowed(Order):
 
 
 def order_of(source: Source, batch: int, seed: int, window: int | None) -> Order:
-    """The order of a run: a shuffle of everything, or of ``window`` shards at a time. Raises Trouble."""
+    """The order of a run: a shuffle of everything, or of ``window`` shards at a time. Raises UserError."""
     if window is None:
         return Order(len(source), batch, seed)
     if window < 1:
-        raise Trouble("--window must be at least 1", USAGE)
+        raise UserError("--window must be at least 1", USAGE)
     starts = source.starts if isinstance(source, Sharded) else None
     if starts is None:
-        raise Trouble("--window is for data in shards (tar, zip, parquet, a prepared cache); leave it out", USAGE)
+        raise UserError("--window is for data in shards (tar, zip, parquet, a prepared cache); leave it out", USAGE)
     return Windowed(len(source), batch, seed, tuple(starts), window)
 
 

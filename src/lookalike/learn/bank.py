@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lookalike import dist
+from lookalike.core import dist
+from lookalike.core.seeding import integers, uniforms
 from lookalike.learn.entries import DTYPES, Dictionary, Entries, Precision, Shard
-from lookalike.seeding import integers, uniforms
 
 _ROWS, _DRAWS = 1, 2  # which of the counter's streams: the initial rows, the negatives of a step
 

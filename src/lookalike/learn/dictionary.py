@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lookalike import dist
-from lookalike.devices import full_precision, wide
+from lookalike.core import dist
+from lookalike.core.devices import full_precision, wide
 from lookalike.learn.bank import MemoryBank
 from lookalike.learn.entries import DTYPES, Dictionary, Entries, Precision
 

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lookalike.devices import wide
+from lookalike.core.devices import wide
 
 Precision = Literal["fp32", "bf16", "fp16"]
 """Of the rows that a dictionary stores; sums over them are never narrower than fp32."""

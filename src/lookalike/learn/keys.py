@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lookalike import dist
-from lookalike.devices import sent
+from lookalike.core import dist
+from lookalike.core.devices import sent
+from lookalike.core.seeding import hashed, scramble
 from lookalike.learn.bank import BankOfKeys
 from lookalike.learn.entries import Dictionary
 from lookalike.models.encoder import Encoder, unit
-from lookalike.seeding import hashed, scramble
 from lookalike.types import Batch, View
 
 Pair = tuple[Tensor, Tensor]

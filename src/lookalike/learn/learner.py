@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lookalike import dist
-from lookalike.devices import full_precision, sent
+from lookalike.core import dist
+from lookalike.core.devices import full_precision, sent
 from lookalike.learn.entries import Dictionary, Entries
 from lookalike.learn.keys import Asker, Keys, Made, Pair
 from lookalike.learn.objective import Objective, top1

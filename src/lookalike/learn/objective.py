@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from lookalike import dist
-from lookalike.devices import full_precision, wide
+from lookalike.core import dist
+from lookalike.core.devices import full_precision, wide
 from lookalike.learn.entries import Entries
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lookalike.core.errors import UserError
 from lookalike.models.vit import Block, Blocks, grid, initialise, patches_at, positions
-from lookalike.trouble import Trouble
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Decoder:
         """Random weights, for an encoder whose tokens have ``features`` numbers and whose patches have ``patch`` px."""
         for name in ("width", "depth", "heads"):
             if getattr(self, name) < 1:
-                raise Trouble(f"reconstruction.{name} must be at least 1")
+                raise UserError(f"reconstruction.{name} must be at least 1")
         if self.width % self.heads or self.width % 4:
-            raise Trouble(f"reconstruction.width {self.width} must be a multiple of {self.heads} heads and of 4")
+            raise UserError(f"reconstruction.width {self.width} must be a multiple of {self.heads} heads and of 4")
         return PatchDecoder(self, features, patch)
 
     def guess(self, patch: int) -> float:

@@ -11,9 +11,9 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lookalike.core.errors import UserError
 from lookalike.models.image import Pixels, SmallResNetBackbone
 from lookalike.models.norm import GroupedBatchNorm2d
-from lookalike.trouble import Trouble
 
 _MAIN = re.compile(r"conv\d")  # the convolutions of a block that are not its shortcut
 
@@ -51,7 +51,7 @@ def dilated(backbone: nn.Module, stride: int) -> nn.Sequential:
 
     A stride that would lead beyond is left out, and what follows looks at places as far apart as it did before: every
     s'th place of the result is what the strided network computes (à trous). With ``stride`` 16 that is the last stage
-    of a ResNet-50, as in the papers. Raises Trouble for other networks than ResNets.
+    of a ResNet-50, as in the papers. Raises UserError for other networks than ResNets.
     """
     stem, blocks = parts_of(copy.deepcopy(backbone))
     now, spread = _stride(stem), 1
@@ -76,7 +76,9 @@ def parts_of(backbone: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
         stages = (net.layer1, net.layer2, net.layer3, net.layer4)
         return [net.conv1, net.bn1, net.relu, net.maxpool], [block for stage in stages for block in stage]
     kind = type(net or backbone).__name__
-    raise Trouble(f"segmentation takes SmallResNet and torchvision's ResNets so far, and this run's model is a {kind}")
+    raise UserError(
+        f"segmentation takes SmallResNet and torchvision's ResNets so far, and this run's model is a {kind}"
+    )
 
 
 def _stride(modules: list[nn.Module]) -> int:

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lookalike.devices import Precision, autocast, wide
+from lookalike.core.devices import Precision, autocast, wide
 from lookalike.models.text import TransformerBackbone
 from lookalike.models.vit import ViTBackbone
 from lookalike.models.whitening import Whitening

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from lookalike.devices import product_type
-from lookalike.kernels import built
+from lookalike.core.devices import product_type
+from lookalike.core.kernels import built
 
 _NARROW = (torch.bfloat16, torch.float16)
 

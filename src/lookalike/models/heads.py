@@ -7,8 +7,8 @@ from typing import Literal
 
 from torch import nn
 
+from lookalike.core.errors import UserError
 from lookalike.models.norm import GroupedBatchNorm1d
-from lookalike.trouble import Trouble
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class MLP:
     def build(self, features: int, group: int | None = None) -> nn.Sequential:
         """(B, features) → (B, widths[-1]); BatchNorm, if any, in groups of ``group`` examples, 2 or more."""
         if self.norm != "none" and (group is None or group < 2):
-            raise Trouble(f"head.norm {self.norm!r} compares the examples of a group: group must be at least 2")
+            raise UserError(f"head.norm {self.norm!r} compares the examples of a group: group must be at least 2")
         layers: list[nn.Module] = []
         last = len(self.widths) - 1
         for i, (before, after) in enumerate(zip((features, *self.widths), self.widths)):

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lookalike.core.errors import BAD_DATA, IO, USAGE, UserError
 from lookalike.models.text import Attended, Dropped, Pool, pooled
-from lookalike.trouble import BAD_DATA, IO, USAGE, Trouble
 
 HUB = "hub:"
 FILES = ("config.json", "*.safetensors", "model.safetensors.index.json", "tokenizer.json")
@@ -29,16 +29,16 @@ class HuggingFace:
     pool: Pool = "first"
 
     def build(self, group: int) -> tuple[nn.Module, int]:
-        """The published weights and F; raises Trouble where the folder or the package transformers is missing."""
+        """The published weights and F; raises UserError where the folder or the package transformers is missing."""
         net = _loaded(located(self.folder), self.dropout)
         return HuggingFaceBackbone(net, self), int(net.config.hidden_size)
 
     def tokenizer(self) -> str:
-        """The JSON of the tokenizer that belongs to the encoder; raises Trouble."""
+        """The JSON of the tokenizer that belongs to the encoder; raises UserError."""
         try:
             return (located(self.folder) / "tokenizer.json").read_text("utf-8")
         except (OSError, ValueError) as error:
-            raise Trouble(
+            raise UserError(
                 f"{self.folder}: no tokenizer.json that can be read ({error}); "
                 "transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...) writes one",
                 BAD_DATA,
@@ -101,13 +101,13 @@ def _counted(net: nn.Module) -> list[_Counted]:
 
 
 def located(folder: str) -> Path:
-    """The folder of an encoder; raises Trouble."""
+    """The folder of an encoder; raises UserError."""
     if not folder:
-        raise Trouble("name the folder of an encoder with --model.folder, or hub:owner/name", USAGE)
+        raise UserError("name the folder of an encoder with --model.folder, or hub:owner/name", USAGE)
     if folder.startswith(HUB):
         return _fetched(folder.removeprefix(HUB))
     if not (Path(folder) / "config.json").is_file():
-        raise Trouble(f"{folder}: no encoder, it has no config.json; name what save_pretrained wrote", BAD_DATA)
+        raise UserError(f"{folder}: no encoder, it has no config.json; name what save_pretrained wrote", BAD_DATA)
     return Path(folder)
 
 
@@ -121,7 +121,7 @@ def _fetched(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=list(FILES)))
     except Exception as error:  # of HTTP, of the Hub and of the cache: a dozen classes that change with its versions
         reason = (str(error).splitlines() or [""])[0][:200]
-        raise Trouble(f"{HUB}{name} cannot be fetched ({type(error).__name__}: {reason})", IO) from None
+        raise UserError(f"{HUB}{name} cannot be fetched ({type(error).__name__}: {reason})", IO) from None
 
 
 def _loaded(folder: Path, dropout: float) -> Any:
@@ -142,8 +142,10 @@ def _loaded(folder: Path, dropout: float) -> Any:
             return AutoModel.from_pretrained(folder, config=config, use_safetensors=True, dtype=torch.float32, **safe)
     except Exception as error:  # whatever a config or a file of weights makes transformers raise
         reason = (str(error).splitlines() or [""])[0][:200]
-        raise Trouble(f"{folder}: no encoder that can be loaded ({type(error).__name__}: {reason})", BAD_DATA) from None
+        raise UserError(
+            f"{folder}: no encoder that can be loaded ({type(error).__name__}: {reason})", BAD_DATA
+        ) from None
 
 
-def _missing() -> Trouble:
-    return Trouble("encoders of Hugging Face want the package transformers: pip install 'lookalike[text]'", USAGE)
+def _missing() -> UserError:
+    return UserError("encoders of Hugging Face want the package transformers: pip install 'lookalike[text]'", USAGE)

@@ -11,10 +11,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from lookalike.core.errors import UserError
 from lookalike.models.norm import GroupedBatchNorm2d, group_norms
 from lookalike.models.residual import activate_in_norms
 from lookalike.models.winograd import fewer_products
-from lookalike.trouble import Trouble
 
 
 class Pixels(nn.Module):
@@ -45,7 +45,7 @@ class ResNet:
             net = torchvision.models.get_model(self.name, weights=None, **options)
             features = int(net.fc.in_features)
         except (ValueError, AttributeError, TypeError):
-            raise Trouble(
+            raise UserError(
                 f"model.name {self.name!r} is not a ResNet of torchvision; try resnet18 or resnet50"
             ) from None
         net.fc = nn.Identity()
@@ -68,7 +68,7 @@ class TimmPixels(Pixels):
                 raise
             height, width = pixels.shape[2:]
             reason = str(error).splitlines()[0].rstrip(".")
-            raise Trouble(
+            raise UserError(
                 f"this model of timm cannot take pictures of {height} by {width} pixels ({reason}): "
                 f"try --model.size {height}, other sizes of views, or another model.name"
             ) from error
@@ -90,7 +90,7 @@ class Timm:
         if not timm.is_model(self.name):
             near = timm.list_models(f"*{self.name.split('_')[0].split('.')[0]}*")[:3]
             hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names them"
-            raise Trouble(f"model.name {self.name!r} is not a model of timm; {hint}")
+            raise UserError(f"model.name {self.name!r} is not a model of timm; {hint}")
         net = self._create()
         return TimmPixels(fewer_products(group_norms(net, group))), _width(net)
 
@@ -105,7 +105,7 @@ class Timm:
                 refused = error
         if self.size is None:
             raise refused
-        raise Trouble(f"model.size: {self.name} of timm is not made for one size; leave it out") from refused
+        raise UserError(f"model.size: {self.name} of timm is not made for one size; leave it out") from refused
 
 
 def _width(net: nn.Module) -> int:
@@ -126,7 +126,7 @@ class SmallResNet:
     def build(self, group: int) -> tuple[nn.Module, int]:
         """Random weights; the width of the last stage is F."""
         if len(self.widths) != len(self.blocks):
-            raise Trouble(f"model.widths has {len(self.widths)} stages, model.blocks {len(self.blocks)}: set both")
+            raise UserError(f"model.widths has {len(self.widths)} stages, model.blocks {len(self.blocks)}: set both")
         return fewer_products(SmallResNetBackbone(self, group)), self.widths[-1]
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lookalike.devices import product_type
-from lookalike.kernels import built
+from lookalike.core.devices import product_type
+from lookalike.core.kernels import built
 
 _WIDEST = 4096  # a row that a program holds in registers
 _ADDED = (torch.float32, torch.bfloat16, torch.float16)

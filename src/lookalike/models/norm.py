@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lookalike.kernels import built
+from lookalike.core.kernels import built
 from lookalike.models import norm_torch
 
 

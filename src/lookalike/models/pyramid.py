@@ -9,9 +9,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from lookalike.core.errors import UserError
 from lookalike.models.image import Pixels, SmallResNetBackbone, TimmPixels
 from lookalike.models.norm import GroupedBatchNorm1d, GroupedBatchNorm2d
-from lookalike.trouble import Trouble
 
 _LOOK = 128  # side in pixels of the picture by which the strides are found
 
@@ -52,7 +52,7 @@ class _TimmPyramid(Pyramid):
 def pyramid(backbone: nn.Module, group: int) -> Pyramid:
     """A copy of the backbone's weights as a pyramid, with BatchNorm in groups of ``group`` examples.
 
-    Raises Trouble for what has none, such as a transformer, whose layers all have one resolution.
+    Raises UserError for what has none, such as a transformer, whose layers all have one resolution.
     """
     found = _of(copy.deepcopy(backbone))
     for module in found.modules():
@@ -81,7 +81,7 @@ def _of(backbone: nn.Module) -> Pyramid:
 
 def _refuse(backbone: nn.Module) -> None:
     name = type(getattr(backbone, "net", backbone)).__name__
-    raise Trouble(
+    raise UserError(
         f"the backbone ({name}) has no pyramid, whose levels grow coarser: boxes, masks and points want a run of a "
         "ResNet or of a convolutional network of timm"
     )

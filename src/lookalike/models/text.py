@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lookalike.seeding import after, integers
-from lookalike.trouble import Trouble
+from lookalike.core.errors import UserError
+from lookalike.core.seeding import after, integers
 
 LEAST = 259  # tokens that every vocabulary has: three that are no text, and the bytes
 _TABLE = 1 << 18  # entries: 1 MB, which stays in a processor's cache
@@ -37,14 +37,14 @@ class Transformer:
     def build(self, group: int) -> tuple[nn.Module, int]:
         """Random weights and F; ``group`` is for BatchNorm, which a transformer does without."""
         if self.width < 2 or self.depth < 1 or self.heads < 1 or self.width % (2 * self.heads):
-            raise Trouble(
+            raise UserError(
                 f"model.width {self.width} must be a multiple of twice model.heads ({self.heads}), "
                 "model.depth at least 1"
             )
         if self.vocabulary < LEAST:
-            raise Trouble(f"model.vocabulary must be at least {LEAST}: all bytes, and the tokens that are no text")
+            raise UserError(f"model.vocabulary must be at least {LEAST}: all bytes, and the tokens that are no text")
         if not 0 <= self.dropout < 1:
-            raise Trouble("model.dropout must be at least 0 and below 1")
+            raise UserError("model.dropout must be at least 0 and below 1")
         return TransformerBackbone(self), self.width
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from lookalike.core.errors import UserError
 from lookalike.models.image import ResNet, SmallResNet
 from lookalike.models.text import Transformer
-from lookalike.trouble import Trouble
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class TwoTowers:
         picture, features = self.picture.build(group)
         text, width = self.text.build(group)
         if width != features:
-            raise Trouble(f"model.text.width {width} must be the features of the picture's network, {features}")
+            raise UserError(f"model.text.width {width} must be the features of the picture's network, {features}")
         return TwoTowersBackbone(picture, text), features
 
 

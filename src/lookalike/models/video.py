@@ -9,9 +9,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from lookalike.core.errors import UserError
 from lookalike.models.image import Pixels
 from lookalike.models.norm import GroupedBatchNorm3d, group_norms
-from lookalike.trouble import Trouble
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class SmallVideoResNet:
     def build(self, group: int) -> tuple[nn.Module, int]:
         """Random weights; the width of the last stage is F."""
         if not 0 <= self.slow < len(self.widths):
-            raise Trouble(f"model.slow must be from 0 to {len(self.widths) - 1}: the first stage halves nothing")
+            raise UserError(f"model.slow must be from 0 to {len(self.widths) - 1}: the first stage halves nothing")
         return SmallVideoBackbone(self, group), self.widths[-1]
 
 

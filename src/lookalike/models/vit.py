@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lookalike.devices import product_type
+from lookalike.core.devices import product_type
+from lookalike.core.errors import UserError
 from lookalike.models.gelu import linear_gelu
 from lookalike.models.layer_norm import add_norm
-from lookalike.trouble import Trouble
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class ViT:
         """Random weights and F; ``group`` is for BatchNorm, which a transformer does without."""
         for name in ("width", "depth", "heads", "patch"):
             if getattr(self, name) < 1:
-                raise Trouble(f"model.{name} must be at least 1")
+                raise UserError(f"model.{name} must be at least 1")
         if self.width % self.heads or self.width % 4:
-            raise Trouble(
+            raise UserError(
                 f"model.width {self.width} must be a multiple of model.heads ({self.heads}) and, for positions, of 4"
             )
         return ViTBackbone(self), self.width
@@ -175,7 +175,7 @@ def grid(pixels: Tensor, side: int) -> tuple[int, int]:
     """Rows and columns of patches of ``side`` pixels."""
     height, width = pixels.shape[2:]
     if height % side or width % side or not height or not width:
-        raise Trouble(
+        raise UserError(
             f"pictures of {height} by {width} pixels do not divide into patches of {side}: "
             f"choose sizes of views that are multiples of it, or another model.patch"
         )

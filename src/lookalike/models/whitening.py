@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lookalike.devices import full_precision
+from lookalike.core.devices import full_precision
 
 _RIDGE = 1e-4  # of the largest variance: directions far below it hold rounding, not pictures
 

@@ -18,7 +18,7 @@ from numpy.polynomial import polynomial
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lookalike.devices import full_precision
+from lookalike.core.devices import full_precision
 
 _ROWS = 128  # of each matrix product, about: with fewer they are slower, with more the tiles leave the cache
 _POINTS: dict[int, tuple[float, ...]] = {

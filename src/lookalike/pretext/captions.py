@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lookalike.core.seeding import noise, uniforms
 from lookalike.pretext.image import ImageView
 from lookalike.pretext.rows import OwnRow
 from lookalike.pretext.text import plain
-from lookalike.seeding import noise, uniforms
 from lookalike.types import Canvases, Captioned, Tokens, View
 
 _WHICH = 8  # the number of the draws that choose a caption, beside those of the two views

@@ -11,12 +11,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lookalike.devices import sent
-from lookalike.kernels import built
+from lookalike.core.devices import sent
+from lookalike.core.kernels import built
+from lookalike.core.seeding import uniforms
 from lookalike.pretext import ops
 from lookalike.pretext.plan import STILL, Plan, Style
 from lookalike.pretext.rows import OwnRow
-from lookalike.seeding import uniforms
 from lookalike.types import Canvases, View
 
 Triple = tuple[float, float, float]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lookalike.core.errors import UserError
+from lookalike.core.seeding import uniforms
 from lookalike.pretext.image import TwoViews
-from lookalike.seeding import uniforms
-from lookalike.trouble import Trouble
 from lookalike.types import Canvases, View
 
 _MASK = 8  # the number of the draws that choose patches, beside those of the two views
@@ -41,9 +41,9 @@ class Masked(TwoViews):
         return draws.argsort(dim=1, stable=True)[:, : self.seen()].sort(dim=1).values
 
     def patches(self) -> int:
-        """Of a view; raises Trouble."""
+        """Of a view; raises UserError."""
         if self.patch < 1 or self.first.size % self.patch or not 0 <= self.share < 1:
-            raise Trouble(
+            raise UserError(
                 f"views of {self.first.size} pixels do not divide into patches of {self.patch} of which "
                 f"{self.share:g} are hidden: pretext.patch must divide pretext.first.size, and 0 <= pretext.share < 1"
             )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lookalike.devices import full_precision
+from lookalike.core.devices import full_precision
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 """The four colour changes, numbered as ``torchvision.transforms.ColorJitter`` numbers them."""

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lookalike.devices import sent
+from lookalike.core.devices import sent
 from lookalike.pretext import ops
 from lookalike.pretext.plan import STILL, Plan, Style
 

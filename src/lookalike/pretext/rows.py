@@ -10,7 +10,7 @@ from torch import Tensor
 from lookalike.types import Film
 
 Filmed = Callable[[], Film]
-"""Gives the times of the frames that the rows are; raises Trouble where they are none."""
+"""Gives the times of the frames that the rows are; raises UserError where they are none."""
 
 
 class OwnRow:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lookalike.core.seeding import noise, uniforms
 from lookalike.pretext.rows import OwnRow
-from lookalike.seeding import noise, uniforms
 from lookalike.types import MASK, Tokens, View
 
 _CLOZE = 8  # the number of the draws that choose what is hidden, beside those of the two views

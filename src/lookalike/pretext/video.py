@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lookalike.core.errors import UserError
+from lookalike.core.seeding import uniforms
 from lookalike.pretext.image import ImageView, TwoViews
 from lookalike.pretext.rows import Filmed
-from lookalike.seeding import uniforms
-from lookalike.trouble import Trouble
 from lookalike.types import Canvases, Film, View
 
 _MOMENT = 8  # the number of the draws that choose the other moment; 0 and 1 are those of the views
@@ -117,7 +117,7 @@ class TwoClips(TwoFrames):
 
     def crops(self) -> ImageView:
         """Refused: classifiers that are trained on crops see pictures."""
-        raise Trouble("this encoder takes clips, and the evaluation trains on crops of pictures: take knn or probe")
+        raise UserError("this encoder takes clips, and the evaluation trains on crops of pictures: take knn or probe")
 
     @property
     def span(self) -> float:

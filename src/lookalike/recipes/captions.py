@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lookalike.learn.keys import Momentum
-from lookalike.learn.sides import QueueEach
+from lookalike.learn.optim import AdamW
+from lookalike.learn.per_direction import QueueEach
 from lookalike.models.image import SmallResNet
 from lookalike.models.text import Transformer
 from lookalike.models.towers import TwoTowers
-from lookalike.optimize import AdamW
 from lookalike.pretext.captions import Captions
-from lookalike.recipe import Recipe
 from lookalike.recipes.images import small
+from lookalike.recipes.recipe import Recipe
 
 
 def moco_captions(examples: int = 50_000, side: int = 224) -> Recipe:

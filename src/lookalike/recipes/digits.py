@@ -5,11 +5,11 @@ from __future__ import annotations
 from lookalike.learn.dictionary import Queue
 from lookalike.learn.keys import Momentum
 from lookalike.learn.objective import InfoNCE
+from lookalike.learn.optim import AdamW, Cosine
 from lookalike.models.heads import MLP
 from lookalike.models.image import SmallResNet
-from lookalike.optimize import AdamW, Cosine
 from lookalike.pretext.image import ImageView, TwoViews
-from lookalike.recipe import Length, Recipe
+from lookalike.recipes.recipe import Length, Recipe
 
 DIGIT = ImageView(
     size=16,

@@ -13,15 +13,15 @@ from lookalike.learn.dictionary import InBatch, MemoryBank, Neighbours, Queue
 from lookalike.learn.keys import EndToEnd, Momentum, Stored
 from lookalike.learn.labelled import Classes
 from lookalike.learn.objective import NCE, InfoNCE, SupCon
+from lookalike.learn.optim import LARS, SGD, AdamW, Cosine
 from lookalike.models.decoder import Decoder
 from lookalike.models.heads import MLP
 from lookalike.models.image import ResNet
 from lookalike.models.vit import ViT
-from lookalike.optimize import LARS, SGD, AdamW, Cosine
 from lookalike.pretext.image import MOCO_CIFAR, MOCO_V1, MOCO_V3_FIRST, MOCO_V3_SECOND, SIMCLR, OneView, TwoViews
 from lookalike.pretext.mask import Masked
-from lookalike.recipe import Length, Recipe
 from lookalike.recipes.images import IMAGENET, moco_cifar, moco_v1, small
+from lookalike.recipes.recipe import Length, Recipe
 
 Held = Queue | InBatch | MemoryBank | Neighbours | Classes
 Named = Callable[[int, int], Recipe]

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lookalike.data.decode import FINE
+from lookalike.data.image.decode import FINE
 from lookalike.learn.dictionary import Queue
 from lookalike.learn.keys import Momentum
 from lookalike.learn.objective import InfoNCE
+from lookalike.learn.optim import SGD, Cosine, Muon, Steps
 from lookalike.models.heads import MLP
 from lookalike.models.image import ResNet, SmallResNet
-from lookalike.optimize import SGD, Cosine, Muon, Steps
 from lookalike.pretext.image import MOCO_CIFAR, MOCO_V1, MOCO_V2, TwoViews
-from lookalike.recipe import Length, Recipe
+from lookalike.recipes.recipe import Length, Recipe
 
 IMAGENET = 1_281_167
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from lookalike.learn.labelled import Classes, CrossEntropy, Labelled
 from lookalike.models.heads import MLP
 from lookalike.pretext.image import OneView
-from lookalike.recipe import Recipe
+from lookalike.recipes.recipe import Recipe
 
 
 def with_labels(recipe: Recipe, classes: int) -> Recipe:

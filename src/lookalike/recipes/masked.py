@@ -8,15 +8,15 @@ from lookalike.learn.alone import Alone
 from lookalike.learn.dictionary import InBatch, Queue
 from lookalike.learn.keys import Momentum
 from lookalike.learn.objective import InfoNCE
+from lookalike.learn.optim import AdamW, Cosine
 from lookalike.models.decoder import Decoder
 from lookalike.models.heads import MLP
 from lookalike.models.vit import ViT
-from lookalike.optimize import AdamW, Cosine
 from lookalike.pretext.image import ImageView
 from lookalike.pretext.mask import Masked
-from lookalike.recipe import Length, Recipe
 from lookalike.recipes.family import Named, moco_v3_vit, twin_of
 from lookalike.recipes.images import IMAGENET
+from lookalike.recipes.recipe import Length, Recipe
 
 
 def masked_moco(examples: int = IMAGENET, side: int = 224) -> Recipe:

@@ -8,14 +8,14 @@ from lookalike.learn.alone import Alone
 from lookalike.learn.dictionary import InBatch, Queue
 from lookalike.learn.keys import EndToEnd, Momentum
 from lookalike.learn.objective import InfoNCE
+from lookalike.learn.optim import AdamW, Cosine, Linear
 from lookalike.models.heads import MLP
 from lookalike.models.hugging_face import HuggingFace
 from lookalike.models.text import Transformer
 from lookalike.models.words import Words
-from lookalike.optimize import AdamW, Cosine, Linear
 from lookalike.pretext.text import Cloze, Pairs, SameSentence
-from lookalike.recipe import Length, Recipe
 from lookalike.recipes.images import small_batch
+from lookalike.recipes.recipe import Length, Recipe
 
 
 def simcse(examples: int = 50_000, side: int = 0) -> Recipe:

@@ -7,8 +7,8 @@ from dataclasses import replace
 from lookalike.learn.dictionary import Queue
 from lookalike.models.image import SmallResNet
 from lookalike.pretext.image import TwoViews
-from lookalike.recipe import Length, Recipe
 from lookalike.recipes.images import small
+from lookalike.recipes.recipe import Length, Recipe
 
 
 def tiny(examples: int = 1797, side: int = 16) -> Recipe:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from lookalike.learn.optim import AdamW
 from lookalike.models.video import SmallVideoResNet, VideoResNet
-from lookalike.optimize import AdamW
 from lookalike.pretext.image import MOCO_V2
 from lookalike.pretext.video import TwoClips, TwoFrames
-from lookalike.recipe import Recipe
 from lookalike.recipes.images import moco_v2, small
+from lookalike.recipes.recipe import Recipe
 
 
 def video_moco(examples: int = 2700, side: int = 64) -> Recipe:

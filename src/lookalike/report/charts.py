@@ -8,7 +8,7 @@ from html import escape
 from itertools import groupby
 from typing import NamedTuple
 
-from lookalike.report.collect import Point
+from lookalike.train.history import Point
 
 WIDTH, HEIGHT = 320, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 56, 12, 40  # around the plot; the last value stands in the right margin

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from lookalike.evaluate.fewshot import Interval
+from lookalike.core.files import write_atomically, write_json
+from lookalike.evaluation.compare import Comparison
+from lookalike.evaluation.tasks import TASKS
+from lookalike.metrics.fewshot import Interval
 from lookalike.report.charts import Axis, number, ticks
 from lookalike.report.page import page
 from lookalike.report.style import CSS
@@ -15,94 +18,10 @@ from lookalike.report.tables import facts, percent, shown
 _LEFT, _PANEL, _GAP, _RIGHT, _TOP, _ROW, _BOTTOM = 190, 300, 40, 24, 30, 34, 44
 
 
-class Row(NamedTuple):
-    """One start."""
-
-    name: str
-    values: Sequence[float]  # of the metric, by trial
-    mean: Interval
-    against: Interval | None  # the mean of the differences from the baseline, trial by trial; None for the baseline
-    others: Mapping[str, Interval]  # of the other numbers
-
-    def verdict(self) -> str:
-        """Win, tie or loss: a tie is a difference whose interval holds 0."""
-        if self.against is None:
-            return "baseline"
-        if math.isnan(self.against.half):
-            return "one trial: no verdict"
-        if abs(self.against.mean) <= self.against.half:
-            return "tie"
-        return "win" if self.against.mean > 0 else "loss"
-
-
-class Comparison(NamedTuple):
-    """All starts on one task."""
-
-    task: str
-    data: str
-    metric: str
-    rows: Sequence[Row]
-    baseline: str
-    supervised: bool  # whether the baseline was trained with labels; else it is the untrained network
-    trials: int
-    draws: str | None  # what a trial draws; None where nothing is drawn
-    settings: Mapping[str, Any]
-
-    def caption(self) -> str:
-        """What the numbers are, so that they can be read without this program."""
-        if self.draws is None:
-            drawn = "one trial, since with these settings nothing is drawn: no interval, and no verdict"
-        elif self.trials == 1:
-            drawn = f"one trial, which draws {self.draws}: no interval, and no verdict"
-        else:
-            drawn = (
-                f"mean and 95 % interval (Student's t) over {self.trials} trials, which draw {self.draws}; every start "
-                "has the same draws and the same settings, and differences are taken trial by trial"
-            )
-        base = (
-            f"Differences are from {self.baseline}, which labels trained."
-            if self.supervised
-            else "Supervised: missing, since none of the runs was made by lookalike supervised; "
-            "differences are from the untrained network."
-        )
-        return (
-            f"{self.metric} of {self.task} on {self.data}: {drawn}. {base} "
-            "Each start is one network: intervals do not say how much another pretraining would differ."
-        )
-
-    def settings_line(self) -> str:
-        """``k 200, share 0.5``."""
-        return ", ".join(f"{name} {value}" for name, value in self.settings.items())
-
-    def cells(self) -> Iterator[tuple[str, str, str, str]]:
-        """Start, metric, difference and verdict of each row, as text."""
-        for row in self.rows:
-            yield row.name, percent(row.mean), "–" if row.against is None else points(row.against), row.verdict()
-
-    def plain(self) -> dict[str, Any]:
-        """All numbers, for JSON, which has no NaN."""
-        return {
-            **{name: getattr(self, name) for name in ("task", "data", "metric", "baseline", "supervised", "trials")},
-            "settings": dict(self.settings),
-            "starts": [
-                {
-                    "name": row.name,
-                    "values": list(row.values),
-                    "mean": row.mean.mean,
-                    "interval": finite(row.mean.half),
-                    "difference": None if row.against is None else row.against.mean,
-                    "difference_interval": None if row.against is None else finite(row.against.half),
-                    "verdict": row.verdict(),
-                    "others": {name: [finite(cell.mean), finite(cell.half)] for name, cell in row.others.items()},
-                }
-                for row in self.rows
-            ],
-        }
-
-
-def finite(value: float) -> float | None:
-    """None for what JSON cannot say."""
-    return value if math.isfinite(value) else None
+def cells_of(found: Comparison) -> Iterator[tuple[str, str, str, str]]:
+    """Start, metric, difference and verdict of each row, as text."""
+    for row in found.rows:
+        yield row.name, percent(row.mean), "–" if row.against is None else points(row.against), row.verdict()
 
 
 def points(cell: Interval) -> str:
@@ -113,7 +32,7 @@ def points(cell: Interval) -> str:
 
 def markdown(found: Comparison) -> str:
     """The table for a document."""
-    rows = [("start", found.metric, f"from {found.baseline}, points", ""), ("---",) * 4, *found.cells()]
+    rows = [("start", found.metric, f"from {found.baseline}, points", ""), ("---",) * 4, *cells_of(found)]
     lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
     return "\n".join([*lines, "", found.caption(), "", f"Settings: {found.settings_line()}.", ""])
 
@@ -123,7 +42,7 @@ def comparison_page(found: Comparison) -> str:
     head = ("", found.metric, f"from {found.baseline}, points", "")
     body = "".join(
         f'<tr><th scope="row">{shown(name)}</th>{"".join(f"<td>{shown(cell)}</td>" for cell in cells)}</tr>\n'
-        for name, *cells in found.cells()
+        for name, *cells in cells_of(found)
     )
     columns = "".join(f'<th scope="col">{shown(cell)}</th>' for cell in head)
     table = f'<table class="accuracies"><thead><tr>{columns}</tr></thead>\n<tbody>{body}</tbody></table>'
@@ -242,3 +161,13 @@ def _dots(values: Sequence[float], cell: Interval | None, axis: Axis, y: float) 
         yield f'<circle class="trial" cx="{axis.at(100 * value):.2f}" cy="{y + 9}" r="2.5"/>'
     at = f"{axis.at(100 * cell.mean):.2f}"
     yield f'<circle class="dot" cx="{at}" cy="{y}" r="5"><title>{100 * cell.mean:.2f}</title></circle>'
+
+
+def write(found: Comparison, out: Path) -> list[Path]:
+    """The table as text and numbers, the plot, and a page with both; where they are."""
+    name = found.task if found.metric == TASKS[found.task].metric else f"{found.task}-{found.metric}"
+    write_json(out / f"{name}.json", found.plain())
+    texts = {"md": markdown(found), "svg": picture(found), "html": comparison_page(found)}
+    for suffix, text in texts.items():
+        write_atomically(out / f"{name}.{suffix}", text.encode("utf-8", "replace"))
+    return [out / f"{name}.{suffix}" for suffix in ("json", *texts)]

@@ -9,15 +9,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from lookalike.core.errors import UserError
+from lookalike.core.files import write_atomically
+from lookalike.curate.sheet import upright
 from lookalike.data.annotations.record import Annotated, Scene
-from lookalike.data.decode import Unreadable, decode
-from lookalike.data.disk import Local
-from lookalike.evaluate.scenes import Seen, pasted
+from lookalike.data.formats.disk import Local
+from lookalike.data.image.decode import Unreadable, decode
+from lookalike.evaluation.scenes import Seen, pasted
 from lookalike.report.page import page, photo
 from lookalike.report.tables import facts, shown
-from lookalike.run import write_atomically
-from lookalike.sheet import upright
-from lookalike.trouble import Trouble
 
 SIDE = 236  # pixels of the longer side of a picture on the page
 SURE = 0.5  # scores below are not drawn
@@ -34,7 +34,7 @@ def write_page(
 ) -> None:
     """Up to ``most`` of the pictures that were asked, evenly: on the left what is there, on the right what was found.
 
-    Raises Trouble where it cannot be written.
+    Raises UserError where it cannot be written.
     """
     rows = range(0, len(asked.scenes), max(1, -(-len(asked.scenes) // most)))
     panels = [_panel(asked, asked.scenes[row], found[row]) for row in rows]
@@ -51,7 +51,7 @@ def write_page(
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, page(title, parts).encode("utf-8", "replace"))
     except OSError as error:
-        raise Trouble(f"cannot write {path} ({error.strerror}): choose another --page") from None
+        raise UserError(f"cannot write {path} ({error.strerror}): choose another --page") from None
 
 
 def _panel(asked: Annotated, scene: Scene, seen: Seen) -> str:

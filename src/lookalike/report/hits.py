@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from lookalike.data.decode import Unreadable, decode
+from lookalike.core.errors import UserError
+from lookalike.curate.search import Hit
+from lookalike.curate.sheet import upright
+from lookalike.data.image.decode import Unreadable, decode
 from lookalike.data.loader import Loader
 from lookalike.data.source import Rows, splits_of
 from lookalike.report.page import page, photo
 from lookalike.report.tables import shown
-from lookalike.searching import Hit
-from lookalike.sheet import upright
-from lookalike.trouble import Trouble
 
 SIDE = 176  # px of the longer side of a picture
 _AT_ONCE = 64  # pictures
@@ -36,14 +36,14 @@ def hits_page(where: str, queries: Sequence[str], found: Sequence[Sequence[Hit]]
 def pictures(data: str, queries: Sequence[str], found: Sequence[Sequence[Hit]]) -> Album:
     """By path those of ``data`` that were found or asked, and queries that are files; unreadable ones are left out.
 
-    Raises Trouble where ``data`` is not there.
+    Raises UserError where ``data`` is not there.
     """
     wanted = {*queries, *(hit.path for hits in found for hit in hits)}
     album: dict[str, Image.Image] = {}
     try:
         sources = splits_of(data, SIDE).values()
-    except Trouble as trouble:
-        raise Trouble(f"no page: {trouble}; say with --data where the pictures are", trouble.code) from None
+    except UserError as error:
+        raise UserError(f"no page: {error}; say with --data where the pictures are", error.code) from None
     for source in sources:
         rows = [row for row, path in enumerate(source.paths) if path in wanted and path not in album]
         if not rows:

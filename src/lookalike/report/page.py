@@ -11,20 +11,21 @@ from pathlib import Path
 
 from PIL import Image
 
+from lookalike.core.errors import UserError
+from lookalike.core.files import write_atomically
+from lookalike.core.progress import Progress, silent
+from lookalike.curate.sample import Neighbours, Sample, Strip, neighbours, views
 from lookalike.data.source import Data, Source, open_source
 from lookalike.learn.alone import Alone
 from lookalike.learn.labelled import CrossEntropy
 from lookalike.models.decoder import Decoder
-from lookalike.plain import flat
-from lookalike.recipe import Recipe
+from lookalike.recipes.recipe import Recipe
+from lookalike.recipes.serialize import flat
 from lookalike.report.charts import Chart, Guide, svg
-from lookalike.report.collect import History, collect
-from lookalike.report.sheets import Neighbours, Sample, Strip, neighbours, views
 from lookalike.report.style import CSS
 from lookalike.report.tables import Accuracies, accuracies, facts, shown
-from lookalike.run import write_atomically
-from lookalike.trained import Progress, load, silent
-from lookalike.trouble import Trouble
+from lookalike.train.history import History, collect
+from lookalike.train.trained import load
 
 FILE = "report.html"
 
@@ -43,14 +44,14 @@ def write_report(
 ) -> Path:
     """Write ``report.html`` into a run folder; ``tables`` and a sentence ``lead`` stand at its top.
 
-    Data that is gone, or a run without a checkpoint, costs the pictures and not the page. Raises Trouble.
+    Data that is gone, or a run without a checkpoint, costs the pictures and not the page. Raises UserError.
     """
     history = collect(run)
     try:
         sample = Sample(load(run), source_of(history, data), progress)
         pictures = [*views_section(views(sample)), *neighbours_section(neighbours(sample))]
-    except Trouble as trouble:
-        pictures = [f'<h2>Pictures</h2><p class="quiet">None are shown: {shown(trouble)}.</p>']
+    except UserError as error:
+        pictures = [f'<h2>Pictures</h2><p class="quiet">None are shown: {shown(error)}.</p>']
     body = [*opening(history, lead), *(part for table in tables for part in table_section(table))]
     text = page(title_of(history), [*body, *curves_section(history), *pictures, *recipe_section(history)])
     write_atomically(run / FILE, text.encode("utf-8", "replace"))
@@ -61,9 +62,11 @@ def source_of(history: History, data: Data | None) -> Source:
     """The data given, else what the run learned from if that is on this machine: a run folder may be a stranger's."""
     about = history.about()
     if data is None and not about.get("data"):
-        raise Trouble("the run does not say what it learned from")
+        raise UserError("the run does not say what it learned from")
     if data is None and (str(about["data"]).startswith("hub:") or "://" in str(about["data"])):
-        raise Trouble(f"the run learned from {about['data']}, which is not on this machine; give the address to ask it")
+        raise UserError(
+            f"the run learned from {about['data']}, which is not on this machine; give the address to ask it"
+        )
     split = about.get("split")
     return open_source(str(about["data"]) if data is None else data, None if split is None else str(split))
 

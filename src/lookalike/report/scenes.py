@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from lookalike.curate.sample import GAP, Strip
+from lookalike.curate.sheet import upright
+from lookalike.evaluation.segment import Segmented
 from lookalike.report.page import page, sheet
-from lookalike.report.sheets import GAP, Strip
 from lookalike.report.tables import shown
-from lookalike.segmenting import Segmented
-from lookalike.sheet import upright
 
 _SIDE = 300  # px of the long side of a panel
 _VOID = (128, 128, 128)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from lookalike.evaluate.fewshot import Interval
+from lookalike.metrics.fewshot import Interval
 
 
 class Accuracies(NamedTuple):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 from lookalike.data.annotations.record import Annotated
-from lookalike.data.disk import Local
-from lookalike.data.encoded import Encoded
-from lookalike.data.files import printable
 from lookalike.data.fingerprint import stamps_of_files
+from lookalike.data.formats.disk import Local
+from lookalike.data.formats.encoded import Encoded
+from lookalike.data.formats.files import printable
 
 
 class _Files:

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.annotations.masks import outline
 from lookalike.data.annotations.pictures import Pictures, splits_in
 from lookalike.data.annotations.record import Stated, Thing
-from lookalike.trouble import BAD_DATA, Trouble
 
 
 def coco(pictures: Pictures, files: list[Path]) -> Stated:
-    """What the files state, each of which may be a split; raises Trouble where one is no COCO file."""
+    """What the files state, each of which may be a split; raises UserError where one is no COCO file."""
     stated = Stated()
     for file in files:
         name = file.name if file.parent == pictures.root else f"{file.parent.name}/{file.name}"
@@ -86,17 +86,17 @@ class _File:
 
 
 def lists_of(file: Path, *names: str) -> tuple[list[dict[str, Any]], ...]:
-    """The lists of objects that a file of COCO's holds by these names; raises Trouble."""
+    """The lists of objects that a file of COCO's holds by these names; raises UserError."""
     try:
         found = json.loads(file.read_bytes())
     except OSError as error:
-        raise Trouble(f"{file}: {error.strerror}; check its permissions", BAD_DATA) from None
+        raise UserError(f"{file}: {error.strerror}; check its permissions", BAD_DATA) from None
     except (ValueError, RecursionError) as error:
-        raise Trouble(f"{file}: no JSON that can be read ({str(error)[:100]}); fetch it again", BAD_DATA) from None
+        raise UserError(f"{file}: no JSON that can be read ({str(error)[:100]}); fetch it again", BAD_DATA) from None
     parts = [found.get(name) for name in names] if isinstance(found, dict) else []
     if not parts or not all(isinstance(part, list) for part in parts):
         wanted = f"{', '.join(names[:-1])} and {names[-1]}"
-        raise Trouble(f"{file}: it has no lists of {wanted}, as COCO's files have", BAD_DATA)
+        raise UserError(f"{file}: it has no lists of {wanted}, as COCO's files have", BAD_DATA)
     return tuple([one for one in part if isinstance(one, dict)] for part in parts)  # type: ignore[union-attr]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lookalike.data.files import printable
+from lookalike.data.formats.files import printable
 
 
 class Dropped:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lookalike.data.decode import MAX_PIXELS
+from lookalike.data.image.decode import MAX_PIXELS
 
 Mask = npt.NDArray[np.bool_]
 

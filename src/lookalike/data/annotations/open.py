@@ -8,15 +8,15 @@ from pathlib import Path
 
 import torch
 
+from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.annotations.coco import coco
 from lookalike.data.annotations.pictures import Pictures, splits_in
 from lookalike.data.annotations.record import Annotated, Stated, annotated
 from lookalike.data.annotations.tables import comma_separated, matlab
 from lookalike.data.annotations.voc import voc
 from lookalike.data.annotations.yolo import NAMES, names_in, yolo
-from lookalike.data.files import TEST, TRAIN, VALIDATION, by_split, listed
+from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, by_split, listed
 from lookalike.data.source import split_by_hash
-from lookalike.trouble import BAD_DATA, Trouble
 
 _OTHERS = ("caption", "panoptic", "stuff", "image_info")  # words in names of COCO's files that hold no objects
 _POINTS = "keypoints"
@@ -26,19 +26,19 @@ _KINDS = "COCO's .json, Pascal VOC's .xml, YOLO's .txt, a .mat or .csv with poin
 def open_annotated(data: str | Path, file: str | None = None, points: bool = False) -> Annotated:
     """The records of a folder, of the kind of ``file`` or of the files in it; ``points`` where they are what is asked.
 
-    Raises Trouble where there is nothing that can be read, or nothing of what is asked.
+    Raises UserError where there is nothing that can be read, or nothing of what is asked.
     """
     root = Path(data)
     if not root.is_dir():
-        raise Trouble(f"{root}: no folder; name the one that holds the pictures and their annotations", BAD_DATA)
+        raise UserError(f"{root}: no folder; name the one that holds the pictures and their annotations", BAD_DATA)
     pictures = Pictures(root)
     stated = _of_file(pictures, Path(file)) if file else _in_folder(pictures, points)
     found = annotated(pictures, stated)
     if not found.scenes or not any(len(scene) for scene in found.scenes):
         why = "; ".join(found.notes) or "the annotations are empty"
-        raise Trouble(f"{file or root}: no object in any picture ({why})", BAD_DATA)
+        raise UserError(f"{file or root}: no object in any picture ({why})", BAD_DATA)
     if points and not any((scene.points[..., 2] > 0).any() for scene in found.scenes):
-        raise Trouble(
+        raise UserError(
             f"{file or root}: no point in any picture; name the file that holds them: --annotations", BAD_DATA
         )
     return found
@@ -59,7 +59,7 @@ def learned_and_asked(found: Annotated) -> tuple[Annotated, Annotated]:
     train = learned[0]
     full = [row for row, scene in enumerate(train.scenes) if not scene.crowd.all()]
     if not full or not learned[1].scenes:
-        raise Trouble(f"{found.root}: too few pictures with objects to learn from some and ask others", BAD_DATA)
+        raise UserError(f"{found.root}: too few pictures with objects to learn from some and ask others", BAD_DATA)
     return train.some(full), learned[1]
 
 
@@ -81,14 +81,14 @@ def _of_file(pictures: Pictures, file: Path) -> Stated:
         inside = Path(os.path.relpath(file.resolve(), pictures.root.resolve())).as_posix() + "/"
         return _in_folder(pictures, False, inside)
     if not file.is_file():
-        raise Trouble(f"{file}: no such file; --annotations names {_KINDS}", BAD_DATA)
+        raise UserError(f"{file}: no such file; --annotations names {_KINDS}", BAD_DATA)
     if suffix == ".json":
         return coco(pictures, [file])
     if suffix == ".mat":
         return matlab(pictures, file)
     if suffix == ".csv":
         return comma_separated(pictures, file)
-    raise Trouble(f"{file}: no annotations that can be read; --annotations names {_KINDS}, or a folder", BAD_DATA)
+    raise UserError(f"{file}: no annotations that can be read; --annotations names {_KINDS}, or a folder", BAD_DATA)
 
 
 def _in_folder(pictures: Pictures, points: bool, inside: str = "") -> Stated:
@@ -105,7 +105,7 @@ def _in_folder(pictures: Pictures, points: bool, inside: str = "") -> Stated:
         return yolo(pictures, text, _names(pictures.root))
     if len(tables) == 1:
         return _of_file(pictures, pictures.root / tables[0])
-    raise Trouble(f"{pictures.root}: no annotations in it; --annotations names {_KINDS}", BAD_DATA)
+    raise UserError(f"{pictures.root}: no annotations in it; --annotations names {_KINDS}", BAD_DATA)
 
 
 def _coco_files(root: Path, files: Sequence[str], points: bool) -> list[Path]:

@@ -6,9 +6,9 @@ import re
 from pathlib import Path, PurePosixPath
 
 from lookalike.data.annotations.dropped import Dropped
-from lookalike.data.decode import SUFFIXES, Header, Unreadable, header
-from lookalike.data.disk import Local
-from lookalike.data.files import listed, split_of
+from lookalike.data.formats.disk import Local
+from lookalike.data.formats.files import listed, split_of
+from lookalike.data.image.decode import SUFFIXES, Header, Unreadable, header
 
 _HEAD = 1 << 16
 

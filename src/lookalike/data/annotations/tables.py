@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import scipy.io
 
+from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.annotations.pictures import Pictures
 from lookalike.data.annotations.record import VISIBLE, Numbers, Stated, Thing
-from lookalike.data.files import limit_cells
-from lookalike.trouble import BAD_DATA, Trouble
+from lookalike.data.formats.files import limit_cells
 
 PADDING = 0.1  # of its longer side, around the known points of somebody without a box
 PERSON = "person"
@@ -33,7 +33,7 @@ _SIDES = ("xmin", "ymin", "xmax", "ymax")
 def matlab(pictures: Pictures, file: Path) -> Stated:
     """A table (K, 3, N) of x, y and whether the point is seen: the picture whose name ends in number n is row n - 1.
 
-    A point that lies outside of its picture is not known, whatever the table says. Raises Trouble.
+    A point that lies outside of its picture is not known, whatever the table says. Raises UserError.
     """
     table = _table(file)
     count = table.shape[0]
@@ -52,19 +52,19 @@ def matlab(pictures: Pictures, file: Path) -> Stated:
 
 
 def _table(file: Path) -> Numbers:
-    """The one array of three dimensions in a file; raises Trouble."""
+    """The one array of three dimensions in a file; raises UserError."""
     try:
         shapes = {name: shape for name, shape, kind in scipy.io.whosmat(file) if len(shape) == 3 and kind != "cell"}
         name = next((name for name, shape in shapes.items() if shape[1] == 3 and np.prod(shape) <= _MOST), None)
         if name is None:
             there = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "none"
-            raise Trouble(f"{file}: no array of shape (points, 3, pictures) in it; of three sides: {there}", BAD_DATA)
+            raise UserError(f"{file}: no array of shape (points, 3, pictures) in it; of three sides: {there}", BAD_DATA)
         return np.asarray(scipy.io.loadmat(file, variable_names=[name])[name], dtype=np.float64)
-    except Trouble:
+    except UserError:
         raise
     except Exception as error:  # scipy's reader has a dozen for a damaged file
         reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
-        raise Trouble(f"{file}: no MATLAB file that can be read ({reason}); fetch it again", BAD_DATA) from None
+        raise UserError(f"{file}: no MATLAB file that can be read ({reason}); fetch it again", BAD_DATA) from None
 
 
 def known(points: Numbers, size: tuple[int, int]) -> Numbers:
@@ -90,14 +90,16 @@ def around(points: Numbers) -> tuple[float, float, float, float]:
 def comma_separated(pictures: Pictures, file: Path) -> Stated:
     """A row an object: a path; NAME_x, NAME_y and, if you like, NAME_v for points; xmin, ymin, xmax, ymax; class.
 
-    An empty cell is a point that is not known. Raises Trouble.
+    An empty cell is a point that is not known. Raises UserError.
     """
     rows = _rows(file)
     head = list(rows[0]) if rows else []
     path_column = next((name for name in _PATHS if name in head), None)
     joints = tuple(name.removesuffix("_x") for name in head if name.endswith("_x") and f"{name[:-2]}_y" in head)
     if path_column is None or not (joints or set(_SIDES) <= set(head)):
-        raise Trouble(f"{file}: its first line names no path, or neither NAME_x and NAME_y nor xmin to ymax", BAD_DATA)
+        raise UserError(
+            f"{file}: its first line names no path, or neither NAME_x and NAME_y nor xmin to ymax", BAD_DATA
+        )
     stated = Stated(joints=joints)
     for row in rows:
         path = pictures.find(row[path_column], file.name)
@@ -109,7 +111,7 @@ def comma_separated(pictures: Pictures, file: Path) -> Stated:
 
 
 def _rows(file: Path) -> list[dict[str, str]]:
-    """Cells by the names of their columns, in small letters; raises Trouble."""
+    """Cells by the names of their columns, in small letters; raises UserError."""
     try:
         with open(file, encoding="utf-8-sig", errors="replace", newline="") as lines:
             limit_cells()
@@ -117,9 +119,9 @@ def _rows(file: Path) -> list[dict[str, str]]:
             head = [name.strip().lower() for name in next(reader, [])]
             return [dict(zip(head, [*cells, *[""] * len(head)])) for cells in reader if any(cells)]
     except OSError as error:
-        raise Trouble(f"{file}: {error.strerror}; check its permissions", BAD_DATA) from None
+        raise UserError(f"{file}: {error.strerror}; check its permissions", BAD_DATA) from None
     except csv.Error as error:
-        raise Trouble(f"{file}: no table that can be read ({error}); mend it", BAD_DATA) from None
+        raise UserError(f"{file}: no table that can be read ({error}); mend it", BAD_DATA) from None
 
 
 def _thing(row: Mapping[str, str], joints: Sequence[str], size: tuple[int, int]) -> Thing:

@@ -7,9 +7,9 @@ from xml.etree import ElementTree
 
 from lookalike.data.annotations.pictures import Pictures
 from lookalike.data.annotations.record import Stated, Thing
-from lookalike.data.decode import Unreadable
-from lookalike.data.disk import Local
-from lookalike.data.files import TEST, TRAIN, VALIDATION
+from lookalike.data.formats.disk import Local
+from lookalike.data.formats.files import TEST, TRAIN, VALIDATION
+from lookalike.data.image.decode import Unreadable
 
 _MOST = 4 << 20  # bytes of one file: a picture with 10,000 objects takes 3 MB
 _SETS = {"train": TRAIN, "val": VALIDATION, "test": TEST}

@@ -13,8 +13,8 @@ import numpy as np
 from lookalike.data.annotations.masks import Polygons
 from lookalike.data.annotations.pictures import Pictures
 from lookalike.data.annotations.record import Stated, Thing
-from lookalike.data.decode import Unreadable
-from lookalike.data.disk import Local
+from lookalike.data.formats.disk import Local
+from lookalike.data.image.decode import Unreadable
 
 NAMES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names", "_darknet.labels")
 

@@ -1,0 +1,91 @@
+"""``lookalike demo``: pretrain on handwritten digits without labels, and show what a few labels then buy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional as F
+
+from lookalike.data.loader import Loader
+from lookalike.data.source import Source, open_source, reference_and_query
+from lookalike.metrics.fewshot import Fewshot, Interval
+from lookalike.models.features import settle
+from lookalike.recipes.digits import digits
+from lookalike.recipes.recipe import Recipe
+from lookalike.report.page import write_report
+from lookalike.report.tables import Accuracies, percent
+from lookalike.train.pretrain import Asked, carry_out
+from lookalike.train.screen import Screen
+from lookalike.train.trained import Trained, load
+
+DATA = "digits"
+FEW = Fewshot(labels=(1, 5, 10), draws=100)
+LEAD = (
+    "1,797 handwritten digits of 8 × 8 pixels, learned from without a single label. "
+    "Then a few labels a class decide how well new digits are named."
+)
+
+
+def demo(out: Path, overwrite: bool = False, recipe: Recipe | None = None) -> int:
+    """Run it all: the exit code, 0 or 128 and the number of the signal that stopped it. Raises UserError."""
+    done = carry_out(Asked(DATA, out, recipe or digits(), overwrite=overwrite, workers=0))
+    if done.signal:
+        return 128 + done.signal
+    with Screen("demo") as screen:
+        table = compared(out)
+        screen.console.print(as_text(table))
+        screen.say(table.caption)
+        page = write_report(out, tables=[table], lead=LEAD, progress=screen.work)
+        screen.say(f"The report is {page}: open it in a browser.")
+    return 0
+
+
+def compared(out: Path) -> Accuracies:
+    """Accuracy with few labels of raw pixels, of the untrained and of the pretrained network."""
+    reference, query = reference_and_query(DATA)
+    rows = {
+        "raw pixels": few(pixels(reference), pixels(query), reference, query),
+        "untrained network": by_network(load(out, untrained=True), reference, query),
+        "pretrained network": by_network(load(out), reference, query),
+    }
+    caption = (
+        f"Accuracy on {len(query)} digits by the nearest class mean. Mean and 95 % interval over {FEW.draws} draws of "
+        f"the labelled digits from the {len(reference)} others; every row has the same draws."
+    )
+    columns = [f"{count} label{'s' if count > 1 else ''} a class" for count in FEW.labels]
+    return Accuracies("Accuracy with few labels", columns, rows, caption)
+
+
+def pixels(source: Source) -> Tensor:
+    """(N, 64) unit rows: the pictures as they are."""
+    canvases = next(iter(Loader(source.at(8), workers=0).batches([torch.arange(len(source))]))).material
+    return F.normalize(canvases.pixels[:, 0].flatten(1).float(), dim=1)
+
+
+def by_network(trained: Trained, reference: Source, query: Source) -> list[Interval]:
+    """Those of a network's features; one that was never trained gets its whitening, if it has one, as the other did."""
+    loaders = [Loader(part.at(trained.recipe.canvas), workers=0) for part in (reference, query)]
+    if trained.step == 0 and trained.encoder.whitening is not None:
+        whole = Loader(open_source(DATA, side=trained.recipe.canvas), workers=0)
+        settle(trained.encoder, trained.views(whole, torch.arange(len(whole))))
+    known, asked = (trained.features(loader) for loader in loaders)
+    return few(known, asked, reference, query)
+
+
+def few(known: Tensor, asked: Tensor, reference: Source, query: Source) -> list[Interval]:
+    """Mean and interval for each number of labels."""
+    return list(FEW.accuracies(known, reference.labels, asked, query.labels).values())
+
+
+def as_text(table: Accuracies) -> Table:
+    """The table for a terminal."""
+    shown = Table(title=table.title, title_justify="left")
+    shown.add_column("")
+    for column in table.columns:
+        shown.add_column(column, justify="right")
+    for name, cells in table.rows.items():
+        shown.add_row(name, *map(percent, cells))
+    return shown

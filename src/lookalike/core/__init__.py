@@ -1,0 +1,1 @@
+"""What everything stands on: devices, processes, randomness, files, errors."""

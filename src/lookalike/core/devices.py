@@ -1,0 +1,245 @@
+"""Where tensors live, and in which precision products are computed: the one place that decides.
+
+Autocast surrounds the calls of encoders, heads, predictors and decoders, and nothing else. Everything that is not a
+network (views, objectives, statistics, optimizers, evaluations) is ``full_precision``, whoever calls it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from itertools import accumulate
+from typing import Any, Literal, TypeVar, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lookalike.core.errors import USAGE, UserError, meant
+from lookalike.types import Material, Tokens, View
+
+Precision = Literal["fp32", "bf16"]
+"""Of the products of a network; its sums, and whatever is computed of its results, are never narrower than fp32."""
+
+Kind = Literal["cpu", "cuda", "mps"]
+"""Of a device; mps was never run."""
+
+DEVICE, PRECISION = "LOOKALIKE_DEVICE", "LOOKALIKE_PRECISION"
+"""Environment variables: the device, and the precision that ``auto`` stands for."""
+
+Module = TypeVar("Module", bound=nn.Module)
+M = TypeVar("M", bound=Material)
+_Switch = tuple[Any, str, Any]  # a module of torch, the name of a setting, and what it is to be
+_EXACT: tuple[_Switch, ...] = (
+    (torch.backends.cudnn, "benchmark", False),  # its choice is a measurement, which another run may not repeat
+    (torch.backends.cudnn, "deterministic", True),
+    (torch.utils.deterministic, "fill_uninitialized_memory", False),  # a pass over memory that is written anyway
+)
+_ALIGNED = 256  # bytes, as allocators of GPUs align
+
+
+def device() -> torch.device:
+    """What ``LOOKALIKE_DEVICE`` names, else this process's GPU, else the processor. Raises UserError."""
+    kind = _chosen(DEVICE, get_args(Kind))
+    if kind is None:
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    elif kind == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device is here: give --device cpu, or see torch.cuda.is_available()", USAGE)
+    elif kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError("no Apple GPU is here: give --device cpu", USAGE)
+    return torch.device(kind, int(os.environ.get("LOCAL_RANK", "0"))) if kind == "cuda" else torch.device(kind)
+
+
+def _chosen(variable: str, choices: tuple[str, ...]) -> str | None:
+    """The value of an environment variable, if it is set. Raises UserError."""
+    value = os.environ.get(variable, "")
+    if value and value not in choices:
+        hint = meant(value, choices, f"there are {', '.join(choices)}")
+        raise UserError(f"{variable} is {value!r}; {hint}", USAGE)
+    return value or None
+
+
+def placed(module: Module) -> Module:
+    """The module on that device, its kernels in the memory layout that convolutions are fastest in."""
+    moved: Module = module.to(device())
+    kernels = {parameter.dim() for parameter in moved.parameters()}
+    if 5 in kernels:  # of clips; a network has one kind or the other
+        return moved.to(memory_format=torch.channels_last_3d) if 4 not in kernels else moved
+    return moved.to(memory_format=torch.channels_last)
+
+
+# ---- from the host to the device, without waiting ----
+
+
+def room(*shape: int, dtype: torch.dtype) -> Tensor:
+    """Memory of the host that a GPU reads by itself, while both go on; where there is none, any memory."""
+    return torch.empty(*shape, dtype=dtype, pin_memory=device().type == "cuda")
+
+
+def moved(material: M) -> M:
+    """What was read, with its pixels on the device; what plans are made of stays where the plans are made."""
+    if isinstance(material, Tokens):
+        return material
+    return cast("M", material._replace(pixels=material.pixels.to(device(), non_blocking=True)))
+
+
+def uploaded(view: View) -> View:
+    """A view with all its parts on the device."""
+    waiting = {name: part for name, part in view.items() if part.device.type == "cpu"}
+    return view | dict(zip(waiting, sent(list(waiting.values()), device())))
+
+
+def sent(parts: Sequence[Tensor], where: torch.device) -> list[Tensor]:
+    """The tensors on that device: from the host to a GPU in one copy, for which nobody waits."""
+    if where.type != "cuda" or any(part.device.type != "cpu" for part in parts):
+        return [part.to(where) for part in parts]
+    starts = list(accumulate((-(-part.nbytes // _ALIGNED) * _ALIGNED for part in parts), initial=0))
+    held = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=True)
+    for part, start in zip(parts, starts):
+        held[start : start + part.nbytes].view(part.dtype).view(part.shape).copy_(part)
+    there = held.to(where, non_blocking=True)
+    return [there[start : start + part.nbytes].view(part.dtype).view(part.shape) for part, start in zip(parts, starts)]
+
+
+class Later:
+    """Numbers of a device that are on their way to the host; nobody waits until they are read."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        self._numbers, self._arrived = numbers, None
+        if numbers.device.type == "cuda":
+            self._numbers = room(*numbers.shape, dtype=numbers.dtype).copy_(numbers, non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+
+    def there(self) -> bool:
+        """Whether reading them would not wait."""
+        return self._arrived is None or bool(self._arrived.query())  # type: ignore[no-untyped-call]
+
+    def values(self) -> list[float]:
+        """The numbers."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        found: list[float] = self._numbers.tolist()
+        return found
+
+
+# ---- precision ----
+
+
+@contextmanager
+def exact(strict: bool = False) -> Iterator[None]:
+    """Kernels that give the same bytes twice, and fp32 that is fp32, not TF32; restored after.
+
+    ``strict`` raises where a kernel has no such form, else torch warns, and attention takes a form that is faster and
+    not exact. The processor's kernels are deterministic as they are. What it costs stands in docs/results.md.
+    """
+    if device().type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts; else its sums may differ
+    before, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    switches = [*_EXACT, *_no_tf32()]
+    held = [getattr(where, name) for where, name, _ in switches]
+    torch.use_deterministic_algorithms(True, warn_only=not strict)
+    for where, name, value in switches:
+        setattr(where, name, value)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warned)
+        for (where, name, _), value in zip(switches, held):
+            setattr(where, name, value)
+
+
+def _no_tf32() -> list[_Switch]:
+    """By the names that the caller has used: after torch's newer ones have been set, the older ones cannot be read."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    try:
+        _ = matmul.allow_tf32, cudnn.allow_tf32
+    except RuntimeError:
+        return [(matmul, "fp32_precision", "ieee"), (cast("Any", cudnn).conv, "fp32_precision", "ieee")]
+    return [(matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]
+
+
+def computes_in_bf16(where: torch.device) -> bool:
+    """Whether products in bf16 are faster there: AVX-512 BF16 or AMX on a processor, Ampere or newer on a GPU.
+
+    Elsewhere a processor emulates them: on AVX2 they were measured at a fifth to a tenth of the speed of fp32.
+    """
+    if where.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if where.type == "mps":
+        return False
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def processor() -> str:
+    """The kind of processor, as far as it decides which kernels run: AVX2, or AVX512 with bf16, say."""
+    capability = str(torch.backends.cpu.get_cpu_capability())
+    return f"{capability} with bf16" if computes_in_bf16(torch.device("cpu")) else capability
+
+
+def accelerator() -> str | None:
+    """The name of the GPU, where one is used. Raises UserError."""
+    kind = device().type
+    if kind == "cuda" and torch.cuda.device_count():
+        return torch.cuda.get_device_name(device())
+    return None if kind == "cpu" else kind
+
+
+def resolved(precision: str) -> Precision:
+    """What ``auto`` stands for: ``LOOKALIKE_PRECISION``, else what is faster on the device. Raises UserError."""
+    if precision == "auto":
+        precision = named_precision() or ("bf16" if computes_in_bf16(device()) else "fp32")
+    return cast("Precision", precision)
+
+
+def named_precision() -> str | None:
+    """What ``LOOKALIKE_PRECISION`` says. Raises UserError."""
+    return _chosen(PRECISION, get_args(Precision))
+
+
+def autocast(precision: Precision, kind: str) -> AbstractContextManager[object]:
+    """The context in which a network on a ``kind`` of device runs, whatever context its caller is in."""
+    return full_precision() if precision == "fp32" else _in_bf16(kind)
+
+
+@contextmanager
+def _in_bf16(kind: str) -> Iterator[None]:
+    """As ``torch.autocast``, whose cache of cast weights would outlive a step where a caller holds a context open."""
+    held = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind), torch.is_autocast_cache_enabled()
+    _set_autocast(kind, True, torch.bfloat16, False)
+    try:
+        yield
+    finally:
+        _set_autocast(kind, *held)
+
+
+def _set_autocast(kind: str, enabled: bool, dtype: torch.dtype, cached: bool) -> None:
+    torch.set_autocast_enabled(kind, enabled)
+    torch.set_autocast_dtype(kind, dtype)
+    torch.set_autocast_cache_enabled(cached)
+
+
+def product_type(factor: Tensor) -> torch.dtype:
+    """The type in which products of it are computed here."""
+    kind = factor.device.type
+    return torch.get_autocast_dtype(kind) if kind != "meta" and torch.is_autocast_enabled(kind) else factor.dtype
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """No autocast inside, on any kind of device. Also a decorator, but not of generators."""
+    open_ = [kind for kind in get_args(Kind) if torch.is_autocast_enabled(kind)]
+    for kind in open_:
+        torch.set_autocast_enabled(kind, False)
+    try:
+        yield
+    finally:
+        for kind in open_:
+            torch.set_autocast_enabled(kind, True)
+
+
+def wide(numbers: Tensor) -> Tensor:
+    """The same in fp32, or in double precision where they are."""
+    return numbers if numbers.dtype == torch.float64 else numbers.float()

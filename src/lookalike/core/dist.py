@@ -1,0 +1,297 @@
+"""Where this process stands among those that torchrun started, and what they say to each other.
+
+Everything here is plain ``torch.distributed``; with one process each function is the identity and costs nothing.
+A rank holds a contiguous share of the global batch, so gathering restores the order of one process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as torch_dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
+
+from lookalike.core.devices import device, sent
+from lookalike.core.errors import IO, UserError
+from lookalike.core.rendezvous import alive
+
+Value = TypeVar("Value")
+
+PATIENCE = timedelta(minutes=30)
+"""How long a rank waits for another one: evaluations run on the first rank while the others wait."""
+
+HARMLESS = "Grad strides do not match bucket view strides"
+"""A warning of a kernel of one pixel, whose strides may be written in two ways: nothing is copied for it."""
+
+
+# ---- who and where ----
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return torch_dist.get_rank() if _together() else 0
+
+
+def world() -> int:
+    """How many processes train together."""
+    return torch_dist.get_world_size() if _together() else 1
+
+
+def first() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return rank() == 0
+
+
+def started() -> int:
+    """How many processes torchrun has started, whether or not they have met."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Join the processes that torchrun started, if it did (NCCL between GPUs, gloo between processors), and leave."""
+    if started() == 1 or _together():
+        yield
+        return
+    if device().type == "cuda":
+        torch.cuda.set_device(device())
+    try:
+        store, number, of = next(rendezvous("env://", timeout=PATIENCE))
+        torch_dist.init_process_group(
+            # Words are spoken between processors, so that no rank waits for its GPU to say them.
+            "cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo",
+            store=alive(store, number, of, PATIENCE),
+            rank=number,
+            world_size=of,
+            timeout=PATIENCE,
+        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", HARMLESS)
+            yield
+    except RuntimeError as error:
+        if isinstance(error, torch_dist.DistError) or "gloo" in str(error).lower():  # gloo's own are of no class
+            raise lost(error) from None
+        raise
+    finally:
+        if _together():
+            torch_dist.destroy_process_group()
+
+
+def distributed(module: nn.Module) -> nn.Module:
+    """The module with gradients that are means over ranks; it is itself where there is one rank."""
+    if world() == 1:
+        return module
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.14 has a new name for broadcast_buffers, 2.10 not yet
+        # Every rank builds the same weights from the seed; a bank's rows must not be overwritten by the first rank's.
+        return DistributedDataParallel(module, broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True)
+
+
+def silent(module: nn.Module) -> AbstractContextManager[None]:
+    """Inside, gradients only add up here; the next backward pass outside takes the mean of all."""
+    found: AbstractContextManager[None] = (
+        module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+    )
+    return found
+
+
+def lost(error: Exception) -> UserError:
+    """What is said where another rank does not answer any more."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return UserError(
+        f"rank {rank()} lost another rank ({reason}): the last checkpoint is whole; the same command continues, and "
+        "torchrun --max-restarts=3 does so by itself",
+        IO,
+    )
+
+
+def _together() -> bool:
+    return torch_dist.is_available() and torch_dist.is_initialized()
+
+
+# ---- tensors ----
+
+
+class _Gather(torch.autograd.Function):
+    """``torch.distributed.nn.all_gather`` returns wrong gradients on gloo where the incoming one is not contiguous."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        return _gathered(part)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        grad = grad.contiguous()
+        torch_dist.all_reduce(grad)  # every rank's loss depends on every rank's rows
+        return share(grad)
+
+
+def gather(part: Tensor) -> Tensor:
+    """(B, ...) of every rank → (world · B, ...) in the order of one process, with gradient to each rank's own rows.
+
+    The gradient is the sum over the ranks' losses; DistributedDataParallel then takes the mean, as it does of losses.
+    """
+    if world() == 1:
+        return part
+    gathered: Tensor = _Gather.apply(part) if part.requires_grad and torch.is_grad_enabled() else _gathered(part)
+    return gathered
+
+
+def _gathered(part: Tensor) -> Tensor:
+    parts = torch.empty(world(), *part.shape, dtype=part.dtype, device=part.device)
+    torch_dist.all_gather(list(parts.unbind(0)), part.detach().contiguous())
+    return parts.flatten(0, 1)
+
+
+def share(whole: Tensor) -> Tensor:
+    """(world · B, ...) → this rank's (B, ...)."""
+    size = len(whole) // world()
+    return whole[rank() * size : (rank() + 1) * size]
+
+
+def exchange(part: Tensor, order: Tensor) -> Tensor:
+    """The rows that this rank gets when the global batch is put in ``order`` (world · B,): each row travels once.
+
+    Of several ranks ``order`` is on the host, so that none waits for its GPU to learn what it sends to whom.
+    """
+    if world() == 1:
+        return part[order]
+    size, order = len(part), order.cpu()
+    mine = share(order)  # positions in the global batch that this rank wants, in the order it wants them
+    leaving = [(wanted := order[to * size : (to + 1) * size])[wanted // size == rank()] % size for to in range(world())]
+    counts = [int((mine // size == sender).sum()) for sender in range(world())]
+    by_sender = (mine // size).argsort(stable=True)  # rows of one sender arrive in the order they are wanted in
+    going, coming = sent([torch.cat(leaving), by_sender.argsort()], part.device)
+    outgoing = part[going].contiguous()
+    arrived = torch.empty_like(part, memory_format=torch.contiguous_format)
+    torch_dist.all_to_all_single(arrived, outgoing, counts, [len(rows) for rows in leaving])
+    return arrived[coming].to(memory_format=_layout(part))
+
+
+def fetch(rows: Tensor, wanted: Tensor, block: int) -> Tensor:
+    """(..., D) rows number ``wanted`` (...) of a table that ranks hold in blocks of ``block`` rows; no gradient."""
+    numbers = wanted.flatten()
+    if world() == 1:
+        return rows[numbers].view(*wanted.shape, -1)
+    owner = numbers // block
+    order = owner.argsort(stable=True)
+    sent = torch.bincount(owner, minlength=world())
+    asked = torch.empty_like(sent)
+    torch_dist.all_to_all_single(asked, sent)
+    to, back = sent.tolist(), asked.tolist()
+    asked_for = numbers.new_empty(sum(back))
+    torch_dist.all_to_all_single(asked_for, numbers[order], back, to)
+    found = rows.new_empty(len(numbers), rows.shape[1])
+    torch_dist.all_to_all_single(found, rows[asked_for - rank() * block], to, back)
+    return found[order.argsort()].view(*wanted.shape, -1)
+
+
+def _layout(tensor: Tensor) -> torch.memory_format:
+    last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+@torch.no_grad()
+def mean_(tensors: Sequence[Tensor]) -> None:
+    """Each tensor becomes its mean over ranks, in place, in one message a type."""
+    if world() == 1:
+        return
+    for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
+        some = [tensor for tensor in tensors if tensor.dtype == dtype]
+        flat = torch.cat([tensor.flatten() for tensor in some])
+        torch_dist.all_reduce(flat)
+        for tensor, values in zip(some, torch.split(flat / world(), [tensor.numel() for tensor in some])):
+            tensor.copy_(values.view_as(tensor))
+
+
+def mean(value: Tensor) -> Tensor:
+    """The mean over ranks, without gradient."""
+    value = value.detach().clone()
+    mean_([value])
+    return value
+
+
+@torch.no_grad()
+def copy_from_first(tensors: Sequence[Tensor]) -> None:
+    """Every rank gets the first rank's tensors, in place."""
+    if world() > 1:
+        for tensor in tensors:
+            torch_dist.broadcast(tensor, 0)
+
+
+def shared(
+    work: Callable[[Sequence[Tensor]], list[Tensor]], parts: Sequence[Tensor], costs: Sequence[int]
+) -> list[Tensor]:
+    """``work`` of the parts, which all ranks hold: done by one rank each, the costly ones first, and told to all.
+
+    Parts without numbers are not told: one rank may ask for their shapes alone.
+    """
+    if world() == 1 or all(part.is_meta for part in parts):
+        return work(parts)
+    owners, busy = [0] * len(parts), [0] * world()
+    for number in sorted(range(len(parts)), key=lambda number: -costs[number]):
+        owners[number] = busy.index(min(busy))
+        busy[owners[number]] += costs[number]
+    mine = iter(work([part for part, owner in zip(parts, owners) if owner == rank()]))
+    found = [
+        next(mine).contiguous() if owner == rank() else torch.empty(part.shape).to(part)
+        for part, owner in zip(parts, owners)
+    ]
+    telling = [torch_dist.broadcast(part, owner, async_op=True) for part, owner in zip(found, owners)]
+    for told in telling:
+        if told is not None:
+            told.wait()
+    return found
+
+
+# ---- words ----
+
+
+def agree(value: Value, speaker: int = 0) -> Value:
+    """The value of one rank, on every rank: plain data, which travels as JSON, never as pickle."""
+    if world() == 1:
+        return value
+    told = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
+    length = torch.tensor(len(told))
+    torch_dist.broadcast(length, speaker)
+    told = told if rank() == speaker else torch.empty(int(length), dtype=torch.uint8)
+    torch_dist.broadcast(told, speaker)
+    said: Value = json.loads(bytes(told.tolist()))
+    return said
+
+
+def largest(numbers: Sequence[float]) -> list[float]:
+    """Number by number the largest over ranks: how ranks agree to stop or to save."""
+    if world() == 1:
+        return list(numbers)
+    found = torch.tensor(numbers, dtype=torch.float64)
+    torch_dist.all_reduce(found, torch_dist.ReduceOp.MAX)
+    result: list[float] = found.tolist()
+    return result
+
+
+def on_first_rank(work: Callable[[], Value]) -> Value:
+    """What ``work`` gives on the first rank (plain data), told to every rank; its UserError is everybody's."""
+    if world() == 1:
+        return work()
+    value, failure = None, None
+    if first():
+        try:
+            value = work()
+        except UserError as error:
+            failure = error
+    message, code, value = agree((str(failure) if failure else None, failure.code if failure else 0, value))
+    if message is not None:
+        raise failure or UserError(message, code)
+    return value  # type: ignore[return-value]

@@ -1,0 +1,1 @@
+"""Looking at data and at runs: doctor, preview, search."""

@@ -1,0 +1,267 @@
+"""``lookalike doctor RUN``: what a run is, whether it ended and learned, and how to go on, in plain words."""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lookalike.core.errors import UserError
+from lookalike.curate.sample import drawn
+from lookalike.data.fingerprint import changes, from_table, stamps_of
+from lookalike.data.source import Source
+from lookalike.models.features import embed, raw
+from lookalike.train import checkpoint
+from lookalike.train.history import History, Point, collect
+from lookalike.train.pretrain import Asked, opened_data
+from lookalike.train.run import Run
+from lookalike.train.trained import load
+
+_MOST = 500  # pictures whose features are looked at
+_FLAT = 0.01  # of the loss, or of a share: less is no change
+
+
+class Spread(NamedTuple):
+    """How features of different pictures differ: 1 where they fill the sphere evenly, 0 where all are one."""
+
+    embedding: float  # the deviation of the head's output over that of even rows
+    rank: float  # of the backbone's features: as many directions as equally strong ones would be
+    width: int  # of the backbone's features
+
+
+class Health(NamedTuple):
+    """All that was found."""
+
+    history: History
+    total: int | None  # steps of the whole run
+    busy: str | None  # who trains here now
+    checkpoints: list[tuple[int, str | None]]  # steps, newest first, and what is damaged
+    changed: str | None  # what happened to the data since the run began; empty where nothing did
+    spread: Spread | None
+    unseen: str | None  # why data and features were not looked at
+    bad: int  # examples that stand in bad_files.csv
+
+    @property
+    def whole(self) -> int | None:
+        """The step of the newest whole checkpoint."""
+        return next((step for step, reason in self.checkpoints if reason is None), None)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last step is saved."""
+        return self.total is not None and self.whole is not None and self.whole >= self.total
+
+    def lines(self) -> Iterator[str]:
+        """The report in plain words."""
+        recipe, about = self.history.recipe, self.history.about()
+        labels = "with labels" if recipe.objective.supervised else "without labels"
+        yield (
+            f"{self.history.folder}: {recipe.name}, {type(recipe.model).__name__}, on {self.history.examples():,} "
+            f"examples of {about.get('data', 'unknown data')} {labels}, batches of {recipe.batch}"
+        )
+        yield self._state()
+        for step, reason in self.checkpoints:
+            yield f"checkpoint of step {step:,}: {reason or 'whole'}"
+        yield f"loss: {loss_in_words(self.history)}"
+        if not recipe.objective.supervised:  # where labels teach, neighbours with labels measure nothing
+            yield f"kNN: {knn_in_words(self.history.curves.get('knn', []))}"
+        yield f"features: {self._features()}"
+        yield f"data: {self._data()}"
+        if self.bad:
+            yield f"left out or unreadable: {self.bad:,}, with reasons in {self.history.folder / 'bad_files.csv'}"
+        yield self._onward()
+
+    def _state(self) -> str:
+        of, logged = "" if self.total is None else f" of {self.total:,}", self.history.steps()
+        if self.busy:
+            return f"training now ({self.busy}): step {logged:,}{of} is logged"
+        if self.ended:
+            return f"ended: step {self.whole:,}{of} is saved"
+        if self.whole is None:
+            return f"not ended, and no whole checkpoint: step {logged:,}{of} was logged"
+        return f"not ended: step {self.whole:,}{of} is saved, {logged:,} was the last to be logged"
+
+    def _features(self) -> str:
+        if self.spread is None:
+            return f"not looked at: {self.unseen}"
+        spread = self.spread
+        numbers = (
+            f"deviation {spread.embedding:.2f} (1 is even, 0 one point), {spread.rank:.0f} of {spread.width} directions"
+        )
+        if spread.embedding < 0.1:
+            return f"collapsed, all pictures look alike to it: {numbers}; lower the learning rate, start again"
+        if spread.rank < max(2.0, 0.02 * spread.width):
+            return f"nearly collapsed to few directions: {numbers}"
+        return f"spread out: {numbers}"
+
+    def _data(self) -> str:
+        if self.changed is None:
+            return f"not looked at: {self.unseen}"
+        return f"changed since the run began: {self.changed}" if self.changed else "as it was when the run began"
+
+    def _onward(self) -> str:
+        folder = self.history.folder
+        if self.busy:
+            return "nothing to do: wait for it"
+        if self.ended:
+            return (
+                f"done; lookalike evaluate knn {shlex.quote(str(folder))} DATA measures it, --init-from begins from it"
+            )
+        command = again(self.history)
+        if self.checkpoints and self.whole is None:
+            return f"start again, since no checkpoint is whole: {command} --overwrite"
+        return f"to go on: {command}{' --allow-data-change' if self.changed else ''}"
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        last = {name: self.history.last(name) for name in ("loss", "top1", "pixels", "knn")}
+        return {
+            "run": str(self.history.folder),
+            "recipe": self.history.recipe.name,
+            "step": self.whole,
+            "total": self.total,
+            "logged": self.history.steps(),
+            "ended": self.ended,
+            "busy": self.busy,
+            "checkpoints": {step: reason or "whole" for step, reason in self.checkpoints},
+            **last,
+            "guess": self.history.guess(),
+            "spread": self.spread._asdict() if self.spread else None,
+            "changed": self.changed,
+            "unseen": self.unseen,
+            "bad": self.bad,
+            "words": list(self.lines()),
+        }
+
+
+def diagnose(folder: Path, workers: int = 2) -> Health:
+    """Look at a run folder and write nothing. Raises UserError where it is none."""
+    history, run = collect(folder), Run(folder)
+    examples = int(run.data()["examples"])
+    states = [
+        (int(path.name.removeprefix("step-")), checkpoint.damage(path)) for path in checkpoint.found(run.checkpoints)
+    ]
+    changed, spread, unseen = None, None, None
+    try:
+        source = source_of(history)
+        change = changes(from_table(run.data_table), stamps_of(source))
+        changed = str(change) if change else ""
+        spread = spread_of(folder, source, workers)
+    except UserError as error:
+        unseen = str(error)
+    total = history.recipe.length.total(max(1, examples // history.recipe.batch))
+    return Health(history, total, holder(folder / "run.lock"), states, changed, spread, unseen, bad_files(folder))
+
+
+def source_of(history: History) -> Source:
+    """What the run learned from, if that is on this machine; raises UserError."""
+    data, split = str(history.about().get("data", "")), history.about().get("split")
+    if not data or data.startswith("hub:") or "://" in data:
+        raise UserError(f"the data ({data or 'unknown'}) is not on this machine")
+    supervised = history.recipe.name.startswith("supervised_")
+    split = None if split is None else str(split)
+    return opened_data(Asked(data, Path(), history.recipe, split=split, supervised=supervised))
+
+
+def spread_of(folder: Path, source: Source, workers: int) -> Spread:
+    """Of some training pictures, by the newest whole checkpoint; raises UserError where there is none."""
+    trained = load(folder)
+    rows = drawn(len(source), _MOST)
+    loader = trained.loader(source, workers, budget=0)  # nothing is kept: few rows are asked
+    head = embed(trained.encoder, trained.views(loader, rows), "head")
+    features = raw(trained.encoder, trained.views(loader, rows)).cpu()
+    good = torch.tensor([row not in loader.bad_rows for row in rows.tolist()])
+    return Spread(deviation(head[good]), rank(features[good]), features.shape[1])
+
+
+def deviation(rows: Tensor) -> float:
+    """Of unit rows (N, D): the root of their mean variance, times √D."""
+    return float(rows.double().var(0, correction=0).sum().sqrt())
+
+
+def rank(rows: Tensor) -> float:
+    """exp of the entropy of the spectrum of centred rows (N, F) (Roy & Vetterli 2007), 0 where all are equal."""
+    values = torch.linalg.svdvals((rows - rows.mean(0)).double())
+    if not bool(values.max() > 1e-9 * rows.abs().max().clamp_min(1e-30)):
+        return 0.0
+    shares = values / values.sum()
+    return float(torch.special.entr(shares).sum().exp())
+
+
+def loss_in_words(history: History) -> str:
+    """Where the loss is, against that of guessing, and where it goes."""
+    points = history.after_filling(history.curves.get("loss", []))
+    values, guess = [value for _, value in points if math.isfinite(value)], history.guess()
+    if not values:
+        return "nothing was logged"
+    tenth = max(1, len(values) // 10)
+    last = fmean(values[-tenth:])
+    what = "log of the number of entries" if history.recipe.reconstruction is None else "and rebuilding nothing"
+    words = f"{last:.3f} at the end, {guess:.3f} is guessing ({what})"
+    if len(values) < len(points):
+        words += f"; {len(points) - len(values)} logged values are no numbers"
+    if last >= (1 - _FLAT) * guess:
+        return f"{words}: nothing is learned so far"
+    return f"{words}; {trend(values, tenth)}"
+
+
+def trend(values: Sequence[float], tenth: int) -> str:
+    """The last tenth against the one before it."""
+    if len(values) < 20:
+        return "too few values to say where it goes"
+    last, before = fmean(values[-tenth:]), fmean(values[-2 * tenth : -tenth])
+    if last < before * (1 - _FLAT):
+        return "still falling"
+    return "rising" if last > before * (1 + _FLAT) else "flat"
+
+
+def knn_in_words(points: Sequence[Point]) -> str:
+    """From where to where, and whether it was better before."""
+    good = [(step, value) for step, value in points if math.isfinite(value)]
+    if not good:
+        return "not measured: no labels, too few pictures, or no check-up yet"
+    (_, first), (step, last) = good[0], good[-1]
+    best_step, best = max(good, key=lambda point: point[1])
+    if len(good) == 1:
+        return f"{last:.1%} at step {step:,.0f}, the only check-up"
+    if best - last > _FLAT:
+        return f"{last:.1%} at the end, fallen from {best:.1%} at step {best_step:,.0f}"
+    way = "rises" if last - first > _FLAT else "stays"
+    return f"{way} from {first:.1%} to {last:.1%} over {len(good)} check-ups, on held-out training pictures"
+
+
+def holder(lock: Path) -> str | None:
+    """Who trains in the folder now."""
+    try:
+        with lock.open(encoding="utf-8", errors="replace") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read().strip() or "another process"
+    except OSError:
+        pass
+    return None
+
+
+def bad_files(folder: Path) -> int:
+    """How many pictures stand in bad_files.csv."""
+    try:
+        return max(0, len((folder / "bad_files.csv").read_bytes().splitlines()) - 1)
+    except OSError:
+        return 0
+
+
+def again(history: History) -> str:
+    """The command that began the run."""
+    command = history.environment.get("command")
+    verbs = ("pretrain", "supervised")
+    if isinstance(command, list) and len(command) > 1 and command[1] in verbs:
+        return shlex.join(["lookalike", *(str(word) for word in command[1:] if word != "--overwrite")])
+    return "the same call again"

@@ -1,0 +1,246 @@
+"""``lookalike prepare``: every picture decoded and made small once, so that training reads canvases from a map."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from lookalike.core.errors import BAD_DATA, USAGE, UserError
+from lookalike.core.files import UNFINISHED, sync_folder, write_atomically, write_json
+from lookalike.core.progress import Progress, silent
+from lookalike.data.crew import across
+from lookalike.data.example import Example
+from lookalike.data.fingerprint import Stamps, changes, from_table, stamps_of, to_table
+from lookalike.data.formats.files import split_of
+from lookalike.data.prepared import CANVASES, INDEX, RAW, VERSION, Shard, read_index, shard_name, stated
+from lookalike.data.source import EVERYTHING, Data, Source, native_side, open_source, splits_of
+from lookalike.train.run import Run
+
+SIDE = 160  # px where no other side is asked for: crops of 128 px lose little, and a million take 77 GB
+SHARD = 256_000_000  # bytes of raw canvases in one shard
+_TASK = 64  # rows a worker makes at a time
+_ROW = tuple[int, int, int, int, str | None]  # height, width, bytes, adler32, bad
+
+
+class Done(NamedTuple):
+    """What a cache holds."""
+
+    rows: int
+    side: int
+    shards: list[Shard]
+    bad: dict[str, str]
+
+
+class _Task(NamedTuple):
+    """Rows of one split that a worker makes: part of shard ``shard``."""
+
+    shard: int
+    split: str
+    rows: range
+
+
+class _Part(NamedTuple):
+    """What it made of them."""
+
+    task: _Task
+    data: bytes
+    rows: list[_ROW]
+
+
+def prepare(
+    data: Data,
+    out: Path,
+    size: int | None = None,
+    split: str | None = None,
+    jpeg: int | None = None,
+    workers: int = 2,
+    progress: Progress = silent,
+    shard_bytes: int = SHARD,
+) -> Done:
+    """Write the canvases of ``data`` into the folder ``out``, or go on where an earlier call was stopped.
+
+    Shards that are whole by their hash are kept, so that the same call again mends a damaged cache. Raises UserError.
+    """
+    _refuse_foreign(out)
+    sources = {split_of(split) or split: open_source(data, split)} if split else splits_of(data)
+    first = next(iter(sources.values()))
+    side = size or min(SIDE, native_side(first))
+    sources = {name: source.at(side) for name, source in sources.items()}
+    coding = RAW if jpeg is None else f"jpeg {jpeg}"
+    with Run(out):
+        settings = {"version": VERSION, "side": side, "coding": coding, "classes": list(first.classes)}
+        settings |= {"splits": [name for name in sources if name != EVERYTHING], "shard_bytes": shard_bytes}
+        _begin(out, settings, _stamps(sources))
+        for folder in ("index", "shards"):
+            (out / folder).mkdir(exist_ok=True)
+            for left in (out / folder).glob(f".*{UNFINISHED}"):  # by a call that was killed in a write
+                left.unlink()
+        plan = list(_plan(sources, side, coding, shard_bytes))
+        _make(out, sources, plan, partial(_part, sources, jpeg), workers, progress)
+        return _finish(out, settings, 1 + max(task.shard for task in plan))
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Never write into a folder that holds somebody's other files."""
+    ours = {"run.lock", "data.parquet"}  # canvases.json comes last when a cache begins
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: --out names the folder of the cache")
+    names = {path.name for path in out.iterdir() if not path.name.endswith(UNFINISHED)} if out.is_dir() else set()
+    if names - ours and CANVASES not in names:
+        raise UserError(f"{out} holds other files: choose an empty or new folder for --out")
+
+
+def _stamps(sources: dict[str, Source]) -> Stamps:
+    """The files of all splits, each once: splits may share an archive."""
+    every = [stamps_of(source) for source in sources.values()]
+    first = {name: (int(size), int(token)) for part in every for name, size, token in zip(*part)}
+    sizes, tokens = (np.array(column) for column in zip(*first.values()))
+    return Stamps(list(first), sizes.astype(np.int64), tokens.astype(np.uint64))
+
+
+def _begin(out: Path, settings: dict[str, object], now: Stamps) -> None:
+    """Record what is made of what, or check that it is what was begun."""
+    if not (out / CANVASES).exists():
+        write_atomically(out / "data.parquet", to_table(now))
+        write_json(out / CANVASES, settings | {"finished": False, "shards": []})
+    held = stated(out)
+    differ = [f"{name}: {held.get(name)} -> {value}" for name, value in settings.items() if held.get(name) != value]
+    if differ:
+        raise UserError(f"{out} holds a cache of other settings ({'; '.join(differ)}): choose another --out", USAGE)
+    if changed := changes(from_table(out / "data.parquet"), now):
+        raise UserError(f"{out} was made of other pictures: {changed}; choose another --out", BAD_DATA)
+
+
+def _plan(sources: dict[str, Source], side: int, coding: str, shard_bytes: int) -> Iterator[_Task]:
+    """Every shard's tasks, in order: whole splits one after another, so that no shard holds two."""
+    row_bytes = 3 * side**2 if coding == RAW else 3 * side**2 // 8  # what JPEG makes of it, about
+    each, shard = max(1, shard_bytes // row_bytes), 0
+    for name, source in sources.items():
+        for start in range(0, len(source), each):
+            stop = min(start + each, len(source))
+            for i in range(start, stop, _TASK):
+                yield _Task(shard, name, range(i, min(i + _TASK, stop)))
+            shard += 1
+
+
+def _part(sources: dict[str, Source], jpeg: int | None, task: _Task) -> _Part:
+    """The canvases of some rows, in a worker."""
+    made: list[bytes] = []
+    rows: list[_ROW] = []
+    for row in task.rows:
+        example = sources[task.split][row]
+        data = _encoded(example, jpeg)
+        made.append(data)
+        rows.append((example.height, example.width, len(data), zlib.adler32(data), example.bad))
+    return _Part(task, b"".join(made), rows)
+
+
+def _encoded(example: Example, jpeg: int | None) -> bytes:
+    """The canvas as bytes; of a bad row black ones where each has its place, none in a shard of JPEGs."""
+    if jpeg is None:
+        return example.pixels.contiguous().numpy().tobytes()
+    if example.bad is not None:
+        return b""
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(example.pixels.permute(1, 2, 0).numpy())).save(file, "JPEG", quality=jpeg)
+    return file.getvalue()
+
+
+def _make(
+    out: Path, sources: dict[str, Source], plan: list[_Task], work: partial[_Part], workers: int, progress: Progress
+) -> None:
+    """Write every shard that is not there or not whole."""
+    whole = {number for number in {task.shard for task in plan} if _is_whole(out, number)}
+    wanted = [task for task in plan if task.shard not in whole]
+    total = sum(len(task.rows) for task in plan)
+    done = total - sum(len(task.rows) for task in wanted)
+    with closing(across(work, wanted, workers)) as parts:
+        for shard, made in groupby(parts, lambda part: part.task.shard):
+            with _Writing(out, shard) as writing:
+                for part in made:
+                    writing.add(part, sources[part.task.split])
+                    done += len(part.rows)
+                    progress("preparing", done, total)
+
+
+def _is_whole(out: Path, number: int) -> bool:
+    """Whether a shard is there and what its index says."""
+    try:
+        _, beside = read_index(out, number)
+        with (out / "shards" / shard_name(number)).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == beside["sha256"]
+    except (UserError, OSError, KeyError):
+        return False
+
+
+class _Writing:
+    """One shard in the making: published by rename, and counted as made when its index is."""
+
+    def __init__(self, out: Path, number: int) -> None:
+        self.out, self.number = out, number
+        self.name = shard_name(number)
+        self.columns: dict[str, list[object]] = {name: [] for name in INDEX.names}
+        self.sum, self.length = hashlib.sha256(), 0
+
+    def __enter__(self) -> _Writing:
+        self.temporary = self.out / f".{self.name}{UNFINISHED}"
+        self.file: BinaryIO = self.temporary.open("wb")
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.file.flush()
+            os.fsync(self.file.fileno())
+        self.file.close()
+        if kind is not None:
+            self.temporary.unlink(missing_ok=True)
+            return
+        self.temporary.replace(self.out / "shards" / self.name)
+        sync_folder(self.out / "shards")
+        beside = {"bytes": str(self.length), "sha256": self.sum.hexdigest()}
+        table = pa.table(self.columns, schema=INDEX.with_metadata(beside))
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        write_atomically(self.out / "index" / f"{self.number:05}.parquet", sink.getvalue().to_pybytes())
+
+    def add(self, part: _Part, source: Source) -> None:
+        """Append the canvases of a part and their rows of the index."""
+        self.file.write(part.data)
+        self.sum.update(part.data)
+        split = None if part.task.split == EVERYTHING else part.task.split
+        labels = source.labels[part.task.rows.start : part.task.rows.stop].tolist()
+        for row, label, (height, width, length, check, bad) in zip(part.task.rows, labels, part.rows):
+            values = (source.paths[row], split, label, height, width, self.length, length, check, bad)
+            for name, value in zip(INDEX.names, values):
+                self.columns[name].append(value)
+            self.length += length
+
+
+def _finish(out: Path, settings: dict[str, object], count: int) -> Done:
+    """Publish the list of shards, which makes the cache whole, after the list of bad files."""
+    shards: list[Shard] = []
+    bad: dict[str, str] = {}
+    for number in range(count):
+        table, beside = read_index(out, number)
+        shards.append(Shard(len(table), int(beside["bytes"]), beside["sha256"]))
+        broken = table.filter(table["bad"].is_valid())
+        bad |= dict(zip(broken["path"].to_pylist(), broken["bad"].to_pylist()))
+    text = io.StringIO()
+    csv.writer(text).writerows([("path", "reason"), *sorted(bad.items())])
+    write_atomically(out / "bad_files.csv", text.getvalue().encode())
+    write_json(out / CANVASES, settings | {"finished": True, "shards": [list(shard) for shard in shards]})
+    return Done(sum(shard.rows for shard in shards), int(str(settings["side"])), shards, bad)

@@ -1,0 +1,1 @@
+"""What a person may name as data, and how each kind is opened."""

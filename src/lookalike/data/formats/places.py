@@ -1,0 +1,263 @@
+"""What a person may name, and how each kind is opened: one table."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
+
+from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.data.example import Source
+from lookalike.data.fingerprint import LONG_PIECE, Stamps, stamps_of_files
+from lookalike.data.formats import hub, lists
+from lookalike.data.formats.archives import Archives
+from lookalike.data.formats.arrow import ArrowFile, saved
+from lookalike.data.formats.columns import FOR_TEXT, columns_of
+from lookalike.data.formats.disk import Disk, Local
+from lookalike.data.formats.divided import Divided
+from lookalike.data.formats.files import Listing, by_split, folder_split, table_split
+from lookalike.data.formats.parquet import ParquetFile, Recent
+from lookalike.data.formats.remote import Remote
+from lookalike.data.formats.shards import TarShard
+from lookalike.data.formats.tables import TableFile, Tables
+from lookalike.data.formats.zipped import Zip
+from lookalike.data.image.decode import SUFFIXES
+from lookalike.data.image.images import Images
+from lookalike.data.prepared import CANVASES, Cache
+from lookalike.data.video.footage import Spelled, listed_files, video_files
+from lookalike.data.video.naming import Titles
+from lookalike.data.video.open import SUFFIXES as VIDEOS
+
+T = TypeVar("T")
+
+
+class Place(Protocol):
+    """A file or folder, listed once."""
+
+    @property
+    def splits(self) -> Sequence[str]:
+        """Which of train, validation and test exist."""
+
+    def rows(self, split: str | None, side: int) -> Source:
+        """One split, or everything."""
+
+
+class Pictures:
+    """Picture files in folders, here or on a remote disk."""
+
+    def __init__(self, disk: Disk, listing: Listing) -> None:
+        self._disk, self._listing = disk, listing
+        self.splits = list(by_split(listing.files, folder_split))
+
+    def rows(self, split: str | None, side: int) -> Source:
+        """One split, or everything."""
+        if isinstance(self._disk, Local):
+            return Images(self._disk.root, self._listing, split, side)
+        return _Elsewhere(self._disk, self._listing, split, side)
+
+
+class _Elsewhere(Images):
+    """Pictures on another disk, divided and labelled as a folder of this one would be."""
+
+    def __init__(self, disk: Disk, listing: Listing, split: str | None, side: int) -> None:
+        super().__init__(Path(), listing, split, side)
+        self._disk = disk
+
+    def stamps(self) -> Stamps:
+        """Names, sizes and content of the files."""
+        return stamps_of_files(self._disk.file, self.files)
+
+    def read(self, row: int) -> bytes:
+        """The bytes of one file; raises Unreadable, and UserError where the disk cannot be reached."""
+        return self._disk.whole(self.files[row])
+
+
+class Found(NamedTuple):
+    """The files of one kind, and how many others there are: pictures, and files of other kinds."""
+
+    files: list[str]
+    pictures: int
+    others: int
+
+
+class Kind(NamedTuple):
+    """Files that hold many pictures. ``open`` gives None where others beside them are meant; raises UserError."""
+
+    suffixes: tuple[str, ...]
+    open: Callable[[Disk, Found], Divided | None]
+
+
+def find(data: str | os.PathLike[str]) -> Place:
+    """The place that a path, an address or a name on the Hub means; raises UserError."""
+    if isinstance(data, str) and data.startswith(hub.PREFIX):
+        return _in_folder(Local(hub.snapshot(data, (*SUFFIXES, *_ALL))), data)
+    if isinstance(data, str) and (spelled := Spelled.of(data)) is not None:
+        return _spelled(spelled)
+    if isinstance(data, str) and "://" in data:
+        parent, _, name = data.rpartition("/")
+        remote = name and name.lower().partition("?")[0].endswith(_ALL)
+        return _of_file(Remote(parent), name) if remote else _in_folder(Remote(data), data)
+    root = _there(Path(data))
+    if (root / CANVASES).is_file():
+        return Cache(root)
+    return _in_folder(Local(root), str(root)) if root.is_dir() else _of_file(Local(root.parent), root.name)
+
+
+def _there(root: Path) -> Path:
+    """The file or folder, which may be looked into; raises UserError."""
+    try:
+        if root.is_dir():
+            os.scandir(root).close()
+        elif not root.exists():
+            raise UserError(f"{root}: no such file or folder; name pictures, tables or archives, or digits", BAD_DATA)
+    except OSError as error:
+        raise UserError(f"{root}: {error.strerror}; check its permissions", BAD_DATA) from None
+    return root
+
+
+def _spelled(asked: Spelled) -> Divided:
+    """Pictures that are videos, in a folder or in a list."""
+    root = Path(asked.where)
+    if asked.where.lower().endswith(lists.SUFFIXES):
+        return asked.listed(root.parent, lists.PathList(root))
+    disk = Remote(asked.where) if "://" in asked.where else Local(_there(root))
+    found = disk.listed(SUFFIXES)
+    if not found.files:
+        raise UserError(_nothing(asked.where, found), BAD_DATA)
+    return asked.folder(disk, found)
+
+
+def _of_file(disk: Disk, name: str) -> Place:
+    """One file that holds many pictures, or names them; on a remote disk also ``shard-{000000..000099}.tar``."""
+    lower = name.lower().partition("?")[0]
+    files = [name] if isinstance(disk, Local) else _expanded(name)
+    if isinstance(disk, Local) and lower.endswith(lists.SUFFIXES):
+        listed = lists.PathList(disk.root / name)
+        if all(path.lower().endswith(VIDEOS) for path in listed.files):
+            return listed_files(disk, listed)
+        return Divided(listed, listed.splits, partial(stamps_of_files, Local(disk.root).file, listed.files))
+    for kind in KINDS:
+        if lower.endswith(kind.suffixes) and (place := kind.open(disk, Found(files, 0, 0))) is not None:
+            return place
+    raise UserError(
+        f"{disk.name(name)}: a file that is no .parquet, .arrow, .tar, .zip, .txt, .csv or video; "
+        f"name the folder that holds the pictures; {FOR_TEXT}",
+        BAD_DATA,
+    )
+
+
+def _expanded(name: str) -> list[str]:
+    """The names that a range in braces stands for: WebDataset's word for shards on a server that lists nothing."""
+    found = re.fullmatch(r"([^{}]*)\{(\d{1,9})\.\.(\d{1,9})\}([^{}]*)", name)
+    if found is None:
+        return [name]
+    before, first, last, after = found.groups()
+    return [f"{before}{number:0{len(first)}}{after}" for number in range(int(first), int(last) + 1)] or [name]
+
+
+def _in_folder(disk: Disk, name: str) -> Place:
+    """The first kind of the table that the folder holds, else its pictures."""
+    found = disk.listed((*SUFFIXES, *_ALL))
+    pictures = [path for path in found.files if path.lower().endswith(SUFFIXES)]
+    for kind in KINDS:
+        files = [path for path in found.files if path.lower().endswith(kind.suffixes)]
+        others = len(found.files) - len(files) - len(pictures)
+        if files and (place := kind.open(disk, Found(files, len(pictures), others))) is not None:
+            return place.beside(found.unreadable)
+    if not pictures:
+        raise UserError(_nothing(name, found), BAD_DATA)
+    return Pictures(disk, found._replace(files=pictures))
+
+
+def _parquet(disk: Disk, found: Found) -> Divided | None:
+    recent = Recent()
+    return _tables(disk, _each(disk, found.files, lambda path: ParquetFile(disk, path, recent)), found)
+
+
+def _arrow(disk: Disk, found: Found) -> Divided | None:
+    if not isinstance(disk, Local):
+        raise UserError(f"{disk.name(found.files[0])}: Arrow files are mapped into memory; copy them here", BAD_DATA)
+    files = saved(disk.root, found.files)
+    return _tables(disk, {path: ArrowFile(disk.root / path) for path in files}, found) if files else None
+
+
+def _tables(disk: Disk, files: Mapping[str, TableFile], found: Found) -> Divided | None:
+    """Tables with pictures go before picture files, a few of which a dataset's repository often holds too."""
+    names = [path for path, file in files.items() if columns_of(file.schema) is not None]
+    if not names and found.pictures + found.others:
+        return None
+    splits = by_split(names or list(files), table_split)
+    names = sorted(chain(*splits.values())) or names or list(files)
+    store = Tables({path: files[path] for path in names})
+    if not store.paths:
+        raise UserError(f"{files[names[0]].where}: a table without a row; fetch it again", BAD_DATA)
+    rows = {name: store.rows_of(paths) for name, paths in splits.items()}
+    return Divided(store, rows, partial(stamps_of_files, disk.file, names, LONG_PIECE))
+
+
+def _tars(disk: Disk, found: Found) -> Divided | None:
+    """Shards go before pictures where they are as many: a backup beside photos is no data, nor is a logo."""
+    return _archives(TarShard, disk, found.files) if len(found.files) >= found.pictures else None
+
+
+def _zips(disk: Disk, found: Found) -> Divided | None:
+    """Zip archives count where there is nothing else."""
+    return None if found.pictures + found.others else _archives(Zip, disk, found.files)
+
+
+def _archives(kind: type[TarShard] | type[Zip], disk: Disk, files: Sequence[str]) -> Divided:
+    divided = sorted(chain(*by_split(files, table_split).values()))
+    store = Archives(list(_each(disk, divided or files, lambda path: kind(disk, path)).values()))
+    if not store.paths:
+        where, reason = next(iter(store.unlisted.items()), (files[0], "no member ends in .jpg, .png, .webp, ..."))
+        raise UserError(f"{disk.name(files[0])}: no picture in it ({where}: {reason})", BAD_DATA)
+    return Divided(store, store.splits, partial(stamps_of_files, disk.file, divided or files, LONG_PIECE))
+
+
+def _videos(disk: Disk, found: Found) -> Divided | None:
+    """Videos go before pictures where they are as many: a poster beside each is no data."""
+    return video_files(disk, Titles.of(found.files)) if len(found.files) >= found.pictures else None
+
+
+def _compressed(disk: Disk, found: Found) -> Divided | None:
+    if found.pictures + found.others:
+        return None
+    where = disk.name(found.files[0])
+    raise UserError(f"{where}: a compressed tar cannot be read at random; decompress it, or extract it", BAD_DATA)
+
+
+def _each(disk: Disk, files: Sequence[str], open_one: Callable[[str], T]) -> dict[str, T]:
+    """Every file opened, some at once."""
+    with ThreadPoolExecutor(disk.at_once) as pool:
+        return dict(zip(files, pool.map(open_one, files)))
+
+
+KINDS = (
+    Kind((".parquet",), _parquet),
+    Kind((".arrow",), _arrow),
+    Kind((".tar",), _tars),
+    Kind(VIDEOS, _videos),
+    Kind((".zip",), _zips),
+    Kind((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"), _compressed),
+)
+_ALL = tuple(suffix for kind in KINDS for suffix in kind.suffixes)
+
+
+def _nothing(name: str, found: Listing) -> str:
+    """The message for a folder without a picture."""
+    if found.unreadable:
+        folder, reason = next(iter(found.unreadable.items()))
+        count = len(found.unreadable)
+        return f"{name}: no picture, and {count} entries cannot be read, first {folder} ({reason}); check permissions"
+    if not found.others:
+        return f"{name}: the folder is empty; name one that holds pictures (.jpg, .png, .webp, ...), tables or archives"
+    return (
+        f"{name}: no picture among its {found.others} files; "
+        "pictures end in .jpg, .png, .webp, ..., videos in .mp4, .mkv, ..., tables in .parquet, archives in .tar or "
+        f".zip; {FOR_TEXT}"
+    )

@@ -1,0 +1,265 @@
+"""Bytes to a small RGB canvas, or a reason why not: nothing else ever comes out of a picture file."""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import re
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, UnidentifiedImageError, _imaging, features
+from PIL.JpegImagePlugin import JpegImageFile
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from lookalike.data.image import jpeg
+
+# An allowlist: Pillow also opens EPS (which runs Ghostscript), PSD, FITS and others with a record of holes.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", *(("AVIF",) if features.check("avif") else ()))
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".avif", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
+MAX_PIXELS = 100_000_000  # 300 MB as RGB: what one decoder may cost
+FINE = 384
+"""The side in pixels from which a canvas stands for the picture itself: it is filtered by a cubic, which loses less of
+the fine detail than the line below (docs/results.md has how much)."""
+
+_REDUCING = 2  # average whole blocks of pixels while at least so many times finer than the canvas, then filter
+
+
+class Canvas(NamedTuple):
+    """The whole picture squashed to ``pixels`` uint8 (3, S, S); ``height`` and ``width`` as it was, upright."""
+
+    pixels: Tensor
+    height: int
+    width: int
+
+
+class Header(NamedTuple):
+    """What a file says before any pixel is decoded: format and mode as Pillow names them, upright size in pixels."""
+
+    kind: str
+    height: int
+    width: int
+    mode: str
+
+
+class Unreadable(Exception):
+    """Why a picture cannot be used, in one line that is the same in every process."""
+
+    @property
+    def reason(self) -> str:
+        """The line."""
+        return str(self)
+
+
+class _Quiet:
+    """Silent while any thread is inside, as before when the last has left: a change to the process, not to a thread."""
+
+    def __init__(self, silence: Callable[[], AbstractContextManager[None]]) -> None:
+        self._silence, self._lock, self._inside = silence, threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._silenced = self._silence()
+                self._silenced.__enter__()
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._silenced.__exit__(None, None, None)
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _silent_libtiff() -> Iterator[None]:
+    """Keep libtiff from writing a line to the terminal for every odd tag; what matters reaches Pillow as an error.
+
+    Pillow has no switch for it, so the library is asked itself, by its own names; one that hides them stays loud.
+    """
+    before = [(handler, handler(None)) for handler in _libtiff_handlers()]
+    try:
+        yield
+    finally:
+        for handler, old in before:
+            handler(old)
+
+
+@cache
+def _libtiff_handlers() -> list[Callable[[int | None], int | None]]:
+    """What sets each of libtiff's two handlers, and returns the address of the one before."""
+    library, found = ctypes.CDLL(_imaging.__file__), []
+    for name in ("TIFFSetWarningHandler", "TIFFSetErrorHandler"):
+        with suppress(AttributeError):
+            handler = getattr(library, name)
+            handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+            found.append(handler)
+    return found
+
+
+_quiet, _quiet_tiff = _Quiet(_no_warnings), _Quiet(_silent_libtiff)
+_TIFF = (b"II", b"MM")  # how files begin that libtiff may read
+
+
+def decode(data: bytes, side: int) -> Canvas:
+    """The picture in ``data`` as a canvas of ``side`` pixels; raises Unreadable and nothing else."""
+    found = jpeg.frame(data)
+    if found is not None and 0 < found.height * found.width <= MAX_PIXELS:
+        pixels = jpeg.pixels(data, found, side)
+        if pixels is not None:
+            return _canvas(torch.from_numpy(pixels), (found.width, found.height), found.orientation, side)
+    with _opened(data) as image:
+        return squash(image, side)
+
+
+def header(data: bytes) -> Header:
+    """Format and upright size, without decoding; raises Unreadable and nothing else."""
+    with _opened(data) as image:
+        lazy = image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info)
+        # TIFF sizes are upright already, and asking a PNG for EXIF that it lacks would decode it.
+        height, width = _upright_size(image.size, 1 if lazy else _orientation(image))
+        return Header(image.format or "", height, width, image.mode)
+
+
+def squash(image: Image.Image, side: int) -> Canvas:
+    """Any Pillow picture as a canvas: EXIF turned upright, alpha on white, first frame, colour profiles ignored."""
+    size = image.size
+    image.draft(None, (side, side))  # JPEG alone: decodes at 1/2, 1/4 or 1/8 for less, see jpeg.reduction
+    image.load()
+    orientation = _orientation(image)
+    small = _coloured(image)
+    blocks = min(small.size) // (_REDUCING * side)
+    if blocks > 1 and not isinstance(image, JpegImageFile):
+        small = small.reduce(blocks)
+    return _canvas(torch.from_numpy(_flat(small)), size, orientation, side)
+
+
+def rgb(data: bytes) -> npt.NDArray[np.uint8]:
+    """The picture in ``data`` as (H, W, 3), as it is stored: not turned upright; raises Unreadable and nothing else."""
+    with _opened(data) as image:
+        image.load()
+        return _flat(_coloured(image))
+
+
+def _flat(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """L, RGB or RGBA as (H, W, 3)."""
+    if image.mode == "RGBA":  # white, as shops and papers show cut-outs; the colour under alpha 0 is often garbage
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    # Half the time of np.array(image).
+    return np.frombuffer(bytearray(image.tobytes()), np.uint8).reshape(image.height, image.width, 3)
+
+
+def _canvas(pixels: Tensor, size: tuple[int, int], orientation: int, side: int) -> Canvas:
+    """``pixels`` (H, W, 3) resized and turned upright; ``size`` is Pillow's, (width, height) as stored."""
+    planes = pixels.permute(2, 0, 1)
+    if planes.shape[1:] != (side, side):
+        # Pillow's filter to within one level in a fifth of its time: torch resizes interleaved bytes with AVX2.
+        mode = "bicubic" if side >= FINE else "bilinear"
+        planes = interpolate(planes[None], (side, side), mode=mode, antialias=True)[0]
+    # Turned last, on the canvas, where it costs nothing; left strided, since a batch is laid out once for all.
+    return Canvas(_upright(planes, orientation), *_upright_size(size, orientation))
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """The picture with only its header read and its size checked; every error leaves as Unreadable."""
+    if not data:
+        raise Unreadable("the file is empty")
+    try:
+        with (
+            _quiet,
+            _quiet_tiff if data[:2] in _TIFF else nullcontext(),
+            Image.open(io.BytesIO(data), formats=FORMATS) as image,
+        ):
+            _refuse_huge(*image.size)
+            yield image
+    except Unreadable:
+        raise
+    except Image.DecompressionBombError as error:  # Pillow's own limit, which is higher, comes first
+        count = re.search(r"\d+", str(error))
+        raise Unreadable(_too_many(count[0] if count else "far too many")) from None
+    except UnidentifiedImageError:
+        raise Unreadable("no picture, or its first bytes are damaged") from None
+    except Exception as error:
+        raise Unreadable(_line(error)) from None
+
+
+def _refuse_huge(width: int, height: int) -> None:
+    """Stop before a decoder allocates what a few bytes of header ask for."""
+    if width * height > MAX_PIXELS:
+        raise Unreadable(_too_many(f"{width}x{height}"))
+    if width * height < 1:
+        raise Unreadable(f"{width}x{height} pixels: there is no pixel")
+
+
+def _too_many(count: str) -> str:
+    return f"{count} pixels are more than the limit of {MAX_PIXELS // 1_000_000} million"
+
+
+def _line(error: Exception) -> str:
+    """The error in one line without addresses, which would differ from process to process."""
+    text = re.sub(r"\s+", " ", re.sub(r" at 0x[0-9a-f]+", "", str(error))).strip()[:200]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 where there is none or the EXIF is damaged, which does not spoil a picture."""
+    if image.format == "JPEG" and "exif" not in image.info and "xmp" not in image.info:
+        return 1  # getexif would spend a tenth of a small picture's time to say so
+    try:
+        found = image.getexif().get(jpeg.ORIENTATION, 1)
+    except Exception:
+        return 1
+    return found if isinstance(found, int) else 1
+
+
+def _upright(planes: Tensor, orientation: int) -> Tensor:
+    """A square canvas (3, S, S) turned as EXIF says."""
+    if orientation in (5, 6, 7, 8):
+        planes = planes.mT
+    flips = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(orientation)
+    return planes.flip(flips) if flips else planes
+
+
+def _upright_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """Pillow's (width, height) as (height, width) after turning upright."""
+    width, height = size
+    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+
+
+def _coloured(image: Image.Image) -> Image.Image:
+    """The picture as 8-bit L, RGB or RGBA, which can be resized."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))  # as libpng does it for 16-bit colour
+    if image.mode in ("I", "F"):
+        return Image.fromarray(_wide_gray(np.asarray(image), stated=image.format == "PPM" and image.mode == "I"))
+    if image.has_transparency_data:
+        return image.convert("RGBA")
+    return image if image.mode in ("L", "RGB") else image.convert("RGB")
+
+
+def _wide_gray(values: npt.NDArray[np.generic], stated: bool) -> npt.NDArray[np.uint8]:
+    """Gray of 32 bits as uint8: PPM states its range (Pillow makes it 16 bits), the rest is stretched min to max."""
+    gray = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
+    low, high = (0.0, 65535.0) if stated else (float(gray.min()), float(gray.max()))
+    scaled = (gray - low) * (255 / (high - low) if high > low else 0.0)
+    return np.asarray(scaled.clip(0, 255).round(), dtype=np.uint8)

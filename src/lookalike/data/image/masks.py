@@ -1,0 +1,166 @@
+"""Photos with masks beside them: pairs of folders or of names, masks as PNG whose pixels are numbers of classes."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.data.fingerprint import regular
+from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, listed, printable, split_of
+from lookalike.data.image.decode import MAX_PIXELS, SUFFIXES, Unreadable
+from lookalike.data.image.images import MAX_BYTES, Images
+from lookalike.data.rows import Rows
+from lookalike.data.source import split_by_hash
+
+MOST = 1 << 16
+"""Classes are numbers below this: PNG has 8 or 16 bits."""
+
+_MASKS = r"annots?|annotations?|masks?|labels?|labelids|gt|gtfine|segmentations?|segmentationclass(raw|aug)?"
+_PHOTOS = r"images?|imgs?|photos?|pictures?|jpegimages|leftimg8bit|rgb"
+# A folder may be nothing but such a word, or end in it: trainannot. A file's name ends in it, set off.
+_FOLDER = {kind: re.compile(rf"(?P<rest>.*?)[-_ .]?({words})", re.I) for kind, words in ((1, _MASKS), (0, _PHOTOS))}
+_STEM = {kind: re.compile(rf"(?P<rest>.+)[-_ .]({words})", re.I) for kind, words in ((1, _MASKS), (0, _PHOTOS))}
+
+
+class Scenes(NamedTuple):
+    """N photos, each with its mask."""
+
+    source: Rows
+    root: Path
+    masks: Sequence[str]  # (N,) relative paths
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def mask(self, row: int) -> Tensor:
+        """int64 (H, W) numbers of classes, from 0 to ``MOST`` - 1; raises Unreadable."""
+        try:
+            with regular(self.root, self.masks[row]) as file:
+                data = file.read(MAX_BYTES)
+        except OSError as error:
+            raise Unreadable(error.strerror or type(error).__name__) from None
+        return decoded(data)
+
+
+class Pairs(NamedTuple):
+    """What segmentation learns from, what it is asked, and the photos that nobody has drawn a mask for."""
+
+    reference: Scenes
+    query: Scenes
+    unmasked: list[str]
+
+
+def decoded(data: bytes) -> Tensor:
+    """int64 (H, W) of a PNG with numbers, a palette of them, or three equal colours; raises Unreadable."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Unreadable(f"{image.width}x{image.height} pixels are too many")
+            numbers = np.asarray(image).astype(np.int64)
+    except Unreadable:
+        raise
+    except Exception as error:
+        raise Unreadable(f"no PNG that can be read ({type(error).__name__})") from None
+    if numbers.ndim == 3 and numbers.shape[2] >= 3 and bool((numbers[..., :3] == numbers[..., :1]).all()):
+        numbers = numbers[..., 0]
+    if numbers.ndim != 2 or numbers.min(initial=0) < 0 or numbers.max(initial=0) >= MOST:
+        raise Unreadable("colours instead of numbers of classes: save it as an index PNG")
+    return torch.from_numpy(numbers)
+
+
+def pairs(data: str) -> Pairs:
+    """Train against test, else validation, else a fifth by hash; raises UserError where no photo has a mask."""
+    root = Path(data)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; name one that holds photos and masks", BAD_DATA)
+    listing = listed(root, SUFFIXES)
+    photos, masks = sorted_out(listing.files)
+    both = sorted(photos.keys() & masks.keys())
+    if not both:
+        raise UserError(
+            f"{root}: no photo has a mask; masks are PNG in a folder such as masks/ beside images/, or trainannot/ "
+            "beside train/",
+            BAD_DATA,
+        )
+    files = {photos[name]: masks[name] for name in both}
+    source = Images(root, listing, None, 32).only(list(files))
+    reference, query = (
+        Scenes(Rows(source, rows), root, [files[source.files[row]] for row in rows.tolist()])
+        for rows in _divided(root, source.files)
+    )
+    beside = {name.rpartition("/")[0] for name in both}  # other folders hold what is no photo: instances, previews
+    left = sorted(name for name in photos.keys() - masks.keys() if name.rpartition("/")[0] in beside)
+    return Pairs(reference, query, [printable(photos[name]) for name in left])
+
+
+def sorted_out(files: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Photos and masks by what their paths have in common."""
+    photos: dict[str, str] = {}
+    masks: dict[str, str] = {}
+    for path in files:
+        key, is_mask = common(path)
+        if is_mask and path.lower().endswith(".png"):
+            masks.setdefault(key, path)
+        elif not is_mask:
+            photos.setdefault(key, path)
+    return photos, masks
+
+
+def common(path: str) -> tuple[str, bool]:
+    """A path without the words that tell photos from masks, and whether one of them says that it is a mask."""
+    *folders, stem = path.rpartition(".")[0].split("/")
+    parts, masked = [], False
+    for part, words in [*((folder, _FOLDER) for folder in folders), (stem, _STEM)]:
+        rest = part
+        while found := words[1].fullmatch(rest):
+            rest, masked = found["rest"], True
+        if rest == part and (found := words[0].fullmatch(rest)):
+            rest = found["rest"]
+        parts += [rest] if rest else []
+    return "/".join(parts), masked
+
+
+def _divided(root: Path, files: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Sorted rows of the reference and of the queries."""
+    splits = _listed_splits(root, files) or _named_splits(files)
+    query = TEST if TEST in splits else VALIDATION
+    if TRAIN in splits and query in splits:
+        return torch.tensor(splits[TRAIN]), torch.tensor(splits[query])
+    reference, asked = split_by_hash([printable(path) for path in files], torch.zeros(len(files), dtype=torch.long))
+    if not len(asked):
+        raise UserError(f"{root}: one photo with a mask is not enough to learn from and to ask", BAD_DATA)
+    return reference, asked
+
+
+def _named_splits(files: Sequence[str]) -> dict[str, list[int]]:
+    """Rows by the outermost folder that names a split, once the words for photos are gone."""
+    found: dict[str, list[int]] = {}
+    for row, path in enumerate(files):
+        names = [split_of(part) for part in common(path)[0].split("/")[:-1]]
+        name = next((name for name in names if name), None)
+        if name:
+            found.setdefault(name, []).append(row)
+    return found
+
+
+def _listed_splits(root: Path, files: Sequence[str]) -> Mapping[str, list[int]]:
+    """Rows by the lists of Pascal VOC, where they are."""
+    stems = {Path(path).stem: row for row, path in enumerate(files)}
+    found: dict[str, list[int]] = {}
+    for path in sorted((root / "ImageSets" / "Segmentation").glob("*.txt")):
+        name, rows = (
+            split_of(path.stem),
+            [stems[s] for s in path.read_text("utf-8", "surrogateescape").split() if s in stems],
+        )
+        if path.stem in ("train", "val", "test") and name and rows:
+            found[name] = sorted(rows)
+    return found

@@ -1,0 +1,237 @@
+"""Which texts a file holds: lines, or cells of a table; what is no text is left out with a reason.
+
+A blank line separates and is no row. A line that is no valid UTF-8 or holds a NUL is no row, and is noted. Of a text
+that is longer than LONGEST bytes the beginning counts; the rest of the line is passed over, never held.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import sys
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from itertools import chain
+from typing import BinaryIO, NamedTuple, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lookalike.core.errors import BAD_DATA, USAGE, UserError
+from lookalike.data.formats.columns import BROKEN, LABELS
+from lookalike.data.formats.disk import Local
+from lookalike.data.formats.encoded import Value
+from lookalike.data.formats.files import limit_cells, printable
+
+SUFFIXES = (".txt", ".csv", ".tsv", ".parquet")
+LONGEST = 1 << 13  # bytes
+PAIRS = (
+    ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("text1", "text2"),
+    ("question", "answer"), ("query", "positive"), ("anchor", "positive"), ("first", "second"),
+)  # fmt: skip
+TEXTS = ("text", "sentence", "content", "review", "question", "title", "line", "caption", "body")
+SCORES = ("score", "similarity", "similarity_score", "relatedness", "relatedness_score")
+_KNOWN = {*chain(*PAIRS), *TEXTS, *SCORES, *LABELS, "split", "id", "idx", "index"}
+
+Cell = str | bytes | int | float | None
+Lines = Generator[tuple[int, Sequence[Cell]], None, None]
+"""Lines of cells, each with its number."""
+
+
+class Row(NamedTuple):
+    """One line of a file: its number, from 1, and what stands on it; a blank one has no texts."""
+
+    line: int
+    texts: tuple[str, ...]
+    label: Value | None = None
+    score: float | None = None
+    bad: str | None = None  # why it is no row
+
+
+class Columns(NamedTuple):
+    """Which columns of a table hold what, by number."""
+
+    texts: tuple[int, ...]
+    label: int | None
+    score: int | None
+
+
+def rows_of(disk: Local, name: str, wanted: Sequence[str] = ()) -> Iterator[Row]:
+    """Rows of a file, blank ones without texts; ``wanted`` are columns by name or number (from 1). Raises UserError."""
+    where, suffix = disk.name(name), name.lower().rpartition(".")[2]
+    try:
+        with disk.file(name) as raw, io.BufferedReader(cast("io.RawIOBase", raw), 1 << 20) as file:
+            if suffix in ("parquet", "csv", "tsv"):
+                cells = _parquet(file, where) if suffix == "parquet" else _table(file, where, suffix)
+                with closing(cells):  # before the file that it reads
+                    yield from _cells(cells, wanted, where, named=suffix == "parquet")
+            elif wanted:
+                raise UserError(f"{where} has lines, no columns: leave out :{','.join(wanted)}", USAGE)
+            else:
+                yield from _lines(file)
+    except OSError as error:
+        raise UserError(f"{where}: {error.strerror or error}; check its permissions", BAD_DATA) from None
+
+
+def _lines(file: BinaryIO) -> Iterator[Row]:
+    """Those of a text file; a byte order mark is no text."""
+    number = 0
+    while raw := file.readline(LONGEST):
+        number, whole = number + 1, raw.endswith(b"\n")
+        text = decoded(raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw)
+        while not whole and (rest := file.readline(LONGEST)):
+            whole = rest.endswith(b"\n")
+        yield Row(number, (text,) if text else (), bad=_reason(text))
+
+
+def decoded(raw: bytes) -> str | None:
+    """The text of at most LONGEST bytes, without the space around it; None where they are no UTF-8.
+
+    A letter that the limit cuts in two is left out.
+    """
+    try:
+        return codecs.utf_8_decode(raw[:LONGEST], "strict", len(raw) < LONGEST)[0].strip()
+    except UnicodeDecodeError:
+        return None
+
+
+def _reason(text: str | None) -> str | None:
+    """Why a text is none."""
+    if text is None:
+        return "no valid UTF-8"
+    return "holds a NUL: no text" if "\0" in text else None
+
+
+def _cells(lines: Lines, wanted: Sequence[str], name: str, named: bool = False) -> Iterator[Row]:
+    """Those of a table; unless it is ``named``, its first line is a head if a name in it is usual, or wanted."""
+    number, first = next(lines, (1, []))
+    head = [str(cell).strip().lower() for cell in first]
+    known = _KNOWN | {want.lower() for want in wanted}
+    named = named or not known.isdisjoint(head)
+    second = next(lines, None) if named else (number, first)
+    if second is None or not second[1]:
+        return
+    names = head if named else []
+    columns = _wanted(wanted, names, second[1], name) if wanted else _usual(names, second[1], name)
+    for line, cells in chain([second], lines):
+        texts = [_text(_at(cells, column)) for column in columns.texts]
+        bad = next((reason for text in texts if (reason := _reason(text))), None)
+        label, score = _label(_at(cells, columns.label)), _number(_at(cells, columns.score))
+        yield Row(line, tuple(text or "" for text in texts) if any(texts) else (), label, score, bad)
+
+
+def _at(cells: Sequence[Cell], column: int | None) -> Cell:
+    """A cell; None where the line ends before it."""
+    return cells[column] if column is not None and column < len(cells) else None
+
+
+def _text(cell: Cell) -> str | None:
+    """The text of a cell, cut as a line is; a cell that is missing is blank, and one that is no UTF-8 none."""
+    raw = cell if isinstance(cell, bytes) else str("" if cell is None else cell).encode("utf-8", "surrogateescape")
+    return decoded(raw[:LONGEST])
+
+
+def _label(cell: Cell) -> Value | None:
+    """A whole number or a word; a fraction is no label."""
+    if isinstance(cell, bytes):
+        cell = cell.decode("utf-8", "backslashreplace")
+    if isinstance(cell, str):
+        cell = cell.strip()
+        return int(cell) if cell.removeprefix("-").isdecimal() and len(cell) < 19 else printable(cell) or None
+    return cell if isinstance(cell, int) else None
+
+
+def _number(cell: Cell) -> float | None:
+    try:
+        return None if cell is None else float(cell)
+    except ValueError:
+        return None
+
+
+def _wanted(wanted: Sequence[str], head: Sequence[str], first: Sequence[Cell], name: str) -> Columns:
+    """The columns of these names or numbers: one or two texts, then perhaps a score; the label by its usual name."""
+    places = [_place(want, head, len(first), name) for want in wanted]
+    if not 1 <= len(places) <= 3:
+        raise UserError(f"{name}: name one column of text, or two, or two and a score, not {len(places)}", USAGE)
+    label = next((i for i, word in enumerate(head) if word in LABELS and i not in places), None)
+    return Columns(tuple(places[:2]), label, places[2] if len(places) == 3 else _first(head, SCORES))
+
+
+def _place(want: str, head: Sequence[str], width: int, name: str) -> int:
+    if want.lower() in head:
+        return head.index(want.lower())
+    if want.isdecimal() and 1 <= int(want) <= width:
+        return int(want) - 1
+    raise UserError(f"{name} has no column {want!r}: there are {', '.join(head)}, or numbers from 1 to {width}", USAGE)
+
+
+def _usual(head: Sequence[str], first: Sequence[Cell], name: str) -> Columns:
+    """The columns of a usual name; else texts are those whose first cell is no number, and the score the one that is.
+
+    Without names a whole number beside one text is its label.
+    """
+    numeric = [i for i, cell in enumerate(first) if _number(cell) is not None]
+    pair = next((pair for pair in PAIRS if all(word in head for word in pair)), ())
+    single = next((word for word in TEXTS if word in head), None)
+    words = pair or ((single,) if single else ())
+    others = {*LABELS, *SCORES, "split", "id", "idx", "index"}
+    free = [i for i in range(len(first)) if i not in numeric and (i >= len(head) or head[i] not in others)]
+    texts = tuple(head.index(word) for word in words) or tuple(free)
+    if not texts:
+        raise UserError(f"{name}: no column of text; name it as {name}:COLUMN", BAD_DATA)
+    label, score = _first(head, LABELS), _first(head, SCORES)
+    if not head and len(numeric) == 1:
+        whole = len(texts) == 1 and _label(first[numeric[0]]) == _number(first[numeric[0]])
+        label, score = (numeric[0], None) if whole else (None, numeric[0])
+    if score is None and label is not None and len(texts) == 2:
+        score = label  # GLUE's name for it
+    return Columns(texts, label, score)
+
+
+def _first(head: Sequence[str], names: Sequence[str]) -> int | None:
+    return next((head.index(name) for name in names if name in head), None)
+
+
+def _table(file: BinaryIO, name: str, suffix: str) -> Lines:
+    """Lines of cells. A tab separates whatever stands around it: quotes are letters there."""
+    limit_cells(sys.maxsize)  # a longer cell is cut, as a line is
+    text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
+    tabs = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
+    lines, number = tabs if suffix == "tsv" else csv.reader(text), 1
+    try:
+        for cells in lines:
+            yield number, cells
+            number = lines.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{name}: no table that can be read ({error}); mend it", BAD_DATA) from None
+    finally:
+        text.detach()  # whoever opened the file closes it
+
+
+def _parquet(file: BinaryIO, name: str) -> Lines:
+    """The names of the columns of words and numbers, then their rows, numbered from 1; words are bytes."""
+    try:
+        table = pq.ParquetFile(file)
+        kinds = {field.name: field.type for field in table.schema_arrow if _words(field.type) or _numbers(field.type)}
+        yield 0, list(kinds)
+        line = 0
+        for batch in table.iter_batches(columns=list(kinds)):
+            columns = [
+                batch.column(i).cast(pa.large_binary()) if _words(kind) else batch.column(i)
+                for i, kind in enumerate(kinds.values())
+            ]
+            for cells in zip(*(column.to_pylist() for column in columns)):
+                line += 1
+                yield line, cells
+    except BROKEN as error:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise UserError(f"{name}: no parquet that can be read ({reason}); fetch it again", BAD_DATA) from None
+
+
+def _words(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _numbers(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))

@@ -1,0 +1,154 @@
+"""From text to tokens: byte pairs (arXiv 1508.07909) that a run trains on its own lines, by the package tokenizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lookalike.core.errors import BAD_DATA, USAGE, UserError
+from lookalike.data.example import Source
+from lookalike.data.loader import Loaded
+from lookalike.types import FIRST, MASK, PAD, Tokens
+
+_CHUNK = 4096  # rows between two words of progress
+TextsOf = Callable[[int], tuple[str, ...]]
+
+
+class Tokenizer:
+    """Numbers for texts. ``json`` is all there is to it, and all that a run keeps."""
+
+    def __init__(self, json: str) -> None:
+        """Raises UserError where ``json`` is no tokenizer."""
+        try:
+            self._inner = _package().Tokenizer.from_str(json)
+        except UserError:
+            raise
+        except Exception as error:  # the package knows no class of its own
+            raise UserError(f"tokenizer.json holds no tokenizer ({str(error)[:200]})", BAD_DATA) from None
+        self.json = json
+        self._inner.no_padding()
+
+    @classmethod
+    def trained(cls, texts: Iterable[str], vocabulary: int, lowercase: bool) -> Tokenizer:
+        """Byte pairs of ``texts``, at most ``vocabulary`` tokens; the same texts give the same, byte for byte."""
+        package = _package()
+        inner = package.Tokenizer(package.models.BPE())
+        forms = [package.normalizers.NFC(), *([package.normalizers.Lowercase()] if lowercase else [])]
+        inner.normalizer = package.normalizers.Sequence(forms)
+        inner.pre_tokenizer = package.pre_tokenizers.ByteLevel(add_prefix_space=True)
+        special = {PAD: "[PAD]", FIRST: "[FIRST]", MASK: "[MASK]"}
+        trainer = package.trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=[special[i] for i in range(len(special))],
+            initial_alphabet=package.pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        inner.train_from_iterator(iter(texts), trainer)
+        inner.post_processor = package.processors.TemplateProcessing(
+            single="[FIRST] $A", special_tokens=[("[FIRST]", FIRST)]
+        )
+        return cls(inner.to_str(pretty=True))
+
+    @property
+    def size(self) -> int:
+        """How many tokens it knows."""
+        return int(self._inner.get_vocab_size())
+
+    def encoded(self, texts: Sequence[str], length: int) -> list[list[int]]:
+        """The tokens of each text, cut to ``length``."""
+        self._inner.enable_truncation(length)
+        return [found.ids for found in self._inner.encode_batch_fast(list(texts))]
+
+
+class Reader:
+    """Batches of tokens of a source of text. All is encoded at once and kept: four bytes a token."""
+
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: Tokenizer,
+        length: int,
+        max_bad: float = 0.01,
+        progress: Callable[[int], None] = lambda _: None,
+        on_bad: Callable[[Mapping[str, str]], None] = lambda _: None,
+    ) -> None:
+        """``progress`` hears how many rows are encoded, ``on_bad`` the lines that are no rows. Raises UserError."""
+        self.source, self.bad = source, dict(source.unlisted)
+        self.bad_rows: dict[int, str] = {}  # what cannot be read is no row
+        if self.bad:
+            on_bad(self.bad)
+        refuse_too_many(source, max_bad)
+        self._flat, self._starts = _all(texts_of(source), len(source), tokenizer, length, progress)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def batches(self, rows_of_steps: Iterable[Tensor]) -> Generator[Loaded[Tokens], None, None]:
+        """The tokens of each step's rows (B,), in order."""
+        for rows in rows_of_steps:
+            yield Loaded(rows, self._tokens(rows))
+
+    def shown(self, rows: Tensor) -> Tensor:
+        """The same, since what is no text is no row."""
+        return rows
+
+    def _tokens(self, rows: Tensor) -> Tokens:
+        """Filled up as far as the longest of them needs."""
+        views = (self._starts.numel() - 1) // len(self)
+        numbers = rows[:, None] * views + torch.arange(views)
+        starts, lengths = self._starts[numbers], self._starts[numbers + 1] - self._starts[numbers]
+        places = torch.arange(int(lengths.max()))
+        inside = places < lengths[..., None]
+        where = (starts[..., None] + places).clamp(max=len(self._flat) - 1)
+        return Tokens(torch.where(inside, self._flat[where].long(), PAD), lengths)
+
+
+def _all(
+    texts: TextsOf, count: int, tokenizer: Tokenizer, length: int, progress: Callable[[int], None]
+) -> tuple[Tensor, Tensor]:
+    """Every text's tokens one after the other, int32, and where each begins: row by row, text by text."""
+    flat, lengths = [], [0]
+    for start in range(0, count, _CHUNK):
+        rows = range(start, min(start + _CHUNK, count))
+        found = tokenizer.encoded([text for row in rows for text in texts(row)], length)
+        flat.append(np.fromiter((token for tokens in found for token in tokens), np.int32))
+        lengths += [len(tokens) for tokens in found]
+        progress(len(rows))
+    return torch.from_numpy(np.concatenate(flat)), torch.tensor(lengths).cumsum(0)
+
+
+def texts_of(source: Source) -> TextsOf:
+    """The texts of each row of a source of text; raises UserError for another."""
+    found: TextsOf | None = getattr(source, "texts", None)
+    if found is None:
+        raise UserError(
+            "no text in this data: a recipe for text wants .txt, .csv, .tsv or .parquet, or a list of strings; one for "
+            "captions a folder of pictures with captions.csv (image, caption) or COCO's captions_*.json",
+            BAD_DATA,
+        )
+    return found
+
+
+def refuse_too_many(source: Source, max_bad: float) -> None:
+    """Raise UserError when more than the share ``max_bad`` of all lines is no text."""
+    refused: int = getattr(source, "refused", 0)
+    if refused > max_bad * (refused + len(source)):
+        where, reason = next((where, why) for where, why in source.unlisted.items() if ":" in where)
+        raise UserError(
+            f"{refused} of {refused + len(source)} lines are no text, first {where} ({reason}); "
+            f"mend or remove those in bad_files.csv, or allow more than {max_bad:g} of all with --max-bad",
+            BAD_DATA,
+        )
+
+
+def _package() -> Any:
+    """The package tokenizers, an extra."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise UserError("text wants the package tokenizers: pip install 'lookalike[text]'", USAGE) from None
+    return tokenizers

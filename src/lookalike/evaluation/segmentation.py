@@ -1,0 +1,283 @@
+"""Semantic segmentation: an FCN on the dilated backbone, everything tuned (MoCo, arXiv 1911.05722, appendix)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lookalike.core.devices import Precision, autocast, device, full_precision, moved, placed
+from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.core.seeding import reseed, uniforms
+from lookalike.data.image.decode import Unreadable
+from lookalike.data.image.masks import MOST, Scenes
+from lookalike.data.loader import Loader
+from lookalike.data.order import Order
+from lookalike.models.dense import Segmenter
+from lookalike.models.encoder import Encoder
+from lookalike.models.features import evaluating
+from lookalike.pretext import ops
+from lookalike.pretext.image import ImageView
+from lookalike.types import Canvases
+
+VOID = -1
+"""In place of a class's number: this pixel is neither learned from nor asked."""
+
+_DRAWS = 8  # the number of the view whose draws place the crops
+_FINER = 1.5  # canvases over ``size``, for crops that enlarge
+_COARSER = 2  # px of a crop for one pixel of the loss: a quarter of its cost, and masks are no finer than that
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """One schedule for every start: SGD, the rate a tenth from ``drops`` of the steps on, random scale, crop, mirror.
+
+    The paper has 256 channels, crops of 513 px, batches of 16, a rate of 0.003 and 30,000 steps. A crop is never larger
+    than the picture, where the paper pads.
+    """
+
+    steps: int = 300
+    batch: int = 8
+    group: int = 8  # examples that share BatchNorm statistics, in the backbone and in the new layers
+    size: int = 192  # px of the short side at which whole pictures are seen
+    crop: int = 160
+    scale: tuple[float, float] = (0.5, 2.0)
+    stride: int = 16  # px of a picture for one place of the map, at most
+    width: int = 64  # channels of the head
+    dilation: int = 2  # of its convolutions, which then reach over as much of a crop as with 6 and 513 px
+    lr: float = 0.05
+    momentum: float = 0.9
+    decay: float = 1e-4
+    drops: tuple[float, ...] = (0.7, 0.9)
+    void: tuple[int, ...] = (255,)  # numbers in masks that are no class
+
+    @property
+    def asked(self) -> int:
+        """Pixels of a crop, a side, at which the loss is taken."""
+        return max(1, self.crop // _COARSER)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, from 0."""
+        return self.lr * math.prod(0.1 for drop in self.drops if step >= drop * self.steps)
+
+
+class Classes(NamedTuple):
+    """The numbers that masks use, in the order in which they were met: what they are called decides nothing."""
+
+    ids: list[int]
+    table: Tensor  # (MOST,) from a number in a mask to that of a class, VOID for others
+
+    @classmethod
+    def of(cls, scenes: Scenes, void: tuple[int, ...], progress: Callable[[int, int], None]) -> Classes:
+        """Those of masks that can be read."""
+        ids: list[int] = []
+        for row in range(len(scenes)):
+            ids += [number for number in first_met(readable(scenes, row)) if number not in ids and number not in void]
+            progress(row + 1, len(scenes))
+        table = torch.full((MOST,), VOID)
+        table[ids] = torch.arange(len(ids))
+        return cls(ids, table)
+
+
+class Seen(NamedTuple):
+    """One query: numbers (H, W) of its mask, VOID where nothing is asked, and what the network says there."""
+
+    row: int
+    truth: Tensor
+    guess: Tensor
+
+
+class Scores(NamedTuple):
+    """Over all pixels that are not void; ``iou`` by the number in masks, of classes that queries have."""
+
+    miou: float
+    accuracy: float
+    iou: dict[int, float]
+
+
+def first_met(mask: Tensor | None) -> list[int]:
+    """The numbers of a mask in the order of its pixels."""
+    if mask is None:
+        return []
+    pixels = mask.flatten()
+    numbers: list[int] = torch.bincount(pixels).nonzero()[:, 0].tolist()
+    return sorted(numbers, key=lambda number: int((pixels == number).int().argmax()))
+
+
+def readable(scenes: Scenes, row: int) -> Tensor | None:
+    """The mask, None where it cannot be read."""
+    try:
+        return scenes.mask(row)
+    except Unreadable:
+        return None
+
+
+def loader_of(scenes: Scenes, spec: Segmentation) -> Loader:
+    """The photos, however many cannot be read."""
+    return Loader(scenes.source.at(round(_FINER * spec.size)), max_bad=1.0)
+
+
+class Learning(NamedTuple):
+    """A segmenter that learns from ``scenes``; ``view`` says how pixels are normalised."""
+
+    spec: Segmentation
+    model: Segmenter
+    optimizer: torch.optim.Optimizer
+    scenes: Scenes
+    classes: Classes
+    view: ImageView
+    seed: int
+    precision: Precision
+
+    def losses(self, done: int) -> Iterator[float]:
+        """Each next one is a step that was taken, from ``done`` on: a function of the seed and the step."""
+        spec, loader = self.spec, loader_of(self.scenes, self.spec)
+        order = Order(len(loader), batch_of(spec, self.scenes), self.seed)
+        self.model.train()
+        steps = range(done, spec.steps)
+        for step, (rows, canvases) in zip(steps, loader.batches(map(order.rows, steps))):
+            for group in self.optimizer.param_groups:
+                group["lr"] = spec.rate(step)
+            boxes, flip = crops(spec, canvases.sizes, uniforms(self.seed, order.epoch(step), rows, _DRAWS, 4))
+            # Another photo stands in the place of one that cannot be read.
+            masks = [None if row in loader.bad_rows else readable(self.scenes, row) for row in rows.tolist()]
+            truth = [
+                cut(mask, self.classes.table, size, box, turned, spec.asked)
+                for mask, size, box, turned in zip(masks, canvases.sizes, boxes, flip.tolist())
+            ]
+            yield self._step(photos(moved(canvases), boxes, flip, spec.crop, self.view), torch.stack(truth))
+
+    def _step(self, pixels: Tensor, truth: Tensor) -> float:
+        with autocast(self.precision, pixels.device.type):
+            logits = self.model(pixels, (self.spec.asked, self.spec.asked))
+        loss = mean_loss(logits, truth.to(logits.device))
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return float(loss.detach())
+
+
+def learning(
+    spec: Segmentation, encoder: Encoder, scenes: Scenes, classes: Classes, view: ImageView, seed: int
+) -> Learning:
+    """From ``encoder``, of which nothing changes; raises UserError."""
+    if not classes.ids:
+        raise UserError("every pixel of the masks is void: there is no class to learn; see --void", BAD_DATA)
+    model = placed(begun(spec, encoder, len(classes.ids), batch_of(spec, scenes), seed))
+    optimizer = torch.optim.SGD(model.parameters(), spec.lr, spec.momentum, weight_decay=spec.decay)
+    return Learning(spec, model, optimizer, scenes, classes, view, seed, encoder.precision)
+
+
+def batch_of(spec: Segmentation, scenes: Scenes) -> int:
+    """Photos a step: no more than there are."""
+    return min(spec.batch, len(scenes))
+
+
+def begun(spec: Segmentation, encoder: Encoder, classes: int, batch: int, seed: int) -> Segmenter:
+    """The backbone with a new head that the seed decides."""
+    with torch.inference_mode(), evaluating(encoder):
+        features = encoder.backbone(pixels=torch.zeros(1, 3, 64, 64, device=device())).shape[1]
+    reseed(seed, 1)
+    return Segmenter(
+        encoder.backbone, features, classes, spec.width, spec.dilation, spec.stride, min(spec.group, batch)
+    )
+
+
+def crops(spec: Segmentation, sizes: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes (B, 4) float64 top, left, height, width in pixels of pictures of ``sizes`` (B, 2); which are mirrored."""
+    low, high = spec.scale
+    draws, whole = draws.double(), sizes.double()
+    scale = low * (high / low) ** draws[:, 0]
+    side = (whole.amin(1) * (spec.crop / (scale * spec.size)).clamp_max(1))[:, None].expand(-1, 2)
+    return torch.cat([draws[:, 1:3] * (whole - side), side], 1), draws[:, 3] < 0.5
+
+
+def photos(canvases: Canvases, boxes: Tensor, flip: Tensor, crop: int, view: ImageView) -> Tensor:
+    """(B, 3, crop, crop) what ``boxes`` hold."""
+    pixels = canvases.pixels
+    canvas = (pixels.shape[2], pixels.shape[3])
+    places = ops.on_canvas(boxes, canvases.sizes.cpu(), canvas).float().to(pixels.device)
+    planes = ops.cropped(pixels, ops.axes(places, canvas, crop, flip.to(pixels.device)))
+    return ops.normalised(planes, view.mean, view.std).permute(0, 3, 1, 2)
+
+
+def cut(mask: Tensor | None, table: Tensor, size: Tensor, box: Tensor, flip: bool, crop: int) -> Tensor:
+    """(crop, crop) numbers of classes at the middle of each pixel of a crop; all void without a mask."""
+    if mask is None:
+        return torch.full((crop, crop), VOID)
+    middle = (torch.arange(crop, dtype=torch.float64) + 0.5) / crop
+    (top, left, height, width), scale = box, torch.tensor(mask.shape, dtype=torch.float64) / size.double()
+    rows = ((top + height * middle) * scale[0]).long().clamp(0, mask.shape[0] - 1)
+    columns = ((left + width * (1 - middle if flip else middle)) * scale[1]).long().clamp(0, mask.shape[1] - 1)
+    return table[mask[rows[:, None], columns]]
+
+
+def mean_loss(logits: Tensor, truth: Tensor) -> Tensor:
+    """The mean cross entropy of the pixels (B, H, W) that are not void; 0 where all are."""
+    total = F.cross_entropy(logits, truth, ignore_index=VOID, reduction="sum")
+    return total / (truth != VOID).sum().clamp_min(1)
+
+
+def guesses(
+    spec: Segmentation,
+    model: Segmenter,
+    scenes: Scenes,
+    classes: Classes,
+    view: ImageView,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> Iterator[Seen]:
+    """What the network says of every query that can be read, at the resolution of its mask."""
+    loader = loader_of(scenes, spec)
+    model.eval()
+    batches = loader.batches(torch.split(torch.arange(len(scenes)), 1))
+    for row, (_, canvases) in enumerate(batches):
+        mask = readable(scenes, row)
+        progress(row + 1, len(scenes))
+        if mask is None or row in loader.bad_rows:
+            continue
+        with torch.inference_mode(), full_precision():
+            logits = model(whole(moved(canvases), spec.size, view), (mask.shape[0], mask.shape[1]))
+        yield Seen(row, mask, logits[0].argmax(0).cpu())
+
+
+def whole(canvases: Canvases, size: int, view: ImageView) -> Tensor:
+    """(1, 3, H, W) one picture, its short side ``size``."""
+    height, width = canvases.sizes[0].tolist()
+    short = min(height, width)
+    shape = (max(1, round(height * size / short)), max(1, round(width * size / short)))
+    planes = F.interpolate(canvases.pixels.float(), shape, mode="bilinear", antialias=True).transpose(0, 1) / 255
+    return ops.normalised(planes.contiguous(), view.mean, view.std).permute(0, 3, 1, 2)
+
+
+class Confusion:
+    """How many pixels of each number in masks were given each class."""
+
+    def __init__(self, classes: Classes, void: tuple[int, ...]) -> None:
+        self.classes, self.counts = classes, torch.zeros(MOST, len(classes.ids), dtype=torch.long)
+        self._asked = torch.ones(MOST, dtype=torch.bool)
+        self._asked[list(void)] = False
+
+    def add(self, truth: Tensor, guess: Tensor) -> None:
+        """The numbers of a mask (H, W), and the classes that were guessed."""
+        asked = self._asked[truth]
+        numbers = truth[asked] * len(self.classes.ids) + guess[asked]
+        self.counts += torch.bincount(numbers, minlength=self.counts.numel()).view_as(self.counts)
+
+    def scores(self) -> Scores:
+        """Raises UserError where no pixel was asked."""
+        there = self.counts.sum(1).nonzero()[:, 0].tolist()
+        if not there:
+            raise UserError("every pixel of the masks that are asked is void, or no picture can be read", BAD_DATA)
+        given, iou, right = self.counts.sum(0), {}, 0
+        for number in there:
+            at = int(self.classes.table[number])  # a class that was never learned has none
+            hit = int(self.counts[number, at]) if at >= 0 else 0
+            union = int(self.counts[number].sum()) + (int(given[at]) if at >= 0 else 0) - hit
+            iou[number] = hit / union
+            right += hit
+        return Scores(sum(iou.values()) / len(iou), right / int(self.counts.sum()), iou)

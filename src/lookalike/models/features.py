@@ -1,0 +1,70 @@
+"""One table of embeddings feeds every evaluation, search and export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lookalike.core.devices import exact
+from lookalike.models.encoder import Encoder
+from lookalike.types import View
+
+Layer = Literal["backbone", "head"]
+
+
+@contextmanager
+def evaluating(encoder: Encoder) -> Iterator[None]:
+    """Evaluation mode, no gradient, and fp32 that is no TF32 inside; all is as it was after."""
+    modes = [(module, module.training) for module in encoder.modules()]
+    encoder.eval()
+    try:
+        with torch.inference_mode(), exact():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def embed(
+    encoder: Encoder,
+    views: Iterable[View],
+    layer: Layer = "backbone",
+    progress: Callable[[int], None] = lambda _: None,
+) -> Tensor:
+    """(N, F) float32 unit rows, in the order of ``views``; ``progress`` is told how many more examples are done."""
+    rows: list[Tensor] = []
+    with evaluating(encoder):
+        for view in views:
+            found = encoder.features(**view) if layer == "backbone" else encoder(**view)
+            rows.append(F.normalize(found.float(), dim=1).cpu())
+            progress(len(found))
+    return torch.cat(rows).clone() if rows else torch.empty(0, 0)
+
+
+def raw(encoder: Encoder, views: Iterable[View], progress: Callable[[int], None] = lambda _: None) -> Tensor:
+    """(N, F) float32 what the backbone gives, as it is: neither whitened nor of unit norm."""
+    rows: list[Tensor] = []
+    with evaluating(encoder):
+        for view in views:
+            rows.append(encoder.raw(**view).float())
+            progress(len(rows[-1]))
+    return torch.cat(rows).clone()
+
+
+def means(rows: Tensor, number: Tensor, count: int) -> Tensor:
+    """(count, F) unit rows: the mean of the unit rows (N, F) that have each ``number`` (N,)."""
+    return F.normalize(rows.new_zeros(count, rows.shape[1]).index_add_(0, number, rows), dim=1)
+
+
+def settle(encoder: Encoder, views: Iterable[View]) -> Tensor:
+    """Fit the encoder's whitening, if it has one, to whole pictures, and return their features: (N, F) unit rows."""
+    features = raw(encoder, views)
+    if encoder.whitening is not None:
+        encoder.whitening.fit(features)
+        features = encoder.whitening(features)
+    return F.normalize(features, dim=1).cpu()

@@ -1,0 +1,296 @@
+"""A recipe: the frozen value that names everything a run depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from lookalike.core.devices import Precision, device, resolved
+from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.core.seeding import reseed
+from lookalike.learn.alone import Alone
+from lookalike.learn.dictionary import InBatch, MemoryBank, Neighbours, Queue
+from lookalike.learn.keys import EndToEnd, Momentum, Stored
+from lookalike.learn.labelled import Classes, CrossEntropy, Labelled
+from lookalike.learn.learner import Learner
+from lookalike.learn.objective import DCL, NCE, InfoNCE, SupCon
+from lookalike.learn.optim import LARS, SGD, AdamW, Cosine, Linear, Muon, Steps
+from lookalike.learn.per_direction import QueueEach
+from lookalike.metrics.knn import Knn
+from lookalike.models.decoder import Decoder
+from lookalike.models.encoder import Encoder
+from lookalike.models.heads import MLP
+from lookalike.models.hugging_face import HuggingFace
+from lookalike.models.image import ResNet, SmallResNet, Timm
+from lookalike.models.text import Transformer
+from lookalike.models.towers import TwoTowers
+from lookalike.models.video import SmallVideoResNet, VideoResNet
+from lookalike.models.vit import ViT
+from lookalike.models.whitening import Whitening
+from lookalike.models.words import Words
+from lookalike.pretext.captions import Captions
+from lookalike.pretext.image import OneView, TwoViews
+from lookalike.pretext.mask import Masked
+from lookalike.pretext.text import Cloze, Pairs, SameSentence
+from lookalike.pretext.video import TwoClips, TwoFrames
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run's length as it was changed: it is ``total`` steps long from the step that follows ``after`` on."""
+
+    after: int
+    total: int
+    minutes: float | None = None  # by how many it was made longer, where minutes were asked for
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a run is: ``epochs``, or exactly ``steps``, or as many steps as ``minutes`` allow.
+
+    Minutes are turned into steps when the run starts, and ``steps`` records the answer. ``stages`` records, oldest
+    first, how its length was changed later: what a step does is a function of the length that counts for it.
+    """
+
+    epochs: float | None = None
+    minutes: float | None = None
+    steps: int | None = None
+    stages: tuple[Stage, ...] = ()
+
+    def total(self, steps_per_epoch: int) -> int | None:
+        """Steps of the whole run, or None where minutes have not been measured yet."""
+        if self.stages:
+            return self.stages[-1].total
+        if self.steps is not None:
+            return self.steps
+        return None if self.epochs is None else max(1, round(self.epochs * steps_per_epoch))
+
+    def total_at(self, steps_per_epoch: int, step: int) -> int:
+        """The steps of the whole run as they count for ``step``, the first of which is 1; measured by now."""
+        begun = [stage for stage in self.stages if stage.after < step]
+        total = replace(self, stages=tuple(begun)).total(steps_per_epoch)
+        if total is None:
+            raise ValueError("minutes are measured before training: see minutes.py")
+        return total
+
+    def changed(self, after: int, total: int, minutes: float | None = None) -> Length:
+        """The length of a run that is to be ``total`` steps long from the step that follows ``after`` on."""
+        return replace(self, stages=(*self.stages, Stage(after, total, minutes)))
+
+    def longer_by(self) -> float | None:
+        """The minutes by which it was last made longer, None where it never was by minutes."""
+        return next((stage.minutes for stage in reversed(self.stages) if stage.minutes is not None), None)
+
+    @property
+    def asked(self) -> Length:
+        """What the run was asked to be when it began."""
+        return Length(minutes=self.minutes) if self.minutes is not None else replace(self, stages=())
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is learned, how, and for how long; two runs of one recipe on the same data and machine are equal."""
+
+    name: str
+    pretext: TwoViews | OneView | Masked | TwoFrames | TwoClips | SameSentence | Pairs | Cloze | Captions
+    canvas: int = 256  # side in pixels at which pictures are kept before they are cropped
+    model: (
+        ResNet | SmallResNet | ViT | Timm | VideoResNet | SmallVideoResNet | Transformer | HuggingFace | TwoTowers
+    ) = ResNet()  # noqa: RUF009
+    head: MLP = MLP()  # noqa: RUF009
+    whiten: bool = False  # the backbone ends in a map, fitted without labels, that decorrelates its features
+    predictor: MLP | None = None  # between the query's head and the query (MoCo v3)
+    reconstruction: Decoder | Words | None = None  # rebuilds what the query does not see (MAE, BERT)
+    keys: Momentum | EndToEnd | Stored | Labelled | Alone = Momentum()  # noqa: RUF009
+    dictionary: Queue | InBatch | MemoryBank | Neighbours | QueueEach | Classes = Queue()  # noqa: RUF009
+    objective: InfoNCE | DCL | SupCon | NCE | CrossEntropy = InfoNCE()  # noqa: RUF009
+    optimizer: SGD | LARS | AdamW | Muon = SGD()  # noqa: RUF009
+    schedule: Cosine | Linear | Steps = Steps()  # noqa: RUF009
+    length: Length = Length(epochs=200)
+    batch: int = 256  # examples a step, over all processes
+    window: int | None = None  # shards whose rows are shuffled together; None: everything at once
+    group: int = 32  # examples that share BatchNorm statistics
+    slices: int = 1  # parts in which a batch is worked on: less memory, the same mathematics
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of products; auto: bf16 where the device computes in it
+    monitor: Knn = Knn()  # noqa: RUF009
+    checkups: int = 10  # how often the monitor runs, evenly over the run
+    seed: int = 0
+
+    def build(self, examples: int) -> Learner:
+        """A learner with the initial weights that ``seed`` decides; same seed, same weights. Raises UserError."""
+        if nonsense := meaningless(self):
+            raise UserError(f"recipe {self.name} makes no sense: {nonsense}")
+        reseed(self.seed, 0)
+        backbone, features = self.model.build(self.group)
+        whitening = Whitening(features) if self.whiten else None
+        encoder = Encoder(backbone, self.head.build(features, self.group), whitening, self.computes_in())
+        dim = self.head.widths[-1] if self.head.widths else features
+        dictionary = self.dictionary.build(dim, examples)
+        keys = self.keys.build(encoder, dictionary)
+        predictor = self.predictor.build(dim, self.group) if self.predictor else None
+        decoder = self.reconstruction.build(features, self._hidden()) if self.reconstruction else None
+        return Learner(encoder, keys, dictionary, self.objective.build(examples), predictor, decoder)
+
+    def computes_in(self) -> Precision:
+        """What ``precision`` is here. Raises UserError.
+
+        Clips are computed in fp32 on processors: the gradients of bf16 kernels over two frames came out as infinities,
+        or as other numbers each time (oneDNN, as torch 2.10 to 2.14 have it; docs/results.md).
+        """
+        if not isinstance(self.model, VideoResNet | SmallVideoResNet) or device().type != "cpu":
+            return resolved(self.precision)
+        if self.precision == "bf16":
+            raise UserError(
+                "clips cannot be learned in bf16 on a processor, whose gradients are wrong: --precision fp32"
+            )
+        return "fp32"
+
+    @property
+    def pictures(self) -> TwoViews:
+        """The pretext of a recipe for pictures; raises UserError for another, which what asks is not made for."""
+        if not isinstance(self.pretext, TwoViews):
+            raise UserError(f"{self.name} makes no two views of a picture, and this is made for pictures")
+        return self.pretext
+
+    def fitted(self, examples: int) -> Recipe:
+        """The recipe for this many examples; refuses what cannot work."""
+        if self.batch > examples:
+            advice = f"try --batch {2 ** max(1, (examples // 4).bit_length() - 1)}" if examples >= 4 else "add examples"
+            raise UserError(f"a batch of {self.batch} is larger than the data, {examples} examples: {advice}", BAD_DATA)
+        for name, least in {"batch": 2, "group": 1, "canvas": 1, "checkups": 0, "slices": 1}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"{name} must be at least {least}")
+        return replace(self, dictionary=self.dictionary.fitted(examples))
+
+    def guess(self, examples: int) -> float:
+        """The loss of scoring all entries alike, and of painting nothing: what a run starts near."""
+        contrast = self.keys.directions * self.objective.guess(self.dictionary.negatives(self.batch, examples))
+        return contrast + (self.reconstruction.guess(self._hidden()) if self.reconstruction else 0.0)
+
+    def _hidden(self) -> int:
+        """What a decoder must know of what is hidden: the side of patches, or how many tokens there are."""
+        return self.model.vocabulary if isinstance(self.model, Transformer) else self.pretext.patch  # type: ignore[union-attr]
+
+    def contrast(self) -> str:
+        """What a query is scored against, in words."""
+        return str(self.dictionary) if self.keys.directions else "no contrast"
+
+
+def meaningless(recipe: Recipe) -> str | None:
+    """Why the parts of a recipe do not fit together, in words; None where they do."""
+    refusals = _of_labels(recipe) | _of_contrast(recipe) | _of_kinds(recipe) | _of_hidden(recipe)
+    return next((words for words, refused in refusals.items() if refused), None)
+
+
+def _of_labels(recipe: Recipe) -> dict[str, bool]:
+    """What a classifier and supervised contrast ask of the other parts."""
+    parts = (
+        isinstance(recipe.keys, Labelled),
+        isinstance(recipe.dictionary, Classes),
+        isinstance(recipe.objective, CrossEntropy),
+    )
+    return {
+        "a classifier is all of Labelled, Classes and CrossEntropy": any(parts) and not all(parts),
+        "the head of a classifier ends in one number for each class, and no predictor follows": (
+            isinstance(recipe.dictionary, Classes)
+            and (recipe.head.widths[-1:] != (recipe.dictionary.count,) or recipe.predictor is not None)
+        ),
+        "supervised contrast must know the labels of its entries: the dictionary is InBatch": (
+            isinstance(recipe.objective, SupCon) and not isinstance(recipe.dictionary, InBatch)
+        ),
+        "one view a step is only enough where its key is stored from before: use TwoViews": (
+            isinstance(recipe.pretext, OneView) and not isinstance(recipe.keys, Stored) and not any(parts)
+        ),
+    }
+
+
+def _of_contrast(recipe: Recipe) -> dict[str, bool]:
+    """What keys, dictionary and objective ask of each other."""
+    keys, dictionary, objective = recipe.keys, recipe.dictionary, recipe.objective
+    made_in_step = isinstance(keys, EndToEnd) or isinstance(dictionary, InBatch | Neighbours)
+    return {
+        "stored keys are rows of a memory bank, which alone has one for every example": (
+            isinstance(keys, Stored) and not isinstance(dictionary, MemoryBank)
+        ),
+        "NCE stands for a softmax that is too long to sum: give the memory bank draws, or take InfoNCE over all rows": (
+            isinstance(objective, NCE) and isinstance(dictionary, MemoryBank) and dictionary.draws is None
+        ),
+        "the predictor ends in another width than the head, so queries and keys cannot be compared": (
+            recipe.predictor is not None and recipe.predictor.widths[-1:] != recipe.head.widths[-1:]
+        ),
+        "slices need entries that are there before the batch: those of a queue or a bank, and keys without gradient": (
+            recipe.slices > 1 and made_in_step and not isinstance(keys, Alone)
+        ),
+        "the Z of NCE comes from the first batch whole: it cannot be worked on in slices": (
+            recipe.slices > 1 and isinstance(objective, NCE)
+        ),
+    }
+
+
+def _of_kinds(recipe: Recipe) -> dict[str, bool]:
+    """What pretext and model ask of each other."""
+    pretext, model, keys = recipe.pretext, recipe.model, recipe.keys
+    text, clips = isinstance(pretext, SameSentence), isinstance(pretext, TwoClips)
+    return {
+        "views of text are for encoders of text, and those of pictures for encoders of pictures": (
+            text != isinstance(model, Transformer | HuggingFace)
+        ),
+        "keys of text are not shuffled, since no BatchNorm compares them: keys.shuffle is false": (
+            text and isinstance(keys, Momentum) and keys.shuffle
+        ),
+        "clips are for encoders of videos, and frames for encoders of pictures": (
+            clips != isinstance(model, VideoResNet | SmallVideoResNet)
+        ),
+        "a picture and its caption go through two towers, which are for nothing else: model is TwoTowers": (
+            isinstance(pretext, Captions) != isinstance(model, TwoTowers)
+        ),
+        "a queue for each direction wants two: keys are Momentum, and symmetric": (
+            isinstance(recipe.dictionary, QueueEach) and recipe.keys.directions != 2
+        ),
+        "the two moments lie pretext.near to pretext.far seconds apart, from 0 on and the second not below the first": (
+            isinstance(pretext, TwoFrames) and not 0 <= pretext.near <= pretext.farthest()
+        ),
+        "a clip has 2 frames or more, some seconds apart": (
+            isinstance(pretext, TwoClips) and not (pretext.frames > 1 and pretext.every > 0)
+        ),
+        "only a ViT leaves patches out, those of its own size: model.patch must be pretext.patch": (
+            isinstance(pretext, Masked) and not (isinstance(model, ViT) and model.patch == pretext.patch)
+        ),
+    }
+
+
+def _of_hidden(recipe: Recipe) -> dict[str, bool]:
+    """What a decoder asks of the other parts, and they of it."""
+    pretext, decoder, alone = recipe.pretext, recipe.reconstruction, isinstance(recipe.keys, Alone)
+    words = (isinstance(pretext, Cloze), isinstance(decoder, Words))
+    return {
+        "words are named where tokens are hidden, alone: Cloze, a Transformer, Words and Alone belong together": (
+            any(words) and not (all(words) and isinstance(recipe.model, Transformer) and alone)
+        ),
+        "a decoder paints what is hidden, and nothing is: the pretext must be Masked, its share more": (
+            isinstance(decoder, Decoder) and not (isinstance(pretext, Masked) and pretext.seen() < pretext.patches())
+        ),
+        "without keys a decoder teaches alone: the head is MLP(()), with no predictor, and InBatch stores nothing": (
+            alone
+            and (
+                decoder is None
+                or recipe.head.widths != ()
+                or recipe.predictor is not None
+                or not isinstance(recipe.dictionary, InBatch)
+            )
+        ),
+    }
+
+
+def uneven(recipe: Recipe, world: int) -> str | None:
+    """Why a batch cannot be shared by ``world`` processes with the same mathematics; None where it can."""
+    if world * recipe.slices == 1:
+        return None
+    part = recipe.group * world * recipe.slices
+    if recipe.batch % part == 0:
+        return None
+    fits = [n for n in range(1, 65) if recipe.batch % (recipe.group * n * recipe.slices) == 0]
+    return (
+        f"a batch of {recipe.batch} is not whole groups of {recipe.group} in {recipe.slices} slices on {world} "
+        f"processes: give --batch a multiple of {part}, or start {' or '.join(map(str, fits)) or 'fewer'} processes"
+    )

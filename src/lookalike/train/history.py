@@ -1,0 +1,77 @@
+"""What a run folder holds for a report: its recipe, where it ran, and its curves."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lookalike.core.files import read_json
+from lookalike.learn.dictionary import Queue
+from lookalike.recipes.recipe import Recipe
+from lookalike.train.run import read_recipe
+
+Point = tuple[float, float]
+"""Step and value; the value may be NaN."""
+
+
+class History(NamedTuple):
+    """One run as it was recorded."""
+
+    folder: Path
+    recipe: Recipe
+    environment: dict[str, Any]
+    curves: dict[str, list[Point]]  # by the name of the metric
+
+    def guess(self) -> float:
+        """The loss of guessing."""
+        return self.recipe.guess(self.examples())
+
+    def after_filling(self, points: list[Point]) -> list[Point]:
+        """The points from when the random keys that a queue starts with have left it; all, if that never was."""
+        held = self.recipe.dictionary.size if isinstance(self.recipe.dictionary, Queue) else 0
+        filled = held / (self.recipe.batch * max(1, self.recipe.keys.directions))
+        return [point for point in points if point[0] > filled + 1] or points
+
+    def last(self, name: str) -> float | None:
+        """The newest finite value of a metric."""
+        return next((value for _, value in reversed(self.curves.get(name, [])) if math.isfinite(value)), None)
+
+    def steps(self) -> int:
+        """The newest step that was logged."""
+        return int(max((points[-1][0] for points in self.curves.values()), default=0))
+
+    def examples(self) -> int:
+        """How many examples the run learned from."""
+        return int(self.about().get("examples", 0))
+
+    def about(self) -> dict[str, Any]:
+        """What environment.json says of the data."""
+        found = self.environment.get("data")
+        return found if isinstance(found, dict) else {}
+
+
+def collect(folder: Path) -> History:
+    """Read a run folder; raises UserError where it is none. Runs that are still going may be read."""
+    recipe = read_recipe(folder / "recipe.json")
+    environment = read_json(folder / "environment.json")
+    curves: dict[str, list[Point]] = {}
+    for step, name, value in logged(folder / "metrics.jsonl"):
+        curves.setdefault(name, []).append((step, value))
+    return History(folder, recipe, environment, curves)
+
+
+def logged(path: Path) -> Iterator[tuple[float, str, float]]:
+    """(step, metric, value) in the order of the file; what is no number, and a torn last line, are passed over."""
+    lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
+    for line in lines:
+        try:
+            values = json.loads(line)
+            step = float(values.pop("step"))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+        for name, value in values.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                yield step, str(name), float(value)

@@ -1,0 +1,300 @@
+"""A run folder: what was asked (recipe.json), where it ran (environment.json), what happened (metrics.jsonl)."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import os
+import platform
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import torchvision
+
+from lookalike.core import dist
+from lookalike.core.devices import accelerator, processor
+from lookalike.core.errors import BAD_DATA, LOCKED, USAGE, UserError
+from lookalike.core.errors import IO as IO_ERROR
+from lookalike.core.files import UNFINISHED, read_json, write_atomically, write_json
+from lookalike.recipes.recipe import Recipe
+from lookalike.recipes.serialize import differences, from_plain, to_plain
+from lookalike.train.tensorboard import Board
+
+_locks: set[IO[str]] = set()
+
+
+@cache
+def _workers_let_go() -> None:
+    """A worker that outlives this process for a moment would else keep its lock: a flock belongs to all its heirs."""
+    os.register_at_fork(after_in_child=lambda: [lock.close() for lock in _locks])
+
+
+class Run:
+    """An open run folder, locked against a second writer; a context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tell: Callable[[str], None] = lambda _: None
+        self._lock: IO[str] | None = None
+        self._metrics: IO[str] | None = None
+        self._board: Board | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line, in the order of steps."""
+        return self.folder / "metrics.jsonl"
+
+    def __enter__(self) -> Run:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.folder / "run.lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {self.folder} ({error.strerror}): choose another --out", IO_ERROR
+            ) from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "another process"
+            self._lock.close()
+            raise UserError(
+                f"{self.folder} is in use by {holder}: wait for it, or choose another --out", LOCKED
+            ) from None
+        _locks.add(self._lock)
+        _workers_let_go()
+        for left in [*self.folder.glob(f".*{UNFINISHED}"), *self.checkpoints.glob(f".*{UNFINISHED}")]:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()  # by a run that was killed in a write
+        self._lock.truncate(0)
+        self._lock.write(f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        self._lock.flush()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close_logs()
+        if self._lock is not None:
+            _locks.discard(self._lock)
+            self._lock.truncate(0)
+            self._lock.close()
+
+    def recipe(self) -> Recipe | None:
+        """The recipe that this folder holds, if any."""
+        path = self.folder / "recipe.json"
+        return read_recipe(path) if path.exists() else None
+
+    def data(self) -> dict[str, Any]:
+        """What was recorded of the data when the run began."""
+        found = read_json(self.folder / "environment.json")
+        data = found.get("data") if isinstance(found, dict) else None
+        if not isinstance(data, dict) or not isinstance(data.get("examples"), int):
+            raise UserError(f"{self.folder / 'environment.json'} does not say what the data was", BAD_DATA)
+        return data
+
+    @property
+    def data_table(self) -> Path:
+        """Which files the data was: see data/fingerprint.py."""
+        return self.folder / "data.parquet"
+
+    def accept(self, data: dict[str, Any], table: bytes) -> None:
+        """Record what the data is: the table last, which decides whether it has changed."""
+        self._record(environment() | {"data": data, "earlier": self._recorded().get("earlier", [])})
+        write_atomically(self.data_table, table)
+
+    def go_on(self, recipe: Recipe) -> None:
+        """Record under what the run goes on, and say what has changed: equal bytes are promised for equal ones only."""
+        held, now, before = self._recorded(), environment(), self.recipe()
+        known = [name for name in DECIDES if name in held]  # older versions recorded fewer
+        changed = [f"{name} {now[name]} ({held[name]} before)" for name in known if held[name] != now[name]]
+        if before is not None and before.precision != recipe.precision:
+            if before.precision != "auto":  # what older versions recorded
+                changed.append(f"precision {recipe.precision} ({before.precision} before)")
+            self.write_recipe(recipe)
+        if changed:
+            self.note(f"goes on under other conditions, so its bytes are its own: {', '.join(changed)}")
+            earlier = {name: held.get(name) for name in ("command", *DECIDES)}
+            self._record(held | now | {"earlier": [*held.get("earlier", []), earlier]})
+
+    def _recorded(self) -> dict[str, Any]:
+        """What environment.json holds, if it is there; raises UserError where it is damaged."""
+        path = self.folder / "environment.json"
+        held = read_json(path) if path.exists() else {}
+        if not isinstance(held, dict):
+            raise UserError(f"{path} holds no record of a run", BAD_DATA)
+        return held
+
+    def _record(self, environment: dict[str, Any]) -> None:
+        """Replace environment.json."""
+        write_json(self.folder / "environment.json", environment)
+
+    def begin(self, recipe: Recipe, data: dict[str, Any], table: bytes) -> None:
+        """Record a new run: what was asked, where it runs, and on what."""
+        self.accept(data, table)
+        self.write_recipe(recipe)
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Publish what the run is: from here on it is begun, or of another length."""
+        write_json(self.folder / "recipe.json", to_plain(recipe))
+
+    def rewind(self, step: int) -> None:
+        """Drop what was logged after ``step``: a resumed run logs those steps again, with equal values."""
+        self._close_logs()  # which belong to the file that is replaced
+        lines = self.metrics.read_bytes().splitlines(keepends=True) if self.metrics.exists() else []
+        kept = [line for line in lines if _step_of(line) <= step]
+        write_atomically(self.metrics, b"".join(kept))
+        self._board = Board.open(self.folder / "tb", step)
+
+    def log(self, step: int, **values: float) -> None:
+        """Append one line to metrics.jsonl, and to TensorBoard's file where that is installed."""
+        if self._metrics is None:
+            self._metrics = self.metrics.open("a", encoding="utf-8")
+        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+        self._metrics.flush()
+        self._show(step, "train" if "loss" in values else "val", values)
+
+    def pace(self, step: int, **values: float) -> None:
+        """What depends on the machine and the hour, for TensorBoard alone: metrics.jsonl repeats exactly."""
+        self._show(step, "perf", values)
+
+    def _show(self, step: int, group: str, values: Mapping[str, float]) -> None:
+        if self._board is not None:
+            self._board.add(step, {f"{group}/{name}": value for name, value in values.items()})
+
+    def _close_logs(self) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
+        if self._board is not None:
+            self._board.close()
+        self._metrics = self._board = None
+
+    def sync(self) -> None:
+        """Make what was logged survive a power cut, as the checkpoint does that follows."""
+        if self._metrics is not None:
+            os.fsync(self._metrics.fileno())
+        if self._board is not None:
+            self._board.sync()
+
+    def note(self, text: str) -> None:
+        """Append a line, with the time, to train.log, and tell it to whoever watches."""
+        self.tell(text)
+        with (self.folder / "train.log").open("a", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def note_bad_files(self, bad: Mapping[str, str]) -> None:
+        """bad_files.csv: each picture that could not be read, once, with the reason."""
+        if not bad:
+            return
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerows([("path", "reason"), *sorted(bad.items())])
+        write_atomically(self.folder / "bad_files.csv", text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+class Onlooker(Run):
+    """The run folder as every rank but the first has it: it reads what the first writes."""
+
+    def __enter__(self) -> Run:
+        return self
+
+    def begin(self, recipe: Recipe, data: dict[str, Any], table: bytes) -> None:
+        """Left to the first rank, as all that follows."""
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Left to the first rank."""
+
+    def go_on(self, recipe: Recipe) -> None:
+        """Left to the first rank."""
+
+    def rewind(self, step: int) -> None:
+        """Left to the first rank."""
+
+    def log(self, step: int, **values: float) -> None:
+        """Left to the first rank."""
+
+    def pace(self, step: int, **values: float) -> None:
+        """Left to the first rank."""
+
+    def note(self, text: str) -> None:
+        """Left to the first rank."""
+
+    def note_bad_files(self, bad: Mapping[str, str]) -> None:
+        """Left to the first rank."""
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[Run]:
+    """The run folder, locked by the first rank for all."""
+    run = Run(folder) if dist.first() else Onlooker(folder)
+    dist.on_first_rank(lambda: run.__enter__() and None)
+    try:
+        yield run
+    finally:
+        run.__exit__()
+
+
+def _step_of(line: bytes) -> float:
+    """The step of a line of metrics; a torn last line counts as after everything."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe of a recipe.json."""
+    recipe = from_plain(read_json(path))
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"{path} holds no recipe", BAD_DATA)
+    return recipe
+
+
+def check_same(folder: Path, held: Recipe, asked: Recipe) -> None:
+    """Refuse to continue a run under other settings."""
+    if changed := differences(held, asked):
+        longer = ", --extend to make it longer" if all(line.startswith("length.") for line in changed) else ""
+        raise UserError(
+            f"{folder} holds a run of other settings ({'; '.join(changed)}): choose another --out{longer}, "
+            "or --overwrite",
+            USAGE,
+        )
+
+
+def move_aside(folder: Path) -> None:
+    """Keep an old run under a free name beside it."""
+    folder, number = folder.absolute(), 1  # "." has no name
+    while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+        number += 1
+    folder.rename(aside)
+
+
+DECIDES = ("torch", "machine", "processor", "accelerator", "threads", "processes")
+"""The entries of ``environment`` of which any other value gives other bytes."""
+
+
+def environment() -> dict[str, Any]:
+    """What a byte-equal repetition of a run depends on."""
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "machine": platform.machine(),
+        "processor": processor(),
+        "accelerator": accelerator(),
+        "threads": torch.get_num_threads(),
+        "processes": dist.world(),
+    }

@@ -1,0 +1,122 @@
+"""What a person sees while a run goes on: a live line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from contextlib import suppress
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lookalike.train.loop import Pulse
+
+_WIDE = 115  # columns that a live line with everything takes; on fewer it has the numbers alone, without a bar
+_PLAIN_SECONDS = 15.0  # between lines where there is no terminal: a log should stay readable
+_SILENT_SECONDS = 60.0  # of work that is no training: short work says its result alone
+
+
+class _Output(io.TextIOBase):
+    """sys.stdout as it is when something is written; what it cannot show is escaped, and if it is gone nothing is said.
+
+    Work does not end because nobody listens to it: behind ``| head``, in a daemon, on a terminal that was closed.
+    """
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """What rich chooses its frames and bars by."""
+        return getattr(self._now(), "encoding", None) or "utf-8"
+
+    def isatty(self) -> bool:
+        """Whether a live line can be shown."""
+        try:
+            return bool(self._now().isatty())
+        except (AttributeError, ValueError):
+            return False
+
+    def fileno(self) -> int:
+        """What rich asks for the width of the terminal."""
+        number: int = self._now().fileno()
+        return number
+
+    def write(self, text: str) -> int:
+        """Never raises for what is wrong with the stream."""
+        with suppress(OSError, ValueError, AttributeError):
+            shown = text.encode(self.encoding, "backslashreplace").decode(self.encoding)
+            self._now().write(shown)
+        return len(text)
+
+    def flush(self) -> None:
+        """As ``write``."""
+        with suppress(OSError, ValueError, AttributeError):
+            self._now().flush()
+
+    def _now(self) -> Any:
+        """A live line of rich stands in for sys.stdout and would send here what comes from here."""
+        return getattr(sys.stdout, "rich_proxied_file", sys.stdout)
+
+
+class Screen:
+    """Shows pulses of one run; a context manager."""
+
+    def __init__(self, title: str, quiet: bool = False) -> None:
+        self.console = Console(file=_Output(), quiet=quiet)  # type: ignore[arg-type]
+        self.wide = self.console.width >= _WIDE
+        self.progress = Progress(
+            *((TextColumn("{task.description}", markup=False), BarColumn(bar_width=20)) if self.wide else ()),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[state]}", markup=False),
+            *((TimeElapsedColumn(),) if self.wide else ()),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=quiet or not self.console.is_terminal,
+            transient=True,
+        )
+        self.title = title
+        self.tasks: dict[str, TaskID] = {}
+        self.next_plain = 0.0
+        self.next_work = time.monotonic() + _SILENT_SECONDS
+
+    def __enter__(self) -> Screen:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.progress.disable:  # rich before 14.1 would print an empty line
+            self.progress.stop()
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def work(self, what: str, done: int, total: int) -> None:
+        """Progress of a piece of work that is no training: decoding, embedding."""
+        self._show(what, done, total, "")
+        if not self.console.is_terminal and time.monotonic() >= self.next_work:
+            self.next_work = time.monotonic() + _SILENT_SECONDS
+            self.say(f"{what} {done}/{total}")
+
+    def pulse(self, pulse: Pulse) -> None:
+        """Progress of training."""
+        shown = " ".join(f"{name} {value:.3f}" for name, value in pulse.metrics.items())
+        speed = f"{pulse.images_per_second:.0f} images/s  " if pulse.seconds_per_step else ""  # known from step 2 on
+        measures = "".join(f"  {name} {value:.3f}" for name, value in pulse.measures.items())
+        state = f"{speed}loss {pulse.loss:.3f} (guess {pulse.guess:.3f}){measures}  {shown}".rstrip()
+        self._show(self.title, pulse.step, pulse.total, state)
+        if not self.console.is_terminal and (time.monotonic() >= self.next_plain or pulse.step == pulse.total):
+            self.next_plain = time.monotonic() + _PLAIN_SECONDS
+            minutes = (pulse.total - pulse.step) * pulse.seconds_per_step / 60
+            left = f"  {minutes:.1f} min left" if minutes else ""
+            self.say(f"step {pulse.step}/{pulse.total}  {state}{left}")
+
+    def _show(self, what: str, done: int, total: int, state: str) -> None:
+        if not self.wide:
+            state = state.replace("  ", " ").replace(" images/s", "/s") or what
+        if what not in self.tasks:
+            self.tasks[what] = self.progress.add_task(what, total=total, state=state)
+        self.progress.update(self.tasks[what], completed=done, total=total, state=state)
+        if done >= total:
+            self.progress.update(self.tasks[what], visible=False)

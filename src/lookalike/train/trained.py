@@ -1,0 +1,229 @@
+"""A run as something to use: its encoder with the weights of a checkpoint, and what follows from features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from lookalike.core import dist, sharding
+from lookalike.core.devices import Precision, moved, placed, uploaded
+from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.core.files import write_atomically
+from lookalike.core.isolation import isolated
+from lookalike.core.progress import Progress, silent
+from lookalike.data.loader import GIB, Loads
+from lookalike.data.source import Data, Rows, Source, reference_and_query, splits_of
+from lookalike.data.text.tokenizer import Tokenizer
+from lookalike.data.video.naming import filmed, pieces
+from lookalike.models.encoder import Encoder
+from lookalike.models.features import Layer, embed, means, settle
+from lookalike.recipes.modality import finder, held_tokenizer, loader
+from lookalike.recipes.recipe import Recipe
+from lookalike.train import checkpoint
+from lookalike.train.run import Run, read_recipe
+from lookalike.train.weights import foreign, load_backbone
+from lookalike.types import Embeddings, View
+
+_LAYER = "lookalike.layer"  # where a table of embeddings says what its rows are
+_CHUNK = 500  # pictures that are encoded at a time
+
+
+class Trained(NamedTuple):
+    """An encoder and its recipe; ``step`` 0 is a network that this recipe has not trained."""
+
+    recipe: Recipe
+    encoder: Encoder
+    step: int
+    tokenizer: Tokenizer | None = None  # of text
+
+    @isolated()
+    def loader(self, source: Source, workers: int | None = 2, budget: int = 4 * GIB) -> Loads:
+        """What reads all rows of ``source``, however many are bad; at most ``budget`` bytes are kept."""
+        return loader(self.recipe, source, self.tokenizer, budget, workers)
+
+    def views(self, loader: Loads, rows: Tensor) -> Iterator[View]:
+        """The examples at ``rows`` (N,) as the encoder is evaluated: whole, nothing random."""
+        looks = partial(self.recipe.pretext.looks, filmed(loader.source))
+        for _, material in loader.batches(map(looks, torch.split(rows, _CHUNK))):
+            yield uploaded(self.recipe.pretext.evaluation(moved(material)))
+
+    @isolated()
+    def features(
+        self,
+        loader: Loads,
+        rows: Tensor | None = None,
+        layer: Layer = "backbone",
+        progress: Progress = silent,
+        what: str = "embedding",
+    ) -> Tensor:
+        """(N, F) unit rows on the processor: of the examples at ``rows``, else of all in the order of the source."""
+        rows, done = torch.arange(len(loader)) if rows is None else rows, 0
+
+        def more(count: int) -> None:
+            nonlocal done
+            done += count
+            progress(what, done, len(rows))
+
+        return embed(self.encoder, self.views(loader, rows), layer, more)
+
+
+@isolated()
+def load(
+    run: str | Path, untrained: bool = False, weights: str | None = None, precision: Precision = "fp32"
+) -> Trained:
+    """The encoder of the newest whole checkpoint in a run folder; ``precision`` is that of its products from now on.
+
+    ``untrained`` gives its network with its initial weights, ``weights`` with those of others: see weights.py.
+    """
+    folder = Path(run)
+    if not (folder / "recipe.json").is_file():
+        raise UserError(
+            f"{folder} is not a run: it holds no recipe.json; lookalike pretrain DATA --out {folder} makes one",
+            BAD_DATA,
+        )
+    recipe, file = read_recipe(folder / "recipe.json"), None
+    if weights is not None:
+        recipe, file = foreign(recipe, weights)
+    learner, step = recipe.build(Run(folder).data()["examples"]), 0
+    if file is not None:
+        load_backbone(learner.encoder, file)
+    elif not untrained:
+        path, _ = checkpoint.newest(Run(folder).checkpoints)
+        if path is None:
+            raise UserError(
+                f"{folder} has no checkpoint yet: let the run save one, or ask for the untrained network", BAD_DATA
+            )
+        step = checkpoint.load_learner(path, learner)
+    learner.encoder.evaluated_in = precision
+    return Trained(recipe, placed(learner.encoder), step, held_tokenizer(folder, recipe))
+
+
+class Part(NamedTuple):
+    """The features of one part of the data, with labels (N,), -1 where there is none."""
+
+    features: Tensor
+    labels: Tensor
+    paths: list[str]
+
+    @classmethod
+    def of(
+        cls, trained: Trained, source: Source, layer: Layer, workers: int | None, progress: Progress, what: str
+    ) -> Part:
+        """The readable examples of ``source``; each rank embeds some of them, and the first rank alone gets them."""
+        # A rank keeps no canvases: it would keep everybody's.
+        loader = trained.loader(source, workers, 4 * GIB if dist.world() == 1 else 0)
+        asked = trained.recipe.pretext.asked(filmed(source), len(loader))
+        rows = asked[slice(*sharding.mine(len(asked), _CHUNK))]
+        features = trained.features(loader, rows, layer, progress, f"embedding {what}")
+        good = torch.tensor([row not in loader.bad_rows for row in rows.tolist()], dtype=torch.bool)
+        kept = sharding.to_first(rows[good])
+        return cls(sharding.to_first(features[good]), source.labels[kept], [source.paths[row] for row in kept.tolist()])
+
+    def in_clips(self, seconds: float | None) -> Part:
+        """One row for each piece of a video so many seconds long: the mean of its unit rows, again of unit norm."""
+        if seconds is None or not self.paths:
+            return self
+        names, number = pieces(self.paths, seconds)
+        labels = self.labels.new_empty(len(names))
+        labels[number] = self.labels  # of a video they are all the same
+        return Part(means(self.features, number, len(names)), labels, names)
+
+
+def readable(loader: Loads) -> list[int]:
+    """The rows that could be read, as far as they were met."""
+    return [row for row in range(len(loader)) if row not in loader.bad_rows]
+
+
+@isolated()
+def parts(
+    trained: Trained,
+    data: Data,
+    layer: Layer = "backbone",
+    workers: int | None = 2,
+    progress: Progress = silent,
+    clip: float | None = None,
+) -> tuple[Part, Part]:
+    """What an evaluation compares with and what it asks, both labelled; raises UserError where there are no labels."""
+    reference, query = labelled_parts(trained, data)
+    return (
+        Part.of(trained, reference, layer, workers, progress, "reference").in_clips(clip),
+        Part.of(trained, query, layer, workers, progress, "queries").in_clips(clip),
+    )
+
+
+def labelled_parts(trained: Trained, data: Data) -> tuple[Source, Source]:
+    """The same as sources, for a network that is whitened as it will be asked."""
+    reference, query = (labelled(source, data) for source in reference_and_query(data, find=finder(trained.recipe)))
+    if trained.step == 0:
+        whiten_untrained(trained, reference)
+    return reference, query
+
+
+def whiten_untrained(trained: Trained, source: Source, most: int = 5000) -> None:
+    """Give a network that was never trained its whitening as training would have: the fair baseline."""
+    loader = trained.loader(source, 0, 0)
+    rows = trained.recipe.pretext.asked(filmed(source), len(loader))
+    settle(trained.encoder, trained.views(loader, rows[:: -(-len(rows) // most)]))
+
+
+def labelled(source: Source, data: Data) -> Source:
+    """The rows that have a label."""
+    rows = (source.labels >= 0).nonzero()[:, 0]
+    if len(rows) == 0:
+        raise UserError(f"{data} has no labels to evaluate by: class folders, or tables with a label column", BAD_DATA)
+    return source if len(rows) == len(source) else Rows(source, rows)
+
+
+@isolated()
+def embed_data(
+    trained: Trained,
+    data: Data,
+    layer: Layer = "backbone",
+    workers: int = 2,
+    progress: Progress = silent,
+    clip: float | None = None,
+) -> Embeddings:
+    """One unit row for every readable example of every split of ``data``: splits in turn, paths sorted."""
+    sources = splits_of(data, find=finder(trained.recipe))
+    every = [Part.of(trained, source, layer, workers, progress, name) for name, source in sources.items()]
+    found = [part.in_clips(clip) for part in every]
+    return Embeddings(
+        [path for part in found for path in part.paths],
+        [name for name, part in zip(sources, found) for _ in part.paths],
+        torch.cat([part.labels for part in found]).numpy(),
+        torch.cat([part.features for part in found]).numpy(),
+    )
+
+
+def write_embeddings(table: Embeddings, path: Path, layer: Layer = "backbone") -> None:
+    """A parquet file: path, split, label, embedding (fixed-size list of float32); published by rename."""
+    width = table.vectors.shape[1]
+    embedding = pa.FixedSizeListArray.from_arrays(pa.array(table.vectors.reshape(-1)), width)
+    columns = pa.table({"path": table.path, "split": table.split, "label": table.label, "embedding": embedding})
+    sink = pa.BufferOutputStream()
+    pq.write_table(columns.replace_schema_metadata({_LAYER: layer}), sink)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, sink.getvalue().to_pybytes())
+
+
+def read_embeddings(path: Path) -> tuple[Embeddings, Layer]:
+    """What ``write_embeddings`` wrote; raises UserError."""
+    try:
+        found = pq.read_table(path, partitioning=None)
+        rows = found["embedding"].combine_chunks()
+        vectors = rows.flatten().to_numpy().reshape(len(found), -1)
+        path_of, split_of = (found[name].to_pylist() for name in ("path", "split"))
+        label = found["label"].to_numpy()
+    except (OSError, KeyError, ValueError, AttributeError, pa.ArrowException) as error:
+        reason = (str(error).splitlines() or [""])[0][:100]
+        raise UserError(f"{path}: neither a run nor a table that lookalike embed wrote ({reason})", BAD_DATA) from None
+    layer: Layer = "head" if (found.schema.metadata or {}).get(_LAYER.encode()) == b"head" else "backbone"
+    return Embeddings(path_of, split_of, label, np.array(vectors, np.float32)), layer

@@ -1,0 +1,130 @@
+"""Weights that others trained, as a backbone to compare with: a file, or what torchvision or timm has already fetched.
+
+Nothing is downloaded, and a file is read as tensors or not at all.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import timm
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.models.encoder import Encoder
+from lookalike.models.image import ResNet, Timm
+from lookalike.pretext.image import IMAGENET_MEAN, IMAGENET_STD
+from lookalike.recipes.recipe import Recipe
+
+_FOLLOWERS = ("encoder_k", "momentum", "twin", "ema")  # names of copies that trail what was trained
+
+
+def foreign(recipe: Recipe, weights: str) -> tuple[Recipe, Path]:
+    """The recipe that ``weights`` fit, and their file: ``torchvision:NAME``, ``timm:NAME``, or a path.
+
+    A name brings its own network, and the colours it was trained on; all else of ``recipe`` stays. Raises UserError.
+    """
+    library, _, name = weights.partition(":")
+    if library not in ("torchvision", "timm") or not name:
+        return recipe, Path(weights)
+    views = recipe.pictures
+    first = replace(views.first, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    model = ResNet(name) if library == "torchvision" else Timm(name)
+    found = cached_torchvision(name) if library == "torchvision" else cached_timm(name)
+    return replace(recipe, model=model, pretext=replace(views, first=first)), found
+
+
+def cached_torchvision(name: str) -> Path:
+    """Where torchvision keeps its default weights of a model."""
+    try:
+        url = str(torchvision.models.get_model_weights(name).DEFAULT.url)
+    except ValueError:
+        raise UserError(f"torchvision has no weights for {name!r}; try torchvision:resnet50") from None
+    return _there(Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1], f"torchvision:{name}", url)
+
+
+def cached_timm(name: str) -> Path:
+    """Where the Hub's client keeps timm's weights of a model."""
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if config is None or not config.hf_hub_id:
+        raise UserError(f"timm has no weights for {name!r}; timm.list_pretrained() names them")
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        if isinstance(found := huggingface_hub.try_to_load_from_cache(config.hf_hub_id, file), str):
+            return Path(found)
+    raise UserError(
+        f"timm:{name} is not on this machine, and nothing is downloaded: "
+        f"fetch huggingface.co/{config.hf_hub_id} first, or name a file"
+    )
+
+
+def _there(path: Path, name: str, url: str) -> Path:
+    if not path.is_file():
+        raise UserError(
+            f"{name} is not on this machine, and nothing is downloaded: put {url} at {path}, or name a file"
+        )
+    return path
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of a ``.pth`` of tensors and plain values; raises UserError."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split(".")[0][:200]
+        advice = "give a .safetensors file, or a .pth that holds nothing but tensors"
+        raise UserError(f"{path} cannot be read as weights ({reason}): {advice}", BAD_DATA) from None
+    return dict(_flat(held, ""))
+
+
+def _flat(held: Any, prefix: str) -> list[tuple[str, Tensor]]:
+    """Every tensor by its dotted name: checkpoints nest their state under words of their own."""
+    if isinstance(held, Tensor):
+        return [(prefix.rstrip("."), held)]
+    if not isinstance(held, Mapping):
+        return []
+    return [found for name, part in held.items() for found in _flat(part, f"{prefix}{name}.")]
+
+
+def load_backbone(encoder: Encoder, path: Path) -> None:
+    """Put the weights of a file into the backbone: all of them by name and shape, whatever stands before the names.
+
+    The head of the file is left out, and so are copies that followed what was trained. Raises UserError.
+    """
+    tensors = read_tensors(path)
+    net = getattr(encoder.backbone, "net", encoder.backbone)
+    assert isinstance(net, nn.Module)
+    wanted = {name: part for name, part in net.state_dict().items() if not name.endswith("num_batches_tracked")}
+    prefix = _prefix(wanted, tensors, path)
+    with torch.no_grad():
+        for name, part in wanted.items():
+            part.copy_(tensors[prefix + name])
+
+
+def _prefix(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> str:
+    """What stands before every name that is wanted; raises UserError that names the first misfit."""
+    first = next(iter(wanted))
+    prefixes = [name.removesuffix(first) for name in tensors if name == first or name.endswith(f".{first}")]
+    prefixes.sort(key=lambda prefix: any(word in prefix for word in _FOLLOWERS))
+    reasons = [f"it has no {first}"]
+    for prefix in prefixes:
+        misfits = [name for name, part in wanted.items() if _shape(tensors, prefix + name) != part.shape]
+        if not misfits:
+            return prefix
+        there, here = _shape(tensors, prefix + misfits[0]), tuple(wanted[misfits[0]].shape)
+        reasons.append(f"{misfits[0]} is {there or 'missing'}, not {here}")
+    raise UserError(f"{path} does not fit the backbone of the run ({reasons[-1]}): name a run with its model", BAD_DATA)
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
+    return tuple(tensors[name].shape) if name in tensors else None
