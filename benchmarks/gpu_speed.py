@@ -30,10 +30,9 @@ from lookalike.models.vit import ViT
 from lookalike.recipes import RECIPES
 from lookalike.recipes.recipe import Length, Recipe
 from lookalike.train import loop
-from lookalike.train.meter import Beside, Timed
+from lookalike.train.meter import Meter
 from lookalike.train.replay import GRAPHS
 from lookalike.train.run import Run
-from lookalike.types import Batch
 
 HELD = 2048  # canvases in memory, of 192 KiB each
 
@@ -80,10 +79,8 @@ class Found:
 class Script:
     """Told at every step that it begins; measures, and says when it is enough."""
 
-    def __init__(
-        self, plan: Plan, batch: int, timed: list[Timed], besides: list[Beside], mark: list[Callable[[str], Any]]
-    ) -> None:
-        self.plan, self.batch, self.timed, self.besides, self.mark = plan, batch, timed, besides, mark
+    def __init__(self, plan: Plan, batch: int, meters: list[Meter], mark: list[Callable[[str], Any]]) -> None:
+        self.plan, self.batch, self.meters, self.mark = plan, batch, meters, mark
         self.found = Found()
         self.going = self._script()
 
@@ -115,10 +112,10 @@ class Script:
             yield from self._looks()
 
     def _waited(self) -> float:
-        return sum(timed.seconds for timed in self.timed)
+        return sum(meter.reading for meter in self.meters)
 
     def _idle(self) -> float:
-        return sum(beside.idle or 0.0 for beside in self.besides)
+        return sum(meter.idle or 0.0 for meter in self.meters)
 
     def _looks(self) -> Iterator[bool]:
         with waits(self.found.waits):
@@ -217,21 +214,15 @@ def part_at(spans: list[tuple[float, float, str]], when: float) -> str:
 
 def measured(recipe: Recipe, loader: Loader, plan: Plan) -> Found:
     """Train for as long as the plan says."""
-    timed: list[Timed] = []
+    meters: list[Meter] = []
     mark: list[Callable[[str], Any]] = [nullcontext]
-    besides: list[Beside] = []
-    script = Script(plan, recipe.batch, timed, besides, mark)
+    script = Script(plan, recipe.batch, meters, mark)
     found = loader.batches
 
-    class Noted(Timed):
+    class Noted(Meter):
         def __init__(self) -> None:
             super().__init__()
-            timed.append(self)
-
-    class Seen(Beside):
-        def __init__(self, batches: Iterator[Batch]) -> None:
-            super().__init__(batches)
-            besides.append(self)
+            meters.append(self)
 
     def batches(rows_of_steps: Iterable[Tensor]) -> Generator[Loaded[Any], None, None]:
         asked = iter(found(rows_of_steps))
@@ -243,8 +234,7 @@ def measured(recipe: Recipe, loader: Loader, plan: Plan) -> Found:
     with ExitStack() as stack:
         run = stack.enter_context(Run(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"))
         stack.enter_context(patch.object(loader, "batches", batches))
-        stack.enter_context(patch.object(loop, "Timed", Noted))
-        stack.enter_context(patch.object(loop, "Beside", Seen))
+        stack.enter_context(patch.object(loop, "Meter", Noted))
         stack.enter_context(marked(lambda part: mark[0](part)))
         loop.train(recipe, run, loader, save_every=1 << 40)
     gc.collect()

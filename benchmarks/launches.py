@@ -378,7 +378,7 @@ def pretended(mode: Counting) -> Iterator[None]:
         patch.object(torch.cuda, "is_available", available),
         patch.object(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True),
         patch.object(torch.cuda, "current_device", lambda: 0),
-        patch.object(meter.Beside, "_add_up", lambda self: None),
+        patch.object(meter.Meter, "_add_up", lambda self: None),
         patch.object(torch.cuda, "Stream", Anything),
         patch.object(torch.cuda, "Event", Anything),
         patch.object(torch.cuda, "current_stream", Anything),

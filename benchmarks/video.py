@@ -38,7 +38,7 @@ from lookalike.metrics.retrieval import Retrieval
 from lookalike.recipes import recipe_named
 from lookalike.recipes.recipe import Length, Recipe
 from lookalike.train.loop import backward, batches, begun
-from lookalike.train.meter import Timed, Waiting
+from lookalike.train.meter import Meter
 from lookalike.train.pretrain import pretrain
 from lookalike.train.trained import load, parts
 
@@ -116,16 +116,15 @@ def waiting(folder: Path, name: str, steps: int) -> None:
 
 def share(loader: Loader, recipe: Recipe, steps: int) -> float:
     """Of the time of some steps, how much they waited for data."""
-    order, data = order_of(loader.source, recipe.batch, 0, None), Timed()
+    order, meter = order_of(loader.source, recipe.batch, 0, None), Meter()
     learner = begun(recipe, loader).train()
     optimizer = recipe.optimizer.build(learner, recipe.batch)
-    watched = Waiting(batches(loader, recipe, order, 0, steps, data), data)
-    for batch in watched:
+    for batch in meter.over(batches(loader, recipe, order, 0, steps, meter)):
         optimizer.zero_grad()
         outcome = backward(learner, learner, batch, recipe)
         optimizer.step()
         learner.advance(outcome, batch, 0.0)
-    return watched.share()
+    return meter.data_share()
 
 
 def divided(strips: Path, held: Sequence[int], file: Path) -> Path:

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lookalike.cli.main import main
 from lookalike.train.run import Run
 
-TAGS = {"train/loss", "train/lr", "train/top1", "val/knn", "perf/images_per_s", "perf/data_wait"}
+TAGS = {"train/loss", "train/lr", "train/top1", "val/knn", "perf/examples_per_s", "perf/data_wait"}
 
 
 def command(out: Path, *more: object) -> list[str]:

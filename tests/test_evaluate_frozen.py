@@ -226,5 +226,7 @@ def canvases(loader: Loader) -> list[Canvases]:
 
 def test_the_papers_rate_falls_at_three_and_four_fifths_of_the_epochs() -> None:
     spec = PaperProbe()
-    assert [round(spec.lr * spec.share(epoch), 9) for epoch in (0, 59, 60, 79, 80, 99)] == [30, 30, 3, 3, 0.3, 0.3]
-    assert replace(spec, epochs=10).share(6) == pytest.approx(0.1)
+    rates = [spec.lr * spec.schedule().share(epoch / 100) for epoch in (0, 59, 60, 79, 80, 99)]
+    assert [round(rate, 9) for rate in rates] == [30, 30, 3, 3, 0.3, 0.3]
+    assert replace(spec, epochs=10).schedule().share(0.6) == pytest.approx(0.1)
+    assert replace(spec, epochs=2).schedule().share(0.99) == 1  # within an epoch it stays

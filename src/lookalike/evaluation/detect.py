@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,10 +27,9 @@ from lookalike.evaluation.detector import Detection, Instances
 from lookalike.evaluation.keypoints import Keypoints
 from lookalike.evaluation.precision import coco_precision, correct_points, tools, voc_precision
 from lookalike.evaluation.scenes import Look, Seen, Truth, drawn, in_mirror, looks, picture, seen, truth
-from lookalike.learn import optim
 from lookalike.learn.optim import AdamW, Cosine
 from lookalike.recipes.serialize import to_plain
-from lookalike.train.fit import Fit, carried_out, weights_of
+from lookalike.train.fit import Fit, weights_digest
 from lookalike.train.trained import Trained
 
 ALPHA = 0.1
@@ -105,34 +103,18 @@ class _Fit:
 
     def run(self, folder: Path | None) -> nn.Module:
         """The tuned detector."""
-        model = detector(self.trained, self.learned, self.spec, self.seed)
-        optimizer = AdamW(self.spec.lr, self.spec.decay).build(model, 256)
+        spec, model = self.spec, detector(self.trained, self.learned, self.spec, self.seed)
+        optimizer = AdamW(spec.lr, spec.decay).build(model, 256)
 
-        def losses(done: int) -> Iterator[float]:
-            for step, (images, truths) in enumerate(self._batches(done), done + 1):
-                yield self._step(step, model, optimizer, images, truths)
+        def loss(batch: tuple[list[Tensor], list[Truth]]) -> Tensor:
+            losses: dict[str, Tensor] = model(*batch)
+            return torch.stack(list(losses.values())).sum()
 
-        start, data = weights_of(self.trained.encoder.backbone), digest(self.learned)
-        marks = {"spec": to_plain(self.spec), "seed": self.seed, "start": start, "data": data}
-        carried_out(Fit(model, optimizer, self.spec.steps, losses), folder, marks, partial(self.progress, "fitting"))
+        start, data = weights_digest(self.trained.encoder.backbone), digest(self.learned)
+        settings = {"spec": to_plain(spec), "seed": self.seed, "start": start, "data": data}
+        task = Fit(model, optimizer, Cosine(warmup=0.1), spec.steps, self.seed, self._batches, loss, _STEEP)
+        task.run(partial(self.progress, "fitting"), folder, settings)
         return model.eval()
-
-    def _step(
-        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, images: list[Tensor], truths: list[Truth]
-    ) -> float:
-        reseed(self.seed, step)  # which boxes are learned from is drawn
-        optim.apply(Cosine(warmup=0.1), optimizer, (step - 1) / self.spec.steps)
-        optimizer.zero_grad()
-        losses: dict[str, Tensor] = model(images, truths)
-        loss = torch.stack(list(losses.values())).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(model.parameters(), _STEEP)
-        if not math.isfinite(float(loss.detach() + norm)):
-            raise UserError(
-                f"the loss of step {step} is {loss.item()}, its gradient {norm.item()}: lower --lr", BAD_DATA
-            )
-        optimizer.step()
-        return float(loss.detach())
 
     def _batches(self, done: int) -> Iterator[tuple[list[Tensor], list[Truth]]]:
         """Pictures, resized and mirrored at random, and what lies in them, from a step on."""

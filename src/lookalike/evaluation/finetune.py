@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,8 +26,9 @@ from lookalike.pretext.image import OneView
 from lookalike.recipes.labelled import with_labels
 from lookalike.recipes.recipe import Length, Recipe
 from lookalike.train import checkpoint
-from lookalike.train.loop import Finished, train
+from lookalike.train.loop import train
 from lookalike.train.run import Run, check_same
+from lookalike.train.signals import leave
 from lookalike.train.trained import Trained, readable
 from lookalike.types import Canvases
 
@@ -148,12 +148,9 @@ class _Task(NamedTuple):
         loader = Some(self.loader, rows)
         recipe = self.spec.recipe(self.trained.recipe, len(probe.classes), len(rows), rate, self.spec.seed + draw)
         with begun(self.folder / what.replace(" ", "-").replace(",", ""), recipe, loader, self._start(probe)) as run:
-            done: Finished = train(
-                recipe, run, loader, watch=lambda pulse: self.progress(what, pulse.step, pulse.total)
-            )
+            done = train(recipe, run, loader, watch=lambda report: self.progress(what, report.step, report.total))
         if done.signal:
-            print("stopped and saved; the same command with the same --out continues", file=sys.stderr)
-            sys.exit(128 + done.signal)
+            leave(done.signal)
         return done.learner
 
     def accuracy(self, learner: Learner, query: Loader, classes: Tensor, truth: Tensor) -> float:

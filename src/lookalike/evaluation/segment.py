@@ -11,9 +11,18 @@ from lookalike.core.progress import Progress, silent
 from lookalike.data.example import Example
 from lookalike.data.image.masks import Scenes, pairs
 from lookalike.data.source import Data
-from lookalike.evaluation.segmentation import Classes, Confusion, Scores, Seen, Segmentation, guesses, learning
+from lookalike.evaluation.segmentation import (
+    Classes,
+    Confusion,
+    Scores,
+    Seen,
+    Segmentation,
+    guesses,
+    learning,
+    segmenter,
+)
 from lookalike.recipes.serialize import to_plain
-from lookalike.train.fit import Fit, carried_out, weights_of
+from lookalike.train.fit import weights_digest
 from lookalike.train.trained import Trained
 
 _SHOWN = 400  # px of the canvases of photos that are given back
@@ -50,11 +59,11 @@ def segmented(
         return lambda done, total: progress(what, done, total)
 
     classes = Classes.of(found.reference, spec.void, told("reading masks"))
-    learns = learning(spec, trained.encoder, found.reference, classes, view, seed)
-    start, data = weights_of(trained.encoder.backbone), digest(found.reference, classes)
-    marks = {"spec": to_plain(spec), "seed": seed, "start": start, "data": data}
-    carried_out(Fit(learns.model, learns.optimizer, spec.steps, learns.losses), folder, marks, told("tuning"))
-    model = learns.model
+    model = segmenter(spec, trained.encoder, found.reference, classes, seed)
+    start, data = weights_digest(trained.encoder.backbone), digest(found.reference, classes)
+    settings = {"spec": to_plain(spec), "seed": seed, "start": start, "data": data}
+    task = learning(spec, model, found.reference, classes, view, seed, trained.encoder.precision)
+    task.run(told("tuning"), folder, settings)
     confusion, seen = Confusion(classes, spec.void), list[tuple[Seen, Example]]()
     for one in guesses(spec, model, found.query, classes, view, told("asking")):
         confusion.add(one.truth, one.guess)

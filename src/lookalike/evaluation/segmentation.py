@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lookalike.core.devices import Precision, autocast, device, full_precision, moved, placed
+from lookalike.core.devices import Precision, autocast, full_precision, moved, placed
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.seeding import reseed, uniforms
 from lookalike.data.image.decode import Unreadable
 from lookalike.data.image.masks import MOST, Scenes
 from lookalike.data.loader import Loader
 from lookalike.data.order import Order
+from lookalike.learn.optim import SGD, Steps
 from lookalike.models.dense import Segmenter
 from lookalike.models.encoder import Encoder
-from lookalike.models.features import evaluating
+from lookalike.models.features import width
 from lookalike.pretext import ops
 from lookalike.pretext.image import ImageView
+from lookalike.train.fit import Fit
 from lookalike.types import Canvases
 
 VOID = -1
@@ -60,10 +62,6 @@ class Segmentation:
     def asked(self) -> int:
         """Pixels of a crop, a side, at which the loss is taken."""
         return max(1, self.crop // _COARSER)
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step, from 0."""
-        return self.lr * math.prod(0.1 for drop in self.drops if step >= drop * self.steps)
 
 
 class Classes(NamedTuple):
@@ -122,70 +120,58 @@ def loader_of(scenes: Scenes, spec: Segmentation) -> Loader:
     return Loader(scenes.source.at(round(_FINER * spec.size)), max_bad=1.0)
 
 
-class Learning(NamedTuple):
-    """A segmenter that learns from ``scenes``; ``view`` says how pixels are normalised."""
-
-    spec: Segmentation
-    model: Segmenter
-    optimizer: torch.optim.Optimizer
-    scenes: Scenes
-    classes: Classes
-    view: ImageView
-    seed: int
-    precision: Precision
-
-    def losses(self, done: int) -> Iterator[float]:
-        """Each next one is a step that was taken, from ``done`` on: a function of the seed and the step."""
-        spec, loader = self.spec, loader_of(self.scenes, self.spec)
-        order = Order(len(loader), batch_of(spec, self.scenes), self.seed)
-        self.model.train()
-        steps = range(done, spec.steps)
-        for step, (rows, canvases) in zip(steps, loader.batches(map(order.rows, steps))):
-            for group in self.optimizer.param_groups:
-                group["lr"] = spec.rate(step)
-            boxes, flip = crops(spec, canvases.sizes, uniforms(self.seed, order.epoch(step), rows, _DRAWS, 4))
-            # Another photo stands in the place of one that cannot be read.
-            masks = [None if row in loader.bad_rows else readable(self.scenes, row) for row in rows.tolist()]
-            truth = [
-                cut(mask, self.classes.table, size, box, turned, spec.asked)
-                for mask, size, box, turned in zip(masks, canvases.sizes, boxes, flip.tolist())
-            ]
-            yield self._step(photos(moved(canvases), boxes, flip, spec.crop, self.view), torch.stack(truth))
-
-    def _step(self, pixels: Tensor, truth: Tensor) -> float:
-        with autocast(self.precision, pixels.device.type):
-            logits = self.model(pixels, (self.spec.asked, self.spec.asked))
-        loss = mean_loss(logits, truth.to(logits.device))
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        return float(loss.detach())
-
-
 def learning(
-    spec: Segmentation, encoder: Encoder, scenes: Scenes, classes: Classes, view: ImageView, seed: int
-) -> Learning:
-    """From ``encoder``, of which nothing changes; raises UserError."""
+    spec: Segmentation,
+    model: Segmenter,
+    scenes: Scenes,
+    classes: Classes,
+    view: ImageView,
+    seed: int,
+    precision: Precision,
+) -> Fit[tuple[Tensor, Tensor]]:
+    """How ``model`` learns the masks of ``scenes``; ``view`` says how pixels are normalised."""
+
+    def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
+        pixels, truth = batch
+        with autocast(precision, pixels.device.type):
+            logits = model(pixels, (spec.asked, spec.asked))
+        return mean_loss(logits, truth.to(logits.device))
+
+    optimizer = SGD(spec.lr, spec.momentum, spec.decay).build(model, 256)
+    draws = partial(batches, spec, scenes, classes, view, seed)
+    return Fit(model.train(), optimizer, Steps(spec.drops), spec.steps, seed, draws, loss)
+
+
+def batches(
+    spec: Segmentation, scenes: Scenes, classes: Classes, view: ImageView, seed: int, done: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Crops (B, 3, H, W) and the classes (B, H, W) of their pixels, for each step after the first ``done``."""
+    loader = loader_of(scenes, spec)
+    order, steps = Order(len(loader), batch_of(spec, scenes), seed), range(done, spec.steps)
+    for step, (rows, canvases) in zip(steps, loader.batches(map(order.rows, steps))):
+        boxes, flip = crops(spec, canvases.sizes, uniforms(seed, order.epoch(step), rows, _DRAWS, 4))
+        # Another photo stands in the place of one that cannot be read.
+        masks = [None if row in loader.bad_rows else readable(scenes, row) for row in rows.tolist()]
+        truth = [
+            cut(mask, classes.table, size, box, turned, spec.asked)
+            for mask, size, box, turned in zip(masks, canvases.sizes, boxes, flip.tolist())
+        ]
+        yield photos(moved(canvases), boxes, flip, spec.crop, view), torch.stack(truth)
+
+
+def segmenter(spec: Segmentation, encoder: Encoder, scenes: Scenes, classes: Classes, seed: int) -> Segmenter:
+    """A copy of the backbone of ``encoder`` with a new head that the seed decides; raises UserError."""
     if not classes.ids:
         raise UserError("every pixel of the masks is void: there is no class to learn; see --void", BAD_DATA)
-    model = placed(begun(spec, encoder, len(classes.ids), batch_of(spec, scenes), seed))
-    optimizer = torch.optim.SGD(model.parameters(), spec.lr, spec.momentum, weight_decay=spec.decay)
-    return Learning(spec, model, optimizer, scenes, classes, view, seed, encoder.precision)
+    features, group = width(encoder, 64), min(spec.group, batch_of(spec, scenes))
+    reseed(seed, 1)
+    layout = (features, len(classes.ids), spec.width, spec.dilation, spec.stride, group)
+    return placed(Segmenter(encoder.backbone, *layout))
 
 
 def batch_of(spec: Segmentation, scenes: Scenes) -> int:
     """Photos a step: no more than there are."""
     return min(spec.batch, len(scenes))
-
-
-def begun(spec: Segmentation, encoder: Encoder, classes: int, batch: int, seed: int) -> Segmenter:
-    """The backbone with a new head that the seed decides."""
-    with torch.inference_mode(), evaluating(encoder):
-        features = encoder.backbone(pixels=torch.zeros(1, 3, 64, 64, device=device())).shape[1]
-    reseed(seed, 1)
-    return Segmenter(
-        encoder.backbone, features, classes, spec.width, spec.dilation, spec.stride, min(spec.group, batch)
-    )
 
 
 def crops(spec: Segmentation, sizes: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,6 +30,13 @@ def evaluating(encoder: Encoder) -> Iterator[None]:
             module.training = mode
 
 
+def width(encoder: Encoder, side: int) -> int:
+    """How many features the backbone gives of a picture (3, side, side)."""
+    with evaluating(encoder):
+        pixels = torch.zeros(1, 3, side, side, device=next(encoder.parameters()).device)
+        return int(encoder.backbone(pixels=pixels).shape[1])
+
+
 def embed(
     encoder: Encoder,
     views: Iterable[View],

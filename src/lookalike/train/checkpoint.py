@@ -144,12 +144,6 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
     return None, []
 
 
-def newest_name(folder: Path) -> tuple[str | None, list[str]]:
-    """``newest`` in words that ranks can tell each other."""
-    path, damaged = newest(folder)
-    return path.name if path else None, damaged
-
-
 def newest_step(folder: Path) -> int:
     """The step of ``newest``, 0 where there is none."""
     path, _ = newest(folder)

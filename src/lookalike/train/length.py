@@ -11,7 +11,8 @@ from lookalike.data.loader import Loads
 from lookalike.data.windows import order_of
 from lookalike.recipes.recipe import Length, Recipe
 from lookalike.train import checkpoint
-from lookalike.train.loop import Finished, Pulse, steps_of, train
+from lookalike.train.log import StepReport
+from lookalike.train.loop import Finished, steps_of, train
 from lookalike.train.minutes import Budget, Clock, budget, expected
 from lookalike.train.monitor import Checkup
 from lookalike.train.run import Run
@@ -57,7 +58,7 @@ def to_the_end(
     run: Run,
     loader: Loads,
     checkup: Checkup,
-    watch: Callable[[Pulse], None],
+    watch: Callable[[StepReport], None],
     save_every: int | None,
     clock: Clock | None,
 ) -> Finished:

@@ -11,11 +11,13 @@ import torch
 from lookalike.core.devices import device
 from lookalike.types import Batch
 
+Item = TypeVar("Item")
+
 
 class Due:
     """When to log, check up and save. The first two depend on the step alone, so that a resumed run logs the same."""
 
-    def __init__(self, total_at: Callable[[int], int], checkups: int, save_every: int | None) -> None:
+    def __init__(self, total_at: Callable[[int], int], checkups: int = 0, save_every: int | None = None) -> None:
         """``total_at`` is how many steps the run has, as it counts for a step."""
         self.total_at, self.checkups, self.save_every = total_at, checkups, save_every
         self.next_save = time.perf_counter() + 60
@@ -38,55 +40,75 @@ class Due:
 
     def saved(self, save: Callable[[], object]) -> None:
         """Save, and leave a hundred times as long as it took before the next: at most 1 % of the time."""
-        began = time.perf_counter()
+        start = time.perf_counter()
         save()
         now = time.perf_counter()
-        self.next_save = now + max(60.0, 100 * (now - began))
+        self.next_save = now + max(60.0, 100 * (now - start))
 
 
-Item = TypeVar("Item")
+class Meter:
+    """Iterates the batches of a run, and measures the pace of its steps and what they wait for, in seconds.
 
-
-class Timed:
-    """Passes on what an iterator gives, and adds up the seconds that it takes."""
+    On a GPU batches are made beside the step before, in a stream of their own; ``idle`` is the time in which it had
+    nothing to do between steps (None on a processor): what its host spends on data costs nothing while it is busy.
+    """
 
     def __init__(self) -> None:
-        self.seconds = 0.0
+        self.start = self._last = time.perf_counter()
+        self.pace = 0.0  # seconds a step, of late
+        self.reading = 0.0  # until material was read
+        self.waiting = 0.0  # until batches were made: reading, and making views
+        self.idle: float | None = 0.0 if device().type == "cuda" else None
+        self._count = 0
+        self._gaps: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
-    def over(self, source: Iterator[Item]) -> Iterator[Item]:
-        """What ``source`` gives."""
+    def reads(self, material: Iterator[Item]) -> Iterator[Item]:
+        """The items of ``material``, whose time counts as ``reading``."""
         while True:
-            asked = time.perf_counter()
-            item = next(source, None)
-            self.seconds += time.perf_counter() - asked
+            start = time.perf_counter()
+            item = next(material, None)
+            self.reading += time.perf_counter() - start
             if item is None:
                 return
             yield item
 
+    def over(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches, one a step."""
+        source = batches if self.idle is None else self._beside(batches)
+        while True:
+            start = time.perf_counter()
+            batch = next(source, None)
+            now = time.perf_counter()
+            self.waiting += now - start
+            if batch is None:
+                return
+            if self._count:  # a running mean that forgets slowly, so that the rate is neither jumpy nor stale
+                self.pace += (now - self._last - self.pace) / min(self._count, 50)
+            self._count, self._last = self._count + 1, now
+            yield batch
 
-class Beside:
-    """The batches; those of a GPU are made beside the step before, in a stream of their own.
+    def rate(self, batch: int) -> float:
+        """Examples a second of late; 0 until two steps are done."""
+        return batch / self.pace if self.pace else 0.0
 
-    ``idle`` are the seconds in which the GPU had nothing to do between steps, None on a processor: what its host spends
-    on data costs nothing while it is busy.
-    """
+    def data_share(self) -> float:
+        """The share of the time since the start in which there was no data."""
+        return self._share(self.reading if self.idle is None else min(self.reading, self.idle))
 
-    def __init__(self, batches: Iterator[Batch]) -> None:
-        self._batches = batches
-        self._on_gpu = device().type == "cuda"
-        self.idle: float | None = 0.0 if self._on_gpu else None
-        self._gaps: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+    def views_share(self) -> float:
+        """The share of the time since the start in which views were made, and nothing else."""
+        return self._share(max(0.0, (self.waiting if self.idle is None else self.idle) - self.reading))
 
-    def __iter__(self) -> Iterator[Batch]:
-        return self._made_beside() if self._on_gpu else self._batches
+    def _share(self, seconds: float) -> float:
+        return seconds / max(1e-9, time.perf_counter() - self.start)
 
-    def _made_beside(self) -> Iterator[Batch]:
+    def _beside(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         while True:
             using = torch.cuda.current_stream()
             ended = using.record_event(_timed())
             with torch.cuda.stream(stream):
-                batch = next(self._batches, None)
+                batch = next(batches, None)
             if batch is None:
                 return
             using.wait_stream(stream)
@@ -100,46 +122,9 @@ class Beside:
     def _add_up(self) -> None:
         """The gaps that have passed."""
         while self._gaps and self._gaps[0][1].query():  # type: ignore[no-untyped-call]
-            ended, began = self._gaps.pop(0)
-            self.idle = (self.idle or 0.0) + ended.elapsed_time(began) / 1e3
+            ended, resumed = self._gaps.pop(0)
+            self.idle = (self.idle or 0.0) + ended.elapsed_time(resumed) / 1e3
 
 
 def _timed() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-
-
-class Waiting:
-    """Iterates batches and keeps how long the step waited: ``data`` is the part of it that is no making of views."""
-
-    def __init__(self, source: Beside, data: Timed) -> None:
-        self.beside, self.source, self.data = source, iter(source), data
-        self.waited, self.count = 0.0, 0
-        self.began = self.last = time.perf_counter()
-        self.pace = 0.0
-
-    def __iter__(self) -> Iterator[Batch]:
-        while True:
-            asked = time.perf_counter()
-            batch = next(self.source, None)
-            now = time.perf_counter()
-            self.waited += now - asked
-            if batch is None:
-                return
-            if self.count:  # a running mean that forgets slowly, so that the rate is neither jumpy nor stale
-                self.pace += (now - self.last - self.pace) / min(self.count, 50)
-            self.count, self.last = self.count + 1, now
-            yield batch
-
-    def rate(self, batch: int) -> float:
-        """Examples a second of late; 0 until two steps are done."""
-        return batch / self.pace if self.pace else 0.0
-
-    def share(self) -> float:
-        """The share of the time since the start in which there was no data."""
-        idle = self.data.seconds if self.beside.idle is None else min(self.data.seconds, self.beside.idle)
-        return idle / max(1e-9, time.perf_counter() - self.began)
-
-    def views(self) -> float:
-        """The share of the time since the start in which views were made, and nothing else."""
-        waited = self.waited if self.beside.idle is None else self.beside.idle
-        return max(0.0, waited - self.data.seconds) / max(1e-9, time.perf_counter() - self.began)

@@ -19,7 +19,7 @@ from lookalike.data.windows import order_of
 from lookalike.learn.learner import Learner
 from lookalike.recipes.recipe import Recipe
 from lookalike.train.loop import CheckUp, attends, batches, begun, work_of
-from lookalike.train.meter import Beside
+from lookalike.train.meter import Meter
 
 LEAST = 30
 """Steps below which a run in minutes is refused: it would be over before it has learned anything."""
@@ -81,7 +81,7 @@ def probe(recipe: Recipe, loader: Loads, seconds: float) -> list[float]:
     work = work_of(model, learner, recipe)
     marks, loss = [time.perf_counter()], torch.zeros(())
     with exact(attends(recipe)):
-        for batch in Beside(batches(loader, recipe, order, 0, _PROBES)):
+        for batch in Meter().over(batches(loader, recipe, order, 0, _PROBES)):
             optimizer.zero_grad()
             outcome = work(batch)
             optimizer.step()

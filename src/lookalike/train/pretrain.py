@@ -103,7 +103,7 @@ def trained(asked: Asked, recipe: Recipe, source: Source, run: Run, screen: Scre
         recipe, clock = extended(recipe, asked.length or recipe.length, run, reads, checkup, began)
     if asked.init_from is not None and not dist.agree(bool(checkpoint.found(run.checkpoints))):
         initialise(Path(asked.init_from), recipe, run, reads)
-    done = to_the_end(recipe, run, reads, checkup, screen.pulse, asked.save_every, clock)
+    done = to_the_end(recipe, run, reads, checkup, screen.step, asked.save_every, clock)
     note_all_bad(run, reads)
     screen.say(summary(done, asked.out))
     return done

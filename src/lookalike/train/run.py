@@ -1,4 +1,4 @@
-"""A run folder: what was asked (recipe.json), where it ran (environment.json), what happened (metrics.jsonl)."""
+"""A run folder: its recipe (recipe.json), where it ran (environment.json), what happened (metrics.jsonl)."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from typing import IO, Any
 
 import torch
 import torchvision
+from torch import nn
 
 from lookalike.core import dist
 from lookalike.core.devices import accelerator, processor
@@ -28,6 +29,7 @@ from lookalike.core.errors import IO as IO_ERROR
 from lookalike.core.files import UNFINISHED, read_json, write_atomically, write_json
 from lookalike.recipes.recipe import Recipe
 from lookalike.recipes.serialize import differences, from_plain, to_plain
+from lookalike.train import checkpoint
 from lookalike.train.tensorboard import Board
 
 _locks: set[IO[str]] = set()
@@ -40,10 +42,13 @@ def _workers_let_go() -> None:
 
 
 class Run:
-    """An open run folder, locked against a second writer; a context manager."""
+    """An open run folder, locked against a second writer; a context manager.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Of several ranks the first writes and the others read: there ``writes`` is False, and nothing is logged or noted.
+    """
+
+    def __init__(self, folder: Path, writes: bool = True) -> None:
+        self.folder, self.writes = folder, writes
         self.tell: Callable[[str], None] = lambda _: None
         self._lock: IO[str] | None = None
         self._metrics: IO[str] | None = None
@@ -99,8 +104,8 @@ class Run:
 
     def data(self) -> dict[str, Any]:
         """What was recorded of the data when the run began."""
-        found = read_json(self.folder / "environment.json")
-        data = found.get("data") if isinstance(found, dict) else None
+        environment = read_json(self.folder / "environment.json")
+        data = environment.get("data") if isinstance(environment, dict) else None
         if not isinstance(data, dict) or not isinstance(data.get("examples"), int):
             raise UserError(f"{self.folder / 'environment.json'} does not say what the data was", BAD_DATA)
         return data
@@ -117,32 +122,34 @@ class Run:
 
     def go_on(self, recipe: Recipe) -> None:
         """Record under what the run goes on, and say what has changed: equal bytes are promised for equal ones only."""
-        held, now, before = self._recorded(), environment(), self.recipe()
-        known = [name for name in DECIDES if name in held]  # older versions recorded fewer
-        changed = [f"{name} {now[name]} ({held[name]} before)" for name in known if held[name] != now[name]]
+        if not self.writes:
+            return
+        old, now, before = self._recorded(), environment(), self.recipe()
+        known = [name for name in DECIDES if name in old]  # older versions recorded fewer
+        changed = [f"{name} {now[name]} ({old[name]} before)" for name in known if old[name] != now[name]]
         if before is not None and before.precision != recipe.precision:
             if before.precision != "auto":  # what older versions recorded
                 changed.append(f"precision {recipe.precision} ({before.precision} before)")
             self.write_recipe(recipe)
         if changed:
             self.note(f"goes on under other conditions, so its bytes are its own: {', '.join(changed)}")
-            earlier = {name: held.get(name) for name in ("command", *DECIDES)}
-            self._record(held | now | {"earlier": [*held.get("earlier", []), earlier]})
+            earlier = {name: old.get(name) for name in ("command", *DECIDES)}
+            self._record(old | now | {"earlier": [*old.get("earlier", []), earlier]})
 
     def _recorded(self) -> dict[str, Any]:
         """What environment.json holds, if it is there; raises UserError where it is damaged."""
         path = self.folder / "environment.json"
-        held = read_json(path) if path.exists() else {}
-        if not isinstance(held, dict):
+        recorded = read_json(path) if path.exists() else {}
+        if not isinstance(recorded, dict):
             raise UserError(f"{path} holds no record of a run", BAD_DATA)
-        return held
+        return recorded
 
     def _record(self, environment: dict[str, Any]) -> None:
         """Replace environment.json."""
         write_json(self.folder / "environment.json", environment)
 
     def begin(self, recipe: Recipe, data: dict[str, Any], table: bytes) -> None:
-        """Record a new run: what was asked, where it runs, and on what."""
+        """Record a new run: its recipe, where it runs, and on what."""
         self.accept(data, table)
         self.write_recipe(recipe)
 
@@ -150,8 +157,31 @@ class Run:
         """Publish what the run is: from here on it is begun, or of another length."""
         write_json(self.folder / "recipe.json", to_plain(recipe))
 
+    def resume(self, learner: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        """Restore the newest whole checkpoint, if there is one, and its logs; the steps that are done."""
+        name = dist.on_first_rank(self._newest)
+        step = checkpoint.load(self.checkpoints / name, learner, optimizer) if name else 0
+        self.rewind(step)
+        return step
+
+    def _newest(self) -> str | None:
+        path, damaged = checkpoint.newest(self.checkpoints)
+        for reason in damaged:
+            self.note(f"passed over a damaged checkpoint: {reason}")
+        return path.name if path else None
+
+    def save(self, step: int, learner: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Publish a checkpoint, after what was logged up to it is on the disk."""
+        if self._metrics is not None:
+            os.fsync(self._metrics.fileno())
+        if self._board is not None:
+            self._board.sync()
+        checkpoint.save(self.checkpoints, step, learner, optimizer)
+
     def rewind(self, step: int) -> None:
         """Drop what was logged after ``step``: a resumed run logs those steps again, with equal values."""
+        if not self.writes:
+            return
         self._close_logs()  # which belong to the file that is replaced
         lines = self.metrics.read_bytes().splitlines(keepends=True) if self.metrics.exists() else []
         kept = [line for line in lines if _step_of(line) <= step]
@@ -160,6 +190,8 @@ class Run:
 
     def log(self, step: int, **values: float) -> None:
         """Append one line to metrics.jsonl, and to TensorBoard's file where that is installed."""
+        if not self.writes:
+            return
         if self._metrics is None:
             self._metrics = self.metrics.open("a", encoding="utf-8")
         self._metrics.write(json.dumps({"step": step, **values}) + "\n")
@@ -181,22 +213,17 @@ class Run:
             self._board.close()
         self._metrics = self._board = None
 
-    def sync(self) -> None:
-        """Make what was logged survive a power cut, as the checkpoint does that follows."""
-        if self._metrics is not None:
-            os.fsync(self._metrics.fileno())
-        if self._board is not None:
-            self._board.sync()
-
     def note(self, text: str) -> None:
         """Append a line, with the time, to train.log, and tell it to whoever watches."""
+        if not self.writes:
+            return
         self.tell(text)
         with (self.folder / "train.log").open("a", encoding="utf-8", errors="surrogateescape") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def note_bad_files(self, bad: Mapping[str, str]) -> None:
         """bad_files.csv: each picture that could not be read, once, with the reason."""
-        if not bad:
+        if not bad or not self.writes:
             return
         text = io.StringIO()
         writer = csv.writer(text)
@@ -204,41 +231,10 @@ class Run:
         write_atomically(self.folder / "bad_files.csv", text.getvalue().encode("utf-8", "surrogateescape"))
 
 
-class Onlooker(Run):
-    """The run folder as every rank but the first has it: it reads what the first writes."""
-
-    def __enter__(self) -> Run:
-        return self
-
-    def begin(self, recipe: Recipe, data: dict[str, Any], table: bytes) -> None:
-        """Left to the first rank, as all that follows."""
-
-    def write_recipe(self, recipe: Recipe) -> None:
-        """Left to the first rank."""
-
-    def go_on(self, recipe: Recipe) -> None:
-        """Left to the first rank."""
-
-    def rewind(self, step: int) -> None:
-        """Left to the first rank."""
-
-    def log(self, step: int, **values: float) -> None:
-        """Left to the first rank."""
-
-    def pace(self, step: int, **values: float) -> None:
-        """Left to the first rank."""
-
-    def note(self, text: str) -> None:
-        """Left to the first rank."""
-
-    def note_bad_files(self, bad: Mapping[str, str]) -> None:
-        """Left to the first rank."""
-
-
 @contextmanager
 def opened(folder: Path) -> Iterator[Run]:
-    """The run folder, locked by the first rank for all."""
-    run = Run(folder) if dist.first() else Onlooker(folder)
+    """The run folder, locked and written by the first rank for all."""
+    run = Run(folder, writes=dist.first())
     dist.on_first_rank(lambda: run.__enter__() and None)
     try:
         yield run
@@ -262,9 +258,9 @@ def read_recipe(path: Path) -> Recipe:
     return recipe
 
 
-def check_same(folder: Path, held: Recipe, asked: Recipe) -> None:
+def check_same(folder: Path, recorded: Recipe, recipe: Recipe) -> None:
     """Refuse to continue a run under other settings."""
-    if changed := differences(held, asked):
+    if changed := differences(recorded, recipe):
         longer = ", --extend to make it longer" if all(line.startswith("length.") for line in changed) else ""
         raise UserError(
             f"{folder} holds a run of other settings ({'; '.join(changed)}): choose another --out{longer}, "

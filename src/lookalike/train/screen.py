@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lookalike.train.loop import Pulse
+from lookalike.train.log import StepReport
 
 _WIDE = 115  # columns that a live line with everything takes; on fewer it has the numbers alone, without a bar
 _PLAIN_SECONDS = 15.0  # between lines where there is no terminal: a log should stay readable
@@ -59,7 +59,7 @@ class _Output(io.TextIOBase):
 
 
 class Screen:
-    """Shows pulses of one run; a context manager."""
+    """Shows the steps of one run; a context manager."""
 
     def __init__(self, title: str, quiet: bool = False) -> None:
         self.console = Console(file=_Output(), quiet=quiet)  # type: ignore[arg-type]
@@ -99,18 +99,20 @@ class Screen:
             self.next_work = time.monotonic() + _SILENT_SECONDS
             self.say(f"{what} {done}/{total}")
 
-    def pulse(self, pulse: Pulse) -> None:
+    def step(self, report: StepReport) -> None:
         """Progress of training."""
-        shown = " ".join(f"{name} {value:.3f}" for name, value in pulse.metrics.items())
-        speed = f"{pulse.images_per_second:.0f} images/s  " if pulse.seconds_per_step else ""  # known from step 2 on
-        measures = "".join(f"  {name} {value:.3f}" for name, value in pulse.measures.items())
-        state = f"{speed}loss {pulse.loss:.3f} (guess {pulse.guess:.3f}){measures}  {shown}".rstrip()
-        self._show(self.title, pulse.step, pulse.total, state)
-        if not self.console.is_terminal and (time.monotonic() >= self.next_plain or pulse.step == pulse.total):
+        shown = " ".join(f"{name} {value:.3f}" for name, value in report.metrics.items())
+        speed = (
+            f"{report.examples_per_second:.0f} images/s  " if report.seconds_per_step else ""
+        )  # known from step 2 on
+        measures = "".join(f"  {name} {value:.3f}" for name, value in report.measures.items())
+        state = f"{speed}loss {report.loss:.3f} (guess {report.chance_loss:.3f}){measures}  {shown}".rstrip()
+        self._show(self.title, report.step, report.total, state)
+        if not self.console.is_terminal and (time.monotonic() >= self.next_plain or report.step == report.total):
             self.next_plain = time.monotonic() + _PLAIN_SECONDS
-            minutes = (pulse.total - pulse.step) * pulse.seconds_per_step / 60
+            minutes = (report.total - report.step) * report.seconds_per_step / 60
             left = f"  {minutes:.1f} min left" if minutes else ""
-            self.say(f"step {pulse.step}/{pulse.total}  {state}{left}")
+            self.say(f"step {report.step}/{report.total}  {state}{left}")
 
     def _show(self, what: str, done: int, total: int, state: str) -> None:
         if not self.wide:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 _HANDLED = (signal.SIGINT, signal.SIGTERM)
 
@@ -30,3 +31,9 @@ class Signals:
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = number
+
+
+def leave(number: int) -> NoReturn:
+    """End the process by what a signal asked for, once everything is saved."""
+    print("stopped and saved; the same command with the same --out continues", file=sys.stderr)
+    sys.exit(128 + number)

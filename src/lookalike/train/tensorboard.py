@@ -34,7 +34,7 @@ class Board:
         self._write(step=step, summary={"value": points})
 
     def sync(self) -> None:
-        """Make what was added survive a power cut, as the checkpoint does that follows."""
+        """Make what was added survive a power cut."""
         if self._file is not None:
             os.fsync(self._file.fileno())
 
