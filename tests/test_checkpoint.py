@@ -8,7 +8,7 @@ import pickle
 import resource
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from lookalike.core import dist
 from lookalike.core.devices import placed
@@ -118,7 +119,7 @@ def test_the_newest_two_are_kept(tmp_path: Path) -> None:
     state = begun(recipe())
     for step in (3, 9, 10, 200):
         checkpoint.save(tmp_path, step, *state)
-    assert [path.name for path in checkpoint.found(tmp_path)] == ["step-000000200", "step-000000010"]
+    assert [path.name for path in checkpoint.published(tmp_path)] == ["step-000000200", "step-000000010"]
     assert checkpoint.newest(tmp_path) == (tmp_path / "step-000000200", [])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000010", "step-000000200"]
 
@@ -206,8 +207,8 @@ def test_a_save_after_a_damaged_one_drops_it_and_leaves_two_whole(two: Path, tmp
     path, _ = checkpoint.newest(folder)
     assert path == folder / "step-000000001"
     checkpoint.save(folder, 5, *state)
-    assert [path.name for path in checkpoint.found(folder)] == ["step-000000005", "step-000000001"]
-    assert [checkpoint.damage(path) for path in checkpoint.found(folder)] == [None, None]
+    assert [path.name for path in checkpoint.published(folder)] == ["step-000000005", "step-000000001"]
+    assert [checkpoint.damage(path) for path in checkpoint.published(folder)] == [None, None]
 
 
 def test_another_model_or_optimizer_is_refused_and_nothing_is_taken_from_it(two: Path) -> None:
@@ -277,7 +278,7 @@ def test_a_disk_that_refuses_leaves_the_checkpoints_before_whole(two: Path, tmp_
     assert refused.value.code == IO
     assert checkpoint.newest(folder) == (folder / "step-000000002", [])
     assert sorted(path.name for path in folder.iterdir()) == ["step-000000001", "step-000000002"]
-    assert [checkpoint.damage(path) for path in checkpoint.found(folder)] == [None, None]
+    assert [checkpoint.damage(path) for path in checkpoint.published(folder)] == [None, None]
 
 
 _opened: list[object] = []  # what a pickle asked for by name
@@ -369,17 +370,24 @@ def test_a_long_queue_is_read_a_piece_at_a_time(tmp_path: Path, monkeypatch: pyt
     stepped(state, 0)
     path = checkpoint.save(tmp_path, 2, *state)
     sizes: list[int] = []
-    taken = checkpoint._portions
+    opened: list[Path] = []
+    pieces = checkpoint._pieces
 
-    def listen(tensors: Mapping[str, torch.Tensor]) -> Iterator[list[tuple[str, Any]]]:
-        for portion in taken(tensors):
-            sizes.append(sum(tensors[name][rows].nbytes for name, rows in portion))
-            yield portion
+    def listen(tensor: torch.Tensor, first: int) -> Iterator[tuple[torch.Tensor, Any]]:
+        for piece, rows in pieces(tensor, first):
+            sizes.append(piece.nbytes)
+            yield piece, rows
+
+    def mapped(path: Path, kind: str) -> Any:
+        opened.append(path)
+        return safe_open(path, kind)
 
     monkeypatch.setattr(checkpoint, "_PIECE", 200)  # of a queue of 24 rows of 64 bytes
-    monkeypatch.setattr(checkpoint, "_portions", listen)
+    monkeypatch.setattr(checkpoint, "_pieces", listen)
+    monkeypatch.setattr(checkpoint, "safe_open", mapped)
     assert checkpoint.load(path, *resumed) == 2
     assert same(state, resumed)
     widest = max(part[0].nbytes for part in everything(state) if part.dim())
-    assert max(sizes) <= 200 + widest
+    assert max(sizes) <= max(200, widest)
     assert sum(sizes) == sum(part.nbytes for part in everything(state))
+    assert len(opened) > sum(sizes) / (200 + max(sizes))  # mapped anew after at most so much

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lookalike.core.errors import USAGE, UserError
+from lookalike.train.length import LEAST, Budget, Clock, expected, pace, timed_enough
 from lookalike.train.meter import Due
-from lookalike.train.minutes import LEAST, Budget, Clock, expected, pace, timed_enough
 
 Slowness = Callable[[float], float]
 """How many times as long as on an idle machine work takes, at a share of the minutes; beyond 1 they are over."""

@@ -29,8 +29,7 @@ from lookalike.recipes.images import moco_cifar, moco_v1, small
 from lookalike.recipes.recipe import Length, Stage
 from lookalike.recipes.serialize import KINDS, differences, flat, from_plain, override, to_plain
 from lookalike.recipes.tiny import tiny
-from lookalike.train.length import extended, to_the_end
-from lookalike.train.minutes import Budget, Clock
+from lookalike.train.length import Budget, Clock, extended, to_the_end
 from lookalike.train.monitor import Checkup
 from lookalike.train.pretrain import Asked, begin, carry_out
 from lookalike.train.run import Run, move_aside, read_recipe

@@ -146,7 +146,8 @@ def diagnose(folder: Path, workers: int = 2) -> Health:
     history, run = collect(folder), Run(folder)
     examples = int(run.data()["examples"])
     states = [
-        (int(path.name.removeprefix("step-")), checkpoint.damage(path)) for path in checkpoint.found(run.checkpoints)
+        (int(path.name.removeprefix("step-")), checkpoint.damage(path))
+        for path in checkpoint.published(run.checkpoints)
     ]
     changed, spread, unseen = None, None, None
     try:

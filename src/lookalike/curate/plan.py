@@ -17,7 +17,7 @@ from lookalike.data.loader import GIB, Loader, cores
 from lookalike.data.source import Data, Rows, Source, native_side, open_source
 from lookalike.learn.dictionary import Queue
 from lookalike.recipes.recipe import Recipe
-from lookalike.train.minutes import pace, probe
+from lookalike.train.length import pace, probe
 from lookalike.train.pretrain import Asked, chosen
 
 _EXTRAS = {

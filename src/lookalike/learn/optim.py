@@ -37,9 +37,7 @@ class SGD:
     def build(self, module: nn.Module, batch: int) -> torch.optim.Optimizer:
         """An optimizer of the parameters of ``module`` that learn."""
         lr, learning = self.lr * batch / 256, _learning(module)
-        return _noted(
-            torch.optim.SGD(learning, lr, self.momentum, weight_decay=self.weight_decay, fused=_fuses(learning))
-        )
+        return torch.optim.SGD(learning, lr, self.momentum, weight_decay=self.weight_decay, fused=_fuses(learning))
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class AdamW:
         groups: list[dict[str, Any]] = [{"params": decaying}, {"params": rest, "weight_decay": 0.0}]
         filled, lr = [group for group in groups if group["params"]], self.lr * batch / 256
         fused = _fuses(_learning(module))
-        return _noted(torch.optim.AdamW(filled, lr, self.betas, weight_decay=self.weight_decay, fused=fused))
+        return torch.optim.AdamW(filled, lr, self.betas, weight_decay=self.weight_decay, fused=fused)
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ class LARS:
     def build(self, module: nn.Module, batch: int) -> torch.optim.Optimizer:
         """An optimizer of the parameters of ``module`` that learn."""
         defaults = {"lr": self.lr * batch / 256, "weight_decay": self.weight_decay, "trust": self.trust}
-        return _noted(LARSOptimizer(_learning(module), {**defaults, "momentum": self.momentum}))
+        return LARSOptimizer(_learning(module), {**defaults, "momentum": self.momentum})
 
 
 class LARSOptimizer(torch.optim.Optimizer):
@@ -161,7 +159,7 @@ class Muon:
             {"params": matrices, "lr": self.lr * scale, "weight_decay": self.weight_decay},
             {"params": vectors, "lr": self.vector_lr * scale, "weight_decay": 0.0},
         ]
-        return _noted(MuonOptimizer([group for group in groups if group["params"]], self.momentum))
+        return MuonOptimizer([group for group in groups if group["params"]], self.momentum)
 
 
 class MuonOptimizer(torch.optim.Optimizer):
@@ -258,13 +256,6 @@ def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
     return product @ matrix
 
 
-def _noted(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Note the full learning rate of each group, which schedules scale."""
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
-    return optimizer
-
-
 class Schedule(Protocol):
     """The learning rate over a run, as a share of the full one."""
 
@@ -315,6 +306,6 @@ class Steps:
 
 
 def apply(schedule: Schedule, optimizer: torch.optim.Optimizer, progress: float) -> None:
-    """Set the learning rate of every group."""
+    """Set the learning rate of every group, whose full one is that which it was built with."""
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * schedule.share(progress)
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * schedule.share(progress)

@@ -38,8 +38,8 @@ _SPARE = 1.1  # for metrics, the report, and what else fills the disk meanwhile
 
 def refuse_full(folder: Path, recipe: Recipe, examples: int) -> None:
     """Raise UserError if the disk has no room for the checkpoints kept and the one that is written beside them."""
-    there = sum(file.stat().st_size for path in found(folder) for file in path.iterdir())
-    needed = int(_SPARE * (KEPT + 1) * size_of(recipe, examples)) - there
+    used = sum(file.stat().st_size for path in published(folder) for file in path.iterdir())
+    needed = int(_SPARE * (KEPT + 1) * size_of(recipe, examples)) - used
     free = shutil.disk_usage(folder.parent).free
     if free < needed:
         raise UserError(
@@ -118,14 +118,14 @@ def _publish(final: Path, step: int, state: dict[str, Tensor], optimizer: torch.
             "the checkpoints before it are whole",
             IO,
         ) from None
-    kept = [path for path in found(folder) if path <= final][:KEPT]  # a later one is damaged: it was passed over
-    for path in found(folder):
+    kept = [path for path in published(folder) if path <= final][:KEPT]  # a later one is damaged: it was passed over
+    for path in published(folder):
         if path not in kept:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def found(folder: Path) -> list[Path]:
-    """Published checkpoints, newest first."""
+def published(folder: Path) -> list[Path]:
+    """The checkpoints, newest first."""
     if not folder.is_dir():
         return []
     return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), reverse=True)
@@ -134,7 +134,7 @@ def found(folder: Path) -> list[Path]:
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose every byte is as it was written, and what is wrong with those passed over."""
     damaged: list[str] = []
-    for path in found(folder):
+    for path in published(folder):
         reason = damage(path)
         if reason is None:
             return path, damaged
@@ -178,15 +178,13 @@ def load(path: Path, learner: nn.Module, optimizer: torch.optim.Optimizer) -> in
 
 def load_learner(path: Path, learner: nn.Module) -> int:
     """Restore the learner alone and return the step; names and shapes must be those of the recipe."""
-    file, expected, held = path / "learner.safetensors", learner.state_dict(), shards(learner)
-    whole = {
-        name: (held[name].total, *part.shape[1:]) if name in held else part.shape for name, part in expected.items()
-    }
-    if _shapes(file) != {name: tuple(shape) for name, shape in whole.items()}:
+    file, state, parts = path / "learner.safetensors", learner.state_dict(), shards(learner)
+    whole = {name: (part.total, *state[name].shape[1:]) for name, part in parts.items()}
+    if _shapes(file) != {name: tuple(part.shape) for name, part in state.items()} | whole:
         raise UserError(
             f"{path} does not hold the model of recipe.json beside it: do not mix runs in one folder", BAD_DATA
         )
-    _fill(file, expected, {name: shard.first for name, shard in held.items()})
+    _fill(file, state, {name: part.first for name, part in parts.items()})
     return _step(path)
 
 
@@ -210,30 +208,24 @@ def _fill(path: Path, into: Mapping[str, Tensor], firsts: Mapping[str, int] = Ma
     The file is mapped anew for every few of its bytes, since the pages that were read stay in memory while it is: so a
     long queue is there once, not twice.
     """
-    for portion in _portions(into):
-        with safe_open(path, "pt") as file:
-            for name, rows in portion:
-                into[name][rows].copy_(file.get_slice(name)[_moved(rows, firsts.get(name, 0))])
+    file: Any = None
+    left = 0
+    for name, tensor in into.items():
+        for piece, rows in _pieces(tensor, firsts.get(name, 0)):
+            if left <= 0:
+                file, left = safe_open(path, "pt"), _PIECE
+            piece.copy_(file.get_slice(name)[rows])
+            left -= piece.nbytes
 
 
-def _moved(rows: Any, by: int) -> Any:
-    return slice(rows.start + by, rows.stop + by) if isinstance(rows, slice) else rows
-
-
-def _portions(tensors: Mapping[str, Tensor]) -> Iterator[list[tuple[str, Any]]]:
-    """Names and rows of about ``_PIECE`` bytes at a time; a number, which has no rows, is ``...``."""
-    portion: list[tuple[str, Any]] = []
-    size = 0
-    for name, tensor in tensors.items():
-        many = max(1, _PIECE * max(1, len(tensor)) // max(1, tensor.nbytes)) if tensor.dim() else 1
-        for start in range(0, len(tensor) if tensor.dim() else 1, many):
-            rows = slice(start, min(start + many, len(tensor))) if tensor.dim() else ...
-            portion.append((name, rows))
-            size += tensor[rows].nbytes
-            if size >= _PIECE:
-                yield portion
-                portion, size = [], 0
-    yield portion
+def _pieces(tensor: Tensor, first: int) -> Iterator[tuple[Tensor, Any]]:
+    """A tensor by ``_PIECE`` bytes at a time, and which rows of the file they are; a number is ``...``."""
+    if not tensor.dim():
+        yield tensor, ...
+        return
+    for piece in torch.split(tensor, max(1, _PIECE * max(1, len(tensor)) // max(1, tensor.nbytes))):
+        yield piece, slice(first, first + len(piece))
+        first += len(piece)
 
 
 def _bytes(state: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> int:

@@ -181,5 +181,5 @@ def steps_of(recipe: Recipe, order: Order) -> int:
     """The steps of the whole run, which ``--minutes`` has fixed by now."""
     total = recipe.length.total(order.steps_per_epoch)
     if total is None:
-        raise ValueError("minutes are measured before training: see minutes.py")
+        raise ValueError("minutes are measured before training: see length.py")
     return total

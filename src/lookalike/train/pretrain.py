@@ -26,9 +26,8 @@ from lookalike.recipes.modality import TOKENIZER, finder, has_words, held_tokeni
 from lookalike.recipes.recipe import Length, Recipe
 from lookalike.recipes.serialize import from_plain, override, to_plain
 from lookalike.train import checkpoint
-from lookalike.train.length import extended, spent, to_the_end
+from lookalike.train.length import Clock, budget, expected, extended, to_the_end
 from lookalike.train.loop import Finished
-from lookalike.train.minutes import Clock, expected
 from lookalike.train.monitor import Checkup
 from lookalike.train.run import Run, check_same, move_aside, opened, read_recipe
 from lookalike.train.screen import Screen
@@ -101,7 +100,7 @@ def trained(asked: Asked, recipe: Recipe, source: Source, run: Run, screen: Scre
         recipe, clock = begin(asked, recipe, run, reads, checkup, screen, began)
     elif asked.extend:
         recipe, clock = extended(recipe, asked.length or recipe.length, run, reads, checkup, began)
-    if asked.init_from is not None and not dist.agree(bool(checkpoint.found(run.checkpoints))):
+    if asked.init_from is not None and not dist.agree(bool(checkpoint.published(run.checkpoints))):
         initialise(Path(asked.init_from), recipe, run, reads)
     done = to_the_end(recipe, run, reads, checkup, screen.step, asked.save_every, clock)
     note_all_bad(run, reads)
@@ -266,9 +265,9 @@ def begin(
     """Fix what a new run is, record it, and say it; its minutes count from ``began``, and a clock keeps to them."""
     source, clock, about_steps, how_long = loader.source, None, "", ""
     if recipe.length.total(1) is None:
-        found = spent(recipe, recipe.length, loader, checkup, screen.say, began).enough()
-        recipe = replace(recipe, length=replace(recipe.length, steps=found.steps))
-        clock = Clock(found, found.steps)
+        seconds = budget(recipe, recipe.length, loader, checkup, screen.say, began).enough()
+        recipe = replace(recipe, length=replace(recipe.length, steps=seconds.steps))
+        clock = Clock(seconds, seconds.steps)
         about_steps, how_long = "about ", f" in {expected(clock.whole)}"
     dist.on_first_rank(lambda: run.begin(recipe, about(asked, source), to_table(stamps_of(source))))
     processes = f" on {dist.world()} processes" if dist.world() > 1 else ""

@@ -49,38 +49,30 @@ class Run:
 
     def __init__(self, folder: Path, writes: bool = True) -> None:
         self.folder, self.writes = folder, writes
+        self.checkpoints = folder / "checkpoints"
+        self.metrics = folder / "metrics.jsonl"  # one JSON object a line, in the order of steps
+        self.data_table = folder / "data.parquet"  # which files the data was: see data/fingerprint.py
+        self._environment = folder / "environment.json"
         self.tell: Callable[[str], None] = lambda _: None
         self._lock: IO[str] | None = None
         self._metrics: IO[str] | None = None
         self._board: Board | None = None
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of checkpoints."""
-        return self.folder / "checkpoints"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object a line, in the order of steps."""
-        return self.folder / "metrics.jsonl"
 
     def __enter__(self) -> Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / "run.lock").open("a+", encoding="utf-8")
         except OSError as error:
-            raise UserError(
-                f"cannot write to {self.folder} ({error.strerror}): choose another --out", IO_ERROR
-            ) from None
+            reason = f"cannot write to {self.folder} ({error.strerror}): choose another --out"
+            raise UserError(reason, IO_ERROR) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.seek(0)
             holder = self._lock.read().strip() or "another process"
             self._lock.close()
-            raise UserError(
-                f"{self.folder} is in use by {holder}: wait for it, or choose another --out", LOCKED
-            ) from None
+            reason = f"{self.folder} is in use by {holder}: wait for it, or choose another --out"
+            raise UserError(reason, LOCKED) from None
         _locks.add(self._lock)
         _workers_let_go()
         for left in [*self.folder.glob(f".*{UNFINISHED}"), *self.checkpoints.glob(f".*{UNFINISHED}")]:
@@ -104,20 +96,14 @@ class Run:
 
     def data(self) -> dict[str, Any]:
         """What was recorded of the data when the run began."""
-        environment = read_json(self.folder / "environment.json")
-        data = environment.get("data") if isinstance(environment, dict) else None
+        data = self._recorded().get("data")
         if not isinstance(data, dict) or not isinstance(data.get("examples"), int):
-            raise UserError(f"{self.folder / 'environment.json'} does not say what the data was", BAD_DATA)
+            raise UserError(f"{self._environment} does not say what the data was", BAD_DATA)
         return data
-
-    @property
-    def data_table(self) -> Path:
-        """Which files the data was: see data/fingerprint.py."""
-        return self.folder / "data.parquet"
 
     def accept(self, data: dict[str, Any], table: bytes) -> None:
         """Record what the data is: the table last, which decides whether it has changed."""
-        self._record(environment() | {"data": data, "earlier": self._recorded().get("earlier", [])})
+        write_json(self._environment, environment() | {"data": data, "earlier": self._recorded().get("earlier", [])})
         write_atomically(self.data_table, table)
 
     def go_on(self, recipe: Recipe) -> None:
@@ -134,19 +120,14 @@ class Run:
         if changed:
             self.note(f"goes on under other conditions, so its bytes are its own: {', '.join(changed)}")
             earlier = {name: old.get(name) for name in ("command", *DECIDES)}
-            self._record(old | now | {"earlier": [*old.get("earlier", []), earlier]})
+            write_json(self._environment, old | now | {"earlier": [*old.get("earlier", []), earlier]})
 
     def _recorded(self) -> dict[str, Any]:
         """What environment.json holds, if it is there; raises UserError where it is damaged."""
-        path = self.folder / "environment.json"
-        recorded = read_json(path) if path.exists() else {}
+        recorded = read_json(self._environment) if self._environment.exists() else {}
         if not isinstance(recorded, dict):
-            raise UserError(f"{path} holds no record of a run", BAD_DATA)
+            raise UserError(f"{self._environment} holds no record of a run", BAD_DATA)
         return recorded
-
-    def _record(self, environment: dict[str, Any]) -> None:
-        """Replace environment.json."""
-        write_json(self.folder / "environment.json", environment)
 
     def begin(self, recipe: Recipe, data: dict[str, Any], table: bytes) -> None:
         """Record a new run: its recipe, where it runs, and on what."""
@@ -226,8 +207,7 @@ class Run:
         if not bad or not self.writes:
             return
         text = io.StringIO()
-        writer = csv.writer(text)
-        writer.writerows([("path", "reason"), *sorted(bad.items())])
+        csv.writer(text).writerows([("path", "reason"), *sorted(bad.items())])
         write_atomically(self.folder / "bad_files.csv", text.getvalue().encode("utf-8", "surrogateescape"))
 
 

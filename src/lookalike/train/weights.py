@@ -39,8 +39,8 @@ def foreign(recipe: Recipe, weights: str) -> tuple[Recipe, Path]:
     views = recipe.pictures
     first = replace(views.first, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     model = ResNet(name) if library == "torchvision" else Timm(name)
-    found = cached_torchvision(name) if library == "torchvision" else cached_timm(name)
-    return replace(recipe, model=model, pretext=replace(views, first=first)), found
+    file = cached_torchvision(name) if library == "torchvision" else cached_timm(name)
+    return replace(recipe, model=model, pretext=replace(views, first=first)), file
 
 
 def cached_torchvision(name: str) -> Path:
@@ -49,7 +49,12 @@ def cached_torchvision(name: str) -> Path:
         url = str(torchvision.models.get_model_weights(name).DEFAULT.url)
     except ValueError:
         raise UserError(f"torchvision has no weights for {name!r}; try torchvision:resnet50") from None
-    return _there(Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1], f"torchvision:{name}", url)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    if not path.is_file():
+        raise UserError(
+            f"torchvision:{name} is not on this machine, and nothing is downloaded: put {url} at {path}, or name a file"
+        )
+    return path
 
 
 def cached_timm(name: str) -> Path:
@@ -58,20 +63,12 @@ def cached_timm(name: str) -> Path:
     if config is None or not config.hf_hub_id:
         raise UserError(f"timm has no weights for {name!r}; timm.list_pretrained() names them")
     for file in ("model.safetensors", "pytorch_model.bin"):
-        if isinstance(found := huggingface_hub.try_to_load_from_cache(config.hf_hub_id, file), str):
-            return Path(found)
+        if isinstance(path := huggingface_hub.try_to_load_from_cache(config.hf_hub_id, file), str):
+            return Path(path)
     raise UserError(
         f"timm:{name} is not on this machine, and nothing is downloaded: "
         f"fetch huggingface.co/{config.hf_hub_id} first, or name a file"
     )
-
-
-def _there(path: Path, name: str, url: str) -> Path:
-    if not path.is_file():
-        raise UserError(
-            f"{name} is not on this machine, and nothing is downloaded: put {url} at {path}, or name a file"
-        )
-    return path
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -79,21 +76,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        held = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split(".")[0][:200]
         advice = "give a .safetensors file, or a .pth that holds nothing but tensors"
         raise UserError(f"{path} cannot be read as weights ({reason}): {advice}", BAD_DATA) from None
-    return dict(_flat(held, ""))
+    return dict(_flat(content, ""))
 
 
-def _flat(held: Any, prefix: str) -> list[tuple[str, Tensor]]:
+def _flat(content: Any, prefix: str) -> list[tuple[str, Tensor]]:
     """Every tensor by its dotted name: checkpoints nest their state under words of their own."""
-    if isinstance(held, Tensor):
-        return [(prefix.rstrip("."), held)]
-    if not isinstance(held, Mapping):
+    if isinstance(content, Tensor):
+        return [(prefix.rstrip("."), content)]
+    if not isinstance(content, Mapping):
         return []
-    return [found for name, part in held.items() for found in _flat(part, f"{prefix}{name}.")]
+    return [named for name, part in content.items() for named in _flat(part, f"{prefix}{name}.")]
 
 
 def load_backbone(encoder: Encoder, path: Path) -> None:
@@ -104,27 +101,24 @@ def load_backbone(encoder: Encoder, path: Path) -> None:
     tensors = read_tensors(path)
     net = getattr(encoder.backbone, "net", encoder.backbone)
     assert isinstance(net, nn.Module)
-    wanted = {name: part for name, part in net.state_dict().items() if not name.endswith("num_batches_tracked")}
-    prefix = _prefix(wanted, tensors, path)
+    backbone = {name: part for name, part in net.state_dict().items() if not name.endswith("num_batches_tracked")}
+    prefix = _prefix(backbone, tensors, path)
     with torch.no_grad():
-        for name, part in wanted.items():
+        for name, part in backbone.items():
             part.copy_(tensors[prefix + name])
 
 
-def _prefix(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> str:
-    """What stands before every name that is wanted; raises UserError that names the first misfit."""
-    first = next(iter(wanted))
+def _prefix(backbone: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> str:
+    """What stands before every name of the backbone; raises UserError that names the first misfit."""
+    first = next(iter(backbone))
     prefixes = [name.removesuffix(first) for name in tensors if name == first or name.endswith(f".{first}")]
     prefixes.sort(key=lambda prefix: any(word in prefix for word in _FOLLOWERS))
-    reasons = [f"it has no {first}"]
+    shapes = {name: tuple(part.shape) for name, part in tensors.items()}
+    reason = f"it has no {first}"
     for prefix in prefixes:
-        misfits = [name for name, part in wanted.items() if _shape(tensors, prefix + name) != part.shape]
+        misfits = [name for name, part in backbone.items() if shapes.get(prefix + name) != part.shape]
         if not misfits:
             return prefix
-        there, here = _shape(tensors, prefix + misfits[0]), tuple(wanted[misfits[0]].shape)
-        reasons.append(f"{misfits[0]} is {there or 'missing'}, not {here}")
-    raise UserError(f"{path} does not fit the backbone of the run ({reasons[-1]}): name a run with its model", BAD_DATA)
-
-
-def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
-    return tuple(tensors[name].shape) if name in tensors else None
+        shape, fitting = shapes.get(prefix + misfits[0]), tuple(backbone[misfits[0]].shape)
+        reason = f"{misfits[0]} is {shape or 'missing'}, not {fitting}"
+    raise UserError(f"{path} does not fit the backbone of the run ({reason}): name a run with its model", BAD_DATA)
