@@ -30,7 +30,7 @@ from lookalike.metrics.probe import LinearProbe
 from lookalike.models.features import raw
 from lookalike.recipes import recipe_named
 from lookalike.recipes.recipe import Recipe
-from lookalike.train.loop import backward, batches, begun
+from lookalike.train.loop import backward, batches, new_learner
 from lookalike.train.trained import Trained
 
 LEARN, REFERENCE, ASKED = 45_000, 5_000, 2_000
@@ -38,7 +38,7 @@ LEARN, REFERENCE, ASKED = 45_000, 5_000, 2_000
 
 def trained(recipe: Recipe, loader: Loader, total: int, steps: int) -> tuple[Learner, list[float]]:
     """The first ``steps`` of ``total``, and the processor time of each."""
-    learner = begun(recipe, loader).train()
+    learner = new_learner(recipe, loader).train()
     optimizer = recipe.optimizer.build(learner, recipe.batch)
     order, marks = Order(len(loader), recipe.batch, recipe.seed), [time.process_time()]
     for step, batch in enumerate(batches(loader, recipe, order, 0, steps), 1):
@@ -90,7 +90,9 @@ def main() -> None:
     for number, name in enumerate(asked.recipes):
         recipe = recipe_named(name, LEARN, 32)
         if number == 0:
-            print(json.dumps({"recipe": "untrained", **measured(recipe, begun(recipe, loader), parts)}), flush=True)
+            print(
+                json.dumps({"recipe": "untrained", **measured(recipe, new_learner(recipe, loader), parts)}), flush=True
+            )
         _, seconds = trained(recipe, loader, 1000, 7)
         steps = max(1, int(asked.seconds / statistics.median(seconds[2:])))
         learner, seconds = trained(recipe, loader, steps, steps)

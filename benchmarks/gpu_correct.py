@@ -39,7 +39,7 @@ from lookalike.recipes import RECIPES
 from lookalike.recipes.modality import finder, has_words, loader, tokenizer_for
 from lookalike.recipes.recipe import Recipe
 from lookalike.train import trained
-from lookalike.train.loop import attends, backward, batches, begun, views_at
+from lookalike.train.loop import backward, batches, has_own_attention, new_learner, views_at
 from lookalike.types import Batch, Canvases, View
 
 STEPS, BATCH, EXAMPLES, SIDE = 10, 64, 256, 32
@@ -136,9 +136,9 @@ def smooth() -> Iterator[None]:
 
 def ran(recipe: Recipe, reads: Loads, way: Way, made: Sequence[Batch]) -> tuple[list[float], Tensor]:
     """The losses of all steps, and the gradient of the first."""
-    with on(way), exact(attends(recipe)):
+    with on(way), exact(has_own_attention(recipe)):
         recipe = replace(recipe, precision=way.precision)  # type: ignore[arg-type]
-        learner = begun(recipe, reads).train()
+        learner = new_learner(recipe, reads).train()
         learner = learner.double() if way.double else learner
         optimizer = recipe.optimizer.build(learner, recipe.batch)
         found: list[float] = []
@@ -389,7 +389,7 @@ def nccl(records: Records, gpu: str, deadline: float, toy: bool) -> None:
         try:
             order = order_of(reads.source, recipe.batch, 0, None)
             batch = next(iter(batches(reads, recipe, order, 0, 1)))
-            alone = begun(recipe, reads).train()
+            alone = new_learner(recipe, reads).train()
             other = copy.deepcopy(alone)
             with patch.object(dist, "world", lambda: 2), warnings.catch_warnings():
                 warnings.simplefilter("ignore")

@@ -37,7 +37,7 @@ from lookalike.metrics.probe import LinearProbe
 from lookalike.metrics.retrieval import Retrieval
 from lookalike.recipes import recipe_named
 from lookalike.recipes.recipe import Length, Recipe
-from lookalike.train.loop import backward, batches, begun
+from lookalike.train.loop import backward, batches, new_learner
 from lookalike.train.meter import Meter
 from lookalike.train.pretrain import pretrain
 from lookalike.train.trained import load, parts
@@ -117,7 +117,7 @@ def waiting(folder: Path, name: str, steps: int) -> None:
 def share(loader: Loader, recipe: Recipe, steps: int) -> float:
     """Of the time of some steps, how much they waited for data."""
     order, meter = order_of(loader.source, recipe.batch, 0, None), Meter()
-    learner = begun(recipe, loader).train()
+    learner = new_learner(recipe, loader).train()
     optimizer = recipe.optimizer.build(learner, recipe.batch)
     for batch in meter.over(batches(loader, recipe, order, 0, steps, meter)):
         optimizer.zero_grad()

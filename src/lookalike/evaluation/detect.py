@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lookalike.core.devices import device, moved, placed
+from lookalike.core.devices import device, exact, moved, placed
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.memory import keep_freed
 from lookalike.core.progress import Progress, silent
@@ -157,6 +157,7 @@ def digest(found: Annotated) -> str:
 
 
 @torch.no_grad()
+@exact()
 def _answers(
     model: nn.Module, trained: Trained, asked: Annotated, spec: Detection, progress: Progress, workers: int | None
 ) -> tuple[list[Seen], list[int]]:

@@ -28,7 +28,7 @@ from lookalike.recipes.recipe import Length, Recipe
 from lookalike.train import checkpoint
 from lookalike.train.loop import train
 from lookalike.train.run import Run, check_same
-from lookalike.train.signals import leave
+from lookalike.train.stops import leave
 from lookalike.train.trained import Trained, readable
 from lookalike.types import Canvases
 
@@ -51,9 +51,9 @@ class Some(Loader):
 
     def batches(self, rows_of_steps: Iterable[Tensor]) -> Generator[Loaded[Canvases], None, None]:
         """The pixels of each step's rows (B,), which count among these."""
-        asked = list(rows_of_steps)
-        for mine, found in zip(asked, self._loader.batches(self._rows[rows] for rows in asked)):
-            yield Loaded(mine, found.material)
+        steps = list(rows_of_steps)
+        for rows, loaded in zip(steps, self._loader.batches(self._rows[rows] for rows in steps)):
+            yield Loaded(rows, loaded.material)
 
 
 @dataclass(frozen=True)
@@ -99,38 +99,46 @@ class Finetune:
         The same call again continues what was interrupted.
         """
         features = raw(trained.encoder, trained.views(reference, torch.arange(len(reference)))).cpu()
-        asked = raw(trained.encoder, trained.views(query, torch.arange(len(query)))).cpu()
-        good, right = torch.tensor(readable(reference)), torch.tensor(readable(query))
+        query_features = raw(trained.encoder, trained.views(query, torch.arange(len(query)))).cpu()
+        rows, query_rows = torch.tensor(readable(reference)), torch.tensor(readable(query))
         task = _Task(self, trained, reference, features, folder, progress)
-        ask = (Some(query, right), asked[right], query.source.labels[right])
-        return {share: self._share(share, task, good, ask) for share in self.shares}
+        queries = _Queries(Some(query, query_rows), query_features[query_rows], query.source.labels[query_rows])
+        return {share: self._share(share, task, rows, queries) for share in self.shares}
 
-    def _share(self, share: float, task: _Task, good: Tensor, ask: tuple[Loader, Tensor, Tensor]) -> Tuned:
-        query, asked, truth = ask
+    def _share(self, share: float, task: _Task, readable_rows: Tensor, queries: _Queries) -> Tuned:
         labels = task.loader.source.labels
-        draws = [good[drawn(labels[good], share, self.seed + draw)] for draw in range(self.draws)]
+        drawn_rows = (drawn(labels[readable_rows], share, self.seed + draw) for draw in range(self.draws))
+        draws = [readable_rows[rows] for rows in drawn_rows]
         rate = self._rate(share, task, draws[0])
         before, after = [], []
         for draw, rows in enumerate(draws):
             probe = LinearProbe().fit(task.features[rows], labels[rows])
             learner = task.fitted(probe, rows, rate, draw, f"{share:g} of the labels, draw {draw + 1}")
-            before.append(probe.accuracy(asked, truth))
-            after.append(task.accuracy(learner, query, probe.classes, truth))
+            before.append(probe.accuracy(queries.features, queries.labels))
+            after.append(task.accuracy(learner, queries.loader, probe.classes, queries.labels))
         return Tuned(interval(before), interval(after), rate, len(draws[0]))
 
     def _rate(self, share: float, task: _Task, rows: Tensor) -> float:
         """The best on a held-out fifth; where that would be nothing, the lowest."""
         labels = task.loader.source.labels[rows]
-        held = folds(labels, self.seed) == 0
-        if len(self.rates) == 1 or not bool(held.any()) or bool(held.all()):
+        held_out = folds(labels, self.seed) == 0
+        if len(self.rates) == 1 or not bool(held_out.any()) or bool(held_out.all()):
             return min(self.rates)
-        fit, others = rows[~held], Some(task.loader, rows[held])
-        probe = LinearProbe().fit(task.features[fit], labels[~held])
-        found = {}
+        fit, others = rows[~held_out], Some(task.loader, rows[held_out])
+        probe = LinearProbe().fit(task.features[fit], labels[~held_out])
+        accuracies = {}
         for rate in sorted(self.rates):
             learner = task.fitted(probe, fit, rate, 0, f"{share:g} of the labels, choosing the rate, {rate:g}")
-            found[rate] = task.accuracy(learner, others, probe.classes, labels[held])
-        return max(found, key=lambda rate: found[rate])
+            accuracies[rate] = task.accuracy(learner, others, probe.classes, labels[held_out])
+        return max(accuracies, key=lambda rate: accuracies[rate])
+
+
+class _Queries(NamedTuple):
+    """What every fit is measured on."""
+
+    loader: Loader
+    features: Tensor  # (Q, F) as the backbone gives them
+    labels: Tensor  # (Q,)
 
 
 class _Task(NamedTuple):
@@ -147,7 +155,9 @@ class _Task(NamedTuple):
         """The network tuned to the pictures at ``rows``, from the backbone and ``probe`` on."""
         loader = Some(self.loader, rows)
         recipe = self.spec.recipe(self.trained.recipe, len(probe.classes), len(rows), rate, self.spec.seed + draw)
-        with begun(self.folder / what.replace(" ", "-").replace(",", ""), recipe, loader, self._start(probe)) as run:
+        with opened_fit(
+            self.folder / what.replace(" ", "-").replace(",", ""), recipe, loader, self._start(probe)
+        ) as run:
             done = train(recipe, run, loader, watch=lambda report: self.progress(what, report.step, report.total))
         if done.signal:
             leave(done.signal)
@@ -166,7 +176,7 @@ class _Task(NamedTuple):
 
 
 @contextmanager
-def begun(folder: Path, recipe: Recipe, loader: Loader, weights: dict[str, Tensor]) -> Iterator[Run]:
+def opened_fit(folder: Path, recipe: Recipe, loader: Loader, weights: dict[str, Tensor]) -> Iterator[Run]:
     """The open run of a fit, new with a checkpoint at step 0 or as it was left; other settings are refused."""
     start = hashlib.sha256("\n".join(loader.source.paths).encode("utf-8", "surrogatepass"))
     for name, part in weights.items():
@@ -174,14 +184,14 @@ def begun(folder: Path, recipe: Recipe, loader: Loader, weights: dict[str, Tenso
             start.update(part.cpu().numpy().tobytes())
     about = {"examples": len(loader), "start": start.hexdigest()}
     with Run(folder) as run:
-        held = run.recipe()
-        if held is None:
+        recorded = run.recipe()
+        if recorded is None:
             learner = recipe.build(len(loader))
             learner.encoder.load_state_dict(weights)
             checkpoint.save(run.checkpoints, 0, learner, recipe.optimizer.build(learner, recipe.batch))
             run.begin(recipe, about, to_table(stamps_of(loader.source)))
         else:
-            check_same(folder, held, recipe)
+            check_same(folder, recorded, recipe)
             if {name: run.data().get(name) for name in about} != about:
                 raise UserError(f"{folder} began from other weights or labels: choose another --out", BAD_DATA)
         yield run

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lookalike.core.devices import Precision, autocast, full_precision, moved, placed
+from lookalike.core.devices import Precision, autocast, exact, full_precision, moved, placed
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.seeding import reseed, uniforms
 from lookalike.data.image.decode import Unreadable
@@ -226,7 +226,7 @@ def guesses(
         progress(row + 1, len(scenes))
         if mask is None or row in loader.bad_rows:
             continue
-        with torch.inference_mode(), full_precision():
+        with torch.inference_mode(), exact(), full_precision():
             logits = model(whole(moved(canvases), spec.size, view), (mask.shape[0], mask.shape[1]))
         yield Seen(row, mask, logits[0].argmax(0).cpu())
 

@@ -21,7 +21,7 @@ from lookalike.learn.learner import Learner
 from lookalike.recipes.recipe import Length, Recipe
 from lookalike.train import checkpoint
 from lookalike.train.log import StepReport
-from lookalike.train.loop import CheckUp, Finished, attends, batches, begun, steps_of, train, work_of
+from lookalike.train.loop import CheckUp, Finished, batches, has_own_attention, new_learner, steps_of, train, work_of
 from lookalike.train.meter import Meter
 from lookalike.train.monitor import Checkup
 from lookalike.train.run import Run
@@ -89,11 +89,11 @@ def probe(recipe: Recipe, loader: Loads, seconds: float) -> list[float]:
     There are 48, or fewer where those would take more than ``seconds``, but at least 3.
     """
     order = order_of(loader.source, recipe.batch, recipe.seed, recipe.window)
-    learner = begun(recipe, loader).train()
+    learner = new_learner(recipe, loader).train()
     optimizer = recipe.optimizer.build(learner, recipe.batch)
     work = work_of(dist.distributed(learner), learner, recipe)
     marks, loss = [time.perf_counter()], torch.zeros(())
-    with exact(attends(recipe)):
+    with exact(has_own_attention(recipe)):
         for batch in Meter().over(batches(loader, recipe, order, 0, _PROBES)):
             optimizer.zero_grad()
             outcome = work(batch)

@@ -24,12 +24,11 @@ from lookalike.learn.learner import Learner, Outcome
 from lookalike.models.text import Transformer
 from lookalike.models.vit import ViT
 from lookalike.recipes.recipe import Recipe, uneven
-from lookalike.train.finite import Finite
 from lookalike.train.log import Log, StepReport
 from lookalike.train.meter import Due, Meter
 from lookalike.train.replay import Work, repeated
 from lookalike.train.run import Run
-from lookalike.train.signals import Signals
+from lookalike.train.stops import Finite, Signals
 from lookalike.types import Batch, View
 
 _ADVICE = "no checkpoint holds it; lower --optimizer.lr and start again with --overwrite"
@@ -94,7 +93,7 @@ def train(
     """
     keep_freed()
     order = order_of(loader.source, recipe.batch, recipe.seed, recipe.window)
-    learner = begun(recipe, loader)
+    learner = new_learner(recipe, loader)
     optimizer = recipe.optimizer.build(learner, recipe.batch)
     step = run.resume(learner, optimizer)
     total, total_at = steps_of(recipe, order), partial(recipe.length.total_at, order.steps_per_epoch)
@@ -106,7 +105,7 @@ def train(
     signal = 0.0
     learner.train()
 
-    with Signals() as signals, exact(attends(recipe)):
+    with Signals() as signals, exact(has_own_attention(recipe)):
         coming = meter.over(batches(loader, recipe, order, step, total, meter))
         for step, batch in enumerate(coming, step + 1):  # noqa: B020  (steps count on from the checkpoint)
             reseed(recipe.seed, step)
@@ -119,7 +118,7 @@ def train(
                 log.step(step, outcome, optimizer.param_groups[0]["lr"])
             learner.advance(outcome, batch, step / total_at(step))
             if due.checkup(step):
-                log.checkup(step, checked(learner, checkup))
+                log.checkup(step, run_checkup(learner, checkup))
             save, paused, signal = dist.largest([due.save(step), pause(step), signals.received or 0])
             if save or paused or signal:
                 finite.check_state(step)
@@ -129,7 +128,7 @@ def train(
     return Finished(step, total, learner, meter.data_share(), meter.views_share(), int(signal) or None)
 
 
-def attends(recipe: Recipe) -> bool:
+def has_own_attention(recipe: Recipe) -> bool:
     """Whether a network is one of our transformers, whose attention is deterministic on GPUs only if torch is strict.
 
     All their other kernels are so either way, as those of ResNets are; networks of others may have some that are not.
@@ -137,7 +136,7 @@ def attends(recipe: Recipe) -> bool:
     return isinstance(recipe.model, ViT | Transformer)
 
 
-def begun(recipe: Recipe, loader: Loads) -> Learner:
+def new_learner(recipe: Recipe, loader: Loads) -> Learner:
     """A learner with its initial weights, where it will train; refuses what cannot be trained so."""
     if reason := uneven(recipe, dist.world()):
         raise UserError(reason)
@@ -169,7 +168,7 @@ def backward(model: nn.Module, learner: Learner, batch: Batch, recipe: Recipe) -
     return Outcome.of_slices(outcomes)
 
 
-def checked(learner: Learner, checkup: CheckUp) -> dict[str, float]:
+def run_checkup(learner: Learner, checkup: CheckUp) -> dict[str, float]:
     """A check-up by the first rank; what it fits is everybody's."""
     metrics = dist.on_first_rank(lambda: checkup(learner))
     if learner.encoder.whitening is not None:

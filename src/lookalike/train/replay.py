@@ -60,8 +60,8 @@ class Replayed:
         if self._graph is None:
             self._record(batch)
         assert self._graph is not None
-        for held, part in zip(_parts(self._batch), _parts(batch)):
-            held.copy_(part)
+        for static, part in zip(_parts(self._batch), _parts(batch)):
+            static.copy_(part)
         self._graph.replay()
         for parameter, gradient in self._gradients:  # the loop has let go of them
             parameter.grad = gradient
