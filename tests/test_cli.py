@@ -325,6 +325,21 @@ def test_debug_shows_where(pictures: Path, tmp_path: Path) -> None:
         main(["pretrain", str(pictures), "--out", str(tmp_path / "run"), "--recipe", "none", "--debug"])
 
 
+def test_the_version_and_a_script_for_completion(say: Callable[..., Said], tmp_path: Path) -> None:
+    assert say("--version") == (0, f"{lookalike.__version__}\n", "")
+    code, out, err = say("--tyro-print-completion", "bash")
+    assert (code, err) == (0, "")
+    (tmp_path / "completion.sh").write_text(out)
+    script = f"source {tmp_path / 'completion.sh'} && complete -p lookalike"
+    found = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    assert (found.returncode, found.stderr) == (0, "")
+    for word in ("pretrain", "knn", "--temperature", "--save-every"):
+        assert word in out
+    listed = say("--help")[1]
+    assert "--version" in listed
+    assert "--tyro-print-completion" in listed
+
+
 # The package
 
 

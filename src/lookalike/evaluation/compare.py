@@ -30,7 +30,7 @@ from lookalike.train.trained import Trained, load
 Numbers = Mapping[str, float]
 
 
-class Outcome(NamedTuple):
+class ModelScores(NamedTuple):
     """Of one model."""
 
     name: str
@@ -64,7 +64,7 @@ class Comparison(NamedTuple):
     task: str
     data: str
     metric: str
-    rows: Sequence[Outcome]
+    rows: Sequence[ModelScores]
     baseline: str
     supervised: bool  # whether the baseline was trained with labels; else it is the untrained network
     trials: int
@@ -169,7 +169,7 @@ def compare(
         raise UserError("compare runs in one process: leave out torchrun")
     say_defaults(spec, say)
     every = starts([str(model) for model in models], weights)
-    plan = Plan(spec, str(data), trials if spec.repeats else 1, metric or spec.metric, Path(out) if out else None)
+    plan = TrialPlan(spec, str(data), trials if spec.repeats else 1, metric or spec.metric, Path(out) if out else None)
     resources, data_mark = Resources(progress, workers=workers), fingerprint_of_data(str(data))
     return judged(plan, {start: plan.measured(start, data_mark, resources, say) for start in every})
 
@@ -182,7 +182,7 @@ def say_defaults(spec: Evaluation, say: Callable[[str], None]) -> None:
         say(f"defaults for trials, other than those of lookalike evaluate {spec.NAME}: {', '.join(words)}")
 
 
-class Plan(NamedTuple):
+class TrialPlan(NamedTuple):
     """What is measured of each model."""
 
     spec: Evaluation
@@ -227,7 +227,7 @@ def named(progress: Progress, where: str) -> Progress:
     return lambda what, done, total: progress(f"{where}: {what}", done, total)
 
 
-def judged(plan: Plan, measured: Mapping[Start, Sequence[Numbers]]) -> Comparison:
+def judged(plan: TrialPlan, measured: Mapping[Start, Sequence[Numbers]]) -> Comparison:
     """The table: each model's mean, and its paired difference from the baseline in words."""
     labelled = [start for start in measured if start.supervised]
     baseline = labelled[0] if labelled else next(iter(measured))
@@ -238,7 +238,7 @@ def judged(plan: Plan, measured: Mapping[Start, Sequence[Numbers]]) -> Compariso
         against = None if start == baseline else interval([a - b for a, b in zip(values, base)])
         common = [name for name in trials[0] if name != plan.metric and all(name in trial for trial in trials)]
         others = {name: interval([trial[name] for trial in trials]) for name in common}
-        rows.append(Outcome(start.title(), values, interval(values), against, others))
+        rows.append(ModelScores(start.title(), values, interval(values), against, others))
     draws = plan.spec.DRAWS if plan.spec.repeats else None
     about = (baseline.title(), bool(labelled), plan.trials, draws, plan.spec.settings())
     return Comparison(plan.spec.NAME, plan.data, plan.metric, rows, *about)
