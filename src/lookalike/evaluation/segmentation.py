@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from lookalike.data.image.decode import Unreadable
 from lookalike.data.image.masks import MOST, Scenes
 from lookalike.data.loader import Loader
 from lookalike.data.order import Order
+from lookalike.evaluation.settings import Segment
 from lookalike.learn.optim import SGD, Steps
 from lookalike.models.dense import Segmenter
 from lookalike.models.encoder import Encoder
@@ -28,50 +28,26 @@ from lookalike.train.fit import Fit
 from lookalike.types import Canvases
 
 VOID = -1
-"""In place of a class's number: this pixel is neither learned from nor asked."""
+"""In place of a class's number: this pixel is neither trained on nor tested."""
 
 _DRAWS = 8  # the number of the view whose draws place the crops
 _FINER = 1.5  # canvases over ``size``, for crops that enlarge
 _COARSER = 2  # px of a crop for one pixel of the loss: a quarter of its cost, and masks are no finer than that
 
 
-@dataclass(frozen=True)
-class Segmentation:
-    """One schedule for every start: SGD, the rate a tenth from ``drops`` of the steps on, random scale, crop, mirror.
-
-    The paper has 256 channels, crops of 513 px, batches of 16, a rate of 0.003 and 30,000 steps. A crop is never larger
-    than the picture, where the paper pads.
-    """
-
-    steps: int = 300
-    batch: int = 8
-    group: int = 8  # examples that share BatchNorm statistics, in the backbone and in the new layers
-    size: int = 192  # px of the short side at which whole pictures are seen
-    crop: int = 160
-    scale: tuple[float, float] = (0.5, 2.0)
-    stride: int = 16  # px of a picture for one place of the map, at most
-    width: int = 64  # channels of the head
-    dilation: int = 2  # of its convolutions, which then reach over as much of a crop as with 6 and 513 px
-    lr: float = 0.05
-    momentum: float = 0.9
-    decay: float = 1e-4
-    drops: tuple[float, ...] = (0.7, 0.9)
-    void: tuple[int, ...] = (255,)  # numbers in masks that are no class
-
-    @property
-    def asked(self) -> int:
-        """Pixels of a crop, a side, at which the loss is taken."""
-        return max(1, self.crop // _COARSER)
+def loss_side(spec: Segment) -> int:
+    """Pixels of a crop, a side, at which the loss is taken."""
+    return max(1, spec.crop // _COARSER)
 
 
-class Classes(NamedTuple):
+class MaskClasses(NamedTuple):
     """The numbers that masks use, in the order in which they were met: what they are called decides nothing."""
 
     ids: list[int]
     table: Tensor  # (MOST,) from a number in a mask to that of a class, VOID for others
 
     @classmethod
-    def of(cls, scenes: Scenes, void: tuple[int, ...], progress: Callable[[int, int], None]) -> Classes:
+    def of(cls, scenes: Scenes, void: tuple[int, ...], progress: Callable[[int, int], None]) -> MaskClasses:
         """Those of masks that can be read."""
         ids: list[int] = []
         for row in range(len(scenes)):
@@ -82,8 +58,8 @@ class Classes(NamedTuple):
         return cls(ids, table)
 
 
-class Seen(NamedTuple):
-    """One query: numbers (H, W) of its mask, VOID where nothing is asked, and what the network says there."""
+class Prediction(NamedTuple):
+    """One query: numbers (H, W) of its mask, VOID where nothing is tested, and the predicted classes."""
 
     row: int
     truth: Tensor
@@ -115,66 +91,60 @@ def readable(scenes: Scenes, row: int) -> Tensor | None:
         return None
 
 
-def loader_of(scenes: Scenes, spec: Segmentation) -> Loader:
+def loader_of(scenes: Scenes, spec: Segment) -> Loader:
     """The photos, however many cannot be read."""
     return Loader(scenes.source.at(round(_FINER * spec.size)), max_bad=1.0)
 
 
 def learning(
-    spec: Segmentation,
-    model: Segmenter,
-    scenes: Scenes,
-    classes: Classes,
-    view: ImageView,
-    seed: int,
-    precision: Precision,
+    spec: Segment, model: Segmenter, scenes: Scenes, classes: MaskClasses, view: ImageView, precision: Precision
 ) -> Fit[tuple[Tensor, Tensor]]:
     """How ``model`` learns the masks of ``scenes``; ``view`` says how pixels are normalised."""
 
     def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
         pixels, truth = batch
         with autocast(precision, pixels.device.type):
-            logits = model(pixels, (spec.asked, spec.asked))
+            logits = model(pixels, (loss_side(spec),) * 2)
         return mean_loss(logits, truth.to(logits.device))
 
     optimizer = SGD(spec.lr, spec.momentum, spec.decay).build(model, 256)
-    draws = partial(batches, spec, scenes, classes, view, seed)
-    return Fit(model.train(), optimizer, Steps(spec.drops), spec.steps, seed, draws, loss)
+    crops_and_masks = partial(batches, spec, scenes, classes, view)
+    return Fit(model.train(), optimizer, Steps(spec.drops), spec.steps, spec.seed, crops_and_masks, loss)
 
 
 def batches(
-    spec: Segmentation, scenes: Scenes, classes: Classes, view: ImageView, seed: int, done: int
+    spec: Segment, scenes: Scenes, classes: MaskClasses, view: ImageView, done: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Crops (B, 3, H, W) and the classes (B, H, W) of their pixels, for each step after the first ``done``."""
     loader = loader_of(scenes, spec)
-    order, steps = Order(len(loader), batch_of(spec, scenes), seed), range(done, spec.steps)
+    order, steps = Order(len(loader), batch_of(spec, scenes), spec.seed), range(done, spec.steps)
     for step, (rows, canvases) in zip(steps, loader.batches(map(order.rows, steps))):
-        boxes, flip = crops(spec, canvases.sizes, uniforms(seed, order.epoch(step), rows, _DRAWS, 4))
+        boxes, flip = crops(spec, canvases.sizes, uniforms(spec.seed, order.epoch(step), rows, _DRAWS, 4))
         # Another photo stands in the place of one that cannot be read.
         masks = [None if row in loader.bad_rows else readable(scenes, row) for row in rows.tolist()]
         truth = [
-            cut(mask, classes.table, size, box, turned, spec.asked)
+            cut(mask, classes.table, size, box, turned, loss_side(spec))
             for mask, size, box, turned in zip(masks, canvases.sizes, boxes, flip.tolist())
         ]
         yield photos(moved(canvases), boxes, flip, spec.crop, view), torch.stack(truth)
 
 
-def segmenter(spec: Segmentation, encoder: Encoder, scenes: Scenes, classes: Classes, seed: int) -> Segmenter:
+def segmenter(spec: Segment, encoder: Encoder, scenes: Scenes, classes: MaskClasses) -> Segmenter:
     """A copy of the backbone of ``encoder`` with a new head that the seed decides; raises UserError."""
     if not classes.ids:
         raise UserError("every pixel of the masks is void: there is no class to learn; see --void", BAD_DATA)
-    features, group = width(encoder, 64), min(spec.group, batch_of(spec, scenes))
-    reseed(seed, 1)
+    features, group = width(encoder, 64), min(spec.grouped, batch_of(spec, scenes))
+    reseed(spec.seed, 1)
     layout = (features, len(classes.ids), spec.width, spec.dilation, spec.stride, group)
     return placed(Segmenter(encoder.backbone, *layout))
 
 
-def batch_of(spec: Segmentation, scenes: Scenes) -> int:
+def batch_of(spec: Segment, scenes: Scenes) -> int:
     """Photos a step: no more than there are."""
     return min(spec.batch, len(scenes))
 
 
-def crops(spec: Segmentation, sizes: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+def crops(spec: Segment, sizes: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
     """Boxes (B, 4) float64 top, left, height, width in pixels of pictures of ``sizes`` (B, 2); which are mirrored."""
     low, high = spec.scale
     draws, whole = draws.double(), sizes.double()
@@ -210,13 +180,13 @@ def mean_loss(logits: Tensor, truth: Tensor) -> Tensor:
 
 
 def guesses(
-    spec: Segmentation,
+    spec: Segment,
     model: Segmenter,
     scenes: Scenes,
-    classes: Classes,
+    classes: MaskClasses,
     view: ImageView,
     progress: Callable[[int, int], None] = lambda *_: None,
-) -> Iterator[Seen]:
+) -> Iterator[Prediction]:
     """What the network says of every query that can be read, at the resolution of its mask."""
     loader = loader_of(scenes, spec)
     model.eval()
@@ -228,7 +198,7 @@ def guesses(
             continue
         with torch.inference_mode(), exact(), full_precision():
             logits = model(whole(moved(canvases), spec.size, view), (mask.shape[0], mask.shape[1]))
-        yield Seen(row, mask, logits[0].argmax(0).cpu())
+        yield Prediction(row, mask, logits[0].argmax(0).cpu())
 
 
 def whole(canvases: Canvases, size: int, view: ImageView) -> Tensor:
@@ -243,24 +213,24 @@ def whole(canvases: Canvases, size: int, view: ImageView) -> Tensor:
 class Confusion:
     """How many pixels of each number in masks were given each class."""
 
-    def __init__(self, classes: Classes, void: tuple[int, ...]) -> None:
+    def __init__(self, classes: MaskClasses, void: tuple[int, ...]) -> None:
         self.classes, self.counts = classes, torch.zeros(MOST, len(classes.ids), dtype=torch.long)
-        self._asked = torch.ones(MOST, dtype=torch.bool)
-        self._asked[list(void)] = False
+        self._counted = torch.ones(MOST, dtype=torch.bool)
+        self._counted[list(void)] = False
 
     def add(self, truth: Tensor, guess: Tensor) -> None:
         """The numbers of a mask (H, W), and the classes that were guessed."""
-        asked = self._asked[truth]
-        numbers = truth[asked] * len(self.classes.ids) + guess[asked]
+        counted = self._counted[truth]
+        numbers = truth[counted] * len(self.classes.ids) + guess[counted]
         self.counts += torch.bincount(numbers, minlength=self.counts.numel()).view_as(self.counts)
 
     def scores(self) -> Scores:
-        """Raises UserError where no pixel was asked."""
-        there = self.counts.sum(1).nonzero()[:, 0].tolist()
-        if not there:
-            raise UserError("every pixel of the masks that are asked is void, or no picture can be read", BAD_DATA)
+        """Raises UserError where no pixel counts."""
+        numbers = self.counts.sum(1).nonzero()[:, 0].tolist()
+        if not numbers:
+            raise UserError("every pixel of the test masks is void, or no picture can be read", BAD_DATA)
         given, iou, right = self.counts.sum(0), {}, 0
-        for number in there:
+        for number in numbers:
             at = int(self.classes.table[number])  # a class that was never learned has none
             hit = int(self.counts[number, at]) if at >= 0 else 0
             union = int(self.counts[number].sum()) + (int(given[at]) if at >= 0 else 0) - hit
