@@ -93,17 +93,15 @@ def train(
     """
     keep_freed()
     order = order_of(loader.source, recipe.batch, recipe.seed, recipe.window)
-    learner = new_learner(recipe, loader)
+    learner = new_learner(recipe, loader).train()
     optimizer = recipe.optimizer.build(learner, recipe.batch)
-    step = run.resume(learner, optimizer)
+    step, signal = run.resume(learner, optimizer), 0.0
     total, total_at = steps_of(recipe, order), partial(recipe.length.total_at, order.steps_per_epoch)
     if step < total:
         run.go_on(recipe)
     due, finite = Due(total_at, recipe.checkups, save_every), Finite(learner, optimizer, _ADVICE)
     log = Log(run, watch, meter := Meter(), recipe, len(loader), total)
     work = work_of(dist.distributed(learner), learner, recipe)
-    signal = 0.0
-    learner.train()
 
     with Signals() as signals, exact(has_own_attention(recipe)):
         coming = meter.over(batches(loader, recipe, order, step, total, meter))
