@@ -212,7 +212,7 @@ def test_void_masks_and_broken_files_are_no_numbers(tmp_path: Path) -> None:
     (root / "train" / "images" / "3.png").write_bytes(b"no photo")
     found = segmented(QUICK, start(), str(root), HERE)
     assert 0 <= found.scores.miou <= 1
-    assert sum(one.truth.numel() for one, _ in found.seen) == 2 * 24 * 40
+    assert sum(one.truth.numel() for one, _ in found.predictions) == 2 * 24 * 40
     for path in root.glob("*/masks/*"):
         Image.new("L", (40, 24), 255).save(path)
     with pytest.raises(UserError, match="every pixel of the masks is void"):

@@ -151,7 +151,7 @@ def pretrain(command: Pretrain, rest: Sequence[str], began: float) -> int:
         raise UserError("--minutes, --epochs and --steps must be above 0")
     refuse_run(command.data, "pretrain")
     same = ("recipe", "split", "overwrite", "max_bad", "workers", "memory", "save_every", "allow_data_change", "quiet")
-    asked = Asked(
+    request = Asked(
         data=command.data,
         out=Path(command.out),
         length=Length(*lengths) if any(lengths) else None,  # type: ignore[arg-type]
@@ -161,7 +161,7 @@ def pretrain(command: Pretrain, rest: Sequence[str], began: float) -> int:
         extend=command.extend,
         **{name: getattr(command, name) for name in same},
     )
-    done = carry_out(asked, began)
+    done = carry_out(request, began)
     return 128 + done.signal if done.signal else 0
 
 
@@ -169,8 +169,8 @@ def preview(command: Preview, rest: Sequence[str]) -> int:
     """Writes the sheet."""
     refuse_run(command.data, "preview")
     source = open_source(command.data, command.split)
-    asked = Asked(command.data, Path(command.out), command.recipe, overrides=overrides(command, rest))
-    recipe = chosen(asked, source)
+    request = Asked(command.data, Path(command.out), command.recipe, overrides=overrides(command, rest))
+    recipe = chosen(request, source)
     count = draw_preview(source, recipe, Path(command.out), command.rows, command.epoch)
     with Screen("preview") as screen:
         screen.say(f"{count} pictures and their views by {recipe.name} in {command.out}")
@@ -287,7 +287,7 @@ def embed(command: Embed) -> int:
 
 
 def search(command: Search) -> int:
-    """Prints what was found, and writes it."""
+    """Prints and writes the hits."""
     refuse_unwritable(command.json)
     refuse_unwritable(command.page)
     if not command.queries:
@@ -296,16 +296,16 @@ def search(command: Search) -> int:
     if command.page and data is None:
         raise UserError(f"--page needs the pictures that {command.where} was made from: name them with --data")
     with Screen("search") as screen:
-        found = searching.search(command.where, command.queries, command.top, command.run, screen.work)
-        for query, hits in zip(command.queries, found):
+        answers = searching.search(command.where, command.queries, command.top, command.run, screen.work)
+        for query, hits in zip(command.queries, answers):
             screen.say(query)
             for hit in hits:
                 screen.say(f"  {hit.cosine:.4f}  {hit.path}")
         if command.page and data is not None:
-            text = hits_page(command.where, command.queries, found, pictures(data, command.queries, found))
+            text = hits_page(command.where, command.queries, answers, pictures(data, command.queries, answers))
             write_atomically(Path(command.page), text.encode("utf-8", "replace"))
             screen.say(f"written: {command.page}")
-    rows = [{"query": query, "hits": [hit._asdict() for hit in hits]} for query, hits in zip(command.queries, found)]
+    rows = [{"query": query, "hits": [hit._asdict() for hit in hits]} for query, hits in zip(command.queries, answers)]
     write_record(command.json, {"found": rows, "where": command.where, "run": command.run})
     return 0
 
@@ -326,7 +326,7 @@ def prepare(command: Prepare) -> int:
 
 
 def doctor(command: Doctor) -> int:
-    """Prints and writes what was found."""
+    """Prints and writes the findings."""
     refuse_unwritable(command.json)
     with Screen("doctor") as screen:
         if command.data is None:
@@ -336,9 +336,9 @@ def doctor(command: Doctor) -> int:
             diagnosis = diagnose(Path(command.data), command.workers)
             record, lines = diagnosis.plain(), diagnosis.lines()
         else:
-            found = examine(command.data, command.split, command.workers, not command.quick, screen.work)
-            record = found.plain()
-            lines = (*found.lines(), *(f"written: {path}" for path in found.write(Path(command.out))))
+            examination = examine(command.data, command.split, command.workers, not command.quick, screen.work)
+            record = examination.plain()
+            lines = (*examination.lines(), *(f"written: {path}" for path in examination.write(Path(command.out))))
         for line in lines:
             screen.say(line)
     write_record(command.json, record)

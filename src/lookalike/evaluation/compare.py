@@ -24,6 +24,7 @@ from lookalike.evaluation.settings import Evaluation, configured
 from lookalike.learn.labelled import CrossEntropy
 from lookalike.metrics.fewshot import Interval, interval
 from lookalike.recipes.serialize import to_plain
+from lookalike.train.fit import weights_digest
 from lookalike.train.run import read_recipe
 from lookalike.train.trained import Trained, load
 
@@ -202,9 +203,9 @@ class TrialPlan(NamedTuple):
             where = f"{start.name}, trial {seed + 1} of {self.trials}"
             mine = replace(resources, progress=named(resources.progress, where), cache=shared)
             trial = replace(self.spec, seed=self.spec.seed + seed) if self.spec.repeats else self.spec  # type: ignore[attr-defined, call-arg]
-            kept, found = self.trial(trial, model, marks | {"settings": trial.settings()}, start.name, mine)
-            say(f"{where}: {self.metric} {found[self.metric]:.2%}{' (kept from before)' if kept else ''}")
-            numbers.append(found)
+            kept, trial_numbers = self.trial(trial, model, marks | {"settings": trial.settings()}, start.name, mine)
+            say(f"{where}: {self.metric} {trial_numbers[self.metric]:.2%}{' (kept from before)' if kept else ''}")
+            numbers.append(trial_numbers)
         return numbers
 
     def trial(
@@ -262,10 +263,8 @@ def kept(file: Path, marks: Mapping[str, Any], metric: str) -> dict[str, float] 
 
 def fingerprint(model: Trained) -> str:
     """Of the weights, and of how pictures are shown to them."""
-    digest = hashlib.sha256(json.dumps(to_plain(model.recipe), sort_keys=True).encode())
-    for name, part in model.encoder.state_dict().items():
-        digest.update(name.encode() + part.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    recipe = json.dumps(to_plain(model.recipe), sort_keys=True)
+    return hashlib.sha256(f"{recipe} {weights_digest(model.encoder)}".encode()).hexdigest()
 
 
 def fingerprint_of_data(data: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -30,6 +30,9 @@ from lookalike.recipes.modality import refuse_text
 from lookalike.train.fit import Fit
 from lookalike.train.trained import Trained, labelled_parts, readable
 
+_BATCH, _MOMENTUM = 256, 0.9
+_AREA = (0.08, 1.0)  # of the crops
+
 
 def probe(spec: settings.Probe, model: Trained, data: Data, resources: Resources) -> Result:
     """Accuracy on the pictures of the queries that can be read."""
@@ -41,11 +44,8 @@ def probe(spec: settings.Probe, model: Trained, data: Data, resources: Resources
         reference = Rows(reference, drawn(reference.labels, spec.share, spec.seed))
     say_missing(reference.labels, query.labels, resources)
     loaders = [loader_of(source, model, resources.workers) for source in (reference, query)]
-    sgd = PaperProbe(spec.epochs, spec.lr, seed=spec.seed)
-    view = model.recipe.pictures.crops()
-    classifier = sgd.fit(
-        model.encoder, loaders[0], view, lambda done, total: resources.progress("probing", done, total)
-    )
+    view, progress = model.recipe.pictures.crops(), partial(resources.progress, "probing")
+    classifier = fit(spec, model.encoder, loaders[0], view, progress)
     features = raw(model.encoder, model.views(loaders[1], torch.arange(len(query)))).cpu()
     good = torch.tensor(readable(loaders[1]))
     accuracy = classifier.accuracy(features[good], query.labels[good])
@@ -62,56 +62,49 @@ def loader_of(source: Source, model: Trained, workers: int | None) -> Loader:
     return Loader(source.at(model.recipe.canvas), workers=workers, max_bad=1.0)
 
 
-@dataclass(frozen=True)
-class PaperProbe:
+def fit(
+    spec: settings.Probe,
+    encoder: Encoder,
+    loader: Loader,
+    view: ImageView,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> LinearClassifier:
     """One linear layer on the backbone's output in evaluation mode, by SGD on random crops and mirror images.
 
-    ``lr`` is for 256 examples.
+    To the labelled pictures of ``loader``, in whole batches; nothing of ``encoder`` changes.
     """
+    classes, numbers = torch.unique(loader.source.labels, return_inverse=True)
+    order = Order(len(loader), min(_BATCH, len(loader)), spec.seed)
+    layer = initial(width(encoder, view.size), len(classes), spec.seed).to(next(encoder.parameters()).device)
+    total = spec.epochs * order.steps_per_epoch
 
-    epochs: int = 100
-    lr: float = 30.0
-    batch: int = 256
-    momentum: float = 0.9
-    scale: tuple[float, float] = (0.08, 1.0)  # area of the crops
-    seed: int = 0
+    def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
+        rows, features = batch
+        good = torch.tensor([row not in loader.bad_rows for row in rows.tolist()])  # another stands in its place
+        logits = layer(features[good.to(features.device)])
+        return F.cross_entropy(logits, numbers[rows[good]].to(logits.device))
 
-    def fit(
-        self, encoder: Encoder, loader: Loader, view: ImageView, progress: Callable[[int, int], None] = lambda *_: None
-    ) -> LinearClassifier:
-        """To the labelled pictures of ``loader``; nothing of ``encoder`` changes. Whole batches alone, each epoch."""
-        classes, numbers = torch.unique(loader.source.labels, return_inverse=True)
-        order = Order(len(loader), min(self.batch, len(loader)), self.seed)
-        layer = initial(width(encoder, view.size), len(classes), self.seed)
-        layer.to(next(encoder.parameters()).device)
-        total = self.epochs * order.steps_per_epoch
+    optimizer = SGD(spec.lr, _MOMENTUM, weight_decay=0.0).build(layer, order.batch)
+    batches = partial(_batches, encoder, loader, replace(view, scale=_AREA), order, total)
+    Fit(layer, optimizer, schedule(spec.epochs), total, spec.seed, batches, loss).run(progress)
+    weight, bias = layer.weight.detach().cpu().double(), layer.bias.detach().cpu().double()
+    return LinearClassifier(classes, weight, bias, 0.0)
 
-        def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
-            rows, features = batch
-            good = torch.tensor([row not in loader.bad_rows for row in rows.tolist()])  # another stands in its place
-            logits = layer(features[good.to(features.device)])
-            return F.cross_entropy(logits, numbers[rows[good]].to(logits.device))
 
-        optimizer = SGD(self.lr, self.momentum, weight_decay=0.0).build(layer, order.batch)
-        batches = partial(self._batches, encoder, loader, view, order, total)
-        Fit(layer, optimizer, self.schedule(), total, self.seed, batches, loss).run(progress)
-        weight, bias = layer.weight.detach().cpu().double(), layer.bias.detach().cpu().double()
-        return LinearClassifier(classes, weight, bias, 0.0)
+def schedule(epochs: int) -> Steps:
+    """A tenth of the rate at the first epoch from three fifths on, a hundredth at that from four fifths on."""
+    return Steps(tuple(math.ceil(at * epochs) / epochs for at in (0.6, 0.8)))
 
-    def schedule(self) -> Steps:
-        """A tenth of the rate at the first epoch from three fifths on, a hundredth at that from four fifths on."""
-        return Steps(tuple(math.ceil(at * self.epochs) / self.epochs for at in (0.6, 0.8)))
 
-    def _batches(
-        self, encoder: Encoder, loader: Loader, view: ImageView, order: Order, total: int, done: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows (B,) and their features (B, F), which other crops change in every epoch."""
-        view = replace(view, scale=self.scale)
-        for step, (rows, canvases) in enumerate(loader.batches(map(order.rows, range(done, total))), done):
-            crops = view(moved(canvases), rows, self.seed, order.epoch(step), 0)
-            with evaluating(encoder):
-                features = encoder.raw(**crops).float()
-            yield rows, features.clone()  # no tensor of inference takes part in training
+def _batches(
+    encoder: Encoder, loader: Loader, view: ImageView, order: Order, total: int, done: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows (B,) and their features (B, F), which other crops change in every epoch."""
+    for step, (rows, canvases) in enumerate(loader.batches(map(order.rows, range(done, total))), done):
+        crops = view(moved(canvases), rows, order.seed, order.epoch(step), 0)
+        with evaluating(encoder):
+            features = encoder.raw(**crops).float()
+        yield rows, features.clone()  # no tensor of inference takes part in training
 
 
 def initial(features: int, classes: int, seed: int) -> nn.Linear:

@@ -27,7 +27,7 @@ class Segmented(NamedTuple):
     reference: int
     queries: int
     unmasked: list[str]  # photos without a mask, which are left out
-    seen: list[tuple[Prediction, Example]]  # with their photos
+    predictions: list[tuple[Prediction, Example]]  # with their photos
 
 
 def segment(spec: settings.Segment, model: Trained, data: Data, resources: Resources) -> Result:
