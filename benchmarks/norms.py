@@ -23,10 +23,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lookalike.core.kernels import built
+from lookalike.core.kernels import load
 from lookalike.models import norm_torch
-from lookalike.models.gelu import _BiasGELU
-from lookalike.models.layer_norm import _AddNorm
+from lookalike.models.fused import _AddNorm, _BiasGELU
 from lookalike.models.norm import GroupedBatchNorm2d, _fastest, _Together
 
 LAYERS = ((64, 2, False), (64, 4, False), (256, 4, True), (128, 8, False), (512, 8, True))
@@ -142,18 +141,21 @@ class Hidden:
 def tokens(batch: int, rounds: int, bandwidth: float, device: torch.device) -> None:
     """A line for each width and way, with the bytes a number that must be moved forward and backward."""
     for width in (192, 384, 768, 1024):
+        beside(f"add {width}", Stream(batch * 197, width, device), "models.fused_triton", (12, 16), rounds, bandwidth)
         beside(
-            f"add {width}", Stream(batch * 197, width, device), "models.layer_norm_triton", (12, 16), rounds, bandwidth
-        )
-        beside(
-            f"GELU {4 * width}", Hidden(batch * 197, 4 * width, device), "models.gelu_triton", (4, 6), rounds, bandwidth
+            f"GELU {4 * width}",
+            Hidden(batch * 197, 4 * width, device),
+            "models.fused_triton",
+            (4, 6),
+            rounds,
+            bandwidth,
         )
 
 
 def beside(told: str, part: Stream | Hidden, name: str, moved: tuple[int, int], rounds: int, bandwidth: float) -> None:
     """Triton's kernels, then torch's operations."""
     exact = part.exact()
-    for way, kernels in (("triton", built(name)), ("torch", None)):
+    for way, kernels in (("triton", load(name)), ("torch", None)):
         out, found = part.forward(kernels), part.results(kernels)
         forward = milliseconds(partial(part.forward, kernels), rounds)
         times = forward, milliseconds(partial(part.gradients, out), rounds)

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lookalike.core.kernels import built
+from lookalike.core.kernels import load
 from lookalike.models import norm_torch
 
 
@@ -100,7 +100,7 @@ def kernels_for(x: Tensor, statistics: torch.dtype) -> ModuleType:
 
 
 def _fastest() -> ModuleType:
-    return built("models.norm_triton") or norm_torch
+    return load("models.norm_triton") or norm_torch
 
 
 class _GroupedBatchNorm(_BatchNorm):

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 
 from lookalike.core.devices import product_type
 from lookalike.core.errors import UserError
-from lookalike.models.gelu import linear_gelu
-from lookalike.models.layer_norm import add_norm
+from lookalike.models.fused import add_norm, linear_gelu
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lookalike.core.devices import sent
-from lookalike.core.kernels import built
+from lookalike.core.kernels import load
 from lookalike.core.seeding import uniforms
 from lookalike.pretext import ops
 from lookalike.pretext.plan import STILL, Plan, Style
@@ -110,7 +110,7 @@ class Numbers(NamedTuple):
 
 def kernels_for(pixels: Tensor) -> ModuleType | None:
     """Those of ops_triton on a GPU, where they can be built."""
-    return built("pretext.ops_triton") if pixels.is_cuda else None
+    return load("pretext.ops_triton") if pixels.is_cuda else None
 
 
 @dataclass(frozen=True)
