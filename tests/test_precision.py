@@ -27,9 +27,8 @@ from lookalike.metrics.knn import Knn, products
 from lookalike.metrics.probe import LinearProbe
 from lookalike.metrics.retrieval import Retrieval
 from lookalike.metrics.spearman import spearman
-from lookalike.models.encoder import unit
+from lookalike.models.encoder import Whitening, unit
 from lookalike.models.features import embed, evaluating, means, settle
-from lookalike.models.whitening import Whitening
 from lookalike.models.winograd import convolve, correlate, scheme
 from lookalike.pretext import ops
 from lookalike.pretext.image import MOCO_V2, MOCO_V3_SECOND, TwoViews

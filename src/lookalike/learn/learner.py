@@ -15,9 +15,8 @@ from lookalike.core.devices import full_precision, sent
 from lookalike.learn.entries import Dictionary, Entries
 from lookalike.learn.keys import Asker, Keys, Made, Pair
 from lookalike.learn.objective import Objective, top1
-from lookalike.models.decoder import PatchDecoder
+from lookalike.models.decoder import PatchDecoder, WordDecoder
 from lookalike.models.encoder import Encoder
-from lookalike.models.words import WordDecoder
 from lookalike.types import Batch
 
 

@@ -4,6 +4,11 @@ Winograd's tile of 4×4 results takes 36 products instead of 144: ``A ((G w) * (
 goes element by element and, over channels, is 36 matrix products. Those run as fast as any, so what is saved is time.
 The matrices come from interpolation at a few points, which decide how rounding grows. Tiles are made and used up in
 chunks that stay in the cache; nothing but the input is kept for the gradient.
+
+An encoder replaces its convolutions (``fewer_products``); nothing else knows of them. How a convolution is computed is
+a rule over shapes and the processor (``pays``), not a measurement at the start of a process: the two ways round
+differently, and a clock may answer otherwise when a run is resumed or in the next rank, which would then not repeat the
+bytes.
 """
 
 from __future__ import annotations
@@ -203,10 +208,10 @@ class Convolution(torch.autograd.Function):
 
 
 def pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether this was measured to be faster than torch's own convolution (docs/results.md).
+    """Whether this was measured to be faster than torch's own convolution, with AVX2 and MKL (docs/results.md).
 
-    Measured with AVX2 and MKL alone. Under 64 channels the transforms cost more than they save; in little batches those
-    of the weights do. A traced graph should hold one convolution, not these loops.
+    Under 64 channels the transforms cost more than they save; in little batches those of the weights do. A traced graph
+    should hold one convolution, not these loops.
     """
     height, width = x.shape[2:]
     side = best_side(max(height, width))
@@ -214,7 +219,7 @@ def pays(x: Tensor, weight: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and _measured()
+        and _processor_fits()
         and min(weight.shape[:2]) >= (64 if min(height, width) > 6 else 96)
         and len(x) * -(-height // side) * -(-width // side) >= 64
         and not (torch.jit.is_tracing() or torch.compiler.is_compiling())  # type: ignore[attr-defined, no-untyped-call]
@@ -222,7 +227,7 @@ def pays(x: Tensor, weight: Tensor) -> bool:
 
 
 @lru_cache
-def _measured() -> bool:
+def _processor_fits() -> bool:
     mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
     return mkl and torch.backends.cpu.get_cpu_capability() == "AVX2"
 
