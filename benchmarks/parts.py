@@ -35,7 +35,7 @@ def places() -> list[tuple[Any, str, str]]:
     named: list[tuple[Any, str, str]] = [
         *((kind, "__call__", "views") for kind in kinds(TwoViews)),
         *((Encoder, name, "encoder") for name in ("project", "tokens", "project_tokens")),
-        (MomentumKeys, "made", "keys"),
+        (MomentumKeys, "precomputed", "keys"),
         *((kind, "__call__", "objective") for kind in kinds(Objective)),
         *((kind, "look_up", "objective") for kind in kinds(Dictionary)),
         (PatchDecoder, "forward", "objective"),

@@ -156,5 +156,7 @@ def test_an_encoder_replaces_the_convolutions_of_any_backbone_and_nothing_else_d
     assert not any(isinstance(module, WinogradConv2d) for module in backbone.modules())
     names = list(backbone.state_dict())
     encoder = Encoder(backbone, nn.Identity())
-    assert sum(isinstance(module, WinogradConv2d) for module in encoder.modules()) == 14  # the small stem, and all but the three strided ones of 16
+    assert (
+        sum(isinstance(module, WinogradConv2d) for module in encoder.modules()) == 14
+    )  # the small stem, and all but the three strided ones of 16
     assert list(encoder.backbone.state_dict()) == names

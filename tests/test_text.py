@@ -264,7 +264,7 @@ def test_the_decoder_of_words_weighs_texts_alike() -> None:
         parts.append(decoder(last[start : start + length], **cut(view, [row])))
         start += length
     torch.testing.assert_close(torch.stack(parts).mean(), decoder(last, **view))
-    assert abs(decoder(last, **view).item() - Words().guess(300)) < 0.1
+    assert abs(decoder(last, **view).item() - Words().chance_loss(300)) < 0.1
 
 
 # ---- similarity ----

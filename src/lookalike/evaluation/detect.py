@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lookalike.core.devices import device, moved, placed
+from lookalike.core.devices import device, keep_freed, moved, placed
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.core.memory import keep_freed
 from lookalike.core.progress import Progress, silent
 from lookalike.core.seeding import reseed
 from lookalike.data.annotations.canvases import canvases

@@ -35,7 +35,7 @@ class Decoder:
             raise UserError(f"reconstruction.width {self.width} must be a multiple of {self.heads} heads and of 4")
         return PatchDecoder(self, features, patch)
 
-    def guess(self, patch: int) -> float:
+    def chance_loss(self, patch: int) -> float:
         """The weighted error of painting nothing: normalised pixels have a variance of 1."""
         return self.weight
 
@@ -56,7 +56,7 @@ class PatchDecoder(nn.Module):
         self.paint = nn.Linear(spec.width, 3 * patch**2)
         initialise(self)
         nn.init.normal_(self.hidden, std=0.02)
-        nn.init.zeros_(self.paint.weight)  # it begins by painting nothing, so at ``guess``
+        nn.init.zeros_(self.paint.weight)  # it begins by painting nothing, so at ``chance_loss``
 
     def forward(self, tokens: Tensor, pixels: Tensor, keep: Tensor) -> Tensor:
         """The mean squared error over the patches of (B, 3, H, W) that are not at ``keep`` (B, n), unweighted.
@@ -106,7 +106,7 @@ class Words:
         """Random weights, for an encoder whose tokens have ``features`` numbers."""
         return WordDecoder(self, features, vocabulary)
 
-    def guess(self, vocabulary: int) -> float:
+    def chance_loss(self, vocabulary: int) -> float:
         """The weighted error of naming all tokens alike."""
         return self.weight * math.log(vocabulary)
 

@@ -8,14 +8,12 @@ from typing import Literal
 from lookalike.core.devices import Precision, device, resolved
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.seeding import reseed
-from lookalike.learn.alone import Alone
-from lookalike.learn.dictionary import InBatch, MemoryBank, Neighbours, Queue
-from lookalike.learn.keys import EndToEnd, Momentum, Stored
+from lookalike.learn.dictionary import InBatch, MemoryBank, Neighbours, Queue, QueueEach
+from lookalike.learn.keys import Alone, EndToEnd, Momentum, Stored
 from lookalike.learn.labelled import Classes, CrossEntropy, Labelled
 from lookalike.learn.learner import Learner
 from lookalike.learn.objective import DCL, NCE, InfoNCE, SupCon
 from lookalike.learn.optim import LARS, SGD, AdamW, Cosine, Linear, Muon, Steps
-from lookalike.learn.per_direction import QueueEach
 from lookalike.metrics.knn import Knn
 from lookalike.models.decoder import Decoder, Words
 from lookalike.models.encoder import Encoder, Whitening
@@ -162,8 +160,8 @@ class Recipe:
 
     def guess(self, examples: int) -> float:
         """The loss of scoring all entries alike, and of painting nothing: what a run starts near."""
-        contrast = self.keys.directions * self.objective.guess(self.dictionary.negatives(self.batch, examples))
-        return contrast + (self.reconstruction.guess(self._hidden()) if self.reconstruction else 0.0)
+        contrast = self.keys.directions * self.objective.chance_loss(self.dictionary.negatives(self.batch, examples))
+        return contrast + (self.reconstruction.chance_loss(self._hidden()) if self.reconstruction else 0.0)
 
     def _hidden(self) -> int:
         """What a decoder must know of what is hidden: the side of patches, or how many tokens there are."""

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lookalike.core import dist
-from lookalike.core.devices import Later, device, exact, full_precision, moved, placed, sent, uploaded
+from lookalike.core.devices import Later, device, exact, full_precision, keep_freed, moved, placed, sent, uploaded
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.core.memory import keep_freed
 from lookalike.core.seeding import reseed
 from lookalike.data.loader import Loads
 from lookalike.data.order import Order
@@ -173,11 +172,11 @@ def work_of(model: nn.Module, learner: Learner, recipe: Recipe) -> Work:
 @full_precision()
 def backward(model: nn.Module, learner: Learner, batch: Batch, recipe: Recipe) -> Outcome:
     """Add the gradient of a batch, slice by slice; the keys of all slices are made first, as their shuffle asks."""
-    made = learner.keys.made(batch) if recipe.slices > 1 else ()
-    keys = zip(*(key.chunk(recipe.slices) for key in made)) if made else [()] * recipe.slices
+    precomputed = learner.keys.precomputed(batch) if recipe.slices > 1 else ()
+    keys = zip(*(key.chunk(recipe.slices) for key in precomputed)) if precomputed else [()] * recipe.slices
     outcomes = []
     for number, (part, its_keys) in enumerate(zip(batch.slices(recipe.slices), keys), 1):
-        with dist.silent(model) if number < recipe.slices else nullcontext():
+        with dist.no_sync(model) if number < recipe.slices else nullcontext():
             outcome = model(part, its_keys)
             (outcome.loss / recipe.slices).backward()
         outcomes.append(outcome)
@@ -261,7 +260,7 @@ class Finite:
         now = Later(torch.stack([loss.detach().to(norm.dtype), norm]))
         self.settle()
         self._read, self._step = now, step
-        if now.there():
+        if now.ready():
             self.settle()
 
     def refuse_to_keep(self, step: int) -> None:
