@@ -172,7 +172,7 @@ def paper_probe(command: asked.Probe) -> Report:
     with Screen("probe") as screen:
         reference, query = (loader_of(source, trained, command.workers) for source in (first, second))
         say_missing(first.labels, second.labels, screen)
-        view = trained.recipe.pictures.crops()
+        view = trained.recipe.crops()
         found = spec.fit(trained.encoder, reference, view, lambda done, all: screen.work("probing", done, all))
         features = raw(trained.encoder, trained.views(query, torch.arange(len(query)))).cpu()
         good = torch.tensor(readable(query))

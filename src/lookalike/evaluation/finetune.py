@@ -78,7 +78,7 @@ class Finetune:
         return replace(
             with_labels(recipe, classes),
             name=f"finetuned_{recipe.name}",
-            pretext=OneView(recipe.pictures.crops()),
+            pretext=OneView(recipe.crops()),
             whiten=False,
             optimizer=AdamW(rate * 256 / batch, self.decay),
             schedule=Cosine(warmup=0.1),

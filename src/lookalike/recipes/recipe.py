@@ -25,7 +25,7 @@ from lookalike.models.towers import TwoTowers
 from lookalike.models.video import SmallVideoResNet, VideoResNet
 from lookalike.models.vit import ViT
 from lookalike.pretext.captions import Captions
-from lookalike.pretext.image import OneView, TwoViews
+from lookalike.pretext.image import ImageView, OneView, TwoViews
 from lookalike.pretext.mask import Masked
 from lookalike.pretext.text import Cloze, Pairs, SameSentence
 from lookalike.pretext.video import TwoClips, TwoFrames
@@ -142,11 +142,19 @@ class Recipe:
         return "fp32"
 
     @property
-    def pictures(self) -> TwoViews:
-        """The pretext of a recipe for pictures; raises UserError for another, which what asks is not made for."""
-        if not isinstance(self.pretext, TwoViews):
+    def pictures(self) -> TwoViews | TwoClips:
+        """The pretext of a recipe for pictures or frames of videos; raises UserError for another."""
+        if not isinstance(self.pretext, TwoViews | TwoClips):
             raise UserError(f"{self.name} makes no two views of a picture, and this is made for pictures")
         return self.pretext
+
+    def crops(self) -> ImageView:
+        """What classifiers of pictures are trained on; raises UserError where the encoder takes none."""
+        if not isinstance(self.pictures, TwoViews):
+            raise UserError(
+                "this encoder takes clips, and the evaluation trains on crops of pictures: take knn or probe"
+            )
+        return self.pictures.crops()
 
     def fitted(self, examples: int) -> Recipe:
         """The recipe for this many examples; refuses what cannot work."""
@@ -264,7 +272,7 @@ def _of_hidden(recipe: Recipe) -> dict[str, bool]:
             any(words) and not (all(words) and isinstance(recipe.model, Transformer) and alone)
         ),
         "a decoder paints what is hidden, and nothing is: the pretext must be Masked, its share more": (
-            isinstance(decoder, Decoder) and not (isinstance(pretext, Masked) and pretext.seen() < pretext.patches())
+            isinstance(decoder, Decoder) and not (isinstance(pretext, Masked) and pretext.visible() < pretext.patches())
         ),
         "without keys a decoder teaches alone: the head is MLP(()), with no predictor, and InBatch stores nothing": (
             alone
