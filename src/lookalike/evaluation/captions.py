@@ -56,7 +56,7 @@ def matched(trained: Trained, data: Data, workers: int | None, progress: Progres
 
 def _captions(material: Captioned) -> list[View]:
     """Each of the V captions of all pictures, whole; nothing drops out."""
-    said = material.said()
+    said = material.captions()
     return [plain(said, number) for number in range(said.lengths.shape[1])]
 
 

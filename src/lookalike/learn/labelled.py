@@ -1,6 +1,6 @@
-"""Training with labels as one more column: queries are logits, and the dictionary holds the axes of the classes.
+"""Supervised training as one more recipe: queries are logits, and the dictionary holds the axes of the classes.
 
-So the usual classifier goes through the loop, the batches and the checkpoints of everything it is compared with.
+So the usual classifier has the loop, the batches and the checkpoints of everything that it is compared with.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Logits(Keys):
 
 @dataclass(frozen=True)
 class Classes:
-    """The axes of ``count`` classes, one of which is a query's positive; the head ends in as many numbers."""
+    """The axes of ``count`` classes, one of which is a query's positive; the head ends in that many numbers."""
 
     count: int = 10
 

@@ -113,7 +113,7 @@ class SupCon(Objective):
 
 @dataclass(frozen=True)
 class NCE(Objective):
-    """Is an entry the example, or one of K that noise drew? (InstDisc, arXiv 1805.01978, equations 3 to 8.)
+    """Is an entry the example, or one of K drawn from noise? (InstDisc, arXiv 1805.01978, equations 3 to 8.)
 
     The probability of an entry is exp(q·k/τ) / Z, the noise's is 1/N. ``build`` keeps Z as the first batch gives it,
     over all ranks. Called as a plain value it takes the entries for all the data and Z from them.

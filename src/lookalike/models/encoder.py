@@ -73,7 +73,7 @@ class Encoder(nn.Module):
         return autocast(self.precision if self.training else self.evaluated_in, kind)
 
     def raw(self, **view: Tensor) -> Tensor:
-        """(B, F) backbone output as it is, neither whitened nor of unit norm."""
+        """(B, F) backbone output, neither whitened nor of unit norm."""
         with self.computing():
             return wide(self.backbone(**view))
 
@@ -88,7 +88,7 @@ class Encoder(nn.Module):
             return wide(self.head(self.backbone(**view)))
 
     def tokens(self, **view: Tensor) -> Tensor:
-        """The last layer of a transformer, for each token that it sees: (B, N, F) of pictures, (T, F) of text."""
+        """The last layer of a transformer for each of its tokens: (B, N, F) of pictures, (T, F) of text."""
         with self.computing():
             if isinstance(self.backbone, TransformerBackbone):
                 return self.backbone.tokens(**view)

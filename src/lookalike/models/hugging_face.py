@@ -18,7 +18,7 @@ FILES = ("config.json", "*.safetensors", "model.safetensors.index.json", "tokeni
 
 @dataclass(frozen=True)
 class HuggingFace:
-    """The encoder in ``folder``, or ``hub:owner/name``, the one case that asks the network.
+    """The encoder in ``folder``, or ``hub:owner/name``, the one case that uses the network.
 
     Features are those of the first token (SimCSE), or the mean over tokens. A run keeps its own copy of the weights,
     but the folder says what the network is: it must stay. ``dropout`` is of hidden units, not of attention weights.

@@ -95,7 +95,7 @@ class Timm:
         return TimmPixels(group_norms(net, group)), _width(net)
 
     def _create(self) -> nn.Module:
-        """Asked for any size first: only some constructors know that word, and the others refuse it at once."""
+        """For any size of picture first: only some constructors have that option, and the others refuse it at once."""
         sized: dict[str, Any] = {} if self.size is None else {"img_size": self.size}
         for options in ({"dynamic_img_size": True, **sized}, sized):
             try:
@@ -176,14 +176,16 @@ class SmallResNet:
         return SmallResNetBackbone(self, group), self.widths[-1]
 
 
-Convolution = type[nn.Conv2d] | type[nn.Conv3d]
-
-
 class ResidualBlock(nn.Module):
     """Two convolutions of side 3 beside a shortcut (He et al. 2016), which averages where it shrinks (ResNet-D)."""
 
     def __init__(
-        self, convolution: Convolution, before: int, width: int, stride: int | tuple[int, ...], group: int
+        self,
+        convolution: type[nn.Conv2d | nn.Conv3d],
+        before: int,
+        width: int,
+        stride: int | tuple[int, ...],
+        group: int,
     ) -> None:
         super().__init__()
         pictures = convolution is nn.Conv2d

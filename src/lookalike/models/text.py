@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from lookalike.core.errors import UserError
 from lookalike.core.seeding import after, integers
 
-LEAST = 259  # tokens that every vocabulary has: three that are no text, and the bytes
+LEAST = 259  # tokens that every vocabulary has: three special ones, and the bytes
 _TABLE = 1 << 18  # entries: 1 MB, which stays in a processor's cache
 
 Pool = Literal["mean", "first"]
@@ -42,7 +42,7 @@ class Transformer:
                 "model.depth at least 1"
             )
         if self.vocabulary < LEAST:
-            raise UserError(f"model.vocabulary must be at least {LEAST}: all bytes, and the tokens that are no text")
+            raise UserError(f"model.vocabulary must be at least {LEAST}: all bytes, and three special tokens")
         if not 0 <= self.dropout < 1:
             raise UserError("model.dropout must be at least 0 and below 1")
         return TransformerBackbone(self), self.width

@@ -1,7 +1,7 @@
-"""3×3 convolutions with fewer products, for processors whose fast type is fp32 (Lavin & Gray, arXiv 1509.09308).
+"""3×3 convolutions with fewer products, for processors that are fastest in fp32 (Lavin & Gray, arXiv 1509.09308).
 
 Winograd's tile of 4×4 results takes 36 products instead of 144: ``A ((G w) * (B x))`` along rows and columns, where *
-goes element by element and, over channels, is 36 matrix products. Those run as fast as any, so what is saved is time.
+goes element by element and, over channels, is 36 matrix products. Those run as fast as any, so the time falls as well.
 The matrices come from interpolation at a few points, which decide how rounding grows. Tiles are made and used up in
 chunks that stay in the cache; nothing but the input is kept for the gradient.
 
@@ -167,15 +167,15 @@ def convolve(source: Tensor, kernels: Tensor, scheme: Scheme, rows: int = _ROWS)
 def correlate(source: Tensor, upstream: Tensor, scheme: Scheme, rows: int = _ROWS) -> Tensor:
     """The gradient (3, 3, D, C) by the kernel, from the input (N, H, W, C) and the gradient (N, H, W, D)."""
     kernels = source.new_empty(scheme.n**2, upstream.shape[3], source.shape[3])
-    known = 0.0  # how much of ``kernels`` counts: the first product overwrites what was in the memory
+    beta = 0.0  # the first product overwrites what was in the memory
     back = scheme.leave.t().contiguous()
     for part, gradient, row, buffers in _walk(scheme, source, upstream, rows):
         used, pairs = buffers.beside(gradient, row)
         for tiles, pictures in pairs:
             tiles.copy_(pictures)
         torch.mm(back[:, :used], buffers.results[:used], out=buffers.spread)
-        kernels.baddbmm_(buffers.products.transpose(1, 2), buffers.enter(part, row), beta=known)
-        known = 1.0
+        kernels.baddbmm_(buffers.products.transpose(1, 2), buffers.enter(part, row), beta=beta)
+        beta = 1.0
     return (scheme.weigh.t() @ kernels.flatten(1)).view(3, 3, *kernels.shape[1:])
 
 

@@ -1,8 +1,8 @@
-"""The operations of ops.py as Triton kernels: one to four for all views of a batch, whatever happens to each of them.
+"""The operations of ops.py as Triton kernels: one to four for all views of a batch, whatever is drawn for each of them.
 
 A program makes some pixels of one view. It reads what happens to that view from two tables, so examples need no order
 and no groups, and a view depends on nothing but its canvas and its lines there. The first kernel crops, and changes
-colours up to the contrast, which wants the mean luma of the picture; the second goes on from there; two more blur those
+colours up to the contrast, which needs the mean luma of the picture; the second goes on from there; two more blur those
 that blur. Means are put together from sums of tiles in their order, not by atomics: the same bytes every time.
 Arithmetic is fp32; results are those of ops.py up to rounding, which ``tests/views.py`` bounds.
 """
