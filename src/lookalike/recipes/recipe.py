@@ -28,7 +28,7 @@ from lookalike.pretext.captions import Captions
 from lookalike.pretext.image import ImageView, OneView, TwoViews
 from lookalike.pretext.mask import Masked
 from lookalike.pretext.text import Cloze, Pairs, SameSentence
-from lookalike.pretext.video import TwoClips, TwoFrames
+from lookalike.pretext.video import TwoClips, TwoFrames, TwoMoments
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,7 @@ def _of_kinds(recipe: Recipe) -> dict[str, bool]:
             isinstance(recipe.dictionary, QueueEach) and recipe.keys.directions != 2
         ),
         "the two moments lie pretext.near to pretext.far seconds apart, from 0 on and the second not below the first": (
-            isinstance(pretext, TwoFrames) and not 0 <= pretext.near <= pretext.farthest()
+            isinstance(pretext, TwoMoments) and not 0 <= pretext.near <= pretext.farthest()
         ),
         "a clip has 2 frames or more, some seconds apart": (
             isinstance(pretext, TwoClips) and not (pretext.frames > 1 and pretext.every > 0)
