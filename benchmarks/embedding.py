@@ -12,8 +12,7 @@ import time
 
 import torch
 
-from lookalike.core.devices import placed
-from lookalike.core.memory import keep_freed
+from lookalike.core.devices import keep_freed, placed
 from lookalike.data.loader import Loader
 from lookalike.data.source import Rows, open_source
 from lookalike.models.features import embed

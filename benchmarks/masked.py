@@ -57,7 +57,7 @@ def measured(row: str, shares: list[float], batch: int, rounds: int) -> dict[str
     works: dict[str, Callable[[], Tensor]] = {"whole": lambda: net(pixels).square().mean()}
     for share in shares:
         mask = replace(Masked(ImageView(size=side)), share=share, patch=spec.patch)
-        keep = mask.kept(rows, 0, 0)
+        keep = mask.keep(rows, 0, 0)
         works[f"{share:.0%} hidden"] = lambda keep=keep: net(pixels, keep).square().mean()
         works[f"{share:.0%} hidden, and painted"] = lambda keep=keep: paints(net.tokens(pixels, keep), pixels, keep)
     seconds: dict[str, list[float]] = {what: [] for what in works}

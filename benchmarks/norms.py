@@ -1,4 +1,4 @@
-"""BatchNorm in groups on a GPU: Triton's kernels, torch's operations and the loop over groups, by layers of ResNet-50.
+"""BatchNorm in groups on a GPU: Triton's kernels and the loop over groups, by layers of ResNet-50.
 
     python benchmarks/norms.py [--batch 256] [--group 32] [--size 224] [--rounds 20]
 
@@ -23,11 +23,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lookalike.core.kernels import built
-from lookalike.models import norm_torch
-from lookalike.models.gelu import _BiasGELU
-from lookalike.models.layer_norm import _AddNorm
-from lookalike.models.norm import GroupedBatchNorm2d, _fastest, _Together
+from lookalike.core.kernels import load
+from lookalike.models.fused import _AddNorm, _BiasGELU
+from lookalike.models.norm import GroupedBatchNorm2d, _Together
 
 LAYERS = ((64, 2, False), (64, 4, False), (256, 4, True), (128, 8, False), (512, 8, True))
 LAYERS += ((256, 16, False), (1024, 16, True), (512, 32, False), (2048, 32, True))
@@ -142,18 +140,21 @@ class Hidden:
 def tokens(batch: int, rounds: int, bandwidth: float, device: torch.device) -> None:
     """A line for each width and way, with the bytes a number that must be moved forward and backward."""
     for width in (192, 384, 768, 1024):
+        beside(f"add {width}", Stream(batch * 197, width, device), "models.fused_triton", (12, 16), rounds, bandwidth)
         beside(
-            f"add {width}", Stream(batch * 197, width, device), "models.layer_norm_triton", (12, 16), rounds, bandwidth
-        )
-        beside(
-            f"GELU {4 * width}", Hidden(batch * 197, 4 * width, device), "models.gelu_triton", (4, 6), rounds, bandwidth
+            f"GELU {4 * width}",
+            Hidden(batch * 197, 4 * width, device),
+            "models.fused_triton",
+            (4, 6),
+            rounds,
+            bandwidth,
         )
 
 
 def beside(told: str, part: Stream | Hidden, name: str, moved: tuple[int, int], rounds: int, bandwidth: float) -> None:
     """Triton's kernels, then torch's operations."""
     exact = part.exact()
-    for way, kernels in (("triton", built(name)), ("torch", None)):
+    for way, kernels in (("triton", load(name)), ("torch", None)):
         out, found = part.forward(kernels), part.results(kernels)
         forward = milliseconds(partial(part.forward, kernels), rounds)
         times = forward, milliseconds(partial(part.gradients, out), rounds)
@@ -200,11 +201,11 @@ def main() -> None:
     given = parser.parse_args()
     if not torch.cuda.is_available():
         layer = Layer(8, 4, 20, 5, True, torch.device("cpu"))
-        print("no GPU; error of one small layer:", errors(layer.results(norm_torch), layer.exact()))
+        print("no GPU; error of one small layer:", errors(layer.results(None), layer.exact()))
         for part in (Stream(50, 24, torch.device("cpu")), Hidden(50, 24, torch.device("cpu"))):
             print("of one small", type(part).__name__.lower(), errors(part.results(None), part.exact()))
         return
-    device, ways = torch.device("cuda"), {"triton": _fastest(), "torch": norm_torch, "loop": None}
+    device, ways = torch.device("cuda"), {"triton": load("models.norm_triton"), "loop": None}
     some = torch.empty(2**30, dtype=torch.uint8, device=device)
     bandwidth = 2 * 2**30 / 1e6 / milliseconds(some.clone, 10)  # GB/s
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; a copy moves {bandwidth:.0f} GB/s")

@@ -17,7 +17,7 @@ from lookalike.learn.learner import Learner
 from lookalike.learn.objective import Objective
 from lookalike.models.decoder import PatchDecoder
 from lookalike.models.encoder import Encoder
-from lookalike.pretext.image import TwoViews
+from lookalike.pretext.image import ViewPair
 
 Mark = Callable[[str], AbstractContextManager[object]]
 
@@ -33,9 +33,9 @@ def kinds(base: type) -> list[type]:
 def places() -> list[tuple[Any, str, str]]:
     """Owner, name and part of every function that begins a part; a name that is not there is left out."""
     named: list[tuple[Any, str, str]] = [
-        *((kind, "__call__", "views") for kind in kinds(TwoViews)),
+        *((kind, "__call__", "views") for kind in kinds(ViewPair)),
         *((Encoder, name, "encoder") for name in ("project", "tokens", "project_tokens")),
-        (MomentumKeys, "made", "keys"),
+        (MomentumKeys, "precomputed", "keys"),
         *((kind, "__call__", "objective") for kind in kinds(Objective)),
         *((kind, "look_up", "objective") for kind in kinds(Dictionary)),
         (PatchDecoder, "forward", "objective"),

@@ -24,7 +24,7 @@ from pathlib import Path
 import av
 import torch
 
-from lookalike.core.memory import keep_freed
+from lookalike.core.devices import keep_freed
 from lookalike.data.formats.disk import Local
 from lookalike.data.loader import GIB, Loader
 from lookalike.data.source import open_source

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lookalike.models import gelu, gelu_triton, layer_norm, layer_norm_triton
-from lookalike.models.gelu import _BiasGELU
-from lookalike.models.layer_norm import _AddNorm, add_norm
+from lookalike.models import fused, fused_triton
+from lookalike.models.fused import _AddNorm, _BiasGELU, add_norm
 from lookalike.models.vit import ViT, ViTBackbone
 
 SHAPES = ((3, 7, 24), (2, 5, 97), (1, 1, 8), (5, 1, 384), (2, 3, 1536), (70, 1), (0, 4, 16))
@@ -65,7 +64,7 @@ def computed(
     """By the kernels."""
     leaves = [leaf.clone().requires_grad_() for leaf in leaves]
     added = leaves[1] if len(leaves) > 1 else None
-    total, out = _AddNorm.apply(leaves[0], added, norm.weight, norm.bias, norm.eps, written, layer_norm_triton)
+    total, out = _AddNorm.apply(leaves[0], added, norm.weight, norm.bias, norm.eps, written, fused_triton)
     outputs, gradients = ((total, out), upstream) if used else ((out,), upstream[1:])
     to_weight, to_bias, *others = torch.autograd.grad(outputs, [norm.weight, norm.bias, *leaves], gradients)
     found = {"sum": total.detach(), "out": out.detach(), "weight": to_weight, "bias": to_bias}
@@ -79,7 +78,7 @@ def check_network(keep: Tensor | None, pool: str) -> None:
     assert isinstance(net, ViTBackbone)
     pixels = torch.randn(2, 3, 12, 16)
     wanted = gradients(net.double(), pixels.double(), keep)
-    with patch.object(layer_norm, "_on_a_gpu", lambda *_: True):
+    with patch.object(fused, "_norm_kernels", lambda *_: fused_triton):
         found = gradients(net.float(), pixels, keep)
     for name, theirs in wanted.items():
         size = float(theirs.abs().max())
@@ -100,7 +99,10 @@ def check_gelu(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x, upstream = (4 * torch.randn(shape)).to(dtype).requires_grad_(), torch.randn(shape).to(dtype)
     doubles = [leaf.detach().double().requires_grad_() for leaf in (x, bias)]
     results = []
-    for leaves, out in (((x, bias), _BiasGELU.apply(x, bias, gelu_triton)), (doubles, F.gelu(doubles[0] + doubles[1]))):
+    for leaves, out in (
+        ((x, bias), _BiasGELU.apply(x, bias, fused_triton)),
+        (doubles, F.gelu(doubles[0] + doubles[1])),
+    ):
         results.append([out.detach(), *torch.autograd.grad(out, leaves, upstream.to(out.dtype))])
     assert results[0][0].dtype == results[0][1].dtype == dtype
     for mine, theirs in zip(*results):
@@ -115,8 +117,8 @@ def check_narrow() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         wanted = gradients(net, pixels, None)
         with (
-            patch.object(layer_norm, "_on_a_gpu", lambda *_: True),
-            patch.object(gelu, "_kernels", lambda *_: gelu_triton),
+            patch.object(fused, "_norm_kernels", lambda *_: fused_triton),
+            patch.object(fused, "_gelu_kernels", lambda *_: fused_triton),
         ):
             found = gradients(net, pixels, None)
     exact = gradients(net.double(), pixels.double(), None)
@@ -130,7 +132,7 @@ def check_view() -> None:
     """What lies otherwise in memory: the first tokens of each example."""
     x, norm = torch.randn(3, 5, 32), nn.LayerNorm(32)
     wanted = norm(x[:, :1] + x[:, 1:2])
-    with patch.object(layer_norm, "_on_a_gpu", lambda *_: True):
+    with patch.object(fused, "_norm_kernels", lambda *_: fused_triton):
         found = add_norm(x[:, :1], x[:, 1:2], norm)
     assert torch.equal(found[0], x[:, :1] + x[:, 1:2])
     torch.testing.assert_close(found[1], wanted, rtol=1e-5, atol=1e-5)
@@ -141,14 +143,14 @@ def main() -> None:
     cases = list(itertools.product(SHAPES, WRITTEN, (None, torch.float32, torch.bfloat16), (True, False)))
     for case in cases[::5]:
         check(*case)
-    layer_norm_triton._PROGRAMS = 2
+    fused_triton._NORM_WARPS = 2
     check((50, 300), torch.bfloat16, torch.bfloat16, True)
     check((50, 30), torch.float32, torch.float32, True)
     check_view()
     for dtype in WRITTEN:
         for shape in ((3, 7, 24), (50, 300), (0, 8)):
             check_gelu(shape, dtype)
-    gelu_triton._PROGRAMS = 2
+    fused_triton._GELU_PROGRAMS = 2
     check_gelu((50, 300), torch.bfloat16)
     check_narrow()
     for pool in ("class", "mean"):

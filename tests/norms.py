@@ -1,4 +1,4 @@
-"""Grouped BatchNorm by other kernels than the loop's, against the loop in float64; as a program, those of Triton.
+"""Grouped BatchNorm by the kernels of Triton, against the loop over groups in float64; run as a program.
 
 A program of its own because Triton must know before it is imported that it is to interpret its kernels.
 """

@@ -50,7 +50,7 @@ def test_on_an_accelerator_every_tensor_of_a_step_is_there(name: str) -> None:
         side = recipe.pretext.first.size
         views = [{"pixels": torch.empty(BATCH, 3, side, side, device="cuda")} for _ in range(2)]
         if isinstance(recipe.pretext, Masked):
-            views[0]["keep"] = torch.zeros(BATCH, recipe.pretext.seen(), dtype=torch.long, device="cuda")
+            views[0]["keep"] = torch.zeros(BATCH, recipe.pretext.visible(), dtype=torch.long, device="cuda")
         batch = Batch(torch.zeros(BATCH, dtype=torch.long, device="cuda"), views[0], views[1])
         outcome = learner(batch)
         assert outcome.loss.device.type == "cuda"

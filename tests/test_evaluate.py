@@ -25,11 +25,10 @@ from lookalike.data.source import open_source
 from lookalike.learn.learner import Learner
 from lookalike.metrics.fewshot import by_means, interval
 from lookalike.metrics.knn import Knn
-from lookalike.models.encoder import Encoder
+from lookalike.models.encoder import Encoder, Whitening
 from lookalike.models.features import embed, evaluating, settle
 from lookalike.models.heads import MLP
 from lookalike.models.image import SmallResNet
-from lookalike.models.whitening import Whitening
 from lookalike.recipes import tiny
 from lookalike.recipes.recipe import Recipe
 from lookalike.train.trained import Trained, embed_data, labelled, write_embeddings

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lookalike.core import sharding
+from lookalike.core import dist
 from lookalike.core.progress import silent
 from lookalike.data.source import reference_and_query
 from lookalike.evaluation.evaluate import evaluate
@@ -66,11 +66,11 @@ def test_bad_pictures_are_left_out_whoever_meets_them(
 @pytest.mark.parametrize("count", [0, 1, 6, 7, 40])
 def test_chunks_are_whole_and_shared_once(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for world in (1, 2, 3, 8):
-        monkeypatch.setattr(sharding.dist, "world", lambda world=world: world)
+        monkeypatch.setattr(dist, "world", lambda world=world: world)
         rows = []
         for rank in range(world):
-            monkeypatch.setattr(sharding.dist, "rank", lambda rank=rank: rank)
-            start, stop = sharding.mine(count, 3)
+            monkeypatch.setattr(dist, "rank", lambda rank=rank: rank)
+            start, stop = dist.chunks_of_rank(count, 3)
             assert start % 3 == 0 or start == stop
             rows += torch.arange(start, stop).tolist()
             assert rank or not count or stop > start  # the first has some

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from lookalike.core.memory import keep_freed
+from lookalike.core.devices import keep_freed
 
 STEPS = """
 import resource
 import torch
-from lookalike.core.memory import keep_freed
+from lookalike.core.devices import keep_freed
 from lookalike.models.image import SmallResNet
 keep_freed()
 torch.set_num_threads(1)

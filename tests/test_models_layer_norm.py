@@ -14,7 +14,7 @@ def test_kernels_of_triton_equal_torch() -> None:
 
 @pytest.mark.parametrize("pool", ["class", "mean"])
 def test_on_a_gpu_each_norm_adds_what_the_layer_before_it_gave(pool: str) -> None:
-    triton = pytest.importorskip("lookalike.models.layer_norm_triton", reason="Triton is not installed")
+    triton = pytest.importorskip("lookalike.models.fused_triton", reason="Triton is not installed")
     with torch.device("meta"):  # without data; what runs on it is what a GPU would run
         net = ViT(24, 4, 3, 8, pool).build(8)[0]
         pixels = torch.empty(2, 3, 32, 32)

@@ -3,16 +3,9 @@
 import pytest
 import torch
 
-from lookalike.models import norm_torch
 from lookalike.models.image import ResNet
 from tests.interpreted import interpreted
-from tests.norms import Case, cases, check
 from tests.started import Started
-
-
-@pytest.mark.parametrize("case", cases(), ids=str)
-def test_operations_of_torch_equal_the_loop(case: Case) -> None:
-    check(norm_torch, case)
 
 
 def test_kernels_of_triton_equal_the_loop() -> None:

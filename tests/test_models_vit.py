@@ -130,7 +130,7 @@ def test_the_class_token_alone_is_what_it_is_among_all_tokens(keep: Tensor | Non
     upstream = torch.randn(3, 24, dtype=torch.float64)
     results = []
     for first in (None, 1):
-        found = net.pooled(net._left(net._entered(x, keep), first))
+        found = net.pooled(net._last_layer(net._embedded(x, keep), first))
         results.append([found, *torch.autograd.grad(found, list(net.parameters()), upstream)])
     for ours, other in zip(*results):
         torch.testing.assert_close(ours, other, rtol=1e-9, atol=1e-10)

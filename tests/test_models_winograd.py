@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lookalike.models import winograd
+from lookalike.models.encoder import Encoder
 from lookalike.models.image import ResNet, SmallResNet
 from lookalike.models.winograd import (
     Convolution,
@@ -112,7 +113,7 @@ def test_replacing_keeps_state_weights_and_the_stream_of_random_numbers() -> Non
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a processor of the kind on which it was measured to pay: what is computed is right on any."""
-    monkeypatch.setattr(winograd, "_measured", lambda: True)
+    monkeypatch.setattr(winograd, "_processor_fits", lambda: True)
 
 
 def test_only_where_it_was_measured_to_pay(measured: None) -> None:
@@ -130,7 +131,7 @@ def test_only_where_it_was_measured_to_pay(measured: None) -> None:
 def test_a_step_equals_that_of_plain_convolutions(spec: SmallResNet | ResNet, smooth: None, measured: None) -> None:
     """Gradients of float32 are as near to those of float64: 1.5e-6 and 2.2e-6 of them, as plain convolutions' are."""
     torch.manual_seed(0)
-    ours = spec.build(16)[0].to(memory_format=torch.channels_last)
+    ours = fewer_products(spec.build(16)[0]).to(memory_format=torch.channels_last)
     plain = copy.deepcopy(ours)
     for module in plain.modules():
         if isinstance(module, WinogradConv2d):
@@ -148,3 +149,14 @@ def test_a_step_equals_that_of_plain_convolutions(spec: SmallResNet | ResNet, sm
     assert not torch.equal(grads[0], grads[1])  # another way was taken
     for found in grads[:2]:
         assert (found - grads[2]).norm() < 1e-5 * grads[2].norm()
+
+
+def test_an_encoder_replaces_the_convolutions_of_any_backbone_and_nothing_else_does() -> None:
+    backbone = ResNet("resnet18", stem="small").build(16)[0]
+    assert not any(isinstance(module, WinogradConv2d) for module in backbone.modules())
+    names = list(backbone.state_dict())
+    encoder = Encoder(backbone, nn.Identity())
+    assert (
+        sum(isinstance(module, WinogradConv2d) for module in encoder.modules()) == 14
+    )  # the small stem, and all but the three strided ones of 16
+    assert list(encoder.backbone.state_dict()) == names

@@ -27,9 +27,8 @@ from lookalike.metrics.knn import Knn, products
 from lookalike.metrics.probe import LinearProbe
 from lookalike.metrics.retrieval import retrieval
 from lookalike.metrics.spearman import spearman
-from lookalike.models.encoder import unit
+from lookalike.models.encoder import Whitening, unit
 from lookalike.models.features import embed, evaluating, means, settle
-from lookalike.models.whitening import Whitening
 from lookalike.models.winograd import convolve, correlate, scheme
 from lookalike.pretext import ops
 from lookalike.pretext.image import MOCO_V2, MOCO_V3_SECOND, TwoViews
@@ -332,7 +331,7 @@ def test_a_device_that_is_not_here_is_one_line(say: Callable[..., Any], tmp_path
     monkeypatch.setenv(DEVICE, "")  # put back after the test: the flag sets it
     code, _, err = say("pretrain", "digits", "--out", tmp_path / "run", "--recipe", "tiny", "--device", "cuda")
     assert code == 2
-    assert err == "lookalike: no CUDA device is here: give --device cpu, or see torch.cuda.is_available()\n"
+    assert err == "lookalike: this machine has no CUDA device that torch can use: give --device cpu\n"
 
 
 def test_clips_are_computed_in_fp32_on_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import functional as reference
 
 from lookalike.core.seeding import uniforms
 from lookalike.pretext import image, ops
-from lookalike.pretext.image import Columns, ImageView, TwoViews
+from lookalike.pretext.image import Draws, ImageView, TwoViews
 from lookalike.types import Canvases
 
 EVERYTHING = replace(image.MOCO_V3_SECOND, size=32, blur=0.5, solarize=0.5, gray=0.5, hue=0.4)
@@ -105,32 +105,32 @@ def test_settings_are_values():
 def by_torchvision(pixels, size, draws, view):
     """One view through torchvision's functions, one picture at a time, from the same draws."""
     height, width = pixels.shape[1:]
-    box = ops.crop_boxes(torch.tensor([[height, width]]), draws[None, Columns.CROP], view.scale, view.ratio)
+    box = ops.crop_boxes(torch.tensor([[height, width]]), draws[None, Draws.CROP], view.scale, view.ratio)
     out = reference.resized_crop(pixels / 255, *box[0].int().tolist(), [size, size], antialias=True).clamp(0, 1)
-    if draws[Columns.FLIP] < view.flip:
+    if draws[Draws.FLIP] < view.flip:
         out = reference.horizontal_flip(out)
 
     def jittered(out):
-        between = lambda low, high, at: low + (high - low) * draws[Columns.FACTORS][at].item()  # noqa: E731
+        between = lambda low, high, at: low + (high - low) * draws[Draws.FACTORS][at].item()  # noqa: E731
         spread = (view.brightness, view.contrast, view.saturation)
         values = [between(max(0, 1 - s), 1 + s, i) for i, s in enumerate(spread)]
         values.append(between(-view.hue, view.hue, 3))
         names = ("brightness", "contrast", "saturation", "hue")
-        for number in draws[Columns.ORDER].argsort().tolist():
+        for number in draws[Draws.ORDER].argsort().tolist():
             out = getattr(reference, f"adjust_{names[number]}")(out, values[number])
         return out
 
     def gray(out):
-        return reference.rgb_to_grayscale(out, 3) if draws[Columns.GRAY] < view.gray else out
+        return reference.rgb_to_grayscale(out, 3) if draws[Draws.GRAY] < view.gray else out
 
     def jitter(out):
-        return jittered(out) if draws[Columns.JITTER] < view.jitter else out
+        return jittered(out) if draws[Draws.JITTER] < view.jitter else out
 
     out = gray(jitter(out)) if view.order == "jitter first" else jitter(gray(out))
-    if draws[Columns.BLUR] < view.blur:
-        sigma = view.sigma[0] + (view.sigma[1] - view.sigma[0]) * draws[Columns.SIGMA].item()
+    if draws[Draws.BLUR] < view.blur:
+        sigma = view.sigma[0] + (view.sigma[1] - view.sigma[0]) * draws[Draws.SIGMA].item()
         out = reference.gaussian_blur(out, [2 * view.radius() + 1] * 2, [sigma, sigma])
-    if draws[Columns.SOLARIZE] < view.solarize:
+    if draws[Draws.SOLARIZE] < view.solarize:
         out = reference.solarize(out, 0.5)
     return reference.normalize(out, view.mean, view.std)
 
@@ -140,14 +140,14 @@ def test_whole_views_are_torchvisions_chain(view):
     """Within a thousandth of a byte step on average: float32 rounding along the whole chain."""
     view, batch, rows = replace(view, size=32), canvases(24), torch.arange(24)
     ours = view(batch, rows, 3, 1, 0)["pixels"]
-    draws = uniforms(3, 1, rows, 0, Columns.COUNT)
+    draws = uniforms(3, 1, rows, 0, Draws.COUNT)
     theirs = torch.stack([by_torchvision(p, 32, d, view) for p, d in zip(batch.pixels, draws)])
     assert (ours - theirs).abs().mean() < 0.001 / 255 / min(view.std)
 
 
 def test_changes_happen_as_often_as_asked():
     view, count = EVERYTHING, 20_000
-    draws = uniforms(0, 0, torch.arange(count), 0, Columns.COUNT)
+    draws = uniforms(0, 0, torch.arange(count), 0, Draws.COUNT)
     plan = view.plan(draws, torch.full((count, 2), 32), (32, 32))
     rates = {
         "flip": plan.flip, "gray": plan.gray, "blur": plan.blur, "solarize": plan.solarize, "jitter": plan.group != 4,
@@ -191,7 +191,7 @@ def test_evaluation_of_a_square_picture_is_the_whole_of_it():
 
 def test_new_operations_cannot_move_old_draws():
     """The columns are a file format of sorts: a run resumed by a later version must see the same views."""
-    columns = {name: value for name, value in vars(Columns).items() if not name.startswith("_")}
+    columns = {name: value for name, value in vars(Draws).items() if not name.startswith("_")}
     assert columns == {
         "CROP": slice(0, 22), "FLIP": 22, "JITTER": 23, "ORDER": slice(24, 28), "FACTORS": slice(28, 32),
         "GRAY": 32, "BLUR": 33, "SIGMA": 34, "SOLARIZE": 35, "COUNT": 36,

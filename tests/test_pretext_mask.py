@@ -38,7 +38,7 @@ def test_as_many_patches_stay_in_each_example_as_the_share_says(
     share: float, patch: int, seed: int, epoch: int
 ) -> None:
     patches = (12 // patch) ** 2
-    keep = Masked(VIEW, share=share, patch=patch).kept(torch.arange(5), seed, epoch)
+    keep = Masked(VIEW, share=share, patch=patch).keep(torch.arange(5), seed, epoch)
     assert keep.shape == (5, max(1, round((1 - share) * patches)))
     assert bool((keep.diff(dim=1) > 0).all())  # ascending, so none twice
     assert 0 <= int(keep.min()) <= int(keep.max()) < patches
@@ -46,17 +46,17 @@ def test_as_many_patches_stay_in_each_example_as_the_share_says(
 
 def test_what_stays_is_a_function_of_seed_epoch_and_row_alone() -> None:
     rows = torch.tensor([5, 1, 900_000_000, 7])
-    keep = MASKED.kept(rows, 3, 4)
-    assert torch.equal(MASKED.kept(rows.flip(0), 3, 4), keep.flip(0))
-    assert torch.equal(torch.cat([MASKED.kept(part, 3, 4) for part in rows.split(1)]), keep)
+    keep = MASKED.keep(rows, 3, 4)
+    assert torch.equal(MASKED.keep(rows.flip(0), 3, 4), keep.flip(0))
+    assert torch.equal(torch.cat([MASKED.keep(part, 3, 4) for part in rows.split(1)]), keep)
     many = torch.arange(200)
-    assert len({tuple(row) for row in MASKED.kept(many, 0, 0).tolist()}) > 60  # of 126
-    for other in (MASKED.kept(many, 1, 0), MASKED.kept(many, 0, 1), MASKED.kept(many + 1, 0, 0)):
-        assert not torch.equal(other, MASKED.kept(many, 0, 0))
+    assert len({tuple(row) for row in MASKED.keep(many, 0, 0).tolist()}) > 60  # of 126
+    for other in (MASKED.keep(many, 1, 0), MASKED.keep(many, 0, 1), MASKED.keep(many + 1, 0, 0)):
+        assert not torch.equal(other, MASKED.keep(many, 0, 0))
 
 
 def test_every_patch_stays_equally_often() -> None:
-    counts = torch.bincount(MASKED.kept(torch.arange(9000), 0, 0).flatten(), minlength=9)
+    counts = torch.bincount(MASKED.keep(torch.arange(9000), 0, 0).flatten(), minlength=9)
     assert int(counts.sum()) == 36_000
     assert bool((counts - 4000).abs().max() < 5 * (9000 * 4 / 9 * 5 / 9) ** 0.5)  # five standard deviations
 
@@ -67,7 +67,7 @@ def test_the_views_are_those_without_a_mask_and_the_key_is_whole() -> None:
     plain = TwoViews(VIEW)(canvases(), rows, 1, 2)
     assert torch.equal(first["pixels"], plain[0]["pixels"])
     assert torch.equal(second["pixels"], plain[1]["pixels"])
-    assert torch.equal(first["keep"], MASKED.kept(rows, 1, 2))
+    assert torch.equal(first["keep"], MASKED.keep(rows, 1, 2))
     assert second.keys() == {"pixels"}
 
 

@@ -20,9 +20,9 @@ from lookalike.core.errors import UserError
 from lookalike.data.text.source import find_text
 from lookalike.data.text.tokenizer import Reader, Tokenizer
 from lookalike.metrics.spearman import ranked, spearman
+from lookalike.models.decoder import Words
 from lookalike.models.hugging_face import HuggingFace
-from lookalike.models.text import Attended, Dropped, Transformer, table
-from lookalike.models.words import Words
+from lookalike.models.text import CounterDropout, Packing, Transformer, table
 from lookalike.pretext.text import Cloze, Pairs, SameSentence
 from lookalike.types import FIRST, MASK, PAD, Tokens, View
 
@@ -154,14 +154,14 @@ def test_tokens_are_left_out_and_moved_a_little_and_the_first_stays() -> None:
 def test_a_cloze_asks_for_some_tokens_and_hides_most_of_them() -> None:
     texts, rows = material(*[24] * 500), torch.arange(500)
     view, _ = Cloze()(texts, rows, 0, 0)
-    asked, hidden = view["asked"] >= 0, view["tokens"] == MASK
-    assert asked.any(1).all()
-    assert not asked[:, 0].any()
-    assert torch.equal(view["asked"][asked], texts.tokens[:, 0][asked])
+    targets, hidden = view["targets"] >= 0, view["tokens"] == MASK
+    assert targets.any(1).all()
+    assert not targets[:, 0].any()
+    assert torch.equal(view["targets"][targets], texts.tokens[:, 0][targets])
     assert torch.equal(view["tokens"][~hidden], texts.tokens[:, 0][~hidden])
-    assert abs(float(asked[:, 1:].float().mean()) - 0.15) < 0.015
-    assert abs(float(hidden[asked].float().mean()) - 0.9) < 0.03
-    assert Cloze()(material(2), torch.tensor([0]), 0, 0)[0]["asked"][0, 1] >= 0  # the only one there is
+    assert abs(float(targets[:, 1:].float().mean()) - 0.15) < 0.015
+    assert abs(float(hidden[targets].float().mean()) - 0.9) < 0.03
+    assert Cloze()(material(2), torch.tensor([0]), 0, 0)[0]["targets"][0, 1] >= 0  # the only one there is
 
 
 def test_evaluations_see_the_whole_first_text() -> None:
@@ -228,7 +228,7 @@ def test_noise_decides_what_drops_out_and_without_it_nothing_does(spec: Any, req
 
 def test_as_many_units_drop_out_as_asked_and_the_mean_stays() -> None:
     noise, attend = torch.arange(400) * 977, torch.ones(400, 20, dtype=torch.bool)
-    dropped = Dropped.of(noise, Attended.of(attend), torch.arange(20).repeat(400), 0.1, 3)
+    dropped = CounterDropout.of(noise, Packing.of(attend), torch.arange(20).repeat(400), 0.1, 3)
     masks = [dropped(torch.ones(8000, 64), site) for site in range(3)]
     for mask in masks:
         assert abs(float((mask == 0).float().mean()) - 0.1) < 0.002  # of 512,000
@@ -264,7 +264,7 @@ def test_the_decoder_of_words_weighs_texts_alike() -> None:
         parts.append(decoder(last[start : start + length], **cut(view, [row])))
         start += length
     torch.testing.assert_close(torch.stack(parts).mean(), decoder(last, **view))
-    assert abs(decoder(last, **view).item() - Words().guess(300)) < 0.1
+    assert abs(decoder(last, **view).item() - Words().chance_loss(300)) < 0.1
 
 
 # ---- similarity ----

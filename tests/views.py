@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lookalike.core.seeding import uniforms
 from lookalike.pretext import image, ops, ops_triton
-from lookalike.pretext.image import Columns, ImageView
+from lookalike.pretext.image import Draws, ImageView
 from lookalike.pretext.plan import STILL, Plan
 
 EVERYTHING = replace(image.MOCO_V3_SECOND, blur=0.5, solarize=0.5, gray=0.5, hue=0.5)
@@ -97,7 +97,7 @@ def check(name: str, view: ImageView, plan: Plan, pixels: Tensor) -> float:
 
 def planned(view: ImageView, seed: int) -> Plan:
     """Two views of each picture, as they are drawn; the canvas is squashed, so boxes end inside pixels."""
-    draws = torch.cat([uniforms(seed, 0, torch.arange(COUNT), number, Columns.COUNT) for number in (0, 1)])
+    draws = torch.cat([uniforms(seed, 0, torch.arange(COUNT), number, Draws.COUNT) for number in (0, 1)])
     sizes = (torch.tensor(CANVAS) * (1 + 2 * uniforms(6, 0, torch.arange(COUNT), 0, 2))).long()
     return view.plan(draws, sizes.repeat(2, 1), CANVAS)
 

@@ -1,4 +1,4 @@
-"""The words every layer shares: views, batches, outcomes, embeddings."""
+"""The types that every layer shares: materials, views, batches, embeddings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Canvases(NamedTuple):
 
 
 class Film(NamedTuple):
-    """Rows that are frames of videos: N of them, each video's one after the other as time goes on."""
+    """Rows that are frames of videos: N of them, video by video, each in the order of time."""
 
     times: Tensor  # (N,) float64 seconds from the start of its video
     first: Tensor  # (N,) int64 the first row of its video
@@ -55,7 +55,7 @@ class Tokens(NamedTuple):
 
 
 class Captioned(NamedTuple):
-    """Pictures with what is said of them: the fields of Canvases, then those of Tokens, V captions a picture."""
+    """Pictures with their captions: the fields of Canvases, then those of Tokens, V captions a picture."""
 
     pixels: Tensor
     sizes: Tensor
@@ -66,7 +66,7 @@ class Captioned(NamedTuple):
         """The pictures alone."""
         return Canvases(self.pixels, self.sizes)
 
-    def said(self) -> Tokens:
+    def captions(self) -> Tokens:
         """The captions alone."""
         return Tokens(self.tokens, self.lengths)
 
@@ -75,13 +75,13 @@ Material = Canvases | Tokens | Captioned
 """What a loader reads and a pretext makes views of: of each kind of data its own, B rows of each tensor."""
 
 PAD, FIRST, MASK = range(3)
-"""The tokens that are no text: what fills a row up, what every text begins with, what stands for a hidden token."""
+"""Special tokens: padding, what every text begins with, what stands for a hidden token."""
 
 
 class Batch(NamedTuple):
     """Two views of each of B examples; ``index`` (B,) holds their rows in the source, on the host or on the device."""
 
-    index: Tensor  # type: ignore[assignment]  # the word of the design; it hides tuple.index
+    index: Tensor  # type: ignore[assignment]  # it hides tuple.index
     first: View
     second: View
 

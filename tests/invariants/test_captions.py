@@ -16,10 +16,9 @@ from PIL import Image
 from lookalike.data.order import Order
 from lookalike.data.text.captions import find_captioned
 from lookalike.data.text.tokenizer import Tokenizer
-from lookalike.learn.dictionary import InBatch
+from lookalike.learn.dictionary import InBatch, QueueEach
 from lookalike.learn.keys import EndToEnd
 from lookalike.learn.optim import SGD
-from lookalike.learn.per_direction import QueueEach
 from lookalike.models.image import SmallResNet
 from lookalike.models.text import Transformer
 from lookalike.models.towers import TwoTowers

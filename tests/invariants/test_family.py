@@ -285,9 +285,9 @@ def test_guesses_are_what_equal_scores_cost() -> None:
     same = torch.ones(B, D, dtype=torch.float64) / math.sqrt(D)
     entries = Entries(same, same[:1].expand(11, -1))
     for objective in (InfoNCE(0.1), DCL(0.1, weight=2.0), NCE(0.1)):
-        assert float(objective(same, entries)) == pytest.approx(objective.guess(11))
+        assert float(objective(same, entries)) == pytest.approx(objective.chance_loss(11))
     supervised = Entries(same, same[:1].expand(11, -1), *(torch.zeros(B, 11, dtype=torch.bool) for _ in range(2)))
-    assert float(SupCon(0.1)(same, supervised)) == pytest.approx(SupCon(0.1).guess(11))
+    assert float(SupCon(0.1)(same, supervised)) == pytest.approx(SupCon(0.1).chance_loss(11))
 
 
 BASE = small()

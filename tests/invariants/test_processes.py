@@ -96,7 +96,7 @@ def batch_of(step: int, dtype: torch.dtype, recipe: Recipe) -> Batch:
     views = [torch.randn(BATCH, 3, SIDE, SIDE, generator=generator).to(dtype) for _ in range(2)]
     first, second = ({"pixels": dist.share(view).to(memory_format=torch.channels_last)} for view in views)
     if isinstance(recipe.pretext, Masked):
-        first["keep"] = recipe.pretext.kept(dist.share(index), recipe.seed, step)
+        first["keep"] = recipe.pretext.keep(dist.share(index), recipe.seed, step)
     return Batch(dist.share(index), first, second)
 
 

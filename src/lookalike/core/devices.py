@@ -6,7 +6,9 @@ network (views, objectives, statistics, optimizers, evaluations) is ``full_preci
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import accumulate
@@ -36,6 +38,7 @@ _EXACT: tuple[_Switch, ...] = (
     (torch.utils.deterministic, "fill_uninitialized_memory", False),  # a pass over memory that is written anyway
 )
 _ALIGNED = 256  # bytes, as allocators of GPUs align
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def device() -> torch.device:
@@ -44,9 +47,9 @@ def device() -> torch.device:
     if kind is None:
         kind = "cuda" if torch.cuda.is_available() else "cpu"
     elif kind == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device is here: give --device cpu, or see torch.cuda.is_available()", USAGE)
+        raise UserError("this machine has no CUDA device that torch can use: give --device cpu", USAGE)
     elif kind == "mps" and not torch.backends.mps.is_available():
-        raise UserError("no Apple GPU is here: give --device cpu", USAGE)
+        raise UserError("this machine has no Apple GPU that torch can use: give --device cpu", USAGE)
     return torch.device(kind, int(os.environ.get("LOCAL_RANK", "0"))) if kind == "cuda" else torch.device(kind)
 
 
@@ -68,7 +71,7 @@ def placed(module: Module) -> Module:
     return moved.to(memory_format=torch.channels_last)
 
 
-# ---- from the host to the device, without waiting ----
+# ---- memory, and the way from the host to the device, without waiting ----
 
 
 def room(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -94,15 +97,19 @@ def sent(parts: Sequence[Tensor], where: torch.device) -> list[Tensor]:
     if where.type != "cuda" or any(part.device.type != "cpu" for part in parts):
         return [part.to(where) for part in parts]
     starts = list(accumulate((-(-part.nbytes // _ALIGNED) * _ALIGNED for part in parts), initial=0))
-    held = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=True)
-    for part, start in zip(parts, starts):
-        held[start : start + part.nbytes].view(part.dtype).view(part.shape).copy_(part)
-    there = held.to(where, non_blocking=True)
-    return [there[start : start + part.nbytes].view(part.dtype).view(part.shape) for part, start in zip(parts, starts)]
+    host = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=True)
+    for part, place in zip(parts, _views(host, parts, starts)):
+        place.copy_(part)
+    return _views(host.to(where, non_blocking=True), parts, starts)
+
+
+def _views(memory: Tensor, parts: Sequence[Tensor], starts: Sequence[int]) -> list[Tensor]:
+    """Parts of some bytes, with the types and shapes of ``parts``."""
+    return [memory[start : start + part.nbytes].view(part.dtype).view(part.shape) for part, start in zip(parts, starts)]
 
 
 class Later:
-    """Numbers of a device that are on their way to the host; nobody waits until they are read."""
+    """Numbers of a device on their way to the host; reading them waits, nothing before does."""
 
     def __init__(self, numbers: Tensor) -> None:
         self._numbers, self._arrived = numbers, None
@@ -111,7 +118,7 @@ class Later:
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
 
-    def there(self) -> bool:
+    def ready(self) -> bool:
         """Whether reading them would not wait."""
         return self._arrived is None or bool(self._arrived.query())  # type: ignore[no-untyped-call]
 
@@ -119,8 +126,23 @@ class Later:
         """The numbers."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        found: list[float] = self._numbers.tolist()
-        return found
+        return list(self._numbers.tolist())
+
+
+def keep_freed() -> bool:
+    """Have malloc reuse large blocks instead of returning them to the system; False where the C library cannot.
+
+    glibc gives back what is large or last, and a training step takes the same dozens of blocks again and again: filling
+    a new one of 64 MB took six times as long as filling an old one (docs/results.md). The price is that the process
+    stays as large as its largest step, as it does on a GPU.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # another C library, musl say
+        return False
+    return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, (1 << 31) - 1))
 
 
 # ---- precision ----
@@ -139,7 +161,7 @@ def exact(strict: bool = False) -> Iterator[None]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts; else its sums may differ
     before, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     switches = [*_EXACT, *_no_tf32()]
-    held = [getattr(where, name) for where, name, _ in switches]
+    values = [getattr(where, name) for where, name, _ in switches]
     torch.use_deterministic_algorithms(True, warn_only=not strict)
     for where, name, value in switches:
         setattr(where, name, value)
@@ -147,7 +169,7 @@ def exact(strict: bool = False) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warned)
-        for (where, name, _), value in zip(switches, held):
+        for (where, name, _), value in zip(switches, values):
             setattr(where, name, value)
 
 
@@ -207,12 +229,12 @@ def autocast(precision: Precision, kind: str) -> AbstractContextManager[object]:
 @contextmanager
 def _in_bf16(kind: str) -> Iterator[None]:
     """As ``torch.autocast``, whose cache of cast weights would outlive a step where a caller holds a context open."""
-    held = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind), torch.is_autocast_cache_enabled()
+    before = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind), torch.is_autocast_cache_enabled()
     _set_autocast(kind, True, torch.bfloat16, False)
     try:
         yield
     finally:
-        _set_autocast(kind, *held)
+        _set_autocast(kind, *before)
 
 
 def _set_autocast(kind: str, enabled: bool, dtype: torch.dtype, cached: bool) -> None:

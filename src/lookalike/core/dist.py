@@ -1,4 +1,4 @@
-"""Where this process stands among those that torchrun started, and what they say to each other.
+"""Which of the processes of torchrun this one is, and what they send to each other.
 
 Everything here is plain ``torch.distributed``; with one process each function is the identity and costs nothing.
 A rank holds a contiguous share of the global batch, so gathering restores the order of one process.
@@ -68,7 +68,7 @@ def together() -> Iterator[None]:
     try:
         store, number, of = next(rendezvous("env://", timeout=PATIENCE))
         torch_dist.init_process_group(
-            # Words are spoken between processors, so that no rank waits for its GPU to say them.
+            # Plain data goes between processors, so that no rank waits for its GPU to send it.
             "cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo",
             store=alive(store, number, of, PATIENCE),
             rank=number,
@@ -80,7 +80,7 @@ def together() -> Iterator[None]:
             yield
     except RuntimeError as error:
         if isinstance(error, torch_dist.DistError) or "gloo" in str(error).lower():  # gloo's own are of no class
-            raise lost(error) from None
+            raise _lost(error) from None
         raise
     finally:
         if _together():
@@ -97,17 +97,16 @@ def distributed(module: nn.Module) -> nn.Module:
         return DistributedDataParallel(module, broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True)
 
 
-def silent(module: nn.Module) -> AbstractContextManager[None]:
-    """Inside, gradients only add up here; the next backward pass outside takes the mean of all."""
-    found: AbstractContextManager[None] = (
-        module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
-    )
-    return found
+def no_sync(module: nn.Module) -> AbstractContextManager[None]:
+    """Inside, gradients only add up on each rank; the next backward pass outside takes the mean over ranks."""
+    parallel = isinstance(module, DistributedDataParallel)
+    context: AbstractContextManager[None] = module.no_sync() if parallel else nullcontext()  # type: ignore[operator]
+    return context
 
 
-def lost(error: Exception) -> UserError:
-    """What is said where another rank does not answer any more."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _lost(error: Exception) -> UserError:
+    """For a rank that another one does not answer any more."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return UserError(
         f"rank {rank()} lost another rank ({reason}): the last checkpoint is whole; the same command continues, and "
         "torchrun --max-restarts=3 does so by itself",
@@ -154,10 +153,10 @@ def _gathered(part: Tensor) -> Tensor:
     return parts.flatten(0, 1)
 
 
-def share(whole: Tensor) -> Tensor:
-    """(world · B, ...) → this rank's (B, ...)."""
-    size = len(whole) // world()
-    return whole[rank() * size : (rank() + 1) * size]
+def share(whole: Tensor, of: int | None = None) -> Tensor:
+    """(world · B, ...) → the (B, ...) of this rank, or of another."""
+    size, number = len(whole) // world(), rank() if of is None else of
+    return whole[number * size : (number + 1) * size]
 
 
 def exchange(part: Tensor, order: Tensor) -> Tensor:
@@ -168,38 +167,33 @@ def exchange(part: Tensor, order: Tensor) -> Tensor:
     if world() == 1:
         return part[order]
     size, order = len(part), order.cpu()
-    mine = share(order)  # positions in the global batch that this rank wants, in the order it wants them
-    leaving = [(wanted := order[to * size : (to + 1) * size])[wanted // size == rank()] % size for to in range(world())]
+    mine = share(order)  # positions in the global batch of the rows that this rank gets
+    places = [share(order, receiver) for receiver in range(world())]
+    leaving = [place[place // size == rank()] % size for place in places]
     counts = [int((mine // size == sender).sum()) for sender in range(world())]
-    by_sender = (mine // size).argsort(stable=True)  # rows of one sender arrive in the order they are wanted in
-    going, coming = sent([torch.cat(leaving), by_sender.argsort()], part.device)
-    outgoing = part[going].contiguous()
+    by_sender = (mine // size).argsort(stable=True)  # rows of one sender arrive in their order in ``mine``
+    outgoing, incoming = sent([torch.cat(leaving), by_sender.argsort()], part.device)
     arrived = torch.empty_like(part, memory_format=torch.contiguous_format)
-    torch_dist.all_to_all_single(arrived, outgoing, counts, [len(rows) for rows in leaving])
-    return arrived[coming].to(memory_format=_layout(part))
+    torch_dist.all_to_all_single(arrived, part[outgoing].contiguous(), counts, [len(rows) for rows in leaving])
+    last = part.dim() == 4 and part.is_contiguous(memory_format=torch.channels_last)
+    return arrived[incoming].to(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-def fetch(rows: Tensor, wanted: Tensor, block: int) -> Tensor:
-    """(..., D) rows number ``wanted`` (...) of a table that ranks hold in blocks of ``block`` rows; no gradient."""
-    numbers = wanted.flatten()
+def fetch(rows: Tensor, index: Tensor, block: int) -> Tensor:
+    """(..., D) rows number ``index`` (...) of a table that ranks hold in blocks of ``block`` rows; no gradient."""
+    numbers = index.flatten()
     if world() == 1:
-        return rows[numbers].view(*wanted.shape, -1)
+        return rows[numbers].view(*index.shape, -1)
     owner = numbers // block
     order = owner.argsort(stable=True)
-    sent = torch.bincount(owner, minlength=world())
-    asked = torch.empty_like(sent)
-    torch_dist.all_to_all_single(asked, sent)
-    to, back = sent.tolist(), asked.tolist()
-    asked_for = numbers.new_empty(sum(back))
-    torch_dist.all_to_all_single(asked_for, numbers[order], back, to)
-    found = rows.new_empty(len(numbers), rows.shape[1])
-    torch_dist.all_to_all_single(found, rows[asked_for - rank() * block], to, back)
-    return found[order.argsort()].view(*wanted.shape, -1)
-
-
-def _layout(tensor: Tensor) -> torch.memory_format:
-    last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
+    requests = torch.bincount(owner, minlength=world())  # by this rank, of each rank
+    answers = torch.empty_like(requests)  # by this rank, to each rank
+    torch_dist.all_to_all_single(answers, requests)
+    requested = numbers.new_empty(int(answers.sum()))
+    torch_dist.all_to_all_single(requested, numbers[order], answers.tolist(), requests.tolist())
+    arrived = rows.new_empty(len(numbers), rows.shape[1])
+    torch_dist.all_to_all_single(arrived, rows[requested - rank() * block], requests.tolist(), answers.tolist())
+    return arrived[order.argsort()].view(*index.shape, -1)
 
 
 @torch.no_grad()
@@ -233,9 +227,9 @@ def copy_from_first(tensors: Sequence[Tensor]) -> None:
 def shared(
     work: Callable[[Sequence[Tensor]], list[Tensor]], parts: Sequence[Tensor], costs: Sequence[int]
 ) -> list[Tensor]:
-    """``work`` of the parts, which all ranks hold: done by one rank each, the costly ones first, and told to all.
+    """``work`` of the parts, which all ranks hold: done by one rank each, the costly ones first, and sent to all.
 
-    Parts without numbers are not told: one rank may ask for their shapes alone.
+    Parts without data (``meta``) are not sent: their shapes are known.
     """
     if world() == 1 or all(part.is_meta for part in parts):
         return work(parts)
@@ -244,45 +238,77 @@ def shared(
         owners[number] = busy.index(min(busy))
         busy[owners[number]] += costs[number]
     mine = iter(work([part for part, owner in zip(parts, owners) if owner == rank()]))
-    found = [
+    results = [
         next(mine).contiguous() if owner == rank() else torch.empty(part.shape).to(part)
         for part, owner in zip(parts, owners)
     ]
-    telling = [torch_dist.broadcast(part, owner, async_op=True) for part, owner in zip(found, owners)]
-    for told in telling:
-        if told is not None:
-            told.wait()
-    return found
+    messages = [torch_dist.broadcast(part, owner, async_op=True) for part, owner in zip(results, owners)]
+    for message in messages:
+        if message is not None:
+            message.wait()
+    return results
 
 
-# ---- words ----
+# ---- rows of which each rank works on some, and the first one gets all ----
 
 
-def agree(value: Value, speaker: int = 0) -> Value:
+def chunks_of_rank(count: int, chunk: int) -> tuple[int, int]:
+    """The first of ``count`` rows that this rank works on and the one after its last: whole chunks, as one process has.
+
+    Kernels may round otherwise for another number of examples at a time, so chunks are never cut.
+    """
+    chunks = -(-count // chunk)
+    start, stop = (-(-chunks * (rank() + i) // world()) * chunk for i in (0, 1))
+    return min(start, count), min(stop, count)
+
+
+def to_first(part: Tensor) -> Tensor:
+    """(B, ...) of every rank, B its own → all rows in the order of ranks on the first rank, none on the others.
+
+    The first rank has a row if any has: see ``chunks_of_rank``.
+    """
+    if world() == 1:
+        return part
+    counts = [agree(len(part), sender) for sender in range(world())]
+    if not first():
+        if len(part):
+            torch_dist.send(part.to(device()).contiguous(), 0)
+        return part[:0]
+    parts = [part]
+    for sender, count in enumerate(counts[1:], 1):
+        if count:
+            parts.append(torch.empty(count, *part.shape[1:], dtype=part.dtype, device=device()))
+            torch_dist.recv(parts[-1], sender)
+    return torch.cat([rows.to(part.device) for rows in parts])
+
+
+# ---- plain data ----
+
+
+def agree(value: Value, sender: int = 0) -> Value:
     """The value of one rank, on every rank: plain data, which travels as JSON, never as pickle."""
     if world() == 1:
         return value
-    told = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
-    length = torch.tensor(len(told))
-    torch_dist.broadcast(length, speaker)
-    told = told if rank() == speaker else torch.empty(int(length), dtype=torch.uint8)
-    torch_dist.broadcast(told, speaker)
-    said: Value = json.loads(bytes(told.tolist()))
-    return said
+    message = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
+    length = torch.tensor(len(message))
+    torch_dist.broadcast(length, sender)
+    message = message if rank() == sender else torch.empty(int(length), dtype=torch.uint8)
+    torch_dist.broadcast(message, sender)
+    received: Value = json.loads(bytes(message.tolist()))
+    return received
 
 
 def largest(numbers: Sequence[float]) -> list[float]:
     """Number by number the largest over ranks: how ranks agree to stop or to save."""
     if world() == 1:
         return list(numbers)
-    found = torch.tensor(numbers, dtype=torch.float64)
-    torch_dist.all_reduce(found, torch_dist.ReduceOp.MAX)
-    result: list[float] = found.tolist()
-    return result
+    maxima = torch.tensor(numbers, dtype=torch.float64)
+    torch_dist.all_reduce(maxima, torch_dist.ReduceOp.MAX)
+    return list(maxima.tolist())
 
 
 def on_first_rank(work: Callable[[], Value]) -> Value:
-    """What ``work`` gives on the first rank (plain data), told to every rank; its UserError is everybody's."""
+    """What ``work`` gives on the first rank (plain data), on every rank; its UserError is raised on every rank."""
     if world() == 1:
         return work()
     value, failure = None, None

@@ -9,7 +9,6 @@ from importlib.util import find_spec
 
 USAGE, BAD_DATA, IO, LOCKED = 2, 65, 74, 75
 
-
 PLATFORMS = "lookalike runs on Linux and macOS; on Windows, run it in WSL 2 (Linux inside Windows)"
 
 
@@ -22,10 +21,10 @@ class UserError(Exception):
 
 
 def meant(word: str, names: Iterable[str], otherwise: str | None = None) -> str:
-    """What is said to somebody who wrote ``word``: the nearest of ``names``, else ``otherwise``, else all of them."""
-    there = list(names)
-    near = difflib.get_close_matches(word, there, n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else otherwise or f"there are {', '.join(there)}"
+    """The hint for somebody who wrote ``word``: the nearest of ``names``, else ``otherwise``, else all of them."""
+    names = list(names)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else otherwise or f"there are {', '.join(names)}"
 
 
 def refuse_platform() -> None:

@@ -13,12 +13,12 @@ from lookalike.core.devices import full_precision
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """torch inside as in a fresh process, after as the caller had it; at every door of the Python API, nested or not.
+    """torch inside as in a fresh process, after as the caller had it; around calls of the Python API, nested or not.
 
     Put aside are the default dtype and device, disabled gradients, inference mode, autocast, products of float32 in
     fewer bits on a processor, and the state of the global generators. The dtype and the products belong to the whole
-    process: other threads see them as they are here, meanwhile, and whoever draws from the generators in another thread
-    changes what is drawn here. The number of threads stays the caller's.
+    process: other threads see them as they are inside, and whoever draws from the generators in another thread
+    changes what is drawn inside. The number of threads stays the caller's.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -35,8 +35,8 @@ def isolated() -> Iterator[None]:
 def _float32() -> Iterator[None]:
     """New tensors in float32, and its products computed in it."""
     dtype, mkldnn = torch.get_default_dtype(), cast(Any, torch.backends.mkldnn)
-    found = [(kind, kind.fp32_precision) for kind in (mkldnn.matmul, mkldnn.conv)]
-    coarse = [(kind, precision) for kind, precision in found if precision not in ("none", "ieee")]
+    settings = [(kind, kind.fp32_precision) for kind in (mkldnn.matmul, mkldnn.conv)]
+    coarse = [(kind, precision) for kind, precision in settings if precision not in ("none", "ieee")]
     torch.set_default_dtype(torch.float32)
     for kind, _ in coarse:
         kind.fp32_precision = "ieee"
@@ -50,12 +50,12 @@ def _float32() -> Iterator[None]:
 
 @contextmanager
 def _generators() -> Iterator[None]:
-    """The caller's random numbers go on after as if nothing had been drawn here, or seeded."""
-    here = torch.get_rng_state()
-    there = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    """The caller's random numbers go on after as if nothing had been drawn or seeded inside."""
+    cpu = torch.get_rng_state()
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        torch.set_rng_state(here)
-        if there:
-            torch.cuda.set_rng_state_all(there)
+        torch.set_rng_state(cpu)
+        if gpus:
+            torch.cuda.set_rng_state_all(gpus)

@@ -1,8 +1,8 @@
-"""Ranks find each other, and only those that are alive now.
+"""The rendezvous of the ranks of one attempt of a run.
 
-torchrun keeps one store for all attempts of a run (seen in torch 2.14). What an attempt that died has written there is
-read by the next one: a rank that starts sooner than its peer dials the address of a dead process, and its group fails
-or waits for ever. So ranks first agree on a word that no earlier attempt can know, and keep their keys under it.
+torchrun keeps one store for all attempts (observed in torch 2.14). What an attempt that died has written there is read
+by the next one: a rank that starts sooner than its peer dials the address of a dead process, and its group fails or
+waits for ever. So ranks first agree on a name that no earlier attempt can know, and keep their keys under it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ POLL = 0.02  # seconds between two looks
 def alive(store: Store, rank: int, world: int, patience: timedelta) -> PrefixStore:
     """The part of the store that the ``world`` ranks of this attempt share, and nobody else.
 
-    Each rank says hello with a word of its own. The first rank proposes a name together with the words it has read,
-    again and again, until all have accepted; another rank accepts the proposal that has its word of today.
-    Raises ``DistStoreError`` where one does not come within ``patience``.
+    Each rank writes a token of its own. The first rank proposes a name together with the tokens it has read, again and
+    again, until all have accepted; another rank accepts the proposal that has its token of this attempt. Raises
+    ``DistStoreError`` where one does not come within ``patience``.
     """
     store = PrefixStore("lookalike", store)
     store.set_timeout(patience)
@@ -34,19 +34,19 @@ def alive(store: Store, rank: int, world: int, patience: timedelta) -> PrefixSto
 
 def _propose(store: Store, name: str, world: int, limit: float) -> str:
     while True:
-        words = [store.get(f"hello {rank}").decode() for rank in range(1, world)]
-        store.set("proposal", json.dumps([name, words]))
-        if store.check([f"{name} {word}" for word in words]):
+        tokens = [store.get(f"hello {rank}").decode() for rank in range(1, world)]
+        store.set("proposal", json.dumps([name, tokens]))
+        if store.check([f"{name} {token}" for token in tokens]):
             return name
         _pause(limit)
 
 
-def _accept(store: Store, word: str, rank: int, limit: float) -> str:
-    store.set(f"hello {rank}", word)
+def _accept(store: Store, token: str, rank: int, limit: float) -> str:
+    store.set(f"hello {rank}", token)
     while True:
-        name, words = json.loads(store.get("proposal"))
-        if words[rank - 1 : rank] == [word]:
-            store.set(f"{name} {word}", "here")
+        name, tokens = json.loads(store.get("proposal"))
+        if tokens[rank - 1 : rank] == [token]:
+            store.set(f"{name} {token}", "accepted")
             return str(name)
         _pause(limit)
 

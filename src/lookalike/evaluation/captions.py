@@ -70,7 +70,7 @@ def matched(spec: settings.CaptionRetrieval, model: Trained, data: Data, resourc
 
 def _captions(material: Captioned) -> list[View]:
     """Each of the V captions of all pictures, whole; nothing drops out."""
-    texts = material.said()
+    texts = material.captions()
     return [plain(texts, number) for number in range(texts.lengths.shape[1])]
 
 

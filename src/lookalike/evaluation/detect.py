@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lookalike.core.devices import device, exact, moved, placed
+from lookalike.core.devices import device, exact, keep_freed, moved, placed
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.core.memory import keep_freed
 from lookalike.core.seeding import reseed
 from lookalike.data.annotations.canvases import canvases
 from lookalike.data.annotations.open import learned_and_asked, open_annotated

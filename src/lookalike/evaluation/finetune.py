@@ -109,7 +109,7 @@ def classifier(spec: settings.Finetune, recipe: Recipe, classes: int, examples: 
     return replace(
         with_labels(recipe, classes),
         name=f"finetuned_{recipe.name}",
-        pretext=OneView(recipe.pictures.crops()),
+        pretext=OneView(recipe.crops()),
         whiten=False,
         optimizer=AdamW(rate * 256 / batch, spec.decay),
         schedule=Cosine(warmup=0.1),

@@ -44,7 +44,7 @@ def probe(spec: settings.Probe, model: Trained, data: Data, resources: Resources
         reference = Rows(reference, drawn(reference.labels, spec.share, spec.seed))
     say_missing(reference.labels, query.labels, resources)
     loaders = [loader_of(source, model, resources.workers) for source in (reference, query)]
-    view, progress = model.recipe.pictures.crops(), partial(resources.progress, "probing")
+    view, progress = model.recipe.crops(), partial(resources.progress, "probing")
     classifier = fit(spec, model.encoder, loaders[0], view, progress)
     features = raw(model.encoder, model.views(loaders[1], torch.arange(len(query)))).cpu()
     good = torch.tensor(readable(loaders[1]))

@@ -9,17 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lookalike.core import dist
 from lookalike.core.devices import full_precision, wide
-from lookalike.learn.bank import MemoryBank
-from lookalike.learn.entries import DTYPES, Dictionary, Entries, Precision
+from lookalike.core.seeding import integers, uniforms
+from lookalike.learn.entries import DTYPES, Dictionary, Entries, Precision, RowBlock
 
-__all__ = ["Dictionary", "Entries", "InBatch", "MemoryBank", "Neighbours", "Queue"]
+__all__ = ["Dictionary", "Entries", "InBatch", "MemoryBank", "Neighbours", "Queue", "QueueEach"]
 
-_SEARCHED = 256  # keys whose neighbours are searched at a time: 100 MB of products with a queue of 98,304
+_ROWS, _DRAWS = 1, 2  # which of a bank's random streams: the initial rows, the negatives of a step
+_CHUNK = 256  # keys whose neighbours are searched at a time: 100 MB of products with a queue of 98,304
+
+
+# ---- the batch ----
 
 
 @dataclass(frozen=True)
@@ -54,20 +58,19 @@ class KeysOfBatch(Dictionary):
         super().__init__()
         self.queries = queries
 
-    def look_up(self, query: Tensor, key: Tensor, index: Tensor) -> Entries:
+    def look_up(self, query: Tensor, key: Tensor, index: Tensor, direction: int = 0) -> Entries:
         """Keys (and queries) of the whole batch, with gradient where they have one."""
-        everything, rows = dist.gather(key), dist.gather(index)
-        own = torch.arange(len(rows), device=index.device) == _positions(index)[:, None]
+        entries, rows = dist.gather(key), dist.gather(index)
+        place = torch.arange(len(index), device=index.device) + dist.rank() * len(index)  # in the global batch
+        own = torch.arange(len(rows), device=index.device) == place[:, None]
         if self.queries:
-            everything = torch.cat([everything, dist.gather(query)])
+            entries = torch.cat([entries, dist.gather(query)])
             rows, own = torch.cat([rows, rows]), torch.cat([own, own], 1)
         same = index[:, None] == rows
-        return Entries(key, everything, own | same, same & ~own)
+        return Entries(key, entries, own | same, same & ~own)
 
 
-def _positions(index: Tensor) -> Tensor:
-    """(B,) where this rank's rows stand in the global batch."""
-    return torch.arange(len(index), device=index.device) + dist.rank() * len(index)
+# ---- queues ----
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Queue:
     size: int = 65536
     precision: Precision = "fp32"
 
-    def build(self, dim: int, examples: int) -> QueueOfKeys:
+    def build(self, dim: int, examples: int) -> Dictionary:
         """A queue of ``size`` random unit rows of width ``dim``."""
         return QueueOfKeys(self.size, dim, DTYPES[self.precision])
 
@@ -108,7 +111,7 @@ class QueueOfKeys(Dictionary):
         self.register_buffer("keys", F.normalize(keys, dim=1, out=keys).to(dtype))
         self.register_buffer("oldest", torch.zeros((), dtype=torch.long))
 
-    def look_up(self, query: Tensor, key: Tensor, index: Tensor) -> Entries:
+    def look_up(self, query: Tensor, key: Tensor, index: Tensor, direction: int = 0) -> Entries:
         """Every key of earlier steps is a negative; those of this step are not in the queue yet."""
         return Entries(key, self.keys)
 
@@ -127,10 +130,10 @@ class QueueOfKeys(Dictionary):
 class Neighbours(Queue):
     """The entry of a queue that is nearest to the key stands in its place (NNCLR, arXiv 2104.14548, equations 2 and 3).
 
-    It asks for the query among the queries of the batch, over all ranks; they alone carry gradient.
+    It is scored against the queries of the batch, over all ranks; they alone carry gradient.
     """
 
-    def build(self, dim: int, examples: int) -> QueueOfNeighbours:
+    def build(self, dim: int, examples: int) -> Dictionary:
         """A queue of ``size`` random unit rows of width ``dim``."""
         return QueueOfNeighbours(self.size, dim, DTYPES[self.precision])
 
@@ -144,14 +147,122 @@ class QueueOfNeighbours(QueueOfKeys):
 
     one_view = True
 
-    def look_up(self, query: Tensor, key: Tensor, index: Tensor) -> Entries:
-        """The key's neighbour asks for its query; equal ``index`` marks what is no negative."""
+    def look_up(self, query: Tensor, key: Tensor, index: Tensor, direction: int = 0) -> Entries:
+        """The key's neighbour is scored, its query the positive; equal ``index`` marks what is no negative."""
         same = index[:, None] == dist.gather(index)
-        return Entries(query, dist.gather(query), same, asking=self.nearest(key))
+        return Entries(query, dist.gather(query), same, anchors=self.nearest(key))
 
     @torch.no_grad()
     @full_precision()
     def nearest(self, key: Tensor) -> Tensor:
         """(B, D) for each key the row with the largest product, in the key's precision but at least fp32."""
         rows = self.keys.to(wide(key).dtype)
-        return rows[torch.cat([(part @ rows.T).argmax(1) for part in torch.split(wide(key), _SEARCHED)])]
+        return rows[torch.cat([(part @ rows.T).argmax(1) for part in torch.split(wide(key), _CHUNK)])]
+
+
+@dataclass(frozen=True)
+class QueueEach(Queue):
+    """Two queues of ``size`` keys, one for each direction: pictures are contrasted with texts, texts with pictures.
+
+    ALBEF, arXiv 2107.07651, section 3.2.
+    """
+
+    def build(self, dim: int, examples: int) -> Dictionary:
+        """Two queues of random unit rows of width ``dim``."""
+        return QueueOfEach(*(QueueOfKeys(self.size, dim, DTYPES[self.precision]) for _ in range(2)))
+
+    def __str__(self) -> str:
+        return f"two queues of {self.size:,} keys"
+
+
+class QueueOfEach(Dictionary):
+    """The first queue holds keys of second views, for queries of first views; the second the other way round."""
+
+    def __init__(self, first: QueueOfKeys, second: QueueOfKeys) -> None:
+        super().__init__()
+        self.queues = nn.ModuleList([first, second])
+
+    def look_up(self, query: Tensor, key: Tensor, index: Tensor, direction: int = 0) -> Entries:
+        """Every key of earlier steps in the queue of the direction is a negative."""
+        return Entries(key, self.queues[direction].keys)  # type: ignore[arg-type]
+
+    def absorb(self, query: Tensor, key: Tensor, index: Tensor) -> None:
+        """The keys of each direction go into its own queue."""
+        for queue, *part in zip(self.queues, query.chunk(2), key.chunk(2), index.chunk(2)):
+            queue.absorb(*part)  # type: ignore[operator]
+
+
+# ---- the memory bank ----
+
+
+@dataclass(frozen=True)
+class MemoryBank:
+    """One row per example (InstDisc, arXiv 1805.01978, section 3.2); a rank holds its share of the rows.
+
+    ``draws`` negatives are drawn for every query, its own row possibly among them, as published; None takes all rows.
+    """
+
+    draws: int | None = None
+    momentum: float = 0.5  # the weight of the old row
+    precision: Precision = "fp32"
+
+    def build(self, dim: int, examples: int) -> BankOfKeys:
+        """A bank of ``examples`` random unit rows of width ``dim``."""
+        if examples < 1:
+            raise ValueError("a memory bank has a row for every example: it cannot serve a stream without row numbers")
+        return BankOfKeys(self, dim, examples)
+
+    def fitted(self, examples: int) -> MemoryBank:
+        """The same for any data: it grows with them."""
+        return self
+
+    def negatives(self, batch: int, examples: int) -> int:
+        """How many a query is scored against."""
+        return self.draws or examples - 1
+
+    def __str__(self) -> str:
+        return "memory bank of all examples"
+
+
+class BankOfKeys(Dictionary):
+    """``rows`` (N / world, D): of the examples from ``first`` on."""
+
+    rows: Tensor
+
+    def __init__(self, spec: MemoryBank, dim: int, examples: int) -> None:
+        super().__init__()
+        self.spec, self.examples = spec, examples
+        self.block = -(-examples // dist.world())
+        self.first = self.block * dist.rank()
+        numbers = torch.arange(self.first, min(self.first + self.block, examples))
+        # Uniform, as published; of seed and row alone, so that any number of ranks begins with the same bank.
+        rows = F.normalize(2 * uniforms(torch.initial_seed(), 0, numbers, _ROWS, dim) - 1, dim=1)
+        self.register_buffer("rows", rows.to(DTYPES[spec.precision]))
+
+    def stored(self, index: Tensor) -> Tensor:
+        """(..., D) the rows of the examples ``index`` (...), wherever they are."""
+        return dist.fetch(self.rows, index, self.block)
+
+    def look_up(self, query: Tensor, key: Tensor, index: Tensor, direction: int = 0) -> Entries:
+        """All rows but the query's own, or some drawn by (seed, step, row): any number of ranks draws the same."""
+        if self.spec.draws is None:
+            numbers = torch.arange(self.first, self.first + len(self.rows), device=index.device)
+            return Entries(key, self.rows, dist.gather(index)[:, None] == numbers, sharded=dist.world() > 1)
+        drawn = integers(torch.initial_seed(), _DRAWS, index, self.spec.draws, self.examples)
+        return Entries(key, self.stored(drawn))
+
+    @torch.no_grad()
+    def absorb(self, query: Tensor, key: Tensor, index: Tensor) -> None:
+        """Move the rows of ``index`` toward their keys and normalise; two keys of one row count as their mean."""
+        mine = (index >= self.first) & (index < self.first + len(self.rows))
+        rows, place = torch.unique(index[mine] - self.first, return_inverse=True)
+        if len(rows) == 0:
+            return
+        old = self.rows[rows].to(key.dtype)
+        new = F.normalize(torch.zeros_like(old).index_add_(0, place, key[mine]), dim=1)
+        moved = F.normalize(old.lerp(new, 1 - self.spec.momentum), dim=1)
+        self.rows[rows] = moved.to(self.rows.dtype)
+
+    def shards(self) -> dict[str, RowBlock]:
+        """The rows."""
+        return {"rows": RowBlock(self.first, self.block, self.examples)}

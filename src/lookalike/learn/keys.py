@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lookalike.core import dist
 from lookalike.core.devices import sent
 from lookalike.core.seeding import hashed, scramble
-from lookalike.learn.bank import BankOfKeys
+from lookalike.learn.dictionary import BankOfKeys
 from lookalike.learn.entries import Dictionary
 from lookalike.models.encoder import Encoder, unit
 from lookalike.types import Batch, View
@@ -22,25 +22,21 @@ Pair = tuple[Tensor, Tensor]
 """Queries (B, D), which carry gradient, and the keys (B, D) of the same examples."""
 
 
-Made = tuple[Tensor, ...]
-"""Keys (B, D) without gradient, one of each pair."""
-
-
-class Asker:
+class QueryEncoder:
     """How a learner turns a view into a query, in the two halves between which end-to-end takes its keys.
 
-    ``tokens`` (B, N, F) are those of the view ``known`` where the backbone has made them already.
+    ``tokens`` (B, N, F) are those of ``view``, where the backbone has computed them already.
     """
 
     def __init__(
-        self, encoder: Encoder, predictor: nn.Module | None, known: View | None = None, tokens: Tensor | None = None
+        self, encoder: Encoder, predictor: nn.Module | None, view: View | None = None, tokens: Tensor | None = None
     ) -> None:
         self._encoder, self._predictor = encoder, predictor
-        self._known, self._tokens = known, tokens
+        self._view, self._tokens = view, tokens
 
     def project(self, view: View) -> Tensor:
         """(B, D) the head's output."""
-        if self._tokens is not None and view is self._known:
+        if self._tokens is not None and view is self._view:
             return self._encoder.project_tokens(self._tokens)
         return self._encoder.project(**view)
 
@@ -53,7 +49,7 @@ class Asker:
         return unit(predicted)
 
     def query(self, view: View) -> Tensor:
-        """Both."""
+        """(B, D) unit queries of a view."""
         return self.predict(self.project(view))
 
 
@@ -61,18 +57,21 @@ class Keys(nn.Module, ABC):
     """Turns two views of each example into (query, key) pairs."""
 
     @abstractmethod
-    def pairs(self, asker: Asker, batch: Batch, made: Made = ()) -> list[Pair]:
-        """One pair, or two when both views are queries; ``made`` are keys that were made before."""
+    def pairs(self, encoder: QueryEncoder, batch: Batch, keys: tuple[Tensor, ...] = ()) -> list[Pair]:
+        """One pair, or two when both views are queries; ``keys`` are what ``precomputed`` gave for these examples."""
 
-    def made(self, batch: Batch) -> Made:
-        """The keys (B, D) that can be made before the queries; the batch may then be worked on in slices."""
+    def precomputed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The keys (B, D), without gradient, that do not depend on the queries: one of each pair, or none.
+
+        Where there are some, the queries may be computed slice by slice.
+        """
         return ()
 
     def follow(self, encoder: Encoder, progress: float) -> None:
         """Move what makes the keys after the optimizer step; ``progress`` runs from 0 to 1 over the run."""
 
-    def kept(self, query: Tensor, key: Tensor) -> Tensor:
-        """What the dictionary absorbs of a pair (B, D)."""
+    def absorbed(self, query: Tensor, key: Tensor) -> Tensor:
+        """(B, D) what the dictionary absorbs of a pair."""
         return key
 
 
@@ -110,12 +109,12 @@ class MomentumKeys(Keys):
         self.twin = copy.deepcopy(encoder).requires_grad_(False)
         self.twin.whitening = None  # nobody evaluates the twin
 
-    def pairs(self, asker: Asker, batch: Batch, made: Made = ()) -> list[Pair]:
-        """The first view asks for the second and, if symmetric, the second for the first."""
+    def pairs(self, encoder: QueryEncoder, batch: Batch, keys: tuple[Tensor, ...] = ()) -> list[Pair]:
+        """The first views are queries of the second ones and, if symmetric, the other way round."""
         views = (batch.first, batch.second) if self.spec.symmetric else (batch.first,)
-        return list(zip([asker.query(view) for view in views], made or self.made(batch)))
+        return list(zip([encoder.query(view) for view in views], keys or self.precomputed(batch)))
 
-    def made(self, batch: Batch) -> Made:
+    def precomputed(self, batch: Batch) -> tuple[Tensor, ...]:
         """Those of the second view and, if symmetric, of the first."""
         views = (batch.second, batch.first) if self.spec.symmetric else (batch.second,)
         order = shuffled(dist.gather(batch.index)) if self.spec.shuffle else None
@@ -147,7 +146,7 @@ def shuffled(index: Tensor) -> Tensor:
 class EndToEnd:
     """Keys from the encoder itself, with gradient: SimCLR (arXiv 2002.05709), figure 2(a) of the MoCo paper."""
 
-    symmetric: bool = True  # each view asks for the other
+    symmetric: bool = True  # both views are queries
 
     def build(self, encoder: Encoder, dictionary: Dictionary | None = None) -> EncodedKeys:
         """Nothing is stored."""
@@ -166,12 +165,12 @@ class EncodedKeys(Keys):
         super().__init__()
         self.symmetric = symmetric
 
-    def pairs(self, asker: Asker, batch: Batch, made: Made = ()) -> list[Pair]:
-        """The first view asks for the second and, if symmetric, the second for the first."""
-        first, second = asker.project(batch.first), asker.project(batch.second)
-        pairs = [(asker.predict(first), unit(second))]
+    def pairs(self, encoder: QueryEncoder, batch: Batch, keys: tuple[Tensor, ...] = ()) -> list[Pair]:
+        """The first views are queries of the second ones and, if symmetric, the other way round."""
+        first, second = encoder.project(batch.first), encoder.project(batch.second)
+        pairs = [(encoder.predict(first), unit(second))]
         if self.symmetric:
-            pairs.append((asker.predict(second), unit(first)))
+            pairs.append((encoder.predict(second), unit(first)))
         return pairs
 
 
@@ -192,17 +191,39 @@ class Stored:
 
 
 class StoredKeys(Keys):
-    """One view a step: its query finds its example's row, and is what the row then moves toward."""
+    """One view a step: its query is compared with its example's row, which then moves toward it."""
 
     def __init__(self, bank: BankOfKeys) -> None:
         super().__init__()
-        self._bank = (bank,)  # in a tuple: it is the learner's module, not ours
+        self._bank = (bank,)  # in a tuple: it is the learner's module, and registered there
 
-    def pairs(self, asker: Asker, batch: Batch, made: Made = ()) -> list[Pair]:
-        """The first view asks for the stored row."""
-        query = asker.query(batch.first)
+    def pairs(self, encoder: QueryEncoder, batch: Batch, keys: tuple[Tensor, ...] = ()) -> list[Pair]:
+        """Queries of first views, each with its example's row."""
+        query = encoder.query(batch.first)
         return [(query, self._bank[0].stored(batch.index).to(query.dtype))]
 
-    def kept(self, query: Tensor, key: Tensor) -> Tensor:
+    def absorbed(self, query: Tensor, key: Tensor) -> Tensor:
         """The query."""
         return query
+
+
+@dataclass(frozen=True)
+class Alone:
+    """No keys, so no pairs: reconstruction trains alone, as in a masked autoencoder."""
+
+    def build(self, encoder: Encoder, dictionary: Dictionary | None = None) -> NoKeys:
+        """Dictionary and objective are not used."""
+        return NoKeys()
+
+    @property
+    def directions(self) -> int:
+        """Pairs an example."""
+        return 0
+
+
+class NoKeys(Keys):
+    """Makes no pairs."""
+
+    def pairs(self, encoder: QueryEncoder, batch: Batch, keys: tuple[Tensor, ...] = ()) -> list[Pair]:
+        """An empty list."""
+        return []

@@ -1,6 +1,6 @@
-"""Training with labels as one more column: queries are logits, and the dictionary holds the axes of the classes.
+"""Supervised training as one more recipe: queries are logits, and the dictionary holds the axes of the classes.
 
-So the usual classifier goes through the loop, the batches and the checkpoints of everything it is compared with.
+So the usual classifier has the loop, the batches and the checkpoints of everything that it is compared with.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lookalike.learn.entries import Dictionary, Entries
-from lookalike.learn.keys import Asker, Keys, Made, Pair
+from lookalike.learn.keys import Keys, Pair, QueryEncoder
 from lookalike.learn.objective import InfoNCE, Objective
 from lookalike.models.encoder import Encoder
 from lookalike.types import Batch
@@ -20,7 +20,7 @@ from lookalike.types import Batch
 
 @dataclass(frozen=True)
 class Labelled:
-    """No keys: a label says what the one view of a step should find."""
+    """No keys: a label says what the one view of a step should score highest."""
 
     def build(self, encoder: Encoder, dictionary: Dictionary | None = None) -> Logits:
         """Nothing is stored."""
@@ -35,15 +35,15 @@ class Labelled:
 class Logits(Keys):
     """The head's output as it is: a norm would bind the logits."""
 
-    def pairs(self, asker: Asker, batch: Batch, made: Made = ()) -> list[Pair]:
+    def pairs(self, encoder: QueryEncoder, batch: Batch, keys: tuple[Tensor, ...] = ()) -> list[Pair]:
         """The logits (B, C) of the first view."""
-        logits = asker.project(batch.first)
+        logits = encoder.project(batch.first)
         return [(logits, logits.detach())]
 
 
 @dataclass(frozen=True)
 class Classes:
-    """The axes of ``count`` classes, one of which is a query's positive; the head ends in as many numbers."""
+    """The axes of ``count`` classes, one of which is a query's positive; the head ends in that many numbers."""
 
     count: int = 10
 
@@ -70,7 +70,7 @@ class AxesOfClasses(Dictionary):
         super().__init__()
         self.count = count
 
-    def look_up(self, query: Tensor, key: Tensor, index: Tensor) -> Entries:
+    def look_up(self, query: Tensor, key: Tensor, index: Tensor, direction: int = 0) -> Entries:
         """The axis of each query's class, and all axes but that."""
         axes = torch.eye(self.count, dtype=query.dtype, device=query.device)
         own = F.one_hot(index, self.count)
@@ -83,9 +83,9 @@ class CrossEntropy(Objective):
 
     supervised = True
 
-    def guess(self, negatives: int) -> float:
+    def chance_loss(self, negatives: int) -> float:
         """The logarithm of the number of classes."""
-        return InfoNCE(1.0).guess(negatives)
+        return InfoNCE(1.0).chance_loss(negatives)
 
     def score(self, query: Tensor, entries: Entries) -> Tensor:
         """The mean over B queries."""

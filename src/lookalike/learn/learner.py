@@ -13,11 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lookalike.core import dist
 from lookalike.core.devices import full_precision, sent
 from lookalike.learn.entries import Dictionary, Entries
-from lookalike.learn.keys import Asker, Keys, Made, Pair
+from lookalike.learn.keys import Keys, Pair, QueryEncoder
 from lookalike.learn.objective import Objective, top1
-from lookalike.models.decoder import PatchDecoder
+from lookalike.models.decoder import PatchDecoder, WordDecoder
 from lookalike.models.encoder import Encoder
-from lookalike.models.words import WordDecoder
 from lookalike.types import Batch
 
 
@@ -28,18 +27,18 @@ class Outcome(NamedTuple):
     pairs: list[Pair]
     entries: list[Entries]
     slices: tuple[Outcome, ...] = ()
-    rebuilt: Mapping[str, Tensor] = MappingProxyType({})  # what was rebuilt, and its error, unweighted
+    errors: Mapping[str, Tensor] = MappingProxyType({})  # of reconstruction, by what it rebuilds, unweighted
 
     def measures(self) -> dict[str, Tensor]:
-        """What is worth logging beside the loss: ``top1`` where there are pairs, and what was rebuilt.
+        """What is worth logging beside the loss: ``top1`` where there are pairs, and errors of reconstruction.
 
-        Ask before ``advance``, which overwrites entries.
+        To be called before ``advance``, which overwrites entries.
         """
         if self.slices:
-            found = [part.measures() for part in self.slices]
-            return {name: torch.stack([some[name] for some in found]).mean() for name in found[0]}
+            parts = [part.measures() for part in self.slices]
+            return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         top = {"top1": self.top1()} if self.pairs else {}
-        return top | {name: error.detach() for name, error in self.rebuilt.items()}
+        return top | {name: error.detach() for name, error in self.errors.items()}
 
     def top1(self) -> Tensor:
         """The pretext accuracy."""
@@ -53,7 +52,7 @@ class Outcome(NamedTuple):
         if len(parts) == 1:
             return parts[0]
         directions = zip(*(part.pairs for part in parts))
-        pairs = [(torch.cat([q for q, _ in some]), torch.cat([k for _, k in some])) for some in directions]
+        pairs = [(torch.cat([q for q, _ in pairs]), torch.cat([k for _, k in pairs])) for pairs in directions]
         return cls(torch.stack([part.loss.detach() for part in parts]).mean(), pairs, [], tuple(parts))
 
 
@@ -75,23 +74,23 @@ class Learner(nn.Module):
         self.labels: Tensor | None = None  # (N,) of the data, not state: only for objectives that are supervised
 
     @full_precision()
-    def forward(self, batch: Batch, made: Made = ()) -> Outcome:
+    def forward(self, batch: Batch, keys: tuple[Tensor, ...] = ()) -> Outcome:
         """The loss of this rank's batch; changes nothing but BatchNorm statistics.
 
-        ``made`` are keys that ``keys.made`` gave before for these examples.
+        ``keys`` are those that ``keys.precomputed`` gave for these examples.
         """
-        # What is rebuilt and what is asked come of one pass through the backbone.
+        # Queries and reconstruction share one pass through the backbone.
         tokens = self.encoder.tokens(**batch.first) if self.reconstruction is not None else None
-        pairs = self.keys.pairs(Asker(self.encoder, self.predictor, batch.first, tokens), batch, made)
-        index = self._alike(self._here(batch.index))
-        entries = [self.dictionary.side(n).look_up(query, key, index) for n, (query, key) in enumerate(pairs)]
-        losses = [self.objective(query, found) for (query, _), found in zip(pairs, entries)]
+        pairs = self.keys.pairs(QueryEncoder(self.encoder, self.predictor, batch.first, tokens), batch, keys)
+        index = self._identity(batch.index)
+        entries = [self.dictionary.look_up(query, key, index, n) for n, (query, key) in enumerate(pairs)]
+        losses = [self.objective(query, part) for (query, _), part in zip(pairs, entries)]
         if self.reconstruction is None:
             return Outcome(torch.stack(losses).sum(), pairs, entries)
         with self.encoder.computing():
             error = self.reconstruction(tokens, **batch.first)
         losses.append(self.reconstruction.spec.weight * error)
-        return Outcome(torch.stack(losses).sum(), pairs, entries, rebuilt={self.reconstruction.measured: error})
+        return Outcome(torch.stack(losses).sum(), pairs, entries, errors={self.reconstruction.measured: error})
 
     @torch.no_grad()
     @full_precision()
@@ -102,16 +101,16 @@ class Learner(nn.Module):
         self.keys.follow(self.encoder, progress)
         if pairs := outcome.pairs[:1] if self.dictionary.one_view else outcome.pairs:
             queries = torch.cat([dist.gather(query.detach()) for query, _ in pairs])
-            keys = torch.cat([dist.gather(self.keys.kept(query, key).detach()) for query, key in pairs])
-            self.dictionary.absorb(queries, keys, dist.gather(self._here(batch.index)).repeat(len(pairs)))
+            keys = torch.cat([dist.gather(self.keys.absorbed(query, key).detach()) for query, key in pairs])
+            self.dictionary.absorb(queries, keys, dist.gather(self._on_device(batch.index)).repeat(len(pairs)))
         dist.mean_(list(_statistics(self)))
 
-    def _here(self, index: Tensor) -> Tensor:
-        """The rows of examples where the weights are."""
+    def _on_device(self, index: Tensor) -> Tensor:
         return sent([index], next(self.encoder.parameters()).device)[0]
 
-    def _alike(self, index: Tensor) -> Tensor:
-        """(B,) numbers that are equal for examples that are alike: rows, or labels where the objective wants them."""
+    def _identity(self, index: Tensor) -> Tensor:
+        """(B,) equal numbers for examples that are alike: rows, or labels where the objective is supervised."""
+        index = self._on_device(index)
         if not self.objective.supervised:
             return index
         if self.labels is None:

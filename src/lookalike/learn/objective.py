@@ -25,14 +25,14 @@ class Objective(ABC):
     @full_precision()
     def __call__(self, query: Tensor, entries: Entries) -> Tensor:
         """A scalar, in fp32 or better whatever the queries come in and the caller's context is."""
-        return self.score(wide(entries.asked_by(query)), entries.wide())
+        return self.score(wide(entries.scored(query)), entries.wide())
 
     @abstractmethod
     def score(self, query: Tensor, entries: Entries) -> Tensor:
         """A scalar, of queries and positives in fp32 or better."""
 
     @abstractmethod
-    def guess(self, negatives: int) -> float:
+    def chance_loss(self, negatives: int) -> float:
         """The loss of scoring all entries alike."""
 
     def build(self, examples: int) -> Objective:
@@ -56,7 +56,7 @@ class InfoNCE(Objective):
     chunk: int = 8192
     weight: float = 1.0
 
-    def guess(self, negatives: int) -> float:
+    def chance_loss(self, negatives: int) -> float:
         """log(K + 1), weighted."""
         return self.weight * math.log(negatives + 1)
 
@@ -75,7 +75,7 @@ class DCL(Objective):
     chunk: int = 8192
     weight: float = 1.0
 
-    def guess(self, negatives: int) -> float:
+    def chance_loss(self, negatives: int) -> float:
         """log K, weighted."""
         return self.weight * math.log(negatives)
 
@@ -95,7 +95,7 @@ class SupCon(Objective):
 
     supervised = True
 
-    def guess(self, negatives: int) -> float:
+    def chance_loss(self, negatives: int) -> float:
         """log(K + 1), weighted."""
         return self.weight * math.log(negatives + 1)
 
@@ -107,13 +107,13 @@ class SupCon(Objective):
         others = entries._replace(ignore=entries.ignore & ~entries.alike)
         total = torch.logaddexp(positive, log_sum_exp(query, others, self.temperature, self.chunk))
         alike = entries.alike.to(query.dtype)
-        found = (entries.positive + alike @ entries.negatives.to(query.dtype)) / (1 + alike.sum(1, keepdim=True))
-        return self.weight * (total - (query * found).sum(1) / self.temperature).mean()
+        mean = (entries.positive + alike @ entries.negatives.to(query.dtype)) / (1 + alike.sum(1, keepdim=True))
+        return self.weight * (total - (query * mean).sum(1) / self.temperature).mean()
 
 
 @dataclass(frozen=True)
 class NCE(Objective):
-    """Is an entry the example, or one of K that noise drew? (InstDisc, arXiv 1805.01978, equations 3 to 8.)
+    """Is an entry the example, or one of K drawn from noise? (InstDisc, arXiv 1805.01978, equations 3 to 8.)
 
     The probability of an entry is exp(q·k/τ) / Z, the noise's is 1/N. ``build`` keeps Z as the first batch gives it,
     over all ranks. Called as a plain value it takes the entries for all the data and Z from them.
@@ -125,7 +125,7 @@ class NCE(Objective):
         """The same with Z as state, for N = ``examples``."""
         return NoiseContrast(self, examples)
 
-    def guess(self, negatives: int) -> float:
+    def chance_loss(self, negatives: int) -> float:
         """log(K + 1) + K log(1 + 1/K): every entry is the example with the odds 1 to K."""
         return math.log(negatives + 1) + negatives * math.log1p(1 / negatives)
 
@@ -170,9 +170,9 @@ class NoiseContrast(nn.Module, Objective):
         self.spec, self.examples = spec, examples
         self.register_buffer("kept", torch.tensor(math.nan))
 
-    def guess(self, negatives: int) -> float:
+    def chance_loss(self, negatives: int) -> float:
         """As the value says."""
-        return self.spec.guess(negatives)
+        return self.spec.chance_loss(negatives)
 
     __call__ = Objective.__call__
 
@@ -183,7 +183,7 @@ class NoiseContrast(nn.Module, Objective):
     @full_precision()
     def settle(self, query: Tensor, entries: Entries) -> None:
         """Fix Z."""
-        self.kept.copy_(self._log_z(entries.asked_by(query), entries))
+        self.kept.copy_(self._log_z(entries.scored(query), entries))
 
     def _log_z(self, query: Tensor, entries: Entries) -> Tensor:
         return torch.where(self.kept.isnan(), self.spec.log_z(query, entries, self.examples), self.kept)
@@ -249,13 +249,13 @@ class _LogSumExp(torch.autograd.Function):
         to_negatives = None
         if ctx.needs_input_grad[1]:  # keys with gradient: recompute the weights
             parts = []
-            asking = query.to(result.dtype)
+            rows = query.to(result.dtype)
             for keys, ignored in _chunks(Entries(query, negatives, ignore), ctx.chunk):
-                logits = _scores(asking, keys.to(result.dtype)) / ctx.temperature
+                logits = _scores(rows, keys.to(result.dtype)) / ctx.temperature
                 if ignored is not None:
                     logits = logits.masked_fill(ignored, -torch.inf)
                 weights = (logits - result).exp().nan_to_num(0.0) * scale
-                parts.append(weights.T @ asking if keys.dim() == 2 else weights[:, :, None] * asking[:, None])
+                parts.append(weights.T @ rows if keys.dim() == 2 else weights[:, :, None] * rows[:, None])
             to_negatives = torch.cat(parts, -2).to(negatives.dtype)
         return (scale * mean).to(query.dtype), to_negatives, None, None, None
 
@@ -274,12 +274,12 @@ def log_sum_exp(query: Tensor, entries: Entries, temperature: float, chunk: int)
 @full_precision()
 def top1(query: Tensor, entries: Entries, chunk: int = 8192) -> Tensor:
     """The share of queries whose positive scores above every negative: the pretext task's accuracy, a scalar."""
-    query, entries = wide(entries.asked_by(query)), entries.wide()
+    query, entries = wide(entries.scored(query)), entries.wide()
     positive = (query * entries.positive).sum(1)
-    asking = dist.gather(query) if entries.sharded else query
-    best = torch.full((len(asking),), -torch.inf, dtype=query.dtype, device=query.device)
+    queries = dist.gather(query) if entries.sharded else query
+    best = torch.full((len(queries),), -torch.inf, dtype=query.dtype, device=query.device)
     for keys, ignored in _chunks(entries, chunk):
-        scores = _scores(asking, keys.to(query.dtype))
+        scores = _scores(queries, keys.to(query.dtype))
         if ignored is not None:
             scores = scores.masked_fill(ignored, -torch.inf)
         best = torch.maximum(best, scores.amax(1))

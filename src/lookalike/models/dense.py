@@ -53,42 +53,44 @@ def dilated(backbone: nn.Module, stride: int) -> nn.Sequential:
     s'th place of the result is what the strided network computes (à trous). With ``stride`` 16 that is the last stage
     of a ResNet-50, as in the papers. Raises UserError for other networks than ResNets.
     """
-    stem, blocks = parts_of(copy.deepcopy(backbone))
-    now, spread = _stride(stem), 1
+    parts = stem_and_blocks(copy.deepcopy(backbone))
+    if parts is None:
+        raise UserError(
+            "segmentation takes SmallResNet and torchvision's ResNets so far, "
+            f"and this run's model is a {type(getattr(backbone, 'net', backbone)).__name__}"
+        )
+    stem, blocks = parts
+    total, spread = stride_of(stem), 1
     for block in blocks:
-        step = _stride([block])
-        if step > 1 and now * step > stride:
+        step = stride_of([block])
+        if step > 1 and total * step > stride:
             _spread(block, spread, spread * step)
             spread *= step
         elif spread > 1:
             _spread(block, spread, spread)
         else:
-            now *= step
+            total *= step
     return nn.Sequential(*stem, *blocks)
 
 
-def parts_of(backbone: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
-    """What comes before the first block, and the blocks."""
+def stem_and_blocks(backbone: nn.Module) -> tuple[list[nn.Module], list[nn.Module]] | None:
+    """What comes before the first residual block, and the blocks; None where it is no ResNet that comes apart."""
     if isinstance(backbone, SmallResNetBackbone):
         return [backbone.stem, backbone.norm, nn.ReLU(inplace=True)], list(backbone.blocks)
     net = backbone.net if isinstance(backbone, Pixels) else None
-    if isinstance(net, torchvision.models.ResNet):
-        stages = (net.layer1, net.layer2, net.layer3, net.layer4)
-        return [net.conv1, net.bn1, net.relu, net.maxpool], [block for stage in stages for block in stage]
-    kind = type(net or backbone).__name__
-    raise UserError(
-        f"segmentation takes SmallResNet and torchvision's ResNets so far, and this run's model is a {kind}"
-    )
+    if not isinstance(net, torchvision.models.ResNet):
+        return None
+    stages = (net.layer1, net.layer2, net.layer3, net.layer4)
+    return [net.conv1, net.bn1, net.relu, net.maxpool], [block for stage in stages for block in stage]
 
 
-def _stride(modules: list[nn.Module]) -> int:
+def stride_of(modules: list[nn.Module]) -> int:
     """By how much they shrink a picture together, shortcuts left out."""
     total = 1
     for module in modules:
-        inner = _main(module) if not isinstance(module, nn.Conv2d | nn.MaxPool2d) else [("", module)]
-        for _, part in inner:
-            found = part.stride
-            total *= int(found if isinstance(found, int) else found[0])
+        layers = [module] if isinstance(module, nn.Conv2d | nn.MaxPool2d) else [layer for _, layer in _main(module)]
+        for layer in layers:
+            total *= layer.stride if isinstance(layer.stride, int) else layer.stride[0]
     return total
 
 
@@ -100,10 +102,10 @@ def _main(block: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
 
 def _spread(block: nn.Module, before: int, after: int) -> None:
     """Take the stride out of a block: its input is spread by ``before``, what follows the stride by ``after``."""
-    now = before
-    for name, part in list(_main(block)):
-        setattr(block, name, _without_stride(part, now))
-        now = after if part.stride[0] > 1 else now
+    spread = before
+    for name, layer in list(_main(block)):
+        setattr(block, name, _without_stride(layer, spread))
+        spread = after if layer.stride[0] > 1 else spread
     shortcut = getattr(block, "shortcut", None) or getattr(block, "downsample", None)
     if isinstance(shortcut, nn.Sequential):
         for i, inner in enumerate(shortcut):
@@ -114,7 +116,7 @@ def _spread(block: nn.Module, before: int, after: int) -> None:
 
 
 def _without_stride(old: nn.Conv2d, dilation: int) -> nn.Conv2d:
-    """The same weights; a plain convolution, since the one with fewer products knows no dilation."""
+    """The same weights."""
     side = old.kernel_size[0]
     new = nn.Conv2d(
         *(old.in_channels, old.out_channels, side, 1, dilation * (side // 2), dilation, old.groups),
@@ -135,7 +137,7 @@ class SpreadMean(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → the same."""
         for axis in (2, 3):
-            here = torch.arange(x.shape[axis], device=x.device)
-            there = here + self.apart
-            x = (x + x.index_select(axis, torch.where(there < len(here), there, here))) / 2
+            place = torch.arange(x.shape[axis], device=x.device)
+            neighbour = torch.where(place + self.apart < len(place), place + self.apart, place)
+            x = (x + x.index_select(axis, neighbour)) / 2
         return x

@@ -4,13 +4,47 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lookalike.core.devices import Precision, autocast, wide
+from lookalike.core.devices import Precision, autocast, full_precision, wide
 from lookalike.models.text import TransformerBackbone
 from lookalike.models.vit import ViTBackbone
-from lookalike.models.whitening import Whitening
+from lookalike.models.winograd import fewer_products
+
+_RIDGE = 1e-4  # of the largest variance: directions far below it hold rounding, not pictures
+
+
+class Whitening(nn.Module):
+    """A linear map after the backbone, fitted to the features (N, F) of some examples; the identity until then.
+
+    A contrastive backbone puts most variance into a few directions, which then decide every cosine. Labels are not
+    used, and no gradient trains it. Features of whole pictures fit it well, those of augmented views do not: colour and
+    crop then pass for content (docs/results.md).
+    """
+
+    mean: Tensor
+    map: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("map", torch.eye(features))
+
+    @torch.no_grad()
+    @full_precision()
+    def fit(self, features: Tensor) -> None:
+        """Centre and decorrelate ``features`` (N, F), which are not normalised."""
+        variances, directions = torch.linalg.eigh(torch.cov(features.double().T))
+        scale = (variances.clamp_min(0) + _RIDGE * variances[-1]).clamp_min(1e-30).rsqrt()
+        self.mean.copy_(features.double().mean(0))
+        self.map.copy_(directions * scale)
+
+    @full_precision()  # bf16 would drown the small directions
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, F) → (B, F): over what it was fitted to, zero mean and (smallest directions apart) unit covariance."""
+        return (features.to(self.mean.dtype) - self.mean) @ self.map
 
 
 class Encoder(nn.Module):
@@ -30,7 +64,7 @@ class Encoder(nn.Module):
         evaluated_in: Precision = "fp32",
     ) -> None:
         super().__init__()
-        self.backbone, self.head, self.whitening = backbone, head, whitening
+        self.backbone, self.head, self.whitening = fewer_products(backbone), head, whitening
         self.precision, self.evaluated_in = precision, evaluated_in
 
     def computing(self) -> AbstractContextManager[object]:
@@ -39,7 +73,7 @@ class Encoder(nn.Module):
         return autocast(self.precision if self.training else self.evaluated_in, kind)
 
     def raw(self, **view: Tensor) -> Tensor:
-        """(B, F) backbone output as it is, neither whitened nor of unit norm."""
+        """(B, F) backbone output, neither whitened nor of unit norm."""
         with self.computing():
             return wide(self.backbone(**view))
 
@@ -54,7 +88,7 @@ class Encoder(nn.Module):
             return wide(self.head(self.backbone(**view)))
 
     def tokens(self, **view: Tensor) -> Tensor:
-        """The last layer of a transformer, for each token that it sees: (B, N, F) of pictures, (T, F) of text."""
+        """The last layer of a transformer for each of its tokens: (B, N, F) of pictures, (T, F) of text."""
         with self.computing():
             if isinstance(self.backbone, TransformerBackbone):
                 return self.backbone.tokens(**view)

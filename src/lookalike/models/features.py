@@ -19,7 +19,7 @@ Layer = Literal["backbone", "head"]
 
 @contextmanager
 def evaluating(encoder: Encoder) -> Iterator[None]:
-    """Evaluation mode, no gradient, and fp32 that is no TF32 inside; all is as it was after."""
+    """Evaluation mode, no gradient, and fp32 without TF32 inside; restored after."""
     modes = [(module, module.training) for module in encoder.modules()]
     encoder.eval()
     try:
@@ -43,18 +43,18 @@ def embed(
     layer: Layer = "backbone",
     progress: Callable[[int], None] = lambda _: None,
 ) -> Tensor:
-    """(N, F) float32 unit rows, in the order of ``views``; ``progress`` is told how many more examples are done."""
+    """(N, F) float32 unit rows, in the order of ``views``; ``progress`` gets the number of examples of each view."""
     rows: list[Tensor] = []
     with evaluating(encoder):
         for view in views:
-            found = encoder.features(**view) if layer == "backbone" else encoder(**view)
-            rows.append(F.normalize(found.float(), dim=1).cpu())
-            progress(len(found))
+            features = encoder.features(**view) if layer == "backbone" else encoder(**view)
+            rows.append(F.normalize(features.float(), dim=1).cpu())
+            progress(len(features))
     return torch.cat(rows).clone() if rows else torch.empty(0, 0)
 
 
 def raw(encoder: Encoder, views: Iterable[View], progress: Callable[[int], None] = lambda _: None) -> Tensor:
-    """(N, F) float32 what the backbone gives, as it is: neither whitened nor of unit norm."""
+    """(N, F) float32 output of the backbone, neither whitened nor of unit norm."""
     rows: list[Tensor] = []
     with evaluating(encoder):
         for view in views:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lookalike.core.errors import BAD_DATA, IO, USAGE, UserError
-from lookalike.models.text import Attended, Dropped, Pool, pooled
+from lookalike.models.text import CounterDropout, Packing, Pool, pooled
 
 HUB = "hub:"
 FILES = ("config.json", "*.safetensors", "model.safetensors.index.json", "tokenizer.json")
@@ -18,7 +18,7 @@ FILES = ("config.json", "*.safetensors", "model.safetensors.index.json", "tokeni
 
 @dataclass(frozen=True)
 class HuggingFace:
-    """The encoder in ``folder``, or ``hub:owner/name``, the one case that asks the network.
+    """The encoder in ``folder``, or ``hub:owner/name``, the one case that uses the network.
 
     Features are those of the first token (SimCSE), or the mean over tokens. A run keeps its own copy of the weights,
     but the folder says what the network is: it must stay. ``dropout`` is of hidden units, not of attention weights.
@@ -53,51 +53,51 @@ class HuggingFaceBackbone(nn.Module):
         self.net, self.pool, self.share = net, spec.pool, spec.dropout
         if getattr(net, "pooler", None) is not None:
             net.register_module("pooler", None)  # nothing reads it, so nothing would train it
-        self._drops = _counted(net)
+        self._sites = _replace_dropouts(net)
 
     def forward(self, tokens: Tensor, attend: Tensor, noise: Tensor | None = None) -> Tensor:
-        """(B, L) → (B, F); what ``attend`` leaves out is not seen. Units drop out where ``noise`` (B,) is given."""
+        """(B, L) → (B, F); what ``attend`` leaves out is ignored. Units drop out where ``noise`` (B,) is given."""
         return pooled(self.tokens(tokens, attend, noise), attend, self.pool)
 
     def tokens(self, tokens: Tensor, attend: Tensor, noise: Tensor | None = None) -> Tensor:
         """(T, F) the last layer, for the tokens that are attended to, example by example."""
-        everywhere = Attended(torch.ones_like(attend), torch.arange(attend.numel(), device=attend.device))
+        everywhere = Packing(torch.ones_like(attend), torch.arange(attend.numel(), device=attend.device))
         place = (attend.cumsum(1) - 1).flatten()
-        dropped = Dropped.of(noise, everywhere, place, self.share, len(self._drops))
-        for drop in self._drops:
-            drop.dropped = dropped
+        dropout = CounterDropout.of(noise, everywhere, place, self.share, len(self._sites))
+        for site in self._sites:
+            site.dropout = dropout
         try:
-            found: Tensor = self.net(input_ids=tokens, attention_mask=attend.long()).last_hidden_state
+            last: Tensor = self.net(input_ids=tokens, attention_mask=attend.long()).last_hidden_state
         finally:
-            for drop in self._drops:
-                drop.dropped = None
-        return found[attend]
+            for site in self._sites:
+                site.dropout = None
+        return last[attend]
 
 
-class _Counted(nn.Module):
-    """Stands where a dropout stood; does nothing but inside of ``HuggingFaceBackbone.tokens``."""
+class _DropoutSite(nn.Module):
+    """Stands where a dropout stood; does nothing outside of ``HuggingFaceBackbone.tokens``."""
 
     p = 0.0  # for attention, which asks its dropout for the share and drops weights by itself
 
-    def __init__(self, site: int) -> None:
+    def __init__(self, number: int) -> None:
         super().__init__()
-        self.site = site
-        self.dropped: Dropped | None = None
+        self.number = number
+        self.dropout: CounterDropout | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, W) → the same."""
-        return x if self.dropped is None else self.dropped(x.flatten(0, 1), self.site).view_as(x)
+        return x if self.dropout is None else self.dropout(x.flatten(0, 1), self.number).view_as(x)
 
 
-def _counted(net: nn.Module) -> list[_Counted]:
+def _replace_dropouts(net: nn.Module) -> list[_DropoutSite]:
     """Replace every dropout below ``net``, in the order of its modules."""
-    found: list[_Counted] = []
+    sites: list[_DropoutSite] = []
     for module in list(net.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Dropout):
-                found.append(_Counted(len(found)))
-                setattr(module, name, found[-1])
-    return found
+                sites.append(_DropoutSite(len(sites)))
+                setattr(module, name, sites[-1])
+    return sites
 
 
 def located(folder: str) -> Path:
@@ -148,4 +148,4 @@ def _loaded(folder: Path, dropout: float) -> Any:
 
 
 def _missing() -> UserError:
-    return UserError("encoders of Hugging Face want the package transformers: pip install 'lookalike[text]'", USAGE)
+    return UserError("encoders of Hugging Face need the package transformers: pip install 'lookalike[text]'", USAGE)

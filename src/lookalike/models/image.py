@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,11 +11,10 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from lookalike.core.errors import UserError
-from lookalike.models.norm import GroupedBatchNorm2d, group_norms
-from lookalike.models.residual import activate_in_norms
-from lookalike.models.winograd import fewer_products
+from lookalike.models.norm import GroupedBatchNorm2d, GroupedBatchNorm3d, group_norms
 
 
 class Pixels(nn.Module):
@@ -53,7 +53,7 @@ class ResNet:
             net.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
             nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
             net.maxpool = nn.Identity()
-        return Pixels(fewer_products(activate_in_norms(group_norms(net, group)))), features
+        return Pixels(activate_in_norms(group_norms(net, group))), features
 
 
 class TimmPixels(Pixels):
@@ -92,10 +92,10 @@ class Timm:
             hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names them"
             raise UserError(f"model.name {self.name!r} is not a model of timm; {hint}")
         net = self._create()
-        return TimmPixels(fewer_products(group_norms(net, group))), _width(net)
+        return TimmPixels(group_norms(net, group)), _width(net)
 
     def _create(self) -> nn.Module:
-        """Asked for any size first: only some constructors know that word, and the others refuse it at once."""
+        """For any size of picture first: only some constructors have that option, and the others refuse it at once."""
         sized: dict[str, Any] = {} if self.size is None else {"img_size": self.size}
         for options in ({"dynamic_img_size": True, **sized}, sized):
             try:
@@ -114,6 +114,52 @@ def _width(net: nn.Module) -> int:
     return width
 
 
+# ---- torchvision's ResNets with ReLU and the addition of a block left to its norms: one pass on a GPU ----
+
+
+class _BasicBlock(BasicBlock):  # type: ignore[misc]  # torchvision is not typed
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        inner = self.bn1(self.conv1(x), activate=True)
+        out: Tensor = self.bn2(self.conv2(inner), shortcut)
+        return out
+
+
+class _Bottleneck(Bottleneck):  # type: ignore[misc]
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        inner = self.bn1(self.conv1(x), activate=True)
+        inner = self.bn2(self.conv2(inner), activate=True)
+        out: Tensor = self.bn3(self.conv3(inner), shortcut)
+        return out
+
+
+class _ResNet(torchvision.models.ResNet):  # type: ignore[misc]
+    def _forward_impl(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.bn1(self.conv1(x), activate=True))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        out: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
+        return out
+
+
+_ACTIVATING: dict[type, type] = {
+    BasicBlock: _BasicBlock,
+    Bottleneck: _Bottleneck,
+    torchvision.models.ResNet: _ResNet,
+}
+
+
+def activate_in_norms(net: nn.Module) -> nn.Module:
+    """The same network, whose norms are grouped ones already; names of weights stay, on a processor all bytes do."""
+    for module in net.modules():
+        if type(module) in _ACTIVATING:
+            module.__class__ = _ACTIVATING[type(module)]
+    return net
+
+
+# ---- small ResNets, of pictures and of clips ----
+
+
 @dataclass(frozen=True)
 class SmallResNet:
     """A ResNet for processors without an accelerator: its first convolution shrinks the picture by ``stride``."""
@@ -127,52 +173,76 @@ class SmallResNet:
         """Random weights; the width of the last stage is F."""
         if len(self.widths) != len(self.blocks):
             raise UserError(f"model.widths has {len(self.widths)} stages, model.blocks {len(self.blocks)}: set both")
-        return fewer_products(SmallResNetBackbone(self, group)), self.widths[-1]
+        return SmallResNetBackbone(self, group), self.widths[-1]
 
 
-class _Block(nn.Module):
-    """Two 3×3 convolutions beside a shortcut (He et al. 2016); where it shrinks, the shortcut averages (ResNet-D)."""
+class ResidualBlock(nn.Module):
+    """Two convolutions of side 3 beside a shortcut (He et al. 2016), which averages where it shrinks (ResNet-D)."""
 
-    def __init__(self, before: int, width: int, stride: int, group: int) -> None:
+    def __init__(
+        self,
+        convolution: type[nn.Conv2d | nn.Conv3d],
+        before: int,
+        width: int,
+        stride: int | tuple[int, ...],
+        group: int,
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(before, width, 3, stride, 1, bias=False)
-        self.norm1 = GroupedBatchNorm2d(width, group)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.norm2 = GroupedBatchNorm2d(width, group)
+        pictures = convolution is nn.Conv2d
+        norm = GroupedBatchNorm2d if pictures else GroupedBatchNorm3d
+        self.conv1 = convolution(before, width, 3, stride, 1, bias=False)  # type: ignore[arg-type]
+        self.norm1 = norm(width, group)
+        self.conv2 = convolution(width, width, 3, 1, 1, bias=False)
+        self.norm2 = norm(width, group)
         self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or before != width:
+        if self.conv1.stride != self.conv2.stride or before != width:
+            mean = nn.AvgPool2d if pictures else nn.AvgPool3d
             self.shortcut = nn.Sequential(
-                nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity(),  # 3 pixels become 2, as beside
-                nn.Conv2d(before, width, 1, bias=False),
-                GroupedBatchNorm2d(width, group),
+                mean(stride, ceil_mode=True),  # type: ignore[arg-type]  # 3 pixels become 2, as beside
+                convolution(before, width, 1, bias=False),
+                norm(width, group),
             )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, before, ...) → (B, width, ...), each side divided by the stride."""
         inner = self.norm1(self.conv1(x), activate=True)
         out: Tensor = self.norm2(self.conv2(inner), self.shortcut(x))
         return out
 
 
-class SmallResNetBackbone(nn.Module):
-    """Stem, stages that each halve the resolution, mean over positions."""
+class ResidualBackbone(nn.Module):
+    """Stem, residual blocks, mean over positions."""
 
-    def __init__(self, spec: SmallResNet, group: int) -> None:
+    def __init__(self, stem: nn.Conv2d | nn.Conv3d, blocks: Iterable[tuple[int, Any]], group: int) -> None:
+        """``blocks``: the width and the stride of each."""
         super().__init__()
-        first, padding = spec.widths[0], (spec.kernel - spec.stride + 1) // 2
-        self.stem = nn.Conv2d(3, first, spec.kernel, spec.stride, padding, bias=False)
-        self.norm = GroupedBatchNorm2d(first, group)
-        blocks: list[nn.Module] = []
-        before = first
-        for stage, (width, count) in enumerate(zip(spec.widths, spec.blocks)):
-            for i in range(count):
-                blocks.append(_Block(before, width, 2 if stage > 0 and i == 0 else 1, group))
-                before = width
-        self.blocks = nn.Sequential(*blocks)
+        convolution = type(stem)
+        self.stem = stem
+        self.norm = (GroupedBatchNorm2d if convolution is nn.Conv2d else GroupedBatchNorm3d)(stem.out_channels, group)
+        before, layers = stem.out_channels, []
+        for width, stride in blocks:
+            layers.append(ResidualBlock(convolution, before, width, stride, group))
+            before = width
+        self.blocks = nn.Sequential(*layers)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, convolution):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) → (B, F)."""
-        x = self.norm(self.stem(pixels), activate=True)
-        return torch.mean(self.blocks(x), dim=(2, 3))
+        """(B, 3, S, S) or (B, 3, T, S, S) → (B, F)."""
+        x = self.blocks(self.norm(self.stem(pixels), activate=True))
+        return torch.mean(x, dim=tuple(range(2, x.dim())))
+
+
+class SmallResNetBackbone(ResidualBackbone):
+    """Of pictures: stages that each halve the resolution."""
+
+    def __init__(self, spec: SmallResNet, group: int) -> None:
+        padding = (spec.kernel - spec.stride + 1) // 2
+        stem = nn.Conv2d(3, spec.widths[0], spec.kernel, spec.stride, padding, bias=False)
+        blocks = [
+            (width, 2 if stage > 0 and number == 0 else 1)
+            for stage, (width, count) in enumerate(zip(spec.widths, spec.blocks))
+            for number in range(count)
+        ]
+        super().__init__(stem, blocks, group)

@@ -15,8 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lookalike.core.kernels import built
-from lookalike.models import norm_torch
+from lookalike.core.kernels import load
 
 
 class _Grouped(torch.autograd.Function):
@@ -63,7 +62,7 @@ class _Grouped(torch.autograd.Function):
 
 
 class _Together(torch.autograd.Function):
-    """All groups at once by ``kernels`` (norm_triton or norm_torch), with what follows: an addition, an activation."""
+    """All groups at once by ``kernels`` (norm_triton), with what follows: an addition, an activation."""
 
     @staticmethod
     def forward(
@@ -93,16 +92,6 @@ def _channels_last(x: Tensor) -> Tensor:
     return x if (rows := x.movedim(1, -1)).is_contiguous() else rows.contiguous().movedim(-1, 1)
 
 
-def kernels_for(x: Tensor, statistics: torch.dtype) -> ModuleType:
-    """Triton's, where it is to be had and knows the types; float64 and the rest by torch's operations."""
-    known = x.dtype in (torch.float32, torch.bfloat16, torch.float16) and statistics == torch.float32
-    return _fastest() if known else norm_torch
-
-
-def _fastest() -> ModuleType:
-    return built("models.norm_triton") or norm_torch
-
-
 class _GroupedBatchNorm(_BatchNorm):
     """BatchNorm over groups of ``group`` consecutive examples; evaluation uses the running statistics as usual."""
 
@@ -113,39 +102,41 @@ class _GroupedBatchNorm(_BatchNorm):
     def forward(self, x: Tensor, residual: Tensor | None = None, activate: bool = False) -> Tensor:
         """(B, C, ...) → the same; a batch that is no multiple of ``group`` is split as evenly as may be.
 
-        ReLU follows if asked to ``activate``, and after the addition of ``residual``, if there is one: what a GPU does
-        in the same pass.
+        With ``activate`` ReLU follows, and with a ``residual`` its addition and then ReLU: on a GPU in the same pass.
         """
+        if residual is not None and residual.shape != x.shape:
+            raise ValueError(f"what is added to {tuple(x.shape)} is {tuple(residual.shape)}")
         activate = activate or residual is not None
         groups = max(1, len(x) // self.group)
-        if self.training and (x.is_cuda or x.is_meta) and len(x) % groups == 0:  # meta: what a GPU would do is counted
-            return self._together(x, residual, groups, activate)
+        if kernels := self._kernels(x, groups):
+            statistics = self.running_mean, self.running_var
+            settings = groups, self.eps, self.momentum or 0.1, activate
+            together = _Together.apply(x, residual, self.weight, self.bias, kernels, *statistics, *settings)
+            return cast("Tensor", together)
         out = self._one_by_one(x, groups) if self.training else self._by_running_statistics(x)
         if residual is not None:
             out = out.add_(residual)
         return F.relu(out, inplace=True) if activate else out
 
+    def _kernels(self, x: Tensor, groups: int) -> ModuleType | None:
+        """Triton's, where they run and know the types; on ``meta`` what a GPU would do is counted."""
+        known = x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        if not self.training or not (x.is_cuda or x.is_meta) or not known or len(x) % groups:
+            return None
+        assert self.running_mean is not None
+        return load("models.norm_triton") if self.running_mean.dtype == torch.float32 else None
+
     def _by_running_statistics(self, x: Tensor) -> Tensor:
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-
-    def _together(self, x: Tensor, residual: Tensor | None, groups: int, activate: bool) -> Tensor:
-        assert self.running_mean is not None
-        if residual is not None and residual.shape != x.shape:
-            raise ValueError(f"what is added to {tuple(x.shape)} is {tuple(residual.shape)}")
-        kernels = kernels_for(x, self.running_mean.dtype)
-        statistics = self.running_mean, self.running_var
-        settings = groups, self.eps, self.momentum or 0.1, activate
-        out = _Together.apply(x, residual, self.weight, self.bias, kernels, *statistics, *settings)
-        return cast("Tensor", out)
 
     def _one_by_one(self, x: Tensor, groups: int) -> Tensor:
         weight, bias = (self.weight, self.bias) if self.affine else self._neutral()
         out, mean, scale = cast("tuple[Tensor, ...]", _Grouped.apply(x, weight, bias, groups, self.eps))
-        self._remember(mean, scale, x.numel() // x.shape[1] // groups)
+        self._update_running(mean, scale, x.numel() // x.shape[1] // groups)
         return out
 
     @torch.no_grad()
-    def _remember(self, mean: Tensor, scale: Tensor, count: int) -> None:
+    def _update_running(self, mean: Tensor, scale: Tensor, count: int) -> None:
         """Move the running statistics toward the mean over groups; ``scale`` is 1/√(variance + eps) of each."""
         variance = (scale.double().pow(-2) - self.eps) * (count / max(1, count - 1))
         assert self.running_mean is not None

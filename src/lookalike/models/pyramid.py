@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import suppress
+from itertools import pairwise
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from lookalike.core.errors import UserError
-from lookalike.models.image import Pixels, SmallResNetBackbone, TimmPixels
+from lookalike.models.dense import stem_and_blocks, stride_of
+from lookalike.models.image import TimmPixels
 from lookalike.models.norm import GroupedBatchNorm1d, GroupedBatchNorm2d
 
-_LOOK = 128  # side in pixels of the picture by which the strides are found
+_SIDE = 128  # in pixels, of the picture that the strides are measured with
 
 
 class Pyramid(nn.Module):
@@ -54,44 +56,33 @@ def pyramid(backbone: nn.Module, group: int) -> Pyramid:
 
     Raises UserError for what has none, such as a transformer, whose layers all have one resolution.
     """
-    found = _of(copy.deepcopy(backbone))
-    for module in found.modules():
+    result = _of(copy.deepcopy(backbone))
+    if result is None or len(result.strides) < 2 or any(a >= b for a, b in pairwise(result.strides)):
+        name = type(getattr(backbone, "net", backbone)).__name__
+        raise UserError(
+            f"the backbone ({name}) has no pyramid, whose levels grow coarser: boxes, masks and points want a run of a "
+            "ResNet or of a convolutional network of timm"
+        )
+    for module in result.modules():
         if isinstance(module, GroupedBatchNorm1d | GroupedBatchNorm2d):
             module.group = group
-    if len(found.strides) < 2 or any(a >= b for a, b in zip(found.strides, found.strides[1:])):
-        _refuse(backbone)
-    return found
+    return result
 
 
-def _of(backbone: nn.Module) -> Pyramid:
-    if isinstance(backbone, SmallResNetBackbone):
-        return Pyramid(_stages(backbone))
-    if isinstance(backbone, Pixels) and isinstance(backbone.net, torchvision.models.ResNet):
-        net = backbone.net
-        stem = [net.conv1, net.bn1, net.relu, net.maxpool]
-        return Pyramid([nn.Sequential(*stem, net.layer1), net.layer2, net.layer3, net.layer4])
+def _of(backbone: nn.Module) -> Pyramid | None:
+    if parts := stem_and_blocks(backbone):
+        return Pyramid(_stages(*parts))
     if isinstance(backbone, TimmPixels) and hasattr(backbone.net, "forward_intermediates"):
-        try:
+        with suppress(RuntimeError, ValueError, AssertionError, IndexError):  # of those that take one size only
             return _TimmPyramid(backbone.net)
-        except (RuntimeError, ValueError, AssertionError, IndexError):
-            pass  # of those that take pictures of one size only
-    _refuse(backbone)
-    raise AssertionError
+    return None
 
 
-def _refuse(backbone: nn.Module) -> None:
-    name = type(getattr(backbone, "net", backbone)).__name__
-    raise UserError(
-        f"the backbone ({name}) has no pyramid, whose levels grow coarser: boxes, masks and points want a run of a "
-        "ResNet or of a convolutional network of timm"
-    )
-
-
-def _stages(backbone: SmallResNetBackbone) -> list[nn.Module]:
-    """The stem with the first stage, then the others, each of which begins where the resolution halves."""
-    stages: list[list[nn.Module]] = [[backbone.stem, backbone.norm, nn.ReLU(inplace=True)]]
-    for number, block in enumerate(backbone.blocks):
-        if number and block.conv1.stride != (1, 1):
+def _stages(stem: list[nn.Module], blocks: list[nn.Module]) -> list[nn.Module]:
+    """The stem with the first stage, then the others, each of which begins where the resolution is halved."""
+    stages = [stem]
+    for number, block in enumerate(blocks):
+        if number and stride_of([block]) > 1:
             stages.append([])
         stages[-1].append(block)
     return [nn.Sequential(*stage) for stage in stages]
@@ -99,9 +90,9 @@ def _stages(backbone: SmallResNetBackbone) -> list[nn.Module]:
 
 @torch.no_grad()
 def _measured(pyramid: Pyramid) -> tuple[list[int], list[int]]:
-    """Widths and strides, by looking at a black picture; statistics of BatchNorm stay as they are."""
+    """Widths and strides, measured on a black picture; statistics of BatchNorm stay as they are."""
     parameter = next(pyramid.parameters())
     training = pyramid.training
-    levels = pyramid.eval()(torch.zeros(1, 3, _LOOK, _LOOK, dtype=parameter.dtype, device=parameter.device))
+    levels = pyramid.eval()(torch.zeros(1, 3, _SIDE, _SIDE, dtype=parameter.dtype, device=parameter.device))
     pyramid.train(training)
-    return [level.shape[1] for level in levels], [_LOOK // level.shape[3] for level in levels]
+    return [level.shape[1] for level in levels], [_SIDE // level.shape[3] for level in levels]

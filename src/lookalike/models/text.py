@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from lookalike.core.errors import UserError
 from lookalike.core.seeding import after, integers
 
-LEAST = 259  # tokens that every vocabulary has: three that are no text, and the bytes
+LEAST = 259  # tokens that every vocabulary has: three special ones, and the bytes
 _TABLE = 1 << 18  # entries: 1 MB, which stays in a processor's cache
 
 Pool = Literal["mean", "first"]
@@ -42,7 +42,7 @@ class Transformer:
                 "model.depth at least 1"
             )
         if self.vocabulary < LEAST:
-            raise UserError(f"model.vocabulary must be at least {LEAST}: all bytes, and the tokens that are no text")
+            raise UserError(f"model.vocabulary must be at least {LEAST}: all bytes, and three special tokens")
         if not 0 <= self.dropout < 1:
             raise UserError("model.dropout must be at least 0 and below 1")
         return TransformerBackbone(self), self.width
@@ -56,7 +56,7 @@ class TransformerBackbone(nn.Module):
         self.pool, self.share = spec.pool, spec.dropout
         self.embedding = nn.Embedding(spec.vocabulary, spec.width)
         self.first_norm = nn.LayerNorm(spec.width)
-        self.blocks = nn.ModuleList(_Block(spec.width, spec.heads) for _ in range(spec.depth))
+        self.blocks = nn.ModuleList(TextBlock(spec.width, spec.heads) for _ in range(spec.depth))
         self.norm = nn.LayerNorm(spec.width)
         for module in self.modules():  # BERT's
             if isinstance(module, nn.Linear | nn.Embedding):
@@ -65,48 +65,48 @@ class TransformerBackbone(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(
-        self, tokens: Tensor, attend: Tensor, noise: Tensor | None = None, asked: Tensor | None = None
+        self, tokens: Tensor, attend: Tensor, noise: Tensor | None = None, targets: Tensor | None = None
     ) -> Tensor:
-        """(B, L) → (B, F); what ``attend`` leaves out is not seen. Units drop out where ``noise`` (B,) is given."""
+        """(B, L) → (B, F); what ``attend`` leaves out is ignored. Units drop out where ``noise`` (B,) is given."""
         return pooled(self.tokens(tokens, attend, noise), attend, self.pool)
 
     def tokens(
-        self, tokens: Tensor, attend: Tensor, noise: Tensor | None = None, asked: Tensor | None = None
+        self, tokens: Tensor, attend: Tensor, noise: Tensor | None = None, targets: Tensor | None = None
     ) -> Tensor:
-        """(T, F) the last layer, for the tokens that are attended to, example by example; ``asked`` is a decoder's."""
-        seen = Attended.of(attend)
-        place = seen.of_each(attend.cumsum(1) - 1)
-        dropped = Dropped.of(noise, seen, place, self.share, 1 + 2 * len(self.blocks))
-        x = self.embedding(seen.of_each(tokens)) + 0.02 * waves(place, self.embedding.embedding_dim)
-        x = dropped(self.first_norm(x), 0)
+        """(T, F) the last layer for the attended tokens, example by example; ``targets`` are a decoder's."""
+        packing = Packing.of(attend)
+        place = packing.pack(attend.cumsum(1) - 1)
+        dropout = CounterDropout.of(noise, packing, place, self.share, 1 + 2 * len(self.blocks))
+        x = self.embedding(packing.pack(tokens)) + 0.02 * positions(place, self.embedding.embedding_dim)
+        x = dropout(self.first_norm(x), 0)
         for number, block in enumerate(self.blocks):
-            x = block(x, seen, dropped, 1 + 2 * number)
-        found: Tensor = self.norm(x)
-        return found
+            x = block(x, packing, dropout, 1 + 2 * number)
+        last: Tensor = self.norm(x)
+        return last
 
 
-class Attended(NamedTuple):
-    """Which tokens of a batch are attended to: asked once, since a GPU makes its host wait for how many there are."""
+class Packing(NamedTuple):
+    """Which tokens of a batch are attended to: computed once, since the host waits until a GPU has counted them."""
 
     mask: Tensor  # (B, L) bool
     places: Tensor  # (T,) int64 of the B · L
 
     @classmethod
-    def of(cls, attend: Tensor) -> Attended:
+    def of(cls, attend: Tensor) -> Packing:
         """From ``attend`` (B, L)."""
         return cls(attend, attend.flatten().nonzero()[:, 0])
 
-    def of_each(self, rows: Tensor) -> Tensor:
-        """(T, ...) of (B, L, ...)."""
+    def pack(self, rows: Tensor) -> Tensor:
+        """(B, L, ...) → (T, ...)."""
         return rows.flatten(0, 1).index_select(0, self.places)
 
-    def put_back(self, rows: Tensor) -> Tensor:
-        """(B, L, F) of (T, F), zero where nothing is attended to."""
-        room = rows.new_zeros(self.mask.numel(), rows.shape[1])
-        return room.index_copy(0, self.places, rows).view(*self.mask.shape, -1)
+    def unpack(self, rows: Tensor) -> Tensor:
+        """(T, F) → (B, L, F), zero where nothing is attended to."""
+        padded = rows.new_zeros(self.mask.numel(), rows.shape[1])
+        return padded.index_copy(0, self.places, rows).view(*self.mask.shape, -1)
 
 
-class _Block(nn.Module):
+class TextBlock(nn.Module):
     """Attention, then a layer of four times the width, each on normed input and added to it."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -116,38 +116,38 @@ class _Block(nn.Module):
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, x: Tensor, seen: Attended, dropped: Dropped, site: int) -> Tensor:
-        """(T, F) → the same; places ``site`` and the next are those where units drop out."""
-        x = x + dropped(self.proj(self._mixed(self.qkv(self.norm1(x)), seen)), site)
-        out: Tensor = x + dropped(self.mlp(self.norm2(x)), site + 1)
+    def forward(self, x: Tensor, packing: Packing, dropout: CounterDropout, site: int) -> Tensor:
+        """(T, F) → the same; units drop out at the sites ``site`` and ``site + 1``."""
+        x = x + dropout(self.proj(self._attention(self.qkv(self.norm1(x)), packing)), site)
+        out: Tensor = x + dropout(self.mlp(self.norm2(x)), site + 1)
         return out
 
-    def _mixed(self, qkv: Tensor, seen: Attended) -> Tensor:
-        """Attention of every token to all of its example: the one place where rows must be of equal length."""
-        room = seen.put_back(qkv).view(*seen.mask.shape, 3, self.heads, -1)
-        query, key, value = room.permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value, seen.mask[:, None, None, :])
-        return seen.of_each(mixed.transpose(1, 2).flatten(2))
+    def _attention(self, qkv: Tensor, packing: Packing) -> Tensor:
+        """Of every token to all of its example: the one place where rows must be of equal length."""
+        padded = packing.unpack(qkv).view(*packing.mask.shape, 3, self.heads, -1)
+        query, key, value = padded.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value, packing.mask[:, None, None, :])
+        return packing.pack(mixed.transpose(1, 2).flatten(2))
 
 
-class Dropped:
+class CounterDropout:
     """Sets units to zero as counters say, not as a generator does.
 
-    The mask of a token at one of the places where units drop out is a window into one fixed table of bits; where it
-    begins is a hash of (noise of the example, position, place). A fifth of the time of torch's dropout on a processor,
+    The mask of a token at one of the sites where units drop out is a window into one fixed table of bits; where it
+    begins is a hash of (noise of the example, position, site). A fifth of the time of torch's dropout on a processor,
     and the same on any device, for any batch and on any number of processes.
     """
 
     def __init__(self, begins: Tensor | None, share: float) -> None:
-        """``begins`` (places, T); None where nothing drops out."""
+        """``begins`` (sites, T); None where nothing drops out."""
         self._begins, self._share = begins, share
 
     @classmethod
-    def of(cls, noise: Tensor | None, seen: Attended, place: Tensor, share: float, sites: int) -> Dropped:
+    def of(cls, noise: Tensor | None, packing: Packing, place: Tensor, share: float, sites: int) -> CounterDropout:
         """For ``noise`` (B,) and the positions ``place`` (T,) of the tokens that are attended to."""
         if noise is None or not share:
             return cls(None, share)
-        token = after(seen.of_each(noise[:, None].expand_as(seen.mask)), place)
+        token = after(packing.pack(noise[:, None].expand_as(packing.mask)), place)
         return cls(after(token, torch.arange(sites, device=noise.device)[:, None]), share)
 
     def __call__(self, x: Tensor, site: int) -> Tensor:
@@ -171,10 +171,10 @@ def pooled(hidden: Tensor, attend: Tensor, pool: Pool) -> Tensor:
     counts = attend.sum(1)
     if pool == "first":
         return hidden.index_select(0, counts.cumsum(0) - counts)
-    return Attended.of(attend).put_back(hidden).sum(1) / counts[:, None]
+    return Packing.of(attend).unpack(hidden).sum(1) / counts[:, None]
 
 
-def waves(place: Tensor, width: int) -> Tensor:
+def positions(place: Tensor, width: int) -> Tensor:
     """(T, width) sines and cosines of positions (T,): any length, nothing to learn (arXiv 1706.03762, section 3.5)."""
     frequencies = 10_000.0 ** -(torch.arange(width // 2, device=place.device) / (width // 2))
     angles = place[:, None] * frequencies

@@ -1,4 +1,4 @@
-"""Two networks under one head: pictures go through one, texts through the other."""
+"""Two networks under one head: one for pictures, one for texts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TwoTowers:
 
     @property
     def vocabulary(self) -> int:
-        """How many tokens it knows."""
+        """How many tokens the network of texts knows."""
         return self.text.vocabulary
 
     def build(self, group: int) -> tuple[nn.Module, int]:
@@ -33,7 +33,7 @@ class TwoTowers:
 
 
 class TwoTowersBackbone(nn.Module):
-    """What a view holds says which network it is for."""
+    """A view with ``pixels`` goes through the network of pictures, any other through that of texts."""
 
     def __init__(self, picture: nn.Module, text: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A vision transformer whose positions are fixed, so that it takes any size of picture and any part of its patches."""
+"""A vision transformer with fixed positions, which takes pictures of any size and any part of their patches."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from torch.nn import functional as F
 
 from lookalike.core.devices import product_type
 from lookalike.core.errors import UserError
-from lookalike.models.gelu import linear_gelu
-from lookalike.models.layer_norm import add_norm
+from lookalike.models.fused import add_norm, linear_gelu
 
 
 @dataclass(frozen=True)
@@ -62,28 +61,28 @@ class ViTBackbone(nn.Module):
         self.patches.requires_grad_(not spec.frozen_patches)
 
     def forward(self, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
-        """(B, 3, H, W) → (B, F); of patches, numbered by rows, only those at ``keep`` (B, n) are seen and paid for."""
-        x = self._entered(pixels, keep)
+        """(B, 3, H, W) → (B, F); with ``keep`` (B, n) only those patches, numbered by rows, are computed."""
+        x = self._embedded(pixels, keep)
         # A processor would round sums over fewer rows otherwise: its runs keep their bytes.
-        seen = 1 if self.token is not None and x.device.type != "cpu" else None
-        return self.pooled(self._left(x, seen))
+        first = 1 if self.token is not None and x.device.type != "cpu" else None
+        return self.pooled(self._last_layer(x, first))
 
     def tokens(self, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
-        """(B, n, F) the last layer for each patch that is seen, after that of the class token where there is one."""
-        return self._left(self._entered(pixels, keep))
+        """(B, n, F) the last layer for each patch that is kept, after that of the class token where there is one."""
+        return self._last_layer(self._embedded(pixels, keep))
 
-    def _entered(self, pixels: Tensor, keep: Tensor | None) -> Tensor:
+    def _embedded(self, pixels: Tensor, keep: Tensor | None) -> Tensor:
         """(B, n, F) what goes into the blocks."""
         rows, columns = grid(pixels, self.side)
         where = positions(rows, columns, self.norm.normalized_shape[0], pixels.device).to(self.norm.weight.dtype)
-        seen = patches_at(pixels, self.side, keep, product_type(pixels))
-        x: Tensor = self.patches(seen) + (where if keep is None else where[keep])
+        patches = patches_at(pixels, self.side, keep, product_type(pixels))
+        x: Tensor = self.patches(patches) + (where if keep is None else where[keep])
         if self.token is not None:
             x = torch.cat([self.token.expand(len(x), 1, -1), x], dim=1)
         return x
 
-    def _left(self, x: Tensor, first: int | None = None) -> Tensor:
-        """(B, n, F) what comes out of the blocks, normed; of the ``first`` tokens alone, if that is told."""
+    def _last_layer(self, x: Tensor, first: int | None = None) -> Tensor:
+        """(B, n, F) what comes out of the blocks, normed; of the ``first`` tokens alone, if given."""
         last, added = self.blocks.open(x, first)
         return add_norm(last, added, self.norm, x.dtype)[1]
 
@@ -113,9 +112,9 @@ class Block(nn.Module):
         self.mlp = _MLP(width)
 
     def forward(self, x: Tensor, added: Tensor | None = None, first: int | None = None) -> tuple[Tensor, Tensor]:
-        """(B, N, width) with what the block before ``added``, and what this one adds: the next norm's pass does it.
+        """(B, N, width) and what the block before ``added`` → the sum, and what this block adds: the next norm adds it.
 
-        Of the ``first`` tokens alone, if that is told, which still see all others.
+        Of the ``first`` tokens alone, if given, which still attend to all others.
         """
         x, normed = add_norm(x, added, self.norm1)
         x, normed = add_norm(x if first is None else x[:, :first], self.attn(normed, first), self.norm2)
@@ -123,7 +122,7 @@ class Block(nn.Module):
 
 
 class Blocks(nn.Sequential):
-    """One after the other."""
+    """Blocks one after the other, each of which leaves an addition to the next."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, width) to the same."""
@@ -131,7 +130,7 @@ class Blocks(nn.Sequential):
         return x + added
 
     def open(self, x: Tensor, first: int | None = None) -> tuple[Tensor, Tensor]:
-        """The stream, and what is still to be added to it; of the ``first`` tokens alone, if that is told."""
+        """The residual stream, and what is still to be added to it; of the ``first`` tokens alone, if given."""
         added: Tensor | None = None
         for block in list(self)[:-1]:
             x, added = block(x, added)
@@ -159,14 +158,14 @@ class _Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, first: int | None = None) -> Tensor:
-        """Of the ``first`` tokens alone, if that is told."""
+        """(B, N, width) → the same, or of the ``first`` tokens alone, if given."""
         parts = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1).unbind(2)  # whose gradients are put there at once
         query, key, value = (part.transpose(1, 2) for part in parts)
         if first is None:
             mixed = F.scaled_dot_product_attention(query, key, value)
         else:  # of so few, torch would choose a kernel whose gradients are added in any order
-            likeness = query[:, :, :first] * query.shape[-1] ** -0.5 @ key.transpose(2, 3)
-            mixed = likeness.softmax(3) @ value
+            logits = query[:, :, :first] * query.shape[-1] ** -0.5 @ key.transpose(2, 3)
+            mixed = logits.softmax(3) @ value
         out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -185,7 +184,7 @@ def grid(pixels: Tensor, side: int) -> tuple[int, int]:
 def patches_at(pixels: Tensor, side: int, index: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
     """(B, n, 3 · side²) the patches of (B, 3, H, W) at ``index`` (B, n), or all, by rows; no other is copied.
 
-    In ``dtype``, if that is told, which they take while they are copied.
+    In ``dtype``, if given: they are converted while they are copied.
     """
     rows, columns = grid(pixels, side)
     patches = pixels.reshape(-1, 3, rows, side, columns, side).permute(0, 2, 4, 1, 3, 5)

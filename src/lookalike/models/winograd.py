@@ -1,9 +1,14 @@
-"""3×3 convolutions with fewer products, for processors whose fast type is fp32 (Lavin & Gray, arXiv 1509.09308).
+"""3×3 convolutions with fewer products, for processors that are fastest in fp32 (Lavin & Gray, arXiv 1509.09308).
 
 Winograd's tile of 4×4 results takes 36 products instead of 144: ``A ((G w) * (B x))`` along rows and columns, where *
-goes element by element and, over channels, is 36 matrix products. Those run as fast as any, so what is saved is time.
+goes element by element and, over channels, is 36 matrix products. Those run as fast as any, so the time falls as well.
 The matrices come from interpolation at a few points, which decide how rounding grows. Tiles are made and used up in
 chunks that stay in the cache; nothing but the input is kept for the gradient.
+
+An encoder replaces its convolutions (``fewer_products``); nothing else knows of them. How a convolution is computed is
+a rule over shapes and the processor (``pays``), not a measurement at the start of a process: the two ways round
+differently, and a clock may answer otherwise when a run is resumed or in the next rank, which would then not repeat the
+bytes.
 """
 
 from __future__ import annotations
@@ -162,15 +167,15 @@ def convolve(source: Tensor, kernels: Tensor, scheme: Scheme, rows: int = _ROWS)
 def correlate(source: Tensor, upstream: Tensor, scheme: Scheme, rows: int = _ROWS) -> Tensor:
     """The gradient (3, 3, D, C) by the kernel, from the input (N, H, W, C) and the gradient (N, H, W, D)."""
     kernels = source.new_empty(scheme.n**2, upstream.shape[3], source.shape[3])
-    known = 0.0  # how much of ``kernels`` counts: the first product overwrites what was in the memory
+    beta = 0.0  # the first product overwrites what was in the memory
     back = scheme.leave.t().contiguous()
     for part, gradient, row, buffers in _walk(scheme, source, upstream, rows):
         used, pairs = buffers.beside(gradient, row)
         for tiles, pictures in pairs:
             tiles.copy_(pictures)
         torch.mm(back[:, :used], buffers.results[:used], out=buffers.spread)
-        kernels.baddbmm_(buffers.products.transpose(1, 2), buffers.enter(part, row), beta=known)
-        known = 1.0
+        kernels.baddbmm_(buffers.products.transpose(1, 2), buffers.enter(part, row), beta=beta)
+        beta = 1.0
     return (scheme.weigh.t() @ kernels.flatten(1)).view(3, 3, *kernels.shape[1:])
 
 
@@ -203,10 +208,10 @@ class Convolution(torch.autograd.Function):
 
 
 def pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether this was measured to be faster than torch's own convolution (docs/results.md).
+    """Whether this was measured to be faster than torch's own convolution, with AVX2 and MKL (docs/results.md).
 
-    Measured with AVX2 and MKL alone. Under 64 channels the transforms cost more than they save; in little batches those
-    of the weights do. A traced graph should hold one convolution, not these loops.
+    Under 64 channels the transforms cost more than they save; in little batches those of the weights do. A traced graph
+    should hold one convolution, not these loops.
     """
     height, width = x.shape[2:]
     side = best_side(max(height, width))
@@ -214,7 +219,7 @@ def pays(x: Tensor, weight: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and _measured()
+        and _processor_fits()
         and min(weight.shape[:2]) >= (64 if min(height, width) > 6 else 96)
         and len(x) * -(-height // side) * -(-width // side) >= 64
         and not (torch.jit.is_tracing() or torch.compiler.is_compiling())  # type: ignore[attr-defined, no-untyped-call]
@@ -222,7 +227,7 @@ def pays(x: Tensor, weight: Tensor) -> bool:
 
 
 @lru_cache
-def _measured() -> bool:
+def _processor_fits() -> bool:
     mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
     return mkl and torch.backends.cpu.get_cpu_capability() == "AVX2"
 

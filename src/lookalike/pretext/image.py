@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lookalike.core.devices import sent
-from lookalike.core.kernels import built
+from lookalike.core.kernels import load
 from lookalike.core.seeding import uniforms
 from lookalike.pretext import ops
 from lookalike.pretext.plan import STILL, Plan, Style
@@ -29,7 +29,7 @@ CIFAR_STD: Triple = (0.2023, 0.1994, 0.2010)  # as in the MoCo CIFAR notebook an
 _CHUNK = 1 << 18  # pixels a colour plane of a sub-batch on a CPU: fewer calls were faster than staying in L2 cache
 
 
-class Columns:
+class Draws:
     """Which of the uniform draws of (seed, epoch, row, view) decides what; new operations take columns at the end."""
 
     CROP = slice(0, 2 * ops.TRIES + 2)
@@ -38,55 +38,6 @@ class Columns:
     FACTORS = slice(28, 32)  # brightness, contrast, saturation, hue
     GRAY, BLUR, SIGMA, SOLARIZE = 32, 33, 34, 35
     COUNT = 36
-
-
-class Picked(NamedTuple):
-    """Some examples of a part: those in ``place``, or where they are not side by side those at some indices."""
-
-    place: slice
-    indices: slice | None  # which of ``Numbers.indices``
-
-    def change(self, planes: Tensor, here: Numbers, change: Callable[[Tensor], Tensor]) -> None:
-        """Apply ``change`` to these examples of (3, B, H, W), and to no other."""
-        if self.indices is None:  # no copies
-            part = planes[:, self.place]
-            part.copy_(change(part))
-        else:
-            index = here.indices[self.indices]
-            planes.index_copy_(1, index, change(planes.index_select(1, index)))
-
-    def of(self, numbers: Tensor, here: Numbers) -> Tensor:
-        """Theirs, of (B,)."""
-        return numbers[self.place] if self.indices is None else numbers.index_select(0, here.indices[self.indices])
-
-
-class Part(NamedTuple):
-    """Consecutive examples of one group, and which of them change how."""
-
-    place: slice
-    group: int
-    gray: Picked | None
-    blur: Picked | None
-    solarize: Picked | None
-
-
-def divided(plan: Plan, places: Iterator[slice]) -> tuple[list[Part], Tensor]:
-    """The parts of a plan, whose examples are in the order of their groups, and the indices that they pick by."""
-    parts, indices, count = [], [plan.group.new_empty(0)], 0
-    for place in places:
-        picks: list[Picked | None] = []
-        for where in (plan.gray, plan.blur, plan.solarize):
-            index = where[place].nonzero()[:, 0]
-            if len(index) == 0:
-                picks.append(None)
-            elif int(index[-1] - index[0]) < len(index):
-                picks.append(Picked(slice(int(index[0]), int(index[-1]) + 1), None))
-            else:
-                picks.append(Picked(slice(0, 0), slice(count, count + len(index))))
-                indices.append(index)
-                count += len(index)
-        parts.append(Part(place, int(plan.group[place.start]), *picks))
-    return parts, torch.cat(indices)
 
 
 class Numbers(NamedTuple):
@@ -98,7 +49,7 @@ class Numbers(NamedTuple):
     blends: Tensor  # (3, 3, B) for each of three steps the weights of ``ops.adjust``
     hues: Tensor  # (3, B)
     sigma: Tensor  # (B,)
-    indices: Tensor  # (R,) int64 of examples that change, part by part
+    indices: Tensor  # (R,) int64 of examples that change, slice by slice
 
     @classmethod
     def of(cls, plan: Plan, order: Tensor, indices: Tensor, device: torch.device) -> Numbers:
@@ -108,9 +59,58 @@ class Numbers(NamedTuple):
         return cls(*sent([order, plan.boxes, plan.flip, blends, hues, plan.sigma, indices], device))
 
 
+class Selection(NamedTuple):
+    """Some examples of a slice: those in ``place``, or where they are not side by side those at some indices."""
+
+    place: slice
+    indices: slice | None  # which of ``Numbers.indices``
+
+    def change(self, planes: Tensor, numbers: Numbers, operation: Callable[[Tensor], Tensor]) -> None:
+        """Apply ``operation`` to these examples of (3, B, H, W), and to no other."""
+        if self.indices is None:  # no copies
+            part = planes[:, self.place]
+            part.copy_(operation(part))
+        else:
+            index = numbers.indices[self.indices]
+            planes.index_copy_(1, index, operation(planes.index_select(1, index)))
+
+    def of(self, values: Tensor, numbers: Numbers) -> Tensor:
+        """Theirs, of (B,)."""
+        return values[self.place] if self.indices is None else values.index_select(0, numbers.indices[self.indices])
+
+
+class GroupSlice(NamedTuple):
+    """Consecutive examples of one group, and which of them change how."""
+
+    place: slice
+    group: int
+    gray: Selection | None
+    blur: Selection | None
+    solarize: Selection | None
+
+
+def group_slices(plan: Plan, places: Iterator[slice]) -> tuple[list[GroupSlice], Tensor]:
+    """The slices of a plan, whose examples are in the order of their groups, and the indices of their selections."""
+    slices, indices, count = [], [plan.group.new_empty(0)], 0
+    for place in places:
+        selections: list[Selection | None] = []
+        for where in (plan.gray, plan.blur, plan.solarize):
+            index = where[place].nonzero()[:, 0]
+            if len(index) == 0:
+                selections.append(None)
+            elif int(index[-1] - index[0]) < len(index):
+                selections.append(Selection(slice(int(index[0]), int(index[-1]) + 1), None))
+            else:
+                selections.append(Selection(slice(0, 0), slice(count, count + len(index))))
+                indices.append(index)
+                count += len(index)
+        slices.append(GroupSlice(place, int(plan.group[place.start]), *selections))
+    return slices, torch.cat(indices)
+
+
 def kernels_for(pixels: Tensor) -> ModuleType | None:
     """Those of ops_triton on a GPU, where they can be built."""
-    return built("pretext.ops_triton") if pixels.is_cuda else None
+    return load("pretext.ops_triton") if pixels.is_cuda else None
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class ImageView:
     def views(self, canvases: Canvases, rows: Tensor, seed: int, epoch: int, numbers: Sequence[int]) -> list[View]:
         """The views of these numbers, made together: what a call costs however few the examples are is paid once."""
         pixels, (height, width) = canvases.pixels, canvases.pixels.shape[2:]
-        draws = torch.cat([uniforms(seed, epoch, rows, number, Columns.COUNT) for number in numbers])
+        draws = torch.cat([uniforms(seed, epoch, rows, number, Draws.COUNT) for number in numbers])
         plan = self.plan(draws, canvases.sizes.repeat(len(numbers), 1), (height, width))
         kernels = kernels_for(pixels)
         out = kernels.views(pixels, plan, self._style()) if kernels else self._on_planes(pixels, plan)
@@ -155,15 +155,15 @@ class ImageView:
         (height, width), device = pixels.shape[2:], pixels.device
         order = (2 * plan.group + plan.gray).argsort(stable=True)  # what is alike lies together
         plan = plan.ordered(order)
-        parts, indices = divided(plan, self._places(plan.group, device))
-        here = Numbers.of(plan, order, indices, device)
-        axes = ops.axes(here.boxes, (height, width), self.size, here.flip)
-        examples = here.order % len(pixels)
+        slices, indices = group_slices(plan, self._places(plan.group, device))
+        numbers = Numbers.of(plan, order, indices, device)
+        axes = ops.axes(numbers.boxes, (height, width), self.size, numbers.flip)
+        examples = numbers.order % len(pixels)
         out = torch.empty(len(order), self.size, self.size, 3, device=device)
-        for part in parts:
+        for part in slices:
             planes = ops.cropped(pixels.index_select(0, examples[part.place]), axes.at(part.place))
-            self._recolour(planes, part, here)
-            out.index_copy_(0, here.order[part.place], ops.normalised(planes, self.mean, self.std))
+            self._recolour(planes, part, numbers)
+            out.index_copy_(0, numbers.order[part.place], ops.normalised(planes, self.mean, self.std))
         return out
 
     def evaluation(self, canvases: Canvases, share: float = 1.0) -> View:
@@ -186,21 +186,21 @@ class ImageView:
         return ops.displayable(view["pixels"], self.mean, self.std)
 
     def plan(self, draws: Tensor, sizes: Tensor, canvas: tuple[int, int]) -> Plan:
-        """What ``draws`` (B, Columns.COUNT) mean for pictures of ``sizes`` (B, 2) on canvases (H, W)."""
-        boxes = ops.crop_boxes(sizes, draws[:, Columns.CROP], self.scale, self.ratio)
-        order = draws[:, Columns.ORDER].argsort(dim=1, stable=True)
+        """What ``draws`` (B, Draws.COUNT) mean for pictures of ``sizes`` (B, 2) on canvases (H, W)."""
+        boxes = ops.crop_boxes(sizes, draws[:, Draws.CROP], self.scale, self.ratio)
+        order = draws[:, Draws.ORDER].argsort(dim=1, stable=True)
         place = order.eq(ops.HUE).int().argmax(1)
-        still = draws[:, Columns.JITTER] >= self.jitter
+        still = draws[:, Draws.JITTER] >= self.jitter
         return Plan(
             boxes=ops.on_canvas(boxes, sizes, canvas).float(),
-            flip=draws[:, Columns.FLIP] < self.flip,
-            gray=draws[:, Columns.GRAY] < self.gray,
-            blur=draws[:, Columns.BLUR] < self.blur,
-            solarize=draws[:, Columns.SOLARIZE] < self.solarize,
+            flip=draws[:, Draws.FLIP] < self.flip,
+            gray=draws[:, Draws.GRAY] < self.gray,
+            blur=draws[:, Draws.BLUR] < self.blur,
+            solarize=draws[:, Draws.SOLARIZE] < self.solarize,
             group=torch.where(still, STILL, place if self.hue else ops.HUE),
             kinds=order[order != ops.HUE].view(-1, 3),
-            factors=self._factors(draws[:, Columns.FACTORS]),
-            sigma=self.sigma[0] + (self.sigma[1] - self.sigma[0]) * draws[:, Columns.SIGMA],
+            factors=self._factors(draws[:, Draws.FACTORS]),
+            sigma=self.sigma[0] + (self.sigma[1] - self.sigma[0]) * draws[:, Draws.SIGMA],
         )
 
     def _factors(self, draws: Tensor) -> Tensor:
@@ -224,19 +224,19 @@ class ImageView:
                 yield slice(start + count * i // parts, start + count * (i + 1) // parts)
             start += count
 
-    def _recolour(self, planes: Tensor, part: Part, here: Numbers) -> None:
+    def _recolour(self, planes: Tensor, part: GroupSlice, numbers: Numbers) -> None:
         """Everything after the crop, in place, on examples of one group."""
         if part.gray and self.order == "gray first":
-            part.gray.change(planes, here, ops.grayed)
+            part.gray.change(planes, numbers, ops.grayed)
         if part.group != STILL:
-            self._jitter(planes, part.group, here.blends[:, :, part.place], here.hues[:, part.place])
+            self._jitter(planes, part.group, numbers.blends[:, :, part.place], numbers.hues[:, part.place])
         if part.gray and self.order == "jitter first":
-            part.gray.change(planes, here, ops.grayed)
+            part.gray.change(planes, numbers, ops.grayed)
         if part.blur:
-            sigma = part.blur.of(here.sigma[part.place], here)
-            part.blur.change(planes, here, lambda chosen: ops.blurred(chosen, sigma, self.radius()))
+            sigma = part.blur.of(numbers.sigma[part.place], numbers)
+            part.blur.change(planes, numbers, lambda some: ops.blurred(some, sigma, self.radius()))
         if part.solarize:
-            part.solarize.change(planes, here, ops.solarized)
+            part.solarize.change(planes, numbers, ops.solarized)
 
     def _jitter(self, planes: Tensor, group: int, blends: Tensor, hues: Tensor) -> None:
         """ColorJitter: its four operations in each example's own order, the hue at the group's place in it."""
@@ -257,19 +257,12 @@ class ImageView:
 
 
 @dataclass(frozen=True)
-class TwoViews(OwnRow):
-    """The pretext of momentum contrast: two random views of a picture belong together."""
+class ViewPair(OwnRow):
+    """Two random views of pictures, and how evaluations see pictures."""
 
     first: ImageView
     second: ImageView | None = None  # the same kind as the first where not given
     whole: int | None = None  # pixels a side at which evaluations see pictures: the first view's size where not given
-
-    def __call__(self, canvases: Canvases, rows: Tensor, seed: int, epoch: int) -> tuple[View, View]:
-        """Two views of the examples at ``rows`` (B,) of the source."""
-        if self.second is None:
-            first, second = self.first.views(canvases, rows, seed, epoch, [0, 1])
-            return first, second
-        return self.first(canvases, rows, seed, epoch, 0), self.second(canvases, rows, seed, epoch, 1)
 
     def evaluation(self, canvases: Canvases, share: float = 1.0) -> View:
         """What evaluations encode: ``ImageView.evaluation`` of the first view, at ``whole`` pixels."""
@@ -282,6 +275,18 @@ class TwoViews(OwnRow):
     def displayable(self, first: View, second: View) -> tuple[Tensor, Tensor]:
         """Both views back as uint8 (B, 3, S, S)."""
         return self.first.displayable(first), (self.second or self.first).displayable(second)
+
+
+@dataclass(frozen=True)
+class TwoViews(ViewPair):
+    """The pretext of momentum contrast: two random views of a picture belong together."""
+
+    def __call__(self, canvases: Canvases, rows: Tensor, seed: int, epoch: int) -> tuple[View, View]:
+        """Two views of the examples at ``rows`` (B,) of the source."""
+        if self.second is None:
+            first, second = self.first.views(canvases, rows, seed, epoch, [0, 1])
+            return first, second
+        return self.first(canvases, rows, seed, epoch, 0), self.second(canvases, rows, seed, epoch, 1)
 
     def crops(self) -> ImageView:
         """What classifiers are trained on: the first view's crops and mirror images, at the size of evaluations."""

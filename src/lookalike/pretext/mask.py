@@ -1,4 +1,4 @@
-"""A picture with most of it hidden is alike with the whole."""
+"""A picture with most of its patches hidden belongs together with the whole."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Masked(TwoViews):
             first = second = self.first(canvases, rows, seed, epoch, 0)
         else:
             first, second = super().__call__(canvases, rows, seed, epoch)
-        return {**first, "keep": self.kept(rows, seed, epoch)}, second
+        return {**first, "keep": self.keep(rows, seed, epoch)}, second
 
-    def kept(self, rows: Tensor, seed: int, epoch: int) -> Tensor:
-        """(B, n) the patches that are seen, numbered by rows of the picture, ascending: equally many in each."""
+    def keep(self, rows: Tensor, seed: int, epoch: int) -> Tensor:
+        """(B, n) the patches that stay visible, numbered by rows of the picture, ascending: equally many in each."""
         draws = uniforms(seed, epoch, rows, _MASK, self.patches())
-        return draws.argsort(dim=1, stable=True)[:, : self.seen()].sort(dim=1).values
+        return draws.argsort(dim=1, stable=True)[:, : self.visible()].sort(dim=1).values
 
     def patches(self) -> int:
         """Of a view; raises UserError."""
@@ -49,15 +49,15 @@ class Masked(TwoViews):
             )
         return (self.first.size // self.patch) ** 2
 
-    def seen(self) -> int:
+    def visible(self) -> int:
         """Patches of a view that stay: at least one."""
         return max(1, round((1 - self.share) * self.patches()))
 
     def displayable(self, first: View, second: View) -> tuple[Tensor, Tensor]:
-        """Both views back as uint8 (B, 3, S, S), gray where the query is blind."""
+        """Both views back as uint8 (B, 3, S, S), the hidden patches gray."""
         query, key = super().displayable(first, second)
         across = self.first.size // self.patch
-        open_ = torch.zeros(len(query), across**2, dtype=torch.bool, device=query.device)
-        open_ = open_.scatter(1, first["keep"].to(query.device), True).view(-1, 1, across, across)
-        wide = open_.repeat_interleave(self.patch, 2).repeat_interleave(self.patch, 3)
+        visible = torch.zeros(len(query), across**2, dtype=torch.bool, device=query.device)
+        visible = visible.scatter(1, first["keep"].to(query.device), True).view(-1, 1, across, across)
+        wide = visible.repeat_interleave(self.patch, 2).repeat_interleave(self.patch, 3)
         return torch.where(wide, query, _GRAY), key

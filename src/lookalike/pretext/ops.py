@@ -171,7 +171,7 @@ def luma(planes: Tensor) -> Tensor:
 
 
 def blend_weights(kind: Tensor, factor: Tensor) -> Tensor:
-    """(3, ...) what ``adjust`` wants for brightness, contrast or saturation, by ``kind``, scaled by ``factor``."""
+    """(3, ...) the weights of ``adjust`` for brightness, contrast or saturation, by ``kind``, scaled by ``factor``."""
     rest = 1 - factor
     return torch.stack([factor, torch.where(kind == CONTRAST, rest, 0), torch.where(kind == SATURATION, rest, 0)])
 
@@ -189,7 +189,7 @@ def adjust(planes: Tensor, weights: Tensor) -> None:
 
 
 def hue_offsets(turns: Tensor) -> Tensor:
-    """(3, B) what ``shift_hue`` wants for ``turns`` (B,): sixths of the wheel from the peaks of red, green and blue."""
+    """(3, B) offsets of ``shift_hue`` for ``turns`` (B,): sixths of the wheel from the peaks of red, green and blue."""
     peaks = torch.tensor([0.0, 2.0, 4.0], device=turns.device)[:, None]
     return torch.remainder(6 * turns - peaks + 3, 6) - 3
 

@@ -1,4 +1,4 @@
-"""What happens to each example of a batch, before a pixel is touched."""
+"""What happens to each example of a batch, decided before any pixel is computed."""
 
 from __future__ import annotations
 

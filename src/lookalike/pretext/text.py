@@ -72,10 +72,10 @@ class Pairs(SameSentence):
 class Cloze(SameSentence):
     """A sentence with some of its tokens hidden, and which they were (BERT, arXiv 1810.04805, section 3.1).
 
-    Of the tokens that are asked nine in ten are hidden and one stays as it is; every text is asked one at least.
+    Nine in ten of the target tokens are hidden and one stays as it is; every text has at least one target.
     """
 
-    share: float = 0.15  # of the tokens, asked
+    share: float = 0.15  # of the tokens, which are targets
 
     def __call__(self, texts: Tokens, rows: Tensor, seed: int, epoch: int) -> tuple[View, View]:
         """One view of the examples at ``rows`` (B,), twice: nothing is contrasted."""
@@ -86,7 +86,7 @@ class Cloze(SameSentence):
         chosen[:, 0] = 2.0  # what all texts begin with
         where = (chosen < self.share) | (chosen == chosen.amin(1, keepdim=True)) & (chosen < 1)
         hidden = where & (stays < 0.9)
-        view |= {"tokens": tokens.masked_fill(hidden, MASK), "asked": tokens.masked_fill(~where, -1)}
+        view |= {"tokens": tokens.masked_fill(hidden, MASK), "targets": tokens.masked_fill(~where, -1)}
         return view, view
 
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lookalike.core.errors import UserError
 from lookalike.core.seeding import uniforms
-from lookalike.pretext.image import ImageView, TwoViews
+from lookalike.pretext.image import TwoViews, ViewPair
 from lookalike.pretext.rows import Filmed
 from lookalike.types import Canvases, Film, View
 
@@ -22,14 +21,12 @@ _MOMENT = 8  # the number of the draws that choose the other moment; 0 and 1 are
 
 
 @dataclass(frozen=True)
-class TwoFrames(TwoViews):
-    """The query is a view of a frame, the key one of another frame of the same video.
+class TwoMoments(ViewPair):
+    """The query shows one moment of a video, the key another one of the same video.
 
     It lies ``near`` to ``far`` seconds before or after; equal numbers state the distance. Of a video that is too short
     the end is taken that is farther away.
     """
-
-    things = "frames"
 
     near: float = 0.0
     far: float | None = 1.0  # None: anywhere in the video
@@ -38,11 +35,6 @@ class TwoFrames(TwoViews):
         """Two views of the examples at ``rows`` (B,), from the canvases of their frames and then of the others."""
         query, key = (Canvases(*part) for part in zip(*(torch.tensor_split(part, 2) for part in canvases)))
         return self.first(query, rows, seed, epoch, 0), (self.second or self.first)(key, rows, seed, epoch, 1)
-
-    def reads(self, film: Filmed, rows: Tensor, seed: int, epoch: int) -> Tensor:
-        """The frames at ``rows`` (B,), then the other frame of each: (2 B,)."""
-        found = film()
-        return torch.cat([rows, found.at(rows, self.elsewhere(found, rows, uniforms(seed, epoch, rows, _MOMENT, 2)))])
 
     def farthest(self) -> float:
         """Seconds that may lie between the two moments."""
@@ -68,8 +60,21 @@ class TwoFrames(TwoViews):
 
 
 @dataclass(frozen=True)
-class TwoClips(TwoFrames):
-    """Both are clips of ``frames`` frames, ``every`` seconds apart, which are cropped and coloured alike.
+class TwoFrames(TwoMoments, TwoViews):
+    """Two frames, each for an encoder of pictures."""
+
+    things = "frames"
+
+    def reads(self, film: Filmed, rows: Tensor, seed: int, epoch: int) -> Tensor:
+        """The frames at ``rows`` (B,), then the other frame of each: (2 B,)."""
+        frames = film()
+        times = self.elsewhere(frames, rows, uniforms(seed, epoch, rows, _MOMENT, 2))
+        return torch.cat([rows, frames.at(rows, times)])
+
+
+@dataclass(frozen=True)
+class TwoClips(TwoMoments):
+    """Two clips of ``frames`` frames, ``every`` seconds apart, which are cropped and coloured alike.
 
     A clip begins at its moment, or earlier where the video ends; a video that is shorter than a clip ends in its last
     frame, again and again. Encoders see (B, 3, frames, S, S).
@@ -114,10 +119,6 @@ class TwoClips(TwoFrames):
         clips = ({"pixels": clip["pixels"].transpose(1, 2).flatten(0, 1)} for clip in (first, second))
         query, key = (_tiled(frames, self.frames) for frames in super().displayable(*clips))
         return query, key
-
-    def crops(self) -> ImageView:
-        """Refused: classifiers that are trained on crops see pictures."""
-        raise UserError("this encoder takes clips, and the evaluation trains on crops of pictures: take knn or probe")
 
     @property
     def span(self) -> float:

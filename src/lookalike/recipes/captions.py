@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from lookalike.learn.dictionary import QueueEach
 from lookalike.learn.keys import Momentum
 from lookalike.learn.optim import AdamW
-from lookalike.learn.per_direction import QueueEach
 from lookalike.models.image import SmallResNet
 from lookalike.models.text import Transformer
 from lookalike.models.towers import TwoTowers

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lookalike.learn.alone import Alone
 from lookalike.learn.dictionary import InBatch, Queue
-from lookalike.learn.keys import Momentum
+from lookalike.learn.keys import Alone, Momentum
 from lookalike.learn.objective import InfoNCE
 from lookalike.learn.optim import AdamW, Cosine
 from lookalike.models.decoder import Decoder

@@ -8,17 +8,15 @@ from typing import Literal
 from lookalike.core.devices import Precision, device, resolved
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.seeding import reseed
-from lookalike.learn.alone import Alone
-from lookalike.learn.dictionary import InBatch, MemoryBank, Neighbours, Queue
-from lookalike.learn.keys import EndToEnd, Momentum, Stored
+from lookalike.learn.dictionary import InBatch, MemoryBank, Neighbours, Queue, QueueEach
+from lookalike.learn.keys import Alone, EndToEnd, Momentum, Stored
 from lookalike.learn.labelled import Classes, CrossEntropy, Labelled
 from lookalike.learn.learner import Learner
 from lookalike.learn.objective import DCL, NCE, InfoNCE, SupCon
 from lookalike.learn.optim import LARS, SGD, AdamW, Cosine, Linear, Muon, Steps
-from lookalike.learn.per_direction import QueueEach
 from lookalike.metrics.knn import Knn
-from lookalike.models.decoder import Decoder
-from lookalike.models.encoder import Encoder
+from lookalike.models.decoder import Decoder, Words
+from lookalike.models.encoder import Encoder, Whitening
 from lookalike.models.heads import MLP
 from lookalike.models.hugging_face import HuggingFace
 from lookalike.models.image import ResNet, SmallResNet, Timm
@@ -26,13 +24,11 @@ from lookalike.models.text import Transformer
 from lookalike.models.towers import TwoTowers
 from lookalike.models.video import SmallVideoResNet, VideoResNet
 from lookalike.models.vit import ViT
-from lookalike.models.whitening import Whitening
-from lookalike.models.words import Words
 from lookalike.pretext.captions import Captions
-from lookalike.pretext.image import OneView, TwoViews
+from lookalike.pretext.image import ImageView, OneView, TwoViews
 from lookalike.pretext.mask import Masked
 from lookalike.pretext.text import Cloze, Pairs, SameSentence
-from lookalike.pretext.video import TwoClips, TwoFrames
+from lookalike.pretext.video import TwoClips, TwoFrames, TwoMoments
 
 
 @dataclass(frozen=True)
@@ -146,11 +142,19 @@ class Recipe:
         return "fp32"
 
     @property
-    def pictures(self) -> TwoViews:
-        """The pretext of a recipe for pictures; raises UserError for another, which what asks is not made for."""
-        if not isinstance(self.pretext, TwoViews):
+    def pictures(self) -> TwoViews | TwoClips:
+        """The pretext of a recipe for pictures or frames of videos; raises UserError for another."""
+        if not isinstance(self.pretext, TwoViews | TwoClips):
             raise UserError(f"{self.name} makes no two views of a picture, and this is made for pictures")
         return self.pretext
+
+    def crops(self) -> ImageView:
+        """What classifiers of pictures are trained on; raises UserError where the encoder takes none."""
+        if not isinstance(self.pictures, TwoViews):
+            raise UserError(
+                "this encoder takes clips, and the evaluation trains on crops of pictures: take knn or probe"
+            )
+        return self.pictures.crops()
 
     def fitted(self, examples: int) -> Recipe:
         """The recipe for this many examples; refuses what cannot work."""
@@ -164,8 +168,8 @@ class Recipe:
 
     def guess(self, examples: int) -> float:
         """The loss of scoring all entries alike, and of painting nothing: what a run starts near."""
-        contrast = self.keys.directions * self.objective.guess(self.dictionary.negatives(self.batch, examples))
-        return contrast + (self.reconstruction.guess(self._hidden()) if self.reconstruction else 0.0)
+        contrast = self.keys.directions * self.objective.chance_loss(self.dictionary.negatives(self.batch, examples))
+        return contrast + (self.reconstruction.chance_loss(self._hidden()) if self.reconstruction else 0.0)
 
     def _hidden(self) -> int:
         """What a decoder must know of what is hidden: the side of patches, or how many tokens there are."""
@@ -248,7 +252,7 @@ def _of_kinds(recipe: Recipe) -> dict[str, bool]:
             isinstance(recipe.dictionary, QueueEach) and recipe.keys.directions != 2
         ),
         "the two moments lie pretext.near to pretext.far seconds apart, from 0 on and the second not below the first": (
-            isinstance(pretext, TwoFrames) and not 0 <= pretext.near <= pretext.farthest()
+            isinstance(pretext, TwoMoments) and not 0 <= pretext.near <= pretext.farthest()
         ),
         "a clip has 2 frames or more, some seconds apart": (
             isinstance(pretext, TwoClips) and not (pretext.frames > 1 and pretext.every > 0)
@@ -268,7 +272,7 @@ def _of_hidden(recipe: Recipe) -> dict[str, bool]:
             any(words) and not (all(words) and isinstance(recipe.model, Transformer) and alone)
         ),
         "a decoder paints what is hidden, and nothing is: the pretext must be Masked, its share more": (
-            isinstance(decoder, Decoder) and not (isinstance(pretext, Masked) and pretext.seen() < pretext.patches())
+            isinstance(decoder, Decoder) and not (isinstance(pretext, Masked) and pretext.visible() < pretext.patches())
         ),
         "without keys a decoder teaches alone: the head is MLP(()), with no predictor, and InBatch stores nothing": (
             alone

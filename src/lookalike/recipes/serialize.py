@@ -10,15 +10,13 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from lookalike.core.errors import BAD_DATA, UserError, meant
-from lookalike.learn.alone import Alone
-from lookalike.learn.dictionary import InBatch, MemoryBank, Neighbours, Queue
-from lookalike.learn.keys import EndToEnd, Momentum, Stored
+from lookalike.learn.dictionary import InBatch, MemoryBank, Neighbours, Queue, QueueEach
+from lookalike.learn.keys import Alone, EndToEnd, Momentum, Stored
 from lookalike.learn.labelled import Classes, CrossEntropy, Labelled
 from lookalike.learn.objective import DCL, NCE, InfoNCE, SupCon
 from lookalike.learn.optim import LARS, SGD, AdamW, Cosine, Linear, Muon, Steps
-from lookalike.learn.per_direction import QueueEach
 from lookalike.metrics.knn import Knn
-from lookalike.models.decoder import Decoder
+from lookalike.models.decoder import Decoder, Words
 from lookalike.models.heads import MLP
 from lookalike.models.hugging_face import HuggingFace
 from lookalike.models.image import ResNet, SmallResNet, Timm
@@ -26,7 +24,6 @@ from lookalike.models.text import Transformer
 from lookalike.models.towers import TwoTowers
 from lookalike.models.video import SmallVideoResNet, VideoResNet
 from lookalike.models.vit import ViT
-from lookalike.models.words import Words
 from lookalike.pretext.captions import Captions
 from lookalike.pretext.image import ImageView, OneView, TwoViews
 from lookalike.pretext.mask import Masked

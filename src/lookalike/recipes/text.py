@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lookalike.learn.alone import Alone
 from lookalike.learn.dictionary import InBatch, Queue
-from lookalike.learn.keys import EndToEnd, Momentum
+from lookalike.learn.keys import Alone, EndToEnd, Momentum
 from lookalike.learn.objective import InfoNCE
 from lookalike.learn.optim import AdamW, Cosine, Linear
+from lookalike.models.decoder import Words
 from lookalike.models.heads import MLP
 from lookalike.models.hugging_face import HuggingFace
 from lookalike.models.text import Transformer
-from lookalike.models.words import Words
 from lookalike.pretext.text import Cloze, Pairs, SameSentence
 from lookalike.recipes.images import small_batch
 from lookalike.recipes.recipe import Length, Recipe

@@ -16,7 +16,7 @@ from lookalike.core.files import write_atomically
 from lookalike.core.progress import Progress, silent
 from lookalike.curate.sample import Neighbours, Sample, Strip, neighbours, views
 from lookalike.data.source import Data, Source, open_source
-from lookalike.learn.alone import Alone
+from lookalike.learn.keys import Alone
 from lookalike.learn.labelled import CrossEntropy
 from lookalike.models.decoder import Decoder
 from lookalike.recipes.recipe import Recipe

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from lookalike.core import dist
 from lookalike.core.errors import BAD_DATA, IO, UserError
 from lookalike.core.files import UNFINISHED, read_json, sync_folder
-from lookalike.learn.entries import Dictionary, Shard
+from lookalike.learn.entries import Dictionary, RowBlock
 from lookalike.recipes.recipe import Recipe
 
 KEPT = 2
@@ -82,7 +82,7 @@ def whole_state(learner: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def shards(learner: nn.Module) -> dict[str, Shard]:
+def shards(learner: nn.Module) -> dict[str, RowBlock]:
     """The tensors of the state of which this rank holds a part, by name."""
     return {
         f"{prefix}.{name}".lstrip("."): shard

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lookalike.core import dist
-from lookalike.core.devices import device, exact, full_precision, moved, placed, sent, uploaded
+from lookalike.core.devices import device, exact, full_precision, keep_freed, moved, placed, sent, uploaded
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.core.memory import keep_freed
 from lookalike.core.seeding import reseed
 from lookalike.data.loader import Loads
 from lookalike.data.order import Order
@@ -155,11 +154,11 @@ def work_of(model: nn.Module, learner: Learner, recipe: Recipe) -> Work:
 @full_precision()
 def backward(model: nn.Module, learner: Learner, batch: Batch, recipe: Recipe) -> Outcome:
     """Add the gradient of a batch, slice by slice; the keys of all slices are made first, as their shuffle asks."""
-    keys = learner.keys.made(batch) if recipe.slices > 1 else ()
+    keys = learner.keys.precomputed(batch) if recipe.slices > 1 else ()
     sliced = zip(*(key.chunk(recipe.slices) for key in keys)) if keys else [()] * recipe.slices
     outcomes = []
     for number, (part, part_keys) in enumerate(zip(batch.slices(recipe.slices), sliced), 1):
-        with dist.silent(model) if number < recipe.slices else nullcontext():
+        with dist.no_sync(model) if number < recipe.slices else nullcontext():
             outcome = model(part, part_keys)
             (outcome.loss / recipe.slices).backward()
         outcomes.append(outcome)

@@ -16,7 +16,7 @@ from lookalike.core.devices import device
 from lookalike.learn.dictionary import InBatch, Queue
 from lookalike.learn.labelled import Classes
 from lookalike.learn.learner import Outcome
-from lookalike.pretext.image import TwoViews
+from lookalike.pretext.image import ViewPair
 from lookalike.recipes.recipe import Recipe
 from lookalike.types import Batch, View
 
@@ -38,7 +38,7 @@ def can_repeat(recipe: Recipe) -> bool:
 
     Texts have other lengths each step, a bank that draws is told the step by the host, and ranks wait for each other.
     """
-    pictures = isinstance(recipe.pretext, TwoViews) and isinstance(recipe.dictionary, Queue | InBatch | Classes)
+    pictures = isinstance(recipe.pretext, ViewPair) and isinstance(recipe.dictionary, Queue | InBatch | Classes)
     return pictures and device().type == "cuda" and dist.world() == 1 and os.environ.get(GRAPHS) != "0"
 
 

@@ -65,7 +65,7 @@ class Finite:
         numbers = Later(torch.stack([loss.detach().to(norm.dtype), norm]))
         self.settle()
         self._pending, self._step = numbers, step
-        if numbers.there():
+        if numbers.ready():
             self.settle()
 
     def check_state(self, step: int) -> None:

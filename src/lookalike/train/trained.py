@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from lookalike.core import dist, sharding
+from lookalike.core import dist
 from lookalike.core.devices import Precision, moved, placed, uploaded
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.files import write_atomically
@@ -121,11 +121,11 @@ class Part(NamedTuple):
         # A rank keeps no canvases: it would keep everybody's.
         loader = trained.loader(source, workers, 4 * GIB if dist.world() == 1 else 0)
         asked = trained.recipe.pretext.asked(filmed(source), len(loader))
-        rows = asked[slice(*sharding.mine(len(asked), _CHUNK))]
+        rows = asked[slice(*dist.chunks_of_rank(len(asked), _CHUNK))]
         features = trained.features(loader, rows, layer, progress, f"embedding {what}")
         good = torch.tensor([row not in loader.bad_rows for row in rows.tolist()], dtype=torch.bool)
-        kept = sharding.to_first(rows[good])
-        return cls(sharding.to_first(features[good]), source.labels[kept], [source.paths[row] for row in kept.tolist()])
+        kept = dist.to_first(rows[good])
+        return cls(dist.to_first(features[good]), source.labels[kept], [source.paths[row] for row in kept.tolist()])
 
     def in_clips(self, seconds: float | None) -> Part:
         """One row for each piece of a video so many seconds long: the mean of its unit rows, again of unit norm."""
