@@ -123,7 +123,9 @@ def test_a_number_outside_its_limit_is_refused_by_the_name_of_its_flag(task: str
                     verb(task, f"--{name}", *[str(int(number))] * max(1, count))
 
 
-def test_words_are_no_numbers() -> None:
+def test_words_are_no_numbers_and_choices_are_few() -> None:
+    with pytest.raises(UserError, match=r"^--layer must be one of backbone, head$"):
+        configured("knn", {"layer": "tail"})
     with pytest.raises(UserError, match="--k must be at least 1"):
         configured("knn", {"k": "many"})
 

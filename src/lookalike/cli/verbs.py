@@ -83,6 +83,11 @@ def flags(command: Any) -> list[str]:
     return own if settings is None else own + [field.name for field in fields(settings)]
 
 
+def picked(command: Verb, *names: str) -> dict[str, Any]:
+    """Some of the flags, by name."""
+    return {name: getattr(command, name) for name in names}
+
+
 def refuse_unknown(command: Verb, rest: Sequence[str], others: Iterable[str] = ()) -> None:
     """A flag that the verb does not have, with the nearest that it has, or of ``others``."""
     if rest:
@@ -159,7 +164,7 @@ def pretrain(command: Pretrain, rest: Sequence[str], began: float) -> int:
         init_from=Path(command.init_from) if command.init_from else None,
         supervised=isinstance(command, Supervised),
         extend=command.extend,
-        **{name: getattr(command, name) for name in same},
+        **picked(command, *same),
     )
     done = carry_out(request, began)
     return 128 + done.signal if done.signal else 0
@@ -182,33 +187,24 @@ def preview(command: Preview, rest: Sequence[str]) -> int:
 
 def evaluate(command: Evaluate[Evaluation]) -> int:
     """Prints and writes what the command measures."""
-    spec, page = command.settings, None
-    if isinstance(command, EvaluateScenes):
-        page = Path(command.page or f"{spec.NAME}.html")
+    spec = command.settings
+    page = (command.page or f"{spec.NAME}.html") if isinstance(command, EvaluateScenes) else None
     refuse_unwritable(command.json)
-    refuse_unwritable(str(page) if page else None)
+    refuse_unwritable(page)
     refuse_swapped(command.run, command.data)
     with measuring.processes(spec), Screen(spec.NAME, quiet=not dist.first()) as screen:
+        out = command.out if isinstance(command, EvaluateFit) else None
+        same = picked(command, "untrained", "weights", "precision", "workers")
         result = measuring.evaluate(
-            command.run,
-            command.data,
-            spec,
-            untrained=command.untrained,
-            weights=command.weights,
-            precision=command.precision,
-            out=command.out if isinstance(command, EvaluateFit) else None,
-            workers=command.workers,
-            progress=screen.work,
-            say=screen.say,
+            command.run, command.data, spec, out=out, progress=screen.work, say=screen.say, **same
         )
-        for line in result.lines:
-            screen.say(line)
+        screen.say(str(result))
         if page is not None:
-            draw(page, command, result)
+            draw(Path(page), command, result)
             screen.say(f"written: {page}")
-    if command.json and result.numbers:
-        also = {name: getattr(command, name) for name in ("untrained", "weights", "run", "data", "precision")}
-        write_json(Path(command.json), result.record() | also)
+    if result.numbers:  # which the first process of torchrun has
+        about = picked(command, "untrained", "weights", "run", "data", "precision")
+        write_record(command.json, result.record() | about)
     return 0
 
 
@@ -230,17 +226,8 @@ def compare(command: Compare, rest: Sequence[str]) -> int:
     spec = settings_of(command, rest)
     with Screen("compare") as screen:
         try:
-            table = comparing.compare(
-                command.runs,
-                command.on,
-                spec,
-                trials=command.trials,
-                weights=command.weights,
-                metric=command.metric,
-                out=command.out,
-                progress=screen.work,
-                say=screen.say,
-            )
+            same = picked(command, "trials", "weights", "metric", "out")
+            table = comparing.compare(command.runs, command.on, spec, progress=screen.work, say=screen.say, **same)
         except (KeyboardInterrupt, SystemExit):
             screen.say(f"stopped: finished trials are kept in {command.out}, and the same command continues")
             raise

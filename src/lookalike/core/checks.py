@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from lookalike.core.errors import UserError
 
@@ -29,8 +29,10 @@ POSITIVE = Limit(0, above=True)
 
 
 def check_limits(value: Any) -> None:
-    """Raise UserError, naming the flag, for the first field of a dataclass that is outside its limit."""
+    """Raise UserError, naming the flag, for a field outside its limit or not among its choices."""
     for name, hint in get_type_hints(type(value), include_extras=True).items():
+        if get_origin(hint) is Literal and getattr(value, name) not in get_args(hint):
+            raise UserError(f"{_flag(name)} must be one of {', '.join(get_args(hint))}")
         for limit in getattr(hint, "__metadata__", ()):
             if isinstance(limit, Limit):
                 _check(name, getattr(value, name), limit)
@@ -39,4 +41,8 @@ def check_limits(value: Any) -> None:
 def _check(name: str, value: Any, limit: Limit) -> None:
     numbers = value if isinstance(value, tuple) else () if value is None else (value,)
     if any(isinstance(number, str) or not limit.holds(number) for number in numbers):
-        raise UserError(f"--{name.replace('_', '-')} must be {limit}")
+        raise UserError(f"{_flag(name)} must be {limit}")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -226,19 +226,41 @@ class Finetune(Evaluation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Boxes(Evaluation):
-    """A detector with this backbone, trained on train and tested on test (else val)."""
+class Scenes(Evaluation):
+    """Of pictures with annotations: a network on this backbone is trained on train and tested on test (else val)."""
 
-    METRIC, RUNNER = "AP", "detect:detect"
-    DRAWS = "the new layers, the order of the pictures, and how they are varied"
     FITS, PAGE = True, True
 
-    annotations: str | None = None
-    """The file or folder of annotations, if DATA holds several; otherwise it is found."""
     steps: Annotated[int, Limit(1)] = 300
     """Training steps."""
     batch: Annotated[int, Limit(1)] = 8
     """Pictures a step."""
+    group: Annotated[int | None, Limit(1)] = None
+    """Pictures that share BatchNorm statistics; by default the batch."""
+    width: Annotated[int, Limit(1)] = 64
+    """Channels of the new layers."""
+    seed: Annotated[int, Limit(0)] = 0
+    """Decides the new layers, the order of the pictures, and how they are varied."""
+
+    @property
+    def grouped(self) -> int:
+        """Pictures that share BatchNorm statistics."""
+        return self.group or self.batch
+
+    def settings(self) -> dict[str, Any]:
+        """With what follows from the batch."""
+        return super().settings() | {"group": self.grouped}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Boxes(Scenes):
+    """A detector with this backbone."""
+
+    METRIC, RUNNER = "AP", "detect:detect"
+    DRAWS = "the new layers, the order of the pictures, and how they are varied"
+
+    annotations: str | None = None
+    """The file or folder of annotations, if DATA holds several; otherwise it is found."""
     lr: Annotated[float, Limit(0)] = 1e-3
     """Peak learning rate of AdamW."""
     decay: Annotated[float, Limit(0)] = 0.05
@@ -252,34 +274,23 @@ class Boxes(Evaluation):
     """Training pictures are randomly enlarged or reduced by up to this factor."""
     neck: Literal["fpn", "c4"] = "fpn"
     """fpn: a feature pyramid. c4: the last stage but one, with the last stage as the head of each box."""
-    width: Annotated[int, Limit(1)] = 64
-    """Channels of the new layers."""
     hidden: Annotated[int, Limit(1)] = 256
     """Width of the hidden layer of the box head."""
-    group: Annotated[int | None, Limit(1)] = None
-    """Pictures that share BatchNorm statistics; by default the batch."""
     rois: Annotated[int, Limit(1)] = 32
     """Boxes of a picture that a training step samples."""
     proposals: Annotated[int, Limit(1)] = 200
     """Boxes that the region proposal network passes on."""
     anchors: Annotated[tuple[float, ...], POSITIVE] = (2.0, 4.0)
     """Sides of the anchor boxes, in strides of their level."""
-    seed: Annotated[int, Limit(0)] = 0
-    """Decides the new layers, the order of the pictures, and how they are varied."""
 
     @property
     def long_side(self) -> int:
         """The limit for the long side in pixels."""
         return self.longest if self.longest is not None else round(1.6 * self.size)
 
-    @property
-    def grouped(self) -> int:
-        """Pictures that share BatchNorm statistics."""
-        return self.group or self.batch
-
     def settings(self) -> dict[str, Any]:
-        """With what follows from size and batch."""
-        return super().settings() | {"longest": self.long_side, "group": self.grouped}
+        """With what follows from the size."""
+        return super().settings() | {"longest": self.long_side}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,8 +326,11 @@ class Keypoints(Boxes):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segment(Evaluation):
+class Segment(Scenes):
     """Mean intersection over union of semantic segmentation: an FCN on the dilated backbone, all of it trained.
+
+    As in the MoCo paper (arXiv 1911.05722, appendix), which has 256 channels, crops of 513 pixels, batches of 16, a
+    learning rate of 0.003 and 30,000 steps.
 
     DATA holds photos and masks in folders beside each other: train/ and trainannot/, images/ and masks/, or the layout
     of Pascal VOC. Masks are PNG files whose pixels are class numbers. Tested on test (else val).
@@ -324,16 +338,9 @@ class Segment(Evaluation):
 
     NAME, METRIC, RUNNER = "segment", "miou", "segment:segment"
     DRAWS = "the new head, the order of the pictures, and their crops"
-    FITS, PAGE = True, True
 
     void: Annotated[tuple[int, ...], Limit(0)] = (255,)
     """Numbers in masks that are no class: neither trained on nor tested."""
-    steps: Annotated[int, Limit(1)] = 300
-    """Training steps."""
-    batch: Annotated[int, Limit(1)] = 8
-    """Pictures a step."""
-    group: Annotated[int | None, Limit(1)] = None
-    """Pictures that share BatchNorm statistics; by default the batch."""
     size: Annotated[int, Limit(8)] = 192
     """Short side of a whole picture in pixels."""
     crop: Annotated[int, Limit(8)] = 160
@@ -342,8 +349,6 @@ class Segment(Evaluation):
     """Smallest and largest factor by which training pictures are scaled."""
     stride: Annotated[int, Limit(1)] = 16
     """Pixels of a picture for one place of the feature map, at most."""
-    width: Annotated[int, Limit(1)] = 64
-    """Channels of the head; the paper has 256."""
     dilation: Annotated[int, Limit(1)] = 2
     """Dilation of the head's convolutions; the paper has 6, for crops of 513 pixels."""
     lr: Annotated[float, POSITIVE] = 0.05
@@ -354,17 +359,6 @@ class Segment(Evaluation):
     """Weight decay."""
     drops: Annotated[tuple[float, ...], Limit(0, 1)] = (0.7, 0.9)
     """Shares of the steps after which the learning rate drops to a tenth."""
-    seed: Annotated[int, Limit(0)] = 0
-    """Decides the new head, the order of the pictures, and their crops."""
-
-    @property
-    def grouped(self) -> int:
-        """Pictures that share BatchNorm statistics."""
-        return self.group or self.batch
-
-    def settings(self) -> dict[str, Any]:
-        """With what follows from the batch."""
-        return super().settings() | {"group": self.grouped}
 
 
 @dataclass(frozen=True, kw_only=True)
