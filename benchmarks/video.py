@@ -1,9 +1,10 @@
 """Videos: what a frame costs, how long steps wait for clips read from files, and what is learned from motion.
 
-    python benchmarks/video.py cost  --data ../shared/data/weizmann/data/actions
-    python benchmarks/video.py learns --data ../shared/data/weizmann/data/actions --steps 400
+    python examples/strips.py ../shared/data/weizmann/data/actions FRAMES
+    python benchmarks/video.py cost  --data FRAMES
+    python benchmarks/video.py learns --data FRAMES --steps 400
 
-``cost`` encodes the strips as .mp4 first. ``learns`` trains ``small`` (two views of one frame) and ``video_moco`` (of
+``cost`` encodes the frames as .mp4 first. ``learns`` trains ``small`` (two views of one frame) and ``video_moco`` (of
 two frames) on the same frames of six performers, with equal views, steps and seeds, and asks about the other three.
 """
 
@@ -45,14 +46,14 @@ from lookalike.train.trained import load, parts
 SIDE, PERFORMERS, EACH = 64, 9, 8
 
 
-def encoded(strips: Path, out: Path, gop: int) -> None:
-    """Every strip as an .mp4 of 25 frames a second."""
-    source = open_source(f"strips:{strips}", side=SIDE)
+def encoded(frames: Path, out: Path, gop: int) -> None:
+    """Every folder of frames as an .mp4 of 25 frames a second."""
+    source = open_source(f"frames:{frames}", side=SIDE)
     writers: dict[str, tuple[av.container.OutputContainer, object]] = {}
     for row in range(len(source)):
         video = source.paths[row].rpartition("#t=")[0]
         if video not in writers:
-            path = (out / video).with_suffix(".mp4")
+            path = out / f"{video}.mp4"
             path.parent.mkdir(parents=True, exist_ok=True)
             container = av.open(path, "w")
             stream = container.add_stream("libx264", rate=25)
@@ -128,13 +129,13 @@ def share(loader: Loader, recipe: Recipe, steps: int) -> float:
     return watched.share()
 
 
-def divided(strips: Path, held: Sequence[int], file: Path) -> Path:
-    """A list of the strips whose split says which performers ask: their number is that of the file over 8."""
+def divided(frames: Path, held: Sequence[int], file: Path) -> Path:
+    """A list of the videos whose split says which performers ask: their number is that of the folder over 8."""
     with file.open("w", newline="") as out:
         rows = csv.writer(out)
         rows.writerow(("path", "label", "split"))
-        for path in sorted(strips.resolve().rglob("*.jpg")):
-            rows.writerow((path, path.parent.name, "test" if int(path.stem) // EACH in held else "train"))
+        for path in sorted({file.parent for file in frames.resolve().rglob("*.png")}):
+            rows.writerow((path, path.parent.name, "test" if int(path.name) // EACH in held else "train"))
     return file
 
 
@@ -152,11 +153,11 @@ def measured(run: Path, data: str, untrained: bool = False) -> dict[str, float]:
     return found
 
 
-def learns(strips: Path, names: Sequence[str], steps: int, folds: Sequence[int], out: Path) -> None:
+def learns(frames: Path, names: Sequence[str], steps: int, folds: Sequence[int], out: Path) -> None:
     """One line for each fold and recipe as JSON, and at the end means with 95 % intervals over folds."""
     table: dict[str, list[dict[str, float]]] = {}
     for fold in folds:
-        data = f"strips:{divided(strips, range(3 * fold, 3 * fold + 3), out / f'fold{fold}.csv')}"
+        data = f"frames:{divided(frames, range(3 * fold, 3 * fold + 3), out / f'fold{fold}.csv')}"
         count = len(open_source(data))
         for name in names:
             base = recipe_named(name, count, SIDE)

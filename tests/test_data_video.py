@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import io
 import multiprocessing
 import os
 import random
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,14 +19,14 @@ from PIL import Image
 from lookalike.core.errors import UserError
 from lookalike.curate.prepare import prepare
 from lookalike.data.formats.disk import Local
-from lookalike.data.image.decode import Unreadable, rgb
+from lookalike.data.image.decode import Unreadable
 from lookalike.data.loader import Loader
 from lookalike.data.source import open_source, reference_and_query, splits_of
 from lookalike.data.video import index as indexing
 from lookalike.data.video.naming import film_of, video_of
 from lookalike.data.video.open import index
 from lookalike.data.video.seek import Readers, VideoFile
-from tests.films import SIDE, decoded, film, number_in, only_sound, picture, strip
+from tests.films import SIDE, decoded, film, folder_of_frames, number_in, only_sound, picture
 
 KINDS = {
     "b-frames.mp4": {},
@@ -47,6 +49,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "lookalike" / "videos"
 
 
+def shown(picture_file: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(picture_file)))
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_any_frame_in_any_order_is_the_one_that_playing_shows(tmp_path: Path, name: str) -> None:
     path = film(tmp_path / name, **KINDS[name])
@@ -59,11 +65,11 @@ def test_any_frame_in_any_order_is_the_one_that_playing_shows(tmp_path: Path, na
     # Containers round to their own unit, at most a millisecond.
     np.testing.assert_allclose(reel.times, [expected(number) / 25 for number in range(40)], atol=1e-3)
     for number in range(40):
-        assert np.array_equal(rgb(reel.read(number)), every[number])
+        assert np.array_equal(shown(reel.read(number)), every[number])
         assert number_in(every[number].transpose(2, 0, 1)) == number
     assert readers.of(name, found).sought == 1  # what follows is decoded on, through every key frame
     for number in random.Random(0).choices(range(40), k=60):
-        assert np.array_equal(rgb(reel.read(number)), every[number]), number
+        assert np.array_equal(shown(reel.read(number)), every[number]), number
 
 
 def test_rows_are_addressed_by_video_and_time_labelled_by_folder_and_split(tmp_path: Path) -> None:
@@ -85,10 +91,10 @@ def test_rows_are_addressed_by_video_and_time_labelled_by_folder_and_split(tmp_p
 
 def test_a_list_says_which_video_is_in_which_split(tmp_path: Path) -> None:
     for i in range(3):
-        strip(tmp_path / f"{i}.jpg", 5, 5 * i)
+        folder_of_frames(tmp_path / f"{i}", 5, 5 * i)
         film(tmp_path / f"{i}.mp4", 5, first=5 * i)
-    for kind, suffix in (("strips@10:", "jpg"), ("", "mp4")):
-        rows = [f"{i}.{suffix},{'ab'[i % 2]},{'test' if i == 2 else 'train'}" for i in range(3)]
+    for kind, suffix in (("frames@10:", ""), ("", ".mp4")):
+        rows = [f"{i}{suffix},{'ab'[i % 2]},{'test' if i == 2 else 'train'}" for i in range(3)]
         (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]))
         parts = splits_of(f"{kind}{tmp_path / 'list.csv'}", SIDE)
         assert parts["train"].labels.tolist() == [0] * 5 + [1] * 5
@@ -96,20 +102,15 @@ def test_a_list_says_which_video_is_in_which_split(tmp_path: Path) -> None:
 
 
 def test_pictures_are_videos_where_the_name_says_so(tmp_path: Path) -> None:
-    strip(tmp_path / "strips" / "a.jpg", 6)
-    for i in range(6):
-        path = tmp_path / "frames" / "wave" / "person" / f"{i:03}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture(i)).save(path)
-    for name in ("strips", "frames"):
-        source = open_source(f"{name}@12.5:{tmp_path / name}", side=SIDE)
-        assert [number_in(source[row].pixels.numpy()) for row in range(6)] == list(range(6))
-        assert np.array_equal(source[3].pixels.permute(1, 2, 0), picture(3))
-        assert [path.rpartition("=")[2] for path in source.paths[:3]] == ["0.000000", "0.080000", "0.160000"]
+    folder_of_frames(tmp_path / "frames" / "wave" / "person", 6)
+    source = open_source(f"frames@12.5:{tmp_path / 'frames'}", side=SIDE)
+    assert [number_in(source[row].pixels.numpy()) for row in range(6)] == list(range(6))
+    assert np.array_equal(source[3].pixels.permute(1, 2, 0), picture(3))
+    assert [path.rpartition("=")[2] for path in source.paths[:3]] == ["0.000000", "0.080000", "0.160000"]
     assert video_of(source.paths[0]) == "wave/person"
     assert film_of(open_source(tmp_path / "frames").paths) is None
     with pytest.raises(UserError, match="frames a second"):
-        open_source(f"strips@0:{tmp_path}")
+        open_source(f"frames@0:{tmp_path}")
 
 
 def test_what_is_no_video_is_left_out_with_a_reason_and_damage_is_a_bad_row(tmp_path: Path) -> None:
@@ -183,8 +184,8 @@ def test_the_index_is_made_once_and_again_for_what_has_changed(
 
 def test_frames_of_one_video_are_on_one_side_of_a_division(tmp_path: Path) -> None:
     for i in range(10):
-        strip(tmp_path / "ab"[i % 2] / f"{i}.png", 4)
-    reference, query = reference_and_query(f"strips:{tmp_path}", SIDE)
+        folder_of_frames(tmp_path / "ab"[i % 2] / f"{i}", 4)
+    reference, query = reference_and_query(f"frames:{tmp_path}", SIDE)
     sides = [{video_of(path) for path in part.paths} for part in (reference, query)]
     assert (len(sides[0]), len(sides[1]), sides[0] & sides[1]) == (8, 2, set())
 
@@ -246,8 +247,21 @@ def test_a_video_that_vanishes_is_a_bad_row(tmp_path: Path) -> None:
         source.read(0)  # type: ignore[attr-defined]
 
 
-@pytest.mark.shared
-def test_the_strips_of_weizmann(shared: Path) -> None:
-    source = open_source(f"strips:{shared / 'weizmann' / 'data' / 'actions'}", side=64)
-    assert (len(source), source.classes, source.unlisted) == (2645, ["0", "1", "3", "4"], {})
-    assert len({video_of(path) for path in source.paths}) == 36
+def test_the_example_cuts_strips_into_folders_of_frames(tmp_path: Path) -> None:
+    strips = tmp_path / "strips" / "wave"
+    strips.mkdir(parents=True)
+    Image.fromarray(np.concatenate([picture(number) for number in range(6)], 1)).save(strips / "a.png")
+    script = Path(__file__).parent.parent / "examples" / "strips.py"
+    for said in ("1 videos, 6 new frames", "1 videos, 0 new frames"):
+        done = subprocess.run(
+            [sys.executable, script, tmp_path / "strips", tmp_path / "frames"], capture_output=True, text=True
+        )
+        assert said in done.stdout, done.stderr
+    source = open_source(f"frames:{tmp_path / 'frames'}", side=SIDE)
+    assert [number_in(source[row].pixels.numpy()) for row in range(len(source))] == list(range(6))
+    assert video_of(source.paths[0]) == "wave/a"
+    Image.new("RGB", (100, 64)).save(strips / "odd.png")
+    done = subprocess.run(
+        [sys.executable, script, tmp_path / "strips", tmp_path / "other"], capture_output=True, text=True
+    )
+    assert "no row of square frames" in done.stderr

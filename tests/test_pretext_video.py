@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 
 from lookalike.core.errors import UserError
@@ -27,7 +28,7 @@ from lookalike.train.loop import batches
 from lookalike.train.monitor import Checkup
 from lookalike.train.trained import Part
 from lookalike.types import Canvases, Film
-from tests.films import SIDE, film, number_in, strip
+from tests.films import SIDE, film, number_in, picture
 
 VIEW = replace(MOCO_V2, size=16)
 PLAIN = ImageView(size=SIDE, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -160,9 +161,9 @@ def test_what_is_drawn_is_what_is_seen(videos: Path) -> None:
 
 
 def test_a_recipe_for_videos_refuses_pictures_in_one_line(tmp_path: Path) -> None:
-    strip(tmp_path / "a.png")
+    Image.fromarray(picture(0)).save(tmp_path / "a.png")
     loader = Loader(open_source(tmp_path, side=SIDE), workers=0)
-    with pytest.raises(UserError, match="name video files, frames:FOLDER or strips:FOLDER"):
+    with pytest.raises(UserError, match="name video files or frames:FOLDER"):
         next(batches(loader, recipe("video_moco"), order_of(loader.source, 1, 0, None), 0, 1))
 
 

@@ -34,8 +34,8 @@ class Pretrain(Verb):
     """Pictures: a folder in any layout; a .txt or .csv list of paths; a parquet, Arrow, tar or zip file, or a folder of
     them; a prepared cache; hub:owner/name; an address such as s3://bucket/folder; or the name: digits. For a recipe for
     text: lines of a .txt, a .csv, .tsv or .parquet (FILE:COLUMN names one, FILE:FIRST,SECOND two), a folder of them.
-    Videos: files as pictures are; frames:FOLDER, a folder of frames each; strips:FOLDER, frames side by side in a
-    picture each; frames@12.5:FOLDER where they are not 25 a second. Captions: a folder of pictures with captions.csv
+    Videos: files as pictures are; frames:FOLDER, a folder of frames each; frames@12.5:FOLDER where they
+    are not 25 a second. Captions: a folder of pictures with captions.csv
     (image, caption) or COCO's captions_*.json."""
     out: Annotated[str, shown("RUN")]
     """Folder for the run: recipe.json, metrics.jsonl, checkpoints/."""

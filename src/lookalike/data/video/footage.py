@@ -1,4 +1,4 @@
-"""Places of videos: files, and pictures that are told to be videos by ``frames:`` or ``strips:`` before their name."""
+"""Places of videos: files, and pictures that are told to be videos by ``frames:`` before their name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lookalike.data.formats.divided import Divided
 from lookalike.data.formats.files import Listing
 from lookalike.data.formats.lists import PathList
 from lookalike.data.image.decode import SUFFIXES, Unreadable
-from lookalike.data.video.frames import RATE, FrameFolder, Strips, by_folder
+from lookalike.data.video.frames import RATE, FrameFolder, by_folder
 from lookalike.data.video.index import indexes
 from lookalike.data.video.naming import Footage, Titles
 from lookalike.data.video.seek import Readers, VideoFile
@@ -44,36 +44,33 @@ def listed_files(disk: Disk, listed: PathList) -> Divided:
 
 
 class Spelled(NamedTuple):
-    """``strips:FOLDER``, ``frames:FOLDER`` or ``strips@12.5:LIST.csv``: pictures that a name says are videos."""
+    """``frames:FOLDER`` or ``frames@12.5:LIST.csv``: folders of pictures, each of which is a video."""
 
-    kind: str
     where: str
     rate: float
 
     @classmethod
     def of(cls, data: str) -> Self | None:
         """None for a name that does not say so; raises UserError."""
-        found = re.fullmatch(r"(frames|strips)(?:@(\d+(?:\.\d+)?))?:(.+)", data, re.DOTALL)
+        found = re.fullmatch(r"frames(?:@(\d+(?:\.\d+)?))?:(.+)", data, re.DOTALL)
         if found is None:
             return None
-        rate = float(found[2] or RATE)
+        rate = float(found[1] or RATE)
         if not 1e-3 <= rate <= 1e6:
             raise UserError(f"{data}: frames a second must be from 0.001 to 1,000,000", USAGE)
-        return cls(found[1], found[3], rate)
+        return cls(found[2], rate)
 
     def folder(self, disk: Disk, found: Listing) -> Divided:
         """The videos among the pictures that a disk lists."""
-        files = by_folder(found.files) if self.kind == "frames" else {path: [path] for path in found.files}
+        files = by_folder(found.files)
         return self._place(disk, Titles.of(list(files)), files).beside(found.unreadable)
 
     def listed(self, root: Path, listed: PathList) -> Divided:
         """The videos of a list that lies in a folder."""
-        files = {name: _inside(root, name) if self.kind == "frames" else [name] for name in listed.files}
+        files = {name: _inside(root, name) for name in listed.files}
         return self._place(Local(root), _titles(listed), files)
 
     def _place(self, disk: Disk, titles: Titles, files: Files) -> Divided:
-        if self.kind == "strips":
-            return _place(disk, Footage(titles, Strips(disk, self.rate).open), files)
         return _place(disk, Footage(titles, lambda name: FrameFolder(disk, files[name], self.rate)), files)
 
 

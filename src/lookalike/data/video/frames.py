@@ -1,8 +1,7 @@
-"""Videos that lie here as pictures: a folder of frames each, or a strip of square frames side by side."""
+"""Videos that are stored as pictures: a folder of frames each."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
@@ -10,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lookalike.data.formats.disk import Disk
-from lookalike.data.image.decode import Unreadable, header, rgb
+from lookalike.data.image.decode import header
 
 RATE = 25.0  # frames a second, where nobody says
-_KEPT = 8  # strips that are kept decoded
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -41,47 +39,6 @@ def by_folder(files: Sequence[str]) -> dict[str, list[str]]:
     for path in files:
         found.setdefault(str(PurePosixPath(path).parent), []).append(path)
     return found
-
-
-class Strips:
-    """Opens strips, and keeps the last ones decoded; the suffix of a name says nothing."""
-
-    def __init__(self, disk: Disk, rate: float) -> None:
-        self.disk, self.rate = disk, rate
-        self._kept: OrderedDict[str, Bytes] = OrderedDict()
-
-    def open(self, path: str) -> Strip:
-        """By its header; raises Unreadable."""
-        found = header(self.disk.whole(path))
-        if found.width % found.height:
-            raise Unreadable(f"{found.width}x{found.height} pixels are no row of square frames")
-        return Strip(self, path, found.height, found.width // found.height)
-
-    def decoded(self, path: str) -> Bytes:
-        """(H, N H, 3); raises Unreadable."""
-        found = self._kept.pop(path, None)
-        self._kept[path] = rgb(self.disk.whole(path)) if found is None else found
-        if len(self._kept) > _KEPT:
-            self._kept.popitem(last=False)
-        return self._kept[path]
-
-
-class Strip:
-    """Square frames side by side in one picture."""
-
-    def __init__(self, strips: Strips, path: str, side: int, count: int) -> None:
-        self._strips, self._path, self._side = strips, path, side
-        self.times = [frame / strips.rate for frame in range(count)]
-
-    def size(self, frame: int) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        return self._side, self._side
-
-    def read(self, frame: int) -> bytes:
-        """One frame; raises Unreadable."""
-        found = self._strips.decoded(self._path)
-        start = frame * self._side
-        return netpbm(found[: self._side, start : start + self._side])
 
 
 def netpbm(pixels: Bytes) -> bytes:

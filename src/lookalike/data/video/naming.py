@@ -123,8 +123,8 @@ def filmed(source: Source) -> Callable[[], Film]:
     def found() -> Film:
         if (film := film_of(source.paths)) is None:
             raise UserError(
-                f"the recipe learns from videos, and {source.paths[0]} is a picture: name video files, "
-                "frames:FOLDER or strips:FOLDER, or take a recipe for pictures such as small",
+                f"the recipe learns from videos, and {source.paths[0]} is a picture: name video files "
+                "or frames:FOLDER, or take a recipe for pictures such as small",
                 USAGE,
             )
         return film
