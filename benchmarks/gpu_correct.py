@@ -181,7 +181,7 @@ def material(name: str, folder: Path) -> tuple[Recipe, Loads]:
 def data_for(name: str, folder: Path) -> Any:
     """Pictures in memory, or files of another kind."""
     if name in PICTURES:
-        return Arrays(photos(EXAMPLES, SIDE, SIDE), torch.arange(EXAMPLES) % 8, [str(i) for i in range(8)], SIDE)
+        return Arrays(photos(EXAMPLES, SIDE, SIDE), torch.arange(EXAMPLES) % 8, [str(i) for i in range(8)])
     if name.startswith("video"):
         return f"frames:{frames(folder / 'frames')}"
     if name == "moco_captions":
@@ -227,7 +227,7 @@ def views(records: Records, gpu: str, deadline: float, toy: bool) -> None:
     for name in ("small",) if toy else ("moco_v1", "moco_v2", "moco_v3", "simclr"):
         recipe = RECIPES[name](1 << 20, 32 if toy else 224)
         side = recipe.canvas
-        source = Arrays(photos(count, side, side), None, [], side)
+        source = Arrays(photos(count, side, side), None, [])
         reads = loader(recipe, source, None, workers=0)
         found = []
         for way in (PLAIN, Way(gpu)):

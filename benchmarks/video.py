@@ -48,7 +48,7 @@ SIDE, PERFORMERS, EACH = 64, 9, 8
 
 def encoded(frames: Path, out: Path, gop: int) -> None:
     """Every folder of frames as an .mp4 of 25 frames a second."""
-    source = open_source(f"frames:{frames}", side=SIDE)
+    source = open_source(f"frames:{frames}")
     writers: dict[str, tuple[av.container.OutputContainer, object]] = {}
     for row in range(len(source)):
         video = source.paths[row].rpartition("#t=")[0]
@@ -61,7 +61,7 @@ def encoded(frames: Path, out: Path, gop: int) -> None:
             stream.codec_context.gop_size = gop
             writers[video] = container, stream
         container, stream = writers[video]
-        pixels = source[row].pixels.permute(1, 2, 0).contiguous().numpy()
+        pixels = source.example(row, SIDE).pixels.permute(1, 2, 0).contiguous().numpy()
         container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
     for container, stream in writers.values():
         container.mux(stream.encode())
@@ -103,12 +103,12 @@ def frames(folder: Path) -> None:
 
 def waiting(folder: Path, name: str, steps: int) -> None:
     """How long steps wait, and what they take, with clips in memory and read from files in each step."""
-    source = open_source(folder, side=SIDE)
+    source = open_source(folder)
     recipe = recipe_named(name, len(source), SIDE)
     shares: dict[str, list[float]] = {}
     for _ in range(3):
         for what, memory, workers in (("in memory", GIB, 0), ("files, 0 workers", 0, 0), ("files, 2 workers", 0, 2)):
-            shares.setdefault(what, []).append(share(Loader(source.at(recipe.canvas), memory, workers), recipe, steps))
+            shares.setdefault(what, []).append(share(Loader(source, recipe.canvas, memory, workers), recipe, steps))
     for what, found in shares.items():
         print(
             f"{name}, {what}: waited {statistics.median(found):.1%} of the time ({min(found):.1%} to {max(found):.1%})"

@@ -75,7 +75,7 @@ def test_every_way_to_write_a_name(tmp_path: Path, form: int) -> None:
     write_tar(tmp_path / "a.tar", ((name, PNG) for name in given), form)
     source = open_source(tmp_path)
     assert source.paths == [f"a.tar/{name.removeprefix('./')}" for name in given]
-    assert all(source[row].bad is None for row in range(len(given)))
+    assert all(source.example(row, 16).bad is None for row in range(len(given)))
     assert source.unlisted == {}
 
 
@@ -164,8 +164,8 @@ def test_a_hostile_tar_writes_nothing_and_unpickles_nothing(tmp_path: Path) -> N
     with nothing_written():
         source = open_source(tmp_path)
         assert source.paths == [f"h.tar/{name}.png" for name in ("good", "nul\\xff", "fake", "last")]
-        reasons = [source[row].bad for row in range(4)]
-        loader = Loader(source, workers=0, max_bad=0.5)
+        reasons = [source.example(row, 16).bad for row in range(4)]
+        loader = Loader(source, 16, workers=0, max_bad=0.5)
         list(loader.batches([]))
     assert reasons == [None, None, "no picture, or its first bytes are damaged", None]
     assert os.listdir(tmp_path) == ["h.tar"]
@@ -193,7 +193,7 @@ def test_a_tar_that_was_cut_off_gives_what_is_whole(tmp_path: Path, cut: int) ->
         return
     source = open_source(tmp_path)
     assert len(source) == whole
-    assert all(source[row].bad is None for row in range(whole))
+    assert all(source.example(row, 16).bad is None for row in range(whole))
     assert "cut off" in source.unlisted["cut.tar"]
 
 
@@ -201,12 +201,12 @@ def test_a_shard_that_shrinks_after_it_was_listed_has_bad_rows(tmp_path: Path) -
     write_tar(tmp_path / "a.tar", ((f"{i}.png", PNG) for i in range(4)))
     source = open_source(tmp_path)
     os.truncate(tmp_path / "a.tar", 3000)
-    assert [source[row].bad is None for row in range(4)] == [True, True, False, False]
-    assert "ends before byte" in str(source[3].bad)
+    assert [source.example(row, 16).bad is None for row in range(4)] == [True, True, False, False]
+    assert "ends before byte" in str(source.example(3, 16).bad)
     (tmp_path / "a.tar").unlink()
-    assert source[0].bad == "No such file or directory"
+    assert source.example(0, 16).bad == "No such file or directory"
     os.mkfifo(tmp_path / "a.tar")
-    assert source[0].bad == "not a regular file"
+    assert source.example(0, 16).bad == "not a regular file"
 
 
 def test_files_that_are_no_tar(tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_a_hostile_zip_writes_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
             archive.writestr("twice.png", PNG)
     with nothing_written():
         source = open_source(tmp_path)
-        assert [source[row].bad for row in range(len(source))] == [None, None]
+        assert [source.example(row, 16).bad for row in range(len(source))] == [None, None]
     assert source.paths == ["h.zip/good.png", "h.zip/twice.png"]
     assert set(source.unlisted) == {f"h.zip/{name}.png" for name in ("../up", "/abs", "link", "bomb", "lzma")}
     assert os.listdir(tmp_path) == ["h.zip"]
@@ -356,5 +356,5 @@ def test_a_damaged_zip_is_trouble_or_bad_rows(tmp_path_factory: pytest.TempPathF
     path.write_bytes(data)
     with suppress(UserError):  # any other exception is a failure
         source = open_source(path)
-        assert all(isinstance(source[row].bad, str | None) for row in range(len(source)))
+        assert all(isinstance(source.example(row, 16).bad, str | None) for row in range(len(source)))
         "".join(source.paths).encode()

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lookalike.core.errors import UserError
-from lookalike.data.fingerprint import changes, stamps_of
+from lookalike.data.fingerprint import changes
 from lookalike.data.rows import Rows
 from lookalike.data.source import open_source, reference_and_query, splits_of
 from lookalike.data.text.source import find_text
@@ -152,11 +152,11 @@ def test_half_a_pair_is_no_row(tmp_path: Path) -> None:
 
 def test_changed_text_is_noticed(tmp_path: Path) -> None:
     file = write(tmp_path / "a.txt", "one\ntwo\n")
-    before = stamps_of(Rows(open_source(str(file), find=find_text), torch.tensor([0])))
+    before = Rows(open_source(str(file), find=find_text), torch.tensor([0])).stamps()
     write(file, "one\ntoo\n")
-    assert changes(before, stamps_of(open_source(str(file), find=find_text))).replaced == ["a.txt"]
+    assert changes(before, open_source(str(file), find=find_text).stamps()).replaced == ["a.txt"]
     lines = find_text(["one", "two"]).rows(None)
-    assert changes(stamps_of(lines), stamps_of(find_text(["one", "too"]).rows(None))).replaced == ["#1"]
+    assert changes(lines.stamps(), find_text(["one", "too"]).rows(None).stamps()).replaced == ["#1"]
 
 
 @pytest.mark.parametrize(

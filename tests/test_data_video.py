@@ -75,12 +75,12 @@ def test_any_frame_in_any_order_is_the_one_that_playing_shows(tmp_path: Path, na
 def test_rows_are_addressed_by_video_and_time_labelled_by_folder_and_split(tmp_path: Path) -> None:
     for i, part in enumerate(["train/wave", "train/bend", "test/wave"]):
         film(tmp_path / part / "a.mp4", 10, first=20 * i)
-    parts = splits_of(tmp_path, SIDE)
+    parts = splits_of(tmp_path)
     train, test = parts["train"], parts["test"]
     assert (len(train), len(test), train.classes) == (20, 10, ["bend", "wave"])
     assert train.paths[9:11] == ["train/bend/a.mp4#t=0.360000", "train/wave/a.mp4#t=0.000000"]
     assert train.labels.tolist() == [0] * 10 + [1] * 10
-    assert [number_in(train[row].pixels.numpy()) for row in range(20)] == [*range(20, 30), *range(10)]
+    assert [number_in(train.example(row, SIDE).pixels.numpy()) for row in range(20)] == [*range(20, 30), *range(10)]
     assert train.size(3) == (SIDE, SIDE)
     times = film_of(train.paths)
     assert times is not None
@@ -96,16 +96,16 @@ def test_a_list_says_which_video_is_in_which_split(tmp_path: Path) -> None:
     for kind, suffix in (("frames@10:", ""), ("", ".mp4")):
         rows = [f"{i}{suffix},{'ab'[i % 2]},{'test' if i == 2 else 'train'}" for i in range(3)]
         (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]))
-        parts = splits_of(f"{kind}{tmp_path / 'list.csv'}", SIDE)
+        parts = splits_of(f"{kind}{tmp_path / 'list.csv'}")
         assert parts["train"].labels.tolist() == [0] * 5 + [1] * 5
-        assert [number_in(parts["test"][row].pixels.numpy()) for row in range(5)] == list(range(10, 15))
+        assert [number_in(parts["test"].example(row, SIDE).pixels.numpy()) for row in range(5)] == list(range(10, 15))
 
 
 def test_pictures_are_videos_where_the_name_says_so(tmp_path: Path) -> None:
     folder_of_frames(tmp_path / "frames" / "wave" / "person", 6)
-    source = open_source(f"frames@12.5:{tmp_path / 'frames'}", side=SIDE)
-    assert [number_in(source[row].pixels.numpy()) for row in range(6)] == list(range(6))
-    assert np.array_equal(source[3].pixels.permute(1, 2, 0), picture(3))
+    source = open_source(f"frames@12.5:{tmp_path / 'frames'}")
+    assert [number_in(source.example(row, SIDE).pixels.numpy()) for row in range(6)] == list(range(6))
+    assert np.array_equal(source.example(3, SIDE).pixels.permute(1, 2, 0), picture(3))
     assert [path.rpartition("=")[2] for path in source.paths[:3]] == ["0.000000", "0.080000", "0.160000"]
     assert video_of(source.paths[0]) == "wave/person"
     assert film_of(open_source(tmp_path / "frames").paths) is None
@@ -128,17 +128,17 @@ def test_what_is_no_video_is_left_out_with_a_reason_and_damage_is_a_bad_row(tmp_
         for _ in range(20):
             damaged[noise.randrange(300, len(good))] = noise.randrange(256)
         (tmp_path / f"damaged{number}.mkv").write_bytes(damaged)
-    source = open_source(tmp_path, side=SIDE)
+    source = open_source(tmp_path)
     assert {"empty.mp4", "page.mp4", "list.mp4", "head.mp4", "one.mp4", "sound.mp4"} <= source.unlisted.keys()
     assert source.unlisted["one.mp4"] == "a single frame is no video"
     assert source.unlisted["sound.mp4"] == "no stream of pictures in it"
     counts = {name: sum(video_of(path) == name for path in source.paths) for name in ("good.mkv", "truncated.mkv")}
     assert counts["good.mkv"] == 40
     assert 10 < counts["truncated.mkv"] < 40
-    forward = [source[row].bad for row in range(len(source))]
+    forward = [source.example(row, SIDE).bad for row in range(len(source))]
     assert any(forward)
     shuffled = random.Random(1).sample(range(len(source)), len(source))
-    backward = {row: source[row] for row in shuffled}
+    backward = {row: source.example(row, SIDE) for row in shuffled}
     # In whatever order they are asked for. Of a damaged container a seek may find other key frames than reading on
     # does: one frame in some thousands of such files was then shown as the one before it, or as bad.
     apart = [path for row, path in enumerate(source.paths) if backward[row].bad != forward[row]]
@@ -185,7 +185,7 @@ def test_the_index_is_made_once_and_again_for_what_has_changed(
 def test_frames_of_one_video_are_on_one_side_of_a_division(tmp_path: Path) -> None:
     for i in range(10):
         folder_of_frames(tmp_path / "ab"[i % 2] / f"{i}", 4)
-    reference, query = reference_and_query(f"frames:{tmp_path}", SIDE)
+    reference, query = reference_and_query(f"frames:{tmp_path}")
     sides = [{video_of(path) for path in part.paths} for part in (reference, query)]
     assert (len(sides[0]), len(sides[1]), sides[0] & sides[1]) == (8, 2, set())
 
@@ -202,13 +202,15 @@ def test_a_prepared_cache_of_videos_is_still_videos(tmp_path: Path) -> None:
 
 def test_workers_and_their_parent_do_not_move_each_others_place(tmp_path: Path) -> None:
     film(tmp_path / "a.mp4", 100, gop=30)
-    source = open_source(tmp_path, side=SIDE)
-    here = torch.stack([source[row].pixels for row in range(100)])  # the file is open now, and forks inherit it
+    source = open_source(tmp_path)
+    here = torch.stack(
+        [source.example(row, SIDE).pixels for row in range(100)]
+    )  # the file is open now, and forks inherit it
     rows = torch.randperm(100, generator=torch.Generator().manual_seed(0))
-    loader = Loader(source, 0, workers=2)
+    loader = Loader(source, SIDE, 0, workers=2)
     for part, batch in zip(rows.split(50), loader.batches(rows.split(50)), strict=True):
         assert torch.equal(batch.material.pixels, here[part])
-        assert torch.equal(source[7].pixels, here[7])
+        assert torch.equal(source.example(7, SIDE).pixels, here[7])
 
 
 def test_a_fork_may_drop_what_its_parent_had_open(tmp_path: Path) -> None:
@@ -240,9 +242,9 @@ def test_without_the_package_one_line_says_which_extra(tmp_path: Path, monkeypat
 
 def test_a_video_that_vanishes_is_a_bad_row(tmp_path: Path) -> None:
     film(tmp_path / "a.mp4", 5)
-    source = open_source(tmp_path, side=SIDE)
+    source = open_source(tmp_path)
     os.unlink(tmp_path / "a.mp4")
-    assert source[0].bad == "No such file or directory"
+    assert source.example(0, SIDE).bad == "No such file or directory"
     with pytest.raises(Unreadable):
         source.read(0)  # type: ignore[attr-defined]
 
@@ -257,8 +259,8 @@ def test_the_example_cuts_strips_into_folders_of_frames(tmp_path: Path) -> None:
             [sys.executable, script, tmp_path / "strips", tmp_path / "frames"], capture_output=True, text=True
         )
         assert said in done.stdout, done.stderr
-    source = open_source(f"frames:{tmp_path / 'frames'}", side=SIDE)
-    assert [number_in(source[row].pixels.numpy()) for row in range(len(source))] == list(range(6))
+    source = open_source(f"frames:{tmp_path / 'frames'}")
+    assert [number_in(source.example(row, SIDE).pixels.numpy()) for row in range(len(source))] == list(range(6))
     assert video_of(source.paths[0]) == "wave/a"
     Image.new("RGB", (100, 64)).save(strips / "odd.png")
     done = subprocess.run(

@@ -204,7 +204,7 @@ def test_the_papers_probe_learns_and_leaves_every_byte_of_the_encoder() -> None:
     encoder = recipe.build(48).encoder.train()
     before = digest(encoder)
     steps: list[tuple[int, int]] = []
-    loader = Loader(open_source(Shades(), side=16), workers=0)
+    loader = Loader(open_source(Shades()), 16, workers=0)
     spec = PaperProbe(epochs=10, lr=1.0, batch=16)
     probe = spec.fit(encoder, loader, recipe.pretext.crops(), lambda done, total: steps.append((done, total)))
     assert digest(encoder) == before

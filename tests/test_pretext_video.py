@@ -136,11 +136,11 @@ def videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("name", ["video_moco", "video_moco_clips"])
 def test_steps_are_equal_for_any_workers_cached_or_read_anew(videos: Path, name: str) -> None:
-    source, spec = open_source(videos, side=SIDE), recipe(name)
+    source, spec = open_source(videos), recipe(name)
     order = order_of(source, spec.batch, 0, None)
 
     def seen(memory: int, workers: int, start: int = 0) -> list[Tensor]:
-        made = batches(Loader(source, memory, workers), spec, order, start, 3)
+        made = batches(Loader(source, SIDE, memory, workers), spec, order, start, 3)
         return [part for batch in made for part in (batch.index, batch.first["pixels"], batch.second["pixels"])]
 
     expected = seen(GIB, 0)
@@ -151,24 +151,24 @@ def test_steps_are_equal_for_any_workers_cached_or_read_anew(videos: Path, name:
 
 def test_what_is_drawn_is_what_is_seen(videos: Path) -> None:
     """With views that change nothing the frames tell their numbers."""
-    source, plain = open_source(videos, side=SIDE), TwoFrames(PLAIN, near=0.16, far=0.16)
+    source, plain = open_source(videos), TwoFrames(PLAIN, near=0.16, far=0.16)
     spec = recipe("video_moco", pretext=plain)
-    for batch in batches(Loader(source, workers=0), spec, order_of(source, 16, 0, None), 0, 4):
+    for batch in batches(Loader(source, SIDE, workers=0), spec, order_of(source, 16, 0, None), 0, 4):
         for row, first, second in zip(batch.index.tolist(), *(view["pixels"] for view in (batch.first, batch.second))):
             own, other = number_in(255 * first.numpy()), number_in(255 * second.numpy())
-            assert own == number_in(source[row].pixels.numpy())
+            assert own == number_in(source.example(row, SIDE).pixels.numpy())
             assert (abs(other - own), other // 16) == (4, own // 16)
 
 
 def test_a_recipe_for_videos_refuses_pictures_in_one_line(tmp_path: Path) -> None:
     Image.fromarray(picture(0)).save(tmp_path / "a.png")
-    loader = Loader(open_source(tmp_path, side=SIDE), workers=0)
+    loader = Loader(open_source(tmp_path), SIDE, workers=0)
     with pytest.raises(UserError, match="name video files or frames:FOLDER"):
         next(batches(loader, recipe("video_moco"), order_of(loader.source, 1, 0, None), 0, 1))
 
 
 def test_a_checkup_holds_whole_videos_out(videos: Path) -> None:
-    loader = Loader(open_source(videos, side=SIDE), workers=0)
+    loader = Loader(open_source(videos), SIDE, workers=0)
     found = Checkup.of(loader, recipe("video_moco"))
     assert sorted(found.rows.tolist()) == list(range(64))
     assert found.ask == 16
@@ -189,7 +189,7 @@ def test_a_piece_of_a_video_is_the_mean_of_its_unit_features() -> None:
 
 
 def test_some_rows_of_videos_are_videos_of_fewer_frames(videos: Path) -> None:
-    some = Rows(open_source(videos, side=SIDE), torch.arange(0, 64, 4))
+    some = Rows(open_source(videos), torch.arange(0, 64, 4))
     found = film_of(some.paths)
     assert found is not None
     assert found.first.tolist() == [0] * 4 + [4] * 4 + [8] * 4 + [12] * 4

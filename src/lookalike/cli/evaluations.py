@@ -19,7 +19,7 @@ from lookalike.core import dist
 from lookalike.core.checks import at_least
 from lookalike.core.errors import UserError
 from lookalike.core.files import refuse_unwritable, write_json
-from lookalike.data.example import Source
+from lookalike.data.example import Source, as_pictures
 from lookalike.data.loader import Loader
 from lookalike.evaluation.finetune import Finetune
 from lookalike.evaluation.paper import PaperProbe
@@ -187,7 +187,7 @@ def paper_probe(command: asked.Probe) -> Report:
 
 def loader_of(source: Source, trained: Trained, workers: int) -> Loader:
     """Of all its pictures, however many are bad."""
-    return Loader(source.at(trained.recipe.canvas), workers=workers, max_bad=1.0)
+    return Loader(as_pictures(source), trained.recipe.canvas, workers=workers, max_bad=1.0)
 
 
 def fewshot(command: asked.Fewshot, found: Embedded, screen: Screen) -> Report:

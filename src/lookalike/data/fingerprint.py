@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol, runtime_checkable
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.example import Source
 from lookalike.data.formats.files import printable
 
 Opens = Callable[[str], BinaryIO]
@@ -41,14 +40,6 @@ class Stamps(NamedTuple):
     tokens: npt.NDArray[np.uint64]  # (N,) of content, UNREAD where it was not looked at
 
 
-@runtime_checkable
-class Stamped(Protocol):
-    """A source that knows which files its rows come from."""
-
-    def stamps(self) -> Stamps:
-        """The files as they are now."""
-
-
 @dataclass(frozen=True)
 class Change:
     """What is different now; ``renamed`` holds (before, now)."""
@@ -69,12 +60,9 @@ class Change:
         return ", ".join([*said, *(["the same files in another order"] if self.reordered and not said else [])])
 
 
-def stamps_of(source: Source) -> Stamps:
-    """The source's own stamps; of one that has none (a dataset in Python), the paths of its rows."""
-    if isinstance(source, Stamped):
-        return source.stamps()
-    count = len(source)
-    return Stamps(list(source.paths), np.full(count, -1, np.int64), np.full(count, UNREAD, np.uint64))
+def stamps_of_rows(paths: Sequence[str]) -> Stamps:
+    """The stamps of rows that lie in no files, of which only the paths are known."""
+    return Stamps(list(paths), np.full(len(paths), -1, np.int64), np.full(len(paths), UNREAD, np.uint64))
 
 
 def stamps_of_files(open_file: Opens, files: Sequence[str], piece: int = PIECE, most: int = _MOST) -> Stamps:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lookalike.core.devices import room
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.example import Ready, Source
-from lookalike.data.workers import PART, Part, here, in_workers
+from lookalike.data.example import CanvasSource, PictureSource, Source
+from lookalike.data.workers import PART, Decoding, Part, here, in_workers
 from lookalike.types import Canvases, Material
 
 GIB = 1 << 30
@@ -34,9 +34,12 @@ class Loaded(NamedTuple, Generic[M]):
 class Loads(Protocol):
     """What gives a run its material: a loader of pictures, a reader of text."""
 
-    source: Source
     bad: dict[str, str]  # paths and reasons
     bad_rows: dict[int, str]
+
+    @property
+    def source(self) -> Source:
+        """The rows."""
 
     def __len__(self) -> int: ...
 
@@ -52,19 +55,20 @@ class Loader:
 
     def __init__(
         self,
-        source: Source,
+        source: PictureSource,
+        side: int,
         budget: int = 4 * GIB,
         workers: int | None = None,
         max_bad: float = 0.01,
         progress: Callable[[int], None] = lambda _: None,
         on_bad: Callable[[Mapping[str, str]], None] = lambda _: None,
     ) -> None:
-        """Decodes everything now if N * 3 * S * S bytes fit ``budget``, else each batch when it is asked for.
+        """Decodes everything now if N * 3 * S * S bytes, S = ``side``, fit ``budget``, else each batch when it is due.
 
         ``workers`` are processes: None is one a core, 0 this one. ``progress`` hears how many more rows are cached,
         ``on_bad`` all bad paths and reasons whenever they grow, before UserError is raised for too many.
         """
-        self.source, self.max_bad = source, max_bad
+        self.source, self.side, self.max_bad = source, side, max_bad
         self.workers = cores() if workers is None else workers
         self.bad: dict[str, str] = dict(source.unlisted)
         self.bad_rows: dict[int, str] = {}
@@ -72,11 +76,11 @@ class Loader:
         if self.bad:
             on_bad(self.bad)
         self._canvases: Canvases | None = None
-        self._ready = source if isinstance(source, Ready) and source.ready else None
+        self._ready = source if isinstance(source, CanvasSource) and source.has_canvases(side) else None
         if self._ready is not None:
             self._note(self._ready.bad)
             refuse_too_many(self.bad_rows, source, max_bad)
-        elif len(source) * 3 * source.side**2 <= budget:
+        elif len(source) * 3 * side**2 <= budget:
             self._fill(self.workers if workers is not None or len(source) >= _FEW else 0, progress)
 
     def __len__(self) -> int:
@@ -112,8 +116,8 @@ class Loader:
 
     def _fill(self, workers: int, progress: Callable[[int], None]) -> None:
         """Decode everything once, then let each bad row have the canvas of the next good one."""
-        count, side = len(self), self.source.side
-        pixels, sizes = held = _empty(count, side, torch.empty)
+        count = len(self)
+        pixels, sizes = held = _empty(count, self.side, torch.empty)
         with closing(self._decoded(torch.split(torch.arange(count), _CHUNK), workers, tries=0)) as batches:
             for batch in batches:
                 place = slice(int(batch.rows[0]), int(batch.rows[-1]) + 1)
@@ -129,12 +133,13 @@ class Loader:
         self, rows_of_steps: Iterable[Tensor], workers: int, tries: int
     ) -> Generator[Loaded[Canvases], None, None]:
         """Batches decoded here or by workers, in the order of the steps; ``tries`` 0 leaves bad rows black."""
+        task = Decoding(self.source, self.side, tries)
         parts = (Part(rows, start) for rows in rows_of_steps for start in range(0, len(rows), PART))
-        made = in_workers(self.source, parts, workers, tries) if workers else here(self.source, parts, tries)
+        made = in_workers(task, parts, workers) if workers else here(task, parts)
         with closing(made):  # at once, not when the last traceback is forgotten
             for part, pixels, (sizes, bad) in made:
                 if part.start == 0:
-                    batch = Loaded(part.rows, _empty(len(part.rows), self.source.side))
+                    batch = Loaded(part.rows, _empty(len(part.rows), self.side))
                 place = slice(part.start, part.stop)
                 batch.material.pixels[place] = torch.from_numpy(pixels[: len(sizes)])
                 batch.material.sizes[place] = torch.tensor(sizes)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from lookalike.data import forks
-from lookalike.data.example import Source
+from lookalike.data.example import PictureSource
 
 PART = 64  # rows a task: 3 MB of canvases at 128 px, some 10 to 50 ms of work
 _AHEAD = 2  # tasks in the making per worker, and steps if that is more
@@ -49,41 +49,46 @@ class Filled(NamedTuple):
     bad: dict[int, str]
 
 
-def _fill(
-    source: Source, rows: list[int], tries: int, into: Bytes, stopped: Callable[[], bool] = lambda: False
-) -> Filled:
-    """Canvases of some rows ``into`` (B, 3, S, S), a bad one replaced by the first good of ``tries`` more, else black.
+class Decoding(NamedTuple):
+    """What is decoded: rows of a source on canvases of ``side``, a bad one replaced by the first good of ``tries``."""
 
-    numpy's assignment lays interleaved colours out as planes in half the time of torch's. Rows are read in their own
-    order, in which frames of a video follow each other.
-    """
-    filled = Filled([(1, 1)] * len(rows), {})
-    for i, row in sorted(enumerate(rows), key=itemgetter(1)):
-        if stopped():
-            break
-        for other in range(row, row + min(tries, len(source) - 1) + 1):
-            found = source[other % len(source)]
-            if found.bad is None:
-                into[i], filled.sizes[i] = found.pixels.numpy(), (found.height, found.width)
+    source: PictureSource
+    side: int
+    tries: int  # 0 leaves bad rows black
+
+    def fill(self, rows: list[int], into: Bytes, stopped: Callable[[], bool] = lambda: False) -> Filled:
+        """Canvases of some rows ``into`` (B, 3, S, S).
+
+        numpy's assignment lays interleaved colours out as planes in half the time of torch's. Rows are read in their
+        own order, in which frames of a video follow each other.
+        """
+        filled, count = Filled([(1, 1)] * len(rows), {}), len(self.source)
+        for i, row in sorted(enumerate(rows), key=itemgetter(1)):
+            if stopped():
                 break
-            filled.bad[other % len(source)] = found.bad
-        else:
-            into[i] = 0
-    return filled
+            for other in range(row, row + min(self.tries, count - 1) + 1):
+                example = self.source.example(other % count, self.side)
+                if example.bad is None:
+                    into[i], filled.sizes[i] = example.pixels.numpy(), (example.height, example.width)
+                    break
+                filled.bad[other % count] = example.bad
+            else:
+                into[i] = 0
+        return filled
 
 
 Made = Generator[tuple[Part, Bytes, Filled], None, None]
 """Parts in their order, each with canvases that are overwritten when the next is asked for."""
 
 
-def here(source: Source, parts: Iterator[Part], tries: int) -> Made:
-    """Every part decoded in this process, when it is asked for."""
-    into = np.empty((PART, 3, source.side, source.side), np.uint8)
+def here(decoding: Decoding, parts: Iterator[Part]) -> Made:
+    """Every part decoded in this process, when it is due."""
+    into = np.empty((PART, 3, decoding.side, decoding.side), np.uint8)
     for part in parts:
-        yield part, into, _fill(source, part.asked(), tries, into)
+        yield part, into, decoding.fill(part.asked(), into)
 
 
-def in_workers(source: Source, parts: Iterator[Part], workers: int, tries: int) -> Made:
+def in_workers(decoding: Decoding, parts: Iterator[Part], workers: int) -> Made:
     """Every part decoded by one of ``workers`` processes, ahead of time, into memory that all of them share.
 
     torch's DataLoader is not used since it answers a killed worker with an exception in the midst of the training
@@ -92,14 +97,14 @@ def in_workers(source: Source, parts: Iterator[Part], workers: int, tries: int) 
     first = next(parts, None)
     if first is None:
         return
-    slots = _shared(_AHEAD * max(workers, -(-len(first.rows) // PART)), source.side)
+    slots = _shared(_AHEAD * max(workers, -(-len(first.rows) // PART)), decoding.side)
     ahead, taken, deaths = deque([(0, first)]), 1, 0  # a part's number decides its slot, in turns
     while True:
         try:
-            with _pool(source, slots, workers) as pool:
+            with _pool(decoding, slots, workers) as pool:
 
                 def submit(number: int, part: Part) -> Future[Filled]:
-                    return pool.submit(_task, part.asked(), tries, number % len(slots))
+                    return pool.submit(_task, part.asked(), number % len(slots))
 
                 under_way = deque(submit(number, part) for number, part in ahead)
                 while ahead:
@@ -127,11 +132,11 @@ def _shared(count: int, side: int) -> Bytes:
 
 
 @contextmanager
-def _pool(source: Source, slots: Bytes, workers: int) -> Iterator[ProcessPoolExecutor]:
+def _pool(decoding: Decoding, slots: Bytes, workers: int) -> Iterator[ProcessPoolExecutor]:
     """Worker processes that hold the source; none of them outlives the block, however it ends."""
     context = forks.context()
     stop = context.RawValue("b", 0)
-    pool = ProcessPoolExecutor(workers, context, _begin, (source, slots, stop, os.getpid()))
+    pool = ProcessPoolExecutor(workers, context, _begin, (decoding, slots, stop, os.getpid()))
     try:
         forks.submit(pool, int).result()
         yield pool
@@ -146,18 +151,18 @@ class _Stop(Protocol):
     value: int
 
 
-_job: tuple[Source, Bytes, _Stop] | None = None  # of a worker process
+_job: tuple[Decoding, Bytes, _Stop] | None = None  # of a worker process
 
 
-def _begin(source: Source, slots: Bytes, stop: _Stop, parent: int) -> None:
+def _begin(decoding: Decoding, slots: Bytes, stop: _Stop, parent: int) -> None:
     global _job
-    _job = source, slots, stop
+    _job = decoding, slots, stop
     forks.begin(parent)
 
 
-def _task(rows: list[int], tries: int, slot: int) -> Filled:
+def _task(rows: list[int], slot: int) -> Filled:
     """Some canvases into a slot, in a worker."""
     if _job is None:
         raise RuntimeError("the worker was not set up")
-    source, slots, stop = _job
-    return _fill(source, rows, tries, slots[slot], lambda: bool(stop.value))
+    decoding, slots, stop = _job
+    return decoding.fill(rows, slots[slot], lambda: bool(stop.value))

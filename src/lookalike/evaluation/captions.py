@@ -38,7 +38,7 @@ def matched(trained: Trained, data: Data, workers: int | None, progress: Progres
     if not isinstance(trained.recipe.pretext, Captions):
         raise UserError(f"{trained.recipe.name} knows no captions: name a run of moco_captions")
     _, asked = reference_and_query(data, find=finder(trained.recipe))
-    if getattr(asked, "texts", None) is None:
+    if asked.texts is None:
         raise UserError(f"{data} has no captions: a file with caption in its name, .json, .csv or .tsv", BAD_DATA)
     loader = trained.loader(asked, workers)
     chunks = torch.split(torch.arange(len(loader)), _CHUNK)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.progress import Progress, silent
-from lookalike.data.fingerprint import stamps_of, to_table
+from lookalike.data.fingerprint import to_table
 from lookalike.data.loader import Loaded, Loader
 from lookalike.data.rows import Rows
 from lookalike.learn.learner import Learner
@@ -182,7 +182,7 @@ def begun(folder: Path, recipe: Recipe, loader: Loader, weights: dict[str, Tenso
             learner = recipe.build(len(loader))
             learner.encoder.load_state_dict(weights)
             checkpoint.save(run.checkpoints, 0, learner, recipe.optimizer.build(learner, recipe.batch))
-            run.begin(recipe, about, to_table(stamps_of(loader.source)))
+            run.begin(recipe, about, to_table(loader.source.stamps()))
         else:
             check_same(folder, held, recipe)
             if {name: run.data().get(name) for name in about} != about:

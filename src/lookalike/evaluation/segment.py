@@ -59,7 +59,7 @@ def segmented(
     for one in guesses(spec, model, found.query, classes, view, told("asking")):
         confusion.add(one.truth, one.guess)
         if len(seen) < keep:
-            seen.append((one, found.query.source.at(_SHOWN)[one.row]))
+            seen.append((one, found.query.source.example(one.row, _SHOWN)))
     return Segmented(confusion.scores(), classes, len(found.reference), len(found.query), found.unmasked, seen)
 
 

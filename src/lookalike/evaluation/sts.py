@@ -43,7 +43,7 @@ def scored(trained: Trained, data: Data, split: str | None) -> tuple[Scored, str
         found = splits_of(data, find=find)
         split = next((name for name in (TEST, VALIDATION) if name in found), next(iter(found)))
         source = found[split]
-    scores = getattr(source, "scores", torch.empty(0))
+    scores = source.scores
     rows = scores.isfinite().nonzero()[:, 0]
     if len(rows) < 2:
         raise UserError(f"{data} has no scores: name its columns as {data}:first,second,score", BAD_DATA)

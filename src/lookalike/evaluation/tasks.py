@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 from lookalike.core.errors import UserError
 from lookalike.core.progress import Progress
+from lookalike.data.example import as_pictures
 from lookalike.data.loader import Loader
 from lookalike.data.source import Data
 from lookalike.evaluation.detect import measure
@@ -104,7 +105,7 @@ def finetune(trained: Trained, data: Data, settings: Tuning, seed: int, progress
     share = _share(settings.share)
     spec = Finetune((share,), settings.rates, settings.steps, settings.batch, draws=1, seed=seed)
     side = trained.recipe.canvas
-    reference, query = (Loader(part.at(side), max_bad=1.0) for part in labelled_parts(trained, data))
+    reference, query = (Loader(as_pictures(part), side, max_bad=1.0) for part in labelled_parts(trained, data))
     with tempfile.TemporaryDirectory(prefix="lookalike-") as folder:
         found = spec.measured(trained, reference, query, Path(folder), progress)[share]
     return {"accuracy": found.tuned.mean, "frozen": found.frozen.mean, "rate": found.rate}

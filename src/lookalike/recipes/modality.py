@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.data.example import as_pictures
 from lookalike.data.loader import GIB, Loader, Loads
 from lookalike.data.source import Finder, Source, place_of
 from lookalike.data.text.captions import CaptionLoader, find_captioned
@@ -91,8 +92,8 @@ def loader(
     """What reads the material of ``source``; ``budget``, ``workers`` and ``progress`` as Loader takes them."""
     if isinstance(recipe.pretext, SameSentence):
         return _reader(recipe, source, tokenizer, max_bad, progress, on_bad)
-    pictures = Loader(source.at(recipe.canvas), budget, workers, max_bad, progress, on_bad)
-    if not isinstance(recipe.pretext, Captions) or getattr(source, "texts", None) is None:
+    pictures = Loader(as_pictures(source), recipe.canvas, budget, workers, max_bad, progress, on_bad)
+    if not isinstance(recipe.pretext, Captions) or source.texts is None:
         return pictures
     return CaptionLoader(pictures, _reader(recipe, source, tokenizer))
 

@@ -15,7 +15,8 @@ from lookalike.core.devices import Precision, computes_in_bf16, device, named_pr
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.files import UNFINISHED, write_atomically
 from lookalike.core.isolation import isolated
-from lookalike.data.fingerprint import Change, changes, from_table, stamps_of, to_table
+from lookalike.data.example import as_pictures
+from lookalike.data.fingerprint import Change, changes, from_table, to_table
 from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, Source, native_side, open_source, reference_and_query
 from lookalike.data.text.tokenizer import Tokenizer, texts_of
@@ -166,7 +167,7 @@ def chosen(asked: Asked, source: Source) -> Recipe:
     recipe = asked.recipe
     if not isinstance(recipe, Recipe):
         large = device().type != "cpu" and len(source) >= _MANY
-        side = 0 if reads_text(recipe) else native_side(source)
+        side = 0 if reads_text(recipe) else native_side(as_pictures(source))
         recipe = recipe_named(recipe or ("moco_v2" if large else "small"), len(source), side)
     if asked.supervised and not isinstance(recipe.keys, Labelled):
         recipe = with_labels(recipe, len(torch.unique(source.labels)))
@@ -185,7 +186,7 @@ def going_on(recipe: Recipe, held: Recipe | None) -> Precision:
 
 def check_data(asked: Asked, run: Run, source: Source) -> Change:
     """How the data has changed since the run began, which is refused unless it was asked for."""
-    began, changed = run.data(), changes(from_table(run.data_table), stamps_of(source))
+    began, changed = run.data(), changes(from_table(run.data_table), source.stamps())
     if changed and not asked.allow_data_change:
         raise UserError(
             f"{run.folder} began with other data ({began['examples']} then, {len(source)} now): {changed}; "
@@ -203,7 +204,7 @@ def refuse_other(asked: Asked, recipe: Recipe, held: Recipe, source: Source, run
     check_same(asked.out, held, as_held(recipe, held, asked.extend))
     if changed:
         run.note(f"goes on with other data: {changed}")
-        run.accept(about(asked, source) | {"changed": True}, to_table(stamps_of(source)))
+        run.accept(about(asked, source) | {"changed": True}, to_table(source.stamps()))
 
 
 def about(asked: Asked, source: Source) -> dict[str, object]:
@@ -270,7 +271,7 @@ def begin(
         recipe = replace(recipe, length=replace(recipe.length, steps=found.steps))
         clock = Clock(found, found.steps)
         about_steps, how_long = "about ", f" in {expected(clock.whole)}"
-    dist.on_first_rank(lambda: run.begin(recipe, about(asked, source), to_table(stamps_of(source))))
+    dist.on_first_rank(lambda: run.begin(recipe, about(asked, source), to_table(source.stamps())))
     processes = f" on {dist.world()} processes" if dist.world() > 1 else ""
     emulated = recipe.precision == "bf16" and not computes_in_bf16(device())
     screen.say(

@@ -18,14 +18,14 @@ class _Files:
         self._disk, self._files = Local(found.root), [scene.path for scene in found.scenes]
         self.paths = [printable(path) for path in self._files]
         self.labels, self.classes = [-1] * len(self.paths), list[str]()
-        self.unlisted = dict[str, str]()
+        self.unlisted, self.starts = dict[str, str](), None
 
     def read(self, row: int) -> bytes:
         """The bytes of one file; raises Unreadable."""
         return self._disk.whole(self._files[row])
 
 
-def canvases(found: Annotated, side: int) -> Encoded:
-    """A row a scene, on canvases of ``side`` pixels."""
+def pictures_of(found: Annotated) -> Encoded:
+    """A row a scene."""
     files = [scene.path for scene in found.scenes]
-    return Encoded(_Files(found), side, partial(stamps_of_files, Local(found.root).file, files))
+    return Encoded(_Files(found), partial(stamps_of_files, Local(found.root).file, files))

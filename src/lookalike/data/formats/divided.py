@@ -7,7 +7,7 @@ from typing import Self
 
 import torch
 
-from lookalike.data.example import Source
+from lookalike.data.example import PictureSource
 from lookalike.data.fingerprint import Stamps
 from lookalike.data.formats.encoded import Encoded, Store
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION
@@ -19,7 +19,7 @@ class Divided:
 
     def __init__(self, store: Store, splits: Mapping[str, Sequence[int]], stamps: Callable[[], Stamps]) -> None:
         """``stamps`` are those of the files that hold the store."""
-        self._source = Encoded(store, 1, stamps)
+        self._source = Encoded(store, stamps)
         self.splits = [name for name in (TRAIN, VALIDATION, TEST) if name in splits]
         self._splits = {name: torch.tensor(splits[name]) for name in self.splits}
 
@@ -28,9 +28,9 @@ class Divided:
         self._source.unlisted = {**unreadable, **self._source.unlisted}
         return self
 
-    def rows(self, split: str | None, side: int) -> Source:
+    def rows(self, split: str | None) -> PictureSource:
         """One split, or everything."""
         if not self._splits:
-            return self._source.at(side)
+            return self._source
         every = torch.cat(list(self._splits.values())).sort().values
-        return Rows(self._source, self._splits[split] if split else every).at(side)
+        return Rows(self._source, self._splits[split] if split else every)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,6 +23,10 @@ class Store(Protocol):
     classes: list[str]
     unlisted: dict[str, str]
 
+    @property
+    def starts(self) -> Sequence[int] | None:
+        """(M + 1,) the first row of each of M shards, and N; None for rows that lie in no shards."""
+
     def read(self, row: int) -> bytes:
         """The bytes of one picture; raises Unreadable, or UserError where a remote disk cannot be reached."""
 
@@ -37,24 +40,27 @@ class Sized(Protocol):
 
 
 class Encoded:
-    """The rows of a store on canvases of ``side`` pixels."""
+    """The rows of a store."""
 
-    def __init__(self, store: Store, side: int, stamps: Callable[[], Stamps]) -> None:
+    texts = None
+
+    def __init__(self, store: Store, stamps: Callable[[], Stamps]) -> None:
         """``stamps`` are those of the files that hold the store."""
-        self.store, self.side, self.stamps = store, side, stamps
-        self.starts: Sequence[int] | None = getattr(store, "starts", None)  # of its shards, where it has any
+        self.store, self.stamps = store, stamps
+        self.starts = store.starts
         self.paths, self.classes, self.unlisted = store.paths, store.classes, store.unlisted
         self.labels: Tensor = torch.tensor(store.labels, dtype=torch.int64)
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, row: int) -> Example:
+    def example(self, row: int, side: int) -> Example:
+        """One picture on a canvas of ``side`` pixels."""
         label, path = self.store.labels[row], self.paths[row]
         try:
-            return whole(decode(self.store.read(row), self.side), label, path)
+            return whole(decode(self.store.read(row), side), label, path)
         except Unreadable as unreadable:
-            return broken(self.side, label, path, unreadable.reason)
+            return broken(side, label, path, unreadable.reason)
 
     def size(self, row: int) -> tuple[int, int]:
         """Upright (height, width) in pixels, without decoding where that can be; raises Unreadable."""
@@ -66,12 +72,6 @@ class Encoded:
     def read(self, row: int) -> bytes:
         """The bytes of one picture; raises Unreadable."""
         return self.store.read(row)
-
-    def at(self, side: int) -> Self:
-        """The same rows on canvases of another side."""
-        other = copy.copy(self)
-        other.side = side
-        return other
 
 
 def numbered(values: Sequence[Value | None], names: Sequence[str] | None = None) -> tuple[list[int], list[str]]:

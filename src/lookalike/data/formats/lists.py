@@ -51,6 +51,7 @@ class PathList:
         self.files = [row.path for row in rows.values()]
         self.labels, self.classes = numbered(_values([row.label for row in rows.values()]))
         self.unlisted: dict[str, str] = {}
+        self.starts: Sequence[int] | None = None
         self.splits: dict[str, list[int]] = {}
         for i, row in enumerate(rows.values()):
             if (split := split_of(row.split)) is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.example import Source
+from lookalike.data.example import PictureSource, Source
 from lookalike.data.fingerprint import LONG_PIECE, Stamps, stamps_of_files
 from lookalike.data.formats import hub, lists
 from lookalike.data.formats.archives import Archives
@@ -33,17 +33,18 @@ from lookalike.data.video.footage import Spelled, listed_files, video_files
 from lookalike.data.video.naming import Titles
 from lookalike.data.video.open import SUFFIXES as VIDEOS
 
+S = TypeVar("S", bound=Source, covariant=True)
 T = TypeVar("T")
 
 
-class Place(Protocol):
+class Place(Protocol[S]):
     """A file or folder, listed once."""
 
     @property
     def splits(self) -> Sequence[str]:
         """Which of train, validation and test exist."""
 
-    def rows(self, split: str | None, side: int) -> Source:
+    def rows(self, split: str | None) -> S:
         """One split, or everything."""
 
 
@@ -54,18 +55,18 @@ class Pictures:
         self._disk, self._listing = disk, listing
         self.splits = list(by_split(listing.files, folder_split))
 
-    def rows(self, split: str | None, side: int) -> Source:
+    def rows(self, split: str | None) -> Images:
         """One split, or everything."""
         if isinstance(self._disk, Local):
-            return Images(self._disk.root, self._listing, split, side)
-        return _Elsewhere(self._disk, self._listing, split, side)
+            return Images(self._disk.root, self._listing, split)
+        return _Elsewhere(self._disk, self._listing, split)
 
 
 class _Elsewhere(Images):
     """Pictures on another disk, divided and labelled as a folder of this one would be."""
 
-    def __init__(self, disk: Disk, listing: Listing, split: str | None, side: int) -> None:
-        super().__init__(Path(), listing, split, side)
+    def __init__(self, disk: Disk, listing: Listing, split: str | None) -> None:
+        super().__init__(Path(), listing, split)
         self._disk = disk
 
     def stamps(self) -> Stamps:
@@ -92,7 +93,7 @@ class Kind(NamedTuple):
     open: Callable[[Disk, Found], Divided | None]
 
 
-def find(data: str | os.PathLike[str]) -> Place:
+def find(data: str | os.PathLike[str]) -> Place[PictureSource]:
     """The place that a path, an address or a name on the Hub means; raises UserError."""
     if isinstance(data, str) and data.startswith(hub.PREFIX):
         return _in_folder(Local(hub.snapshot(data, (*SUFFIXES, *_ALL))), data)
@@ -132,7 +133,7 @@ def _spelled(asked: Spelled) -> Divided:
     return asked.folder(disk, found)
 
 
-def _of_file(disk: Disk, name: str) -> Place:
+def _of_file(disk: Disk, name: str) -> Place[PictureSource]:
     """One file that holds many pictures, or names them; on a remote disk also ``shard-{000000..000099}.tar``."""
     lower = name.lower().partition("?")[0]
     files = [name] if isinstance(disk, Local) else _expanded(name)
@@ -160,7 +161,7 @@ def _expanded(name: str) -> list[str]:
     return [f"{before}{number:0{len(first)}}{after}" for number in range(int(first), int(last) + 1)] or [name]
 
 
-def _in_folder(disk: Disk, name: str) -> Place:
+def _in_folder(disk: Disk, name: str) -> Place[PictureSource]:
     """The first kind of the table that the folder holds, else its pictures."""
     found = disk.listed((*SUFFIXES, *_ALL))
     pictures = [path for path in found.files if path.lower().endswith(SUFFIXES)]

@@ -6,7 +6,7 @@ import copy
 import os
 import stat
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -25,12 +25,15 @@ MAX_BYTES = 1 << 30  # of one file: more is no picture that anybody wants to lea
 class Images:
     """Pictures as files. The first folder below the split is the label if every picture lies in one of two or more."""
 
-    def __init__(self, root: Path, listing: Listing, split: str | None, side: int) -> None:
+    starts: Sequence[int] | None = None
+    texts: Callable[[int], tuple[str, ...]] | None = None
+
+    def __init__(self, root: Path, listing: Listing, split: str | None) -> None:
         """``split`` None is every picture; ``listing`` is of the whole root: all splits number classes alike."""
         splits = by_split(listing.files, folder_split)
         below = 1 if splits else 0
         everything = [path for files in splits.values() for path in files] if splits else listing.files
-        self.root, self.side = root, side
+        self.root = root
         files = sorted(everything) if split is None else splits[split]
         self.files = Names(files)
         self.paths = self.files.shown()
@@ -45,23 +48,18 @@ class Images:
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, row: int) -> Example:
+    def example(self, row: int, side: int) -> Example:
+        """One picture on a canvas of ``side`` pixels."""
         label, path = self._labels[row], self.paths[row]
         try:
-            return whole(decode(self.read(row), self.side), label, path)
+            return whole(decode(self.read(row), side), label, path)
         except Unreadable as unreadable:
-            return broken(self.side, label, path, unreadable.reason)
+            return broken(side, label, path, unreadable.reason)
 
     def size(self, row: int) -> tuple[int, int]:
         """Upright (height, width) in pixels, from the header; raises Unreadable."""
         found = header(self.read(row))
         return found.height, found.width
-
-    def at(self, side: int) -> Self:
-        """The same rows on canvases of another side."""
-        other = copy.copy(self)
-        other.side = side
-        return other
 
     def only(self, files: Sequence[str]) -> Self:
         """These files below the same root, in this order, without labels."""

@@ -92,7 +92,7 @@ def pairs(data: str) -> Pairs:
             BAD_DATA,
         )
     files = {photos[name]: masks[name] for name in both}
-    source = Images(root, listing, None, 32).only(list(files))
+    source = Images(root, listing, None).only(list(files))
     reference, query = (
         Scenes(Rows(source, rows), root, [files[source.files[row]] for row in rows.tolist()])
         for rows in _divided(root, source.files)

@@ -18,6 +18,7 @@ from torch import Tensor
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.annotations.coco import lists_of
 from lookalike.data.annotations.pictures import Pictures
+from lookalike.data.example import PictureSource
 from lookalike.data.fingerprint import Stamps, regular, stamps_of_files
 from lookalike.data.formats.disk import Local
 from lookalike.data.formats.files import Listing, Names, by_split, folder_split, listed
@@ -41,7 +42,7 @@ class CaptionedImages(Images):
 
     def __init__(self, root: Path, captions: dict[str, list[str]], unlisted: dict[str, str], tables: list[str]) -> None:
         """``captions`` by path below ``root``; ``tables`` are the files that hold them, below ``root`` too."""
-        super().__init__(root, Listing(sorted(captions), 0, unlisted), None, 32)
+        super().__init__(root, Listing(sorted(captions), 0, unlisted), None)
         width = max(map(len, captions.values()))
         said = [captions[path] for path in self.files]
         self._texts = [Names(texts[i % len(texts)] for texts in said) for i in range(width)]
@@ -68,16 +69,16 @@ class Album:
         """Which of train, validation and test exist."""
         return list(self._splits)
 
-    def rows(self, split: str | None, side: int) -> CaptionedImages | Rows:
+    def rows(self, split: str | None) -> CaptionedImages | Rows:
         """One split, or everything."""
-        whole = self._pictures.at(side)
+        whole = self._pictures
         if split is None:
             return whole
         wanted = set(self._splits[split])
         return Rows(whole, torch.tensor([row for row, path in enumerate(whole.files) if path in wanted]))
 
 
-def find_captioned(data: Data) -> Place:
+def find_captioned(data: Data) -> Place[PictureSource]:
     """The captioned pictures of a folder; the pictures of whatever has no captions. Raises UserError."""
     if not isinstance(data, str | os.PathLike) or not Path(data).is_dir():
         return place_of(data)

@@ -10,24 +10,21 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.example import Example, broken
 from lookalike.data.fingerprint import LONG_PIECE, Stamps, stamps_of_files, token_of
 from lookalike.data.formats import hub
 from lookalike.data.formats.disk import Local
 from lookalike.data.formats.encoded import Value, numbered
 from lookalike.data.formats.files import Names, by_split, printable, split_of, table_split
 from lookalike.data.image.decode import SUFFIXES as PICTURES
-from lookalike.data.image.decode import Unreadable
 from lookalike.data.rows import Rows
 from lookalike.data.text.texts import SUFFIXES, Row, rows_of
 
-_NO_PICTURE = "text, which is no picture"
 _NOTED = 1000  # lines that are no rows and stand in bad_files.csv one by one; more of a file are counted
 
 
@@ -44,7 +41,7 @@ class Line(NamedTuple):
 class Texts:
     """The rows of all files, in their order. Text is held in memory: a byte a letter and some 50 a row."""
 
-    side = 0  # there are no canvases
+    starts = None
 
     def __init__(self, lines: Sequence[Line], unlisted: dict[str, str], refused: int, stamps: partial[Stamps]) -> None:
         """``stamps`` are those of the files."""
@@ -64,17 +61,6 @@ class Texts:
         """One text, or the two of a pair."""
         return tuple(texts[row] for texts in self._texts)
 
-    def __getitem__(self, row: int) -> Example:
-        return broken(1, int(self.labels[row]), self.paths[row], _NO_PICTURE)
-
-    def size(self, row: int) -> tuple[int, int]:
-        """Text has none; raises Unreadable."""
-        raise Unreadable(_NO_PICTURE)
-
-    def at(self, side: int) -> Self:
-        """The same rows: there are no canvases."""
-        return self
-
 
 class Library:
     """A place of text, read once."""
@@ -87,7 +73,7 @@ class Library:
         """Which of train, validation and test exist."""
         return list(self._splits)
 
-    def rows(self, split: str | None, side: int = 0) -> Texts | Rows:
+    def rows(self, split: str | None) -> Texts | Rows:
         """One split, or everything."""
         return self._texts if split is None else Rows(self._texts, torch.tensor(self._splits[split]))
 

@@ -123,14 +123,13 @@ def _all(
 
 def texts_of(source: Source) -> TextsOf:
     """The texts of each row of a source of text; raises UserError for another."""
-    found: TextsOf | None = getattr(source, "texts", None)
-    if found is None:
+    if source.texts is None:
         raise UserError(
             "no text in this data: a recipe for text wants .txt, .csv, .tsv or .parquet, or a list of strings; one for "
             "captions a folder of pictures with captions.csv (image, caption) or COCO's captions_*.json",
             BAD_DATA,
         )
-    return found
+    return source.texts
 
 
 def refuse_too_many(source: Source, max_bad: float) -> None:
