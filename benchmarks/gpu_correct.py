@@ -36,7 +36,7 @@ from lookalike.metrics.probe import LinearProbe
 from lookalike.models.norm import _GroupedBatchNorm
 from lookalike.pretext import image
 from lookalike.recipes import RECIPES
-from lookalike.recipes.modality import finder, has_words, loader, tokenizer_for
+from lookalike.recipes.modality import loader, modality_of, new_tokenizer
 from lookalike.recipes.recipe import Recipe
 from lookalike.train import trained
 from lookalike.train.loop import attends, backward, batches, begun, views_at
@@ -170,11 +170,11 @@ def errors(found: tuple[list[float], Tensor], truth: tuple[list[float], Tensor])
 def material(name: str, folder: Path) -> tuple[Recipe, Loads]:
     """A small recipe, and a reader of data for it."""
     data = data_for(name, folder)
-    source = data if isinstance(data, Arrays) else open_source(data, find=finder(name))
+    source = data if isinstance(data, Arrays) else open_source(data, find=modality_of(name).find)
     recipe = RECIPES[name](len(source), SIDE)
     batch = min(recipe.batch, BATCH if name != "video_moco_clips" else 16)
     recipe = replace(recipe, batch=batch, group=min(recipe.group, batch // 4), checkups=0).fitted(len(source))
-    tokenizer = tokenizer_for(recipe, source) if has_words(recipe) else None
+    tokenizer = new_tokenizer(recipe, source) if modality_of(recipe).tokenizes else None
     return recipe, loader(recipe, source, tokenizer, workers=0)
 
 

@@ -29,8 +29,8 @@ from lookalike.core.memory import keep_freed
 from lookalike.data.formats.disk import Local
 from lookalike.data.loader import GIB, Loader
 from lookalike.data.source import open_source
-from lookalike.data.video.open import index
-from lookalike.data.video.seek import Readers, VideoFile
+from lookalike.data.video.container import frame_index
+from lookalike.data.video.decoder import Decoders, VideoFile
 from lookalike.data.windows import order_of
 from lookalike.metrics.fewshot import interval
 from lookalike.metrics.knn import Knn
@@ -77,24 +77,24 @@ def median_ms(seconds: Sequence[float]) -> str:
 def frames(folder: Path) -> None:
     """The index, a frame that follows, a frame anywhere in an open file, and one in a file that is not open."""
     disk, spent = Local(folder), {name: [] for name in ("index", "next frame", "any frame, open", "any frame, opened")}
-    chance, readers = random.Random(0), Readers(disk)
+    chance, decoders = random.Random(0), Decoders(disk)
     for path in sorted(folder.rglob("*.mp4")):
         name = str(path.relative_to(folder))
         began = time.process_time()
         with disk.file(name) as file:
-            found = index(file)
+            index = frame_index(file)
         spent["index"].append(time.process_time() - began)
-        reel, count = VideoFile(readers, name, found), len(found.ticks)
+        video, count = VideoFile(decoders, name, index), len(index.ticks)
 
-        def timed(what: str, number: int, reel: VideoFile = reel) -> None:
+        def timed(what: str, number: int, video: VideoFile = video) -> None:
             began = time.process_time()
-            reel.read(number)
+            video.read(number)
             spent[what].append(time.process_time() - began)
 
         timed("any frame, opened", chance.randrange(count))
         for _ in range(10):
             timed("any frame, open", chance.randrange(count))
-        reel.read(0)
+        video.read(0)
         for number in range(1, count):
             timed("next frame", number)
     for what, seconds in spent.items():

@@ -17,8 +17,8 @@ from lookalike.core.errors import UserError
 from lookalike.data.fingerprint import changes
 from lookalike.data.rows import Rows
 from lookalike.data.source import open_source, reference_and_query, splits_of
+from lookalike.data.text.files import LONGEST
 from lookalike.data.text.source import find_text
-from lookalike.data.text.texts import LONGEST
 
 QUIET = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -175,3 +175,11 @@ def test_what_holds_no_text_is_said_in_one_line(tmp_path: Path, make: object, wo
     with pytest.raises(UserError, match=words) as refused:
         find_text(data if isinstance(data, list) else str(data))
     assert "\n" not in str(refused.value)
+
+
+def test_numbers_of_lines_are_no_labels(tmp_path: Path) -> None:
+    for name, text in (("a.tsv", "0\tone\n1\ttwo\n2\tthree\n"), ("b.csv", "label,text\n7,one\n8,two\n9,three\n")):
+        source = find_text(str(write(tmp_path / name, text))).rows(None)
+        assert (source.labels.tolist(), source.classes) == ([-1] * 3, [])
+    shared = find_text(str(write(tmp_path / "c.tsv", "0\tone\n1\ttwo\n1\tthree\n"))).rows(None)
+    assert shared.labels.tolist() == [0, 1, 1]

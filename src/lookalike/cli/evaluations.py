@@ -29,7 +29,7 @@ from lookalike.metrics.knn import Knn
 from lookalike.metrics.probe import LinearProbe
 from lookalike.metrics.retrieval import Retrieval
 from lookalike.models.features import raw
-from lookalike.recipes.modality import refuse_text
+from lookalike.recipes.modality import modality_of, only_pictures
 from lookalike.train.screen import Screen
 from lookalike.train.trained import Part, Trained, labelled_parts, load, parts, readable
 
@@ -89,7 +89,7 @@ def frozen(command: asked.Frozen) -> Report | None:
     with dist.together(), Screen(type(command).__name__.lower(), quiet=not dist.first()) as screen:
         trained = load(command.run, command.untrained, command.weights, command.precision)
         both = parts(trained, command.data, command.layer, command.workers, screen.work, command.clip)
-        found = Embedded(trained, *both, "pieces of videos" if command.clip else trained.recipe.pretext.things)
+        found = Embedded(trained, *both, "pieces of videos" if command.clip else modality_of(trained.recipe).rows)
         if not dist.first():
             return None
         say_missing(found.reference.labels, found.query.labels, screen, found.things)
@@ -167,7 +167,7 @@ def paper_probe(command: asked.Probe) -> Report:
     if command.layer != "backbone":
         raise UserError("the paper's probe reads the backbone: leave out --layer")
     trained = load(command.run, command.untrained, command.weights, command.precision)
-    refuse_text(trained.recipe, "the paper's probe")
+    only_pictures(trained.recipe, "the paper's probe")
     spec, (first, second) = PaperProbe(command.epochs, command.lr), labelled_parts(trained, command.data)
     with Screen("probe") as screen:
         reference, query = (loader_of(source, trained, command.workers) for source in (first, second))
@@ -249,7 +249,7 @@ def plus_minus(half: float, form: str) -> str:
 def finetune(command: asked.Finetune) -> Report:
     """Accuracy after training everything, beside a probe with the same labels."""
     trained = load(command.run, command.untrained, command.weights, command.precision)
-    refuse_text(trained.recipe, "fine-tuning")
+    only_pictures(trained.recipe, "fine-tuning")
     first, second = labelled_parts(trained, command.data)
     spec = Finetune(command.shares, command.rates, command.steps, command.batch, command.draws)
     kept = nullcontext(command.out) if command.out else tempfile.TemporaryDirectory(prefix="lookalike-")

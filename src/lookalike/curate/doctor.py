@@ -25,7 +25,7 @@ from lookalike.curate.plan import Training, planned
 from lookalike.curate.sheet import Tile, sheet, upright
 from lookalike.data.image.survey import Survey, joined, largest, near, same, survey
 from lookalike.data.source import EVERYTHING, Data, PictureSource, open_source, splits_of
-from lookalike.data.video.naming import video_of
+from lookalike.data.video.timeline import video_of
 
 _SHOWN, _TILE = 100, 96  # pictures of the sheet, and their pixels
 _PAIRS = 24  # groups of duplicates that are drawn

@@ -62,13 +62,15 @@ class Loader:
         max_bad: float = 0.01,
         progress: Callable[[int], None] = lambda _: None,
         on_bad: Callable[[Mapping[str, str]], None] = lambda _: None,
+        rows: str = "pictures",
     ) -> None:
         """Decodes everything now if N * 3 * S * S bytes, S = ``side``, fit ``budget``, else each batch when it is due.
 
         ``workers`` are processes: None is one a core, 0 this one. ``progress`` hears how many more rows are cached,
-        ``on_bad`` all bad paths and reasons whenever they grow, before UserError is raised for too many.
+        ``on_bad`` all bad paths and reasons whenever they grow, before UserError is raised for too many. ``rows`` is
+        what messages call the rows.
         """
-        self.source, self.side, self.max_bad = source, side, max_bad
+        self.source, self.side, self.max_bad, self._what = source, side, max_bad, rows
         self.workers = cores() if workers is None else workers
         self.bad: dict[str, str] = dict(source.unlisted)
         self.bad_rows: dict[int, str] = {}
@@ -79,7 +81,7 @@ class Loader:
         self._ready = source if isinstance(source, CanvasSource) and source.has_canvases(side) else None
         if self._ready is not None:
             self._note(self._ready.bad)
-            refuse_too_many(self.bad_rows, source, max_bad)
+            self._refuse_too_many()
         elif len(source) * 3 * side**2 <= budget:
             self._fill(self.workers if workers is not None or len(source) >= _FEW else 0, progress)
 
@@ -123,7 +125,7 @@ class Loader:
                 place = slice(int(batch.rows[0]), int(batch.rows[-1]) + 1)
                 pixels[place], sizes[place] = batch.material
                 progress(len(batch.rows))
-        refuse_too_many(self.bad_rows, self.source, self.max_bad)
+        self._refuse_too_many()
         for row in self.bad_rows:
             other = next_good(row, self.bad_rows, count)
             pixels[row], sizes[row] = pixels[other], sizes[other]
@@ -145,7 +147,7 @@ class Loader:
                 batch.material.sizes[place] = torch.tensor(sizes)
                 self._note(bad)
                 if tries:
-                    refuse_too_many(self.bad_rows, self.source, self.max_bad)
+                    self._refuse_too_many()
                 if part.stop == len(part.rows):
                     yield batch
 
@@ -157,21 +159,21 @@ class Loader:
             self.bad.update({self.source.paths[row]: reason for row, reason in fresh.items()})
             self._on_bad(self.bad)
 
+    def _refuse_too_many(self) -> None:
+        """Raise UserError when more than the share ``max_bad`` of all rows cannot be read, or none can."""
+        bad, count = self.bad_rows, len(self)
+        if len(bad) > self.max_bad * count or len(bad) == count:
+            row = min(bad)
+            raise UserError(
+                f"{len(bad)} of {count} {self._what} cannot be read, first {self.source.paths[row]} ({bad[row]}); "
+                f"mend or remove those in bad_files.csv, or allow more than {self.max_bad:g} of all with --max-bad",
+                BAD_DATA,
+            )
+
 
 def next_good(row: int, bad: Mapping[int, str], count: int) -> int:
     """The first row after a bad one, of ``count`` in a ring, that can be read."""
     return next((row + i) % count for i in range(1, count) if (row + i) % count not in bad)
-
-
-def refuse_too_many(bad: Mapping[int, str], source: Source, max_bad: float) -> None:
-    """Raise UserError when more than the share ``max_bad`` of all rows cannot be read, or none can."""
-    if len(bad) > max_bad * len(source) or len(bad) == len(source):
-        row = min(bad)
-        raise UserError(
-            f"{len(bad)} of {len(source)} pictures cannot be read, first {source.paths[row]} ({bad[row]}); "
-            f"mend or remove those in bad_files.csv, or allow more than {max_bad:g} of all with --max-bad",
-            BAD_DATA,
-        )
 
 
 def cores() -> int:

@@ -21,7 +21,7 @@ from lookalike.data.formats.places import Place
 from lookalike.data.formats.places import find as pictures
 from lookalike.data.image.decode import Unreadable
 from lookalike.data.rows import Rows
-from lookalike.data.video.naming import video_of
+from lookalike.data.video.timeline import video_of
 
 __all__ = [
     "Data",

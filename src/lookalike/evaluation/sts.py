@@ -15,7 +15,8 @@ from lookalike.data.rows import Rows
 from lookalike.data.source import EVERYTHING, Data, Source, open_source, splits_of
 from lookalike.data.text.source import find_text
 from lookalike.models.features import Layer, embed
-from lookalike.pretext.text import SameSentence, plain
+from lookalike.pretext.text import plain
+from lookalike.recipes.modality import PAIRS, SENTENCES, modality_of
 from lookalike.train.trained import Trained, whiten_untrained
 
 
@@ -34,7 +35,7 @@ def scored(trained: Trained, data: Data, split: str | None) -> tuple[Scored, str
 
     A network that was never trained is whitened, where its recipe says so, by texts of train, or of all.
     """
-    if not isinstance(trained.recipe.pretext, SameSentence):
+    if modality_of(trained.recipe) not in (SENTENCES, PAIRS):
         raise UserError(f"{trained.recipe.name} is for pictures: name a run of a recipe for text, such as simcse")
     find = partial(find_text, pairs=True)
     if split is not None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lookalike.core.seeding import noise, uniforms
 from lookalike.pretext.image import ImageView
-from lookalike.pretext.rows import OwnRow
 from lookalike.pretext.text import plain
 from lookalike.types import Canvases, Captioned, Tokens, View
 
@@ -17,8 +17,10 @@ _WHICH = 8  # the number of the draws that choose a caption, beside those of the
 
 
 @dataclass(frozen=True)
-class Captions(OwnRow):
+class Captions:
     """The first view is a random view of the picture, the second one of its captions, drawn anew each epoch."""
+
+    modality: ClassVar[str] = "captioned pictures"
 
     picture: ImageView
     whole: int | None = None  # pixels a side at which evaluations see pictures: the view's size where not given

@@ -1,82 +1,175 @@
-"""How a recipe's kind of data is opened and read: pictures as canvases, text as tokens."""
+"""Kinds of data: how the rows of each are called, found, loaded and searched for. A recipe's pretext names its kind."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal, NamedTuple, cast
 
+import torch
+
+from lookalike.core.devices import moved, uploaded
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.example import as_pictures
+from lookalike.data.example import TextSource, as_pictures
+from lookalike.data.image.decode import Unreadable, decode
 from lookalike.data.loader import GIB, Loader, Loads
-from lookalike.data.source import Finder, Source, place_of
-from lookalike.data.text.captions import CaptionLoader, find_captioned
+from lookalike.data.source import Finder, Source, native_side, place_of
+from lookalike.data.text.captions import find_captioned
+from lookalike.data.text.loader import CaptionLoader, TextLoader, refuse_too_many, texts_of
 from lookalike.data.text.source import find_text
-from lookalike.data.text.tokenizer import Reader, Tokenizer, texts_of
+from lookalike.data.text.tokenizer import Tokenizer
+from lookalike.models.features import Layer
 from lookalike.models.hugging_face import HuggingFace
 from lookalike.models.text import Transformer
 from lookalike.models.towers import TwoTowers
 from lookalike.pretext.captions import Captions
-from lookalike.pretext.text import Pairs, SameSentence
+from lookalike.pretext.image import TwoViews
+from lookalike.pretext.text import SameSentence, plain
 from lookalike.recipes import RECIPES
+from lookalike.recipes.examples import ClipPairs, Examples, FramePairs
 from lookalike.recipes.recipe import Recipe
+from lookalike.types import Canvases, Tokens, View
 
 TOKENIZER = "tokenizer.json"
 """The file of a run folder that says what its tokens are."""
 
 
-def reads_text(recipe: Recipe | str | None) -> bool:
-    """Whether a recipe, or the one of a name, is for text."""
-    if isinstance(recipe, str):
-        return recipe in RECIPES and reads_text(RECIPES[recipe](1 << 20, 32))
-    return recipe is not None and isinstance(recipe.pretext, SameSentence)
+Input = Literal["picture", "clip", "text"]
 
 
-def has_words(recipe: Recipe) -> bool:
-    """Whether a run of the recipe has a tokenizer."""
-    return isinstance(recipe.pretext, SameSentence | Captions)
+class Reading(NamedTuple):
+    """How a loader reads: see ``Loader``."""
+
+    budget: int = 4 * GIB  # bytes
+    workers: int | None = None
+    max_bad: float = 1.0
+    progress: Callable[[int], None] = lambda _: None
+    on_bad: Callable[[Mapping[str, str]], None] = lambda _: None
 
 
-def finder(recipe: Recipe | str | None) -> Finder:
-    """How the data of a recipe is opened."""
-    named = RECIPES[recipe](1 << 20, 32) if isinstance(recipe, str) and recipe in RECIPES else recipe
-    if not isinstance(named, Recipe):
-        return place_of
-    if isinstance(named.pretext, Captions):
-        return find_captioned
-    return partial(find_text, pairs=isinstance(named.pretext, Pairs)) if reads_text(named) else place_of
+@dataclass(frozen=True)
+class Modality:
+    """One kind of data; the functions are called with the recipe, and the tokenizer of its run."""
+
+    rows: str  # what its examples are called, in the plural
+    inputs: frozenset[Input]  # what its encoders take
+    find: Finder
+    load: Callable[[Recipe, Source, Tokenizer | None, Reading], Loads]
+    query: Callable[[Recipe, Tokenizer | None, str, Layer], View]  # what a search encodes of a word of the person
+    examples: type[Examples] = Examples
+    layer: Layer = "backbone"  # whose rows are compared in a search of a run's own data
+
+    @property
+    def tokenizes(self) -> bool:
+        """Whether a run of it keeps a tokenizer."""
+        return "text" in self.inputs
+
+    def side(self, source: Source) -> int:
+        """The usual short side of its pictures in pixels, 0 for text; raises UserError."""
+        return 0 if self.inputs == {"text"} else native_side(as_pictures(source))
 
 
-def refuse_text(recipe: Recipe, what: str) -> None:
-    """Raise UserError for what is made for pictures only."""
-    if reads_text(recipe):
-        raise UserError(f"{what} is for pictures, and {recipe.name} is for text")
+def _pictures(rows: str, recipe: Recipe, source: Source, tokenizer: Tokenizer | None, reading: Reading) -> Loader:
+    return Loader(as_pictures(source), recipe.canvas, *reading, rows)
 
 
-def tokenizer_for(recipe: Recipe, source: Source) -> Tokenizer:
-    """The tokenizer of a new run: that of its published encoder, else trained on the texts of ``source``."""
-    if isinstance(recipe.model, HuggingFace):
-        return Tokenizer(recipe.model.tokenizer())
-    if not isinstance(recipe.model, Transformer | TwoTowers) or not isinstance(recipe.pretext, SameSentence | Captions):
-        raise UserError(f"{recipe.name} reads no text")
-    return Tokenizer.trained(_texts(source), recipe.model.vocabulary, recipe.pretext.lowercase)
+def _texts(recipe: Recipe, source: Source, tokenizer: Tokenizer | None, reading: Reading) -> TextLoader:
+    texts_of(source)
+    if source.unlisted:
+        reading.on_bad(source.unlisted)
+    refuse_too_many(cast(TextSource, source), reading.max_bad)
+    return _tokens(recipe, source, tokenizer, reading.progress)
 
 
-def _texts(source: Source) -> Iterator[str]:
-    texts = texts_of(source)
-    for row in range(len(source)):
-        yield from texts(row)
+def _captioned(recipe: Recipe, source: Source, tokenizer: Tokenizer | None, reading: Reading) -> Loads:
+    """Pictures alone where the data has no captions."""
+    pictures = _pictures("pictures", recipe, source, tokenizer, reading)
+    return pictures if source.texts is None else CaptionLoader(pictures, _tokens(recipe, source, tokenizer))
 
 
-def held_tokenizer(folder: Path, recipe: Recipe) -> Tokenizer | None:
-    """That of a run; None for pictures alone. Raises UserError where text has none."""
-    if not has_words(recipe):
-        return None
+def _tokens(
+    recipe: Recipe, source: Source, tokenizer: Tokenizer | None, progress: Callable[[int], None] = lambda _: None
+) -> TextLoader:
+    assert tokenizer is not None
+    known = recipe.model.vocabulary if isinstance(recipe.model, Transformer | TwoTowers) else tokenizer.size
+    if tokenizer.size > known:
+        raise UserError(f"{TOKENIZER} has {tokenizer.size} tokens and the model knows {known}: use its own", BAD_DATA)
+    return TextLoader(source, tokenizer, _words(recipe).length, progress)
+
+
+def _words(recipe: Recipe) -> SameSentence | Captions:
+    """The pretext of a recipe that tokenizes."""
+    assert isinstance(recipe.pretext, SameSentence | Captions)
+    return recipe.pretext
+
+
+def _picture(recipe: Recipe, tokenizer: Tokenizer | None, query: str, layer: Layer) -> View:
+    """The view of a picture file; raises UserError."""
     try:
-        return Tokenizer((folder / TOKENIZER).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / TOKENIZER} cannot be read ({error}): a run of text needs it", BAD_DATA) from None
+        canvas = decode(Path(query).read_bytes(), recipe.canvas)
+    except (OSError, ValueError, Unreadable) as error:
+        reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or type(error).__name__
+        raise UserError(f"{query}: neither a path of the table nor a picture ({reason})", BAD_DATA) from None
+    assert isinstance(recipe.pretext, TwoViews | Captions)
+    sizes = torch.tensor([[canvas.height, canvas.width]])
+    return recipe.pretext.evaluation(moved(Canvases(torch.stack([canvas.pixels]), sizes)))
+
+
+def _no_clip(recipe: Recipe, tokenizer: Tokenizer | None, query: str, layer: Layer) -> View:
+    raise UserError(f"{recipe.name} encodes clips: a query must be a path of the table")
+
+
+def _sentence(recipe: Recipe, tokenizer: Tokenizer | None, query: str, layer: Layer) -> View:
+    """The view of a text; raises UserError."""
+    assert tokenizer is not None
+    if not query.strip():
+        raise UserError("an empty query: give a sentence")
+    tokens = torch.tensor(tokenizer.encoded([query.strip()], _words(recipe).length))
+    return uploaded(plain(Tokens(tokens[:, None], torch.tensor([[tokens.shape[1]]])), 0))
+
+
+def _picture_or_caption(recipe: Recipe, tokenizer: Tokenizer | None, query: str, layer: Layer) -> View:
+    """The view of a picture file, or of a caption; raises UserError."""
+    if Path(query).is_file():
+        return _picture(recipe, tokenizer, query, layer)
+    if layer != "head":
+        raise UserError("sentences and pictures meet in the output of the head: lookalike embed --layer head")
+    return _sentence(recipe, tokenizer, query, layer)
+
+
+_PICTURE: frozenset[Input] = frozenset(("picture",))
+_TEXT: frozenset[Input] = frozenset(("text",))
+
+PICTURES = Modality("pictures", _PICTURE, place_of, partial(_pictures, "pictures"), _picture)
+FRAMES = Modality("frames", _PICTURE, place_of, partial(_pictures, "frames"), _picture, FramePairs)
+CLIPS = Modality("clips", frozenset(("clip",)), place_of, partial(_pictures, "frames"), _no_clip, ClipPairs)
+SENTENCES = Modality("sentences", _TEXT, find_text, _texts, _sentence)
+PAIRS = Modality("pairs", _TEXT, partial(find_text, pairs=True), _texts, _sentence)
+CAPTIONED = Modality(
+    "captioned pictures", _PICTURE | _TEXT, find_captioned, _captioned, _picture_or_caption, layer="head"
+)
+MODALITIES = {modality.rows: modality for modality in (PICTURES, FRAMES, CLIPS, SENTENCES, PAIRS, CAPTIONED)}
+"""By the name that pretexts state."""
+
+
+def modality_of(recipe: Recipe | str | None) -> Modality:
+    """That of a recipe, or of the one of a name; pictures where no recipe is named."""
+    if isinstance(recipe, str):
+        recipe = RECIPES[recipe](1 << 20, 32) if recipe in RECIPES else None
+    return PICTURES if recipe is None else MODALITIES[recipe.pretext.modality]
+
+
+def examples_of(recipe: Recipe, loader: Loads) -> Examples:
+    """Which rows the examples of a loader are made of."""
+    return modality_of(recipe).examples(recipe, loader)
+
+
+def only_pictures(recipe: Recipe, what: str) -> None:
+    """Raise UserError for what is made for encoders of single pictures, where the recipe's is another."""
+    if modality_of(recipe).inputs != {"picture"}:
+        raise UserError(f"{what} is for pictures, and {recipe.name} is for {modality_of(recipe).rows}")
 
 
 def loader(
@@ -89,20 +182,25 @@ def loader(
     progress: Callable[[int], None] = lambda _: None,
     on_bad: Callable[[Mapping[str, str]], None] = lambda _: None,
 ) -> Loads:
-    """What reads the material of ``source``; ``budget``, ``workers`` and ``progress`` as Loader takes them."""
-    if isinstance(recipe.pretext, SameSentence):
-        return _reader(recipe, source, tokenizer, max_bad, progress, on_bad)
-    pictures = Loader(as_pictures(source), recipe.canvas, budget, workers, max_bad, progress, on_bad)
-    if not isinstance(recipe.pretext, Captions) or source.texts is None:
-        return pictures
-    return CaptionLoader(pictures, _reader(recipe, source, tokenizer))
+    """The loader of the rows of ``source``; the last arguments are those of ``Loader``."""
+    return modality_of(recipe).load(recipe, source, tokenizer, Reading(budget, workers, max_bad, progress, on_bad))
 
 
-def _reader(recipe: Recipe, source: Source, tokenizer: Tokenizer | None, *told: Any) -> Reader:
-    """What reads text; ``told`` are the last arguments of Reader."""
-    assert tokenizer is not None
-    assert isinstance(recipe.pretext, SameSentence | Captions)
-    known = recipe.model.vocabulary if isinstance(recipe.model, Transformer | TwoTowers) else tokenizer.size
-    if tokenizer.size > known:
-        raise UserError(f"{TOKENIZER} has {tokenizer.size} tokens and the model knows {known}: use its own", BAD_DATA)
-    return Reader(source, tokenizer, recipe.pretext.length, *told)
+def new_tokenizer(recipe: Recipe, source: Source) -> Tokenizer:
+    """That of a new run: of its published encoder, else trained on the texts of ``source``."""
+    if isinstance(recipe.model, HuggingFace):
+        return Tokenizer(recipe.model.tokenizer())
+    assert isinstance(recipe.model, Transformer | TwoTowers)
+    texts = texts_of(source)
+    every = (text for row in range(len(source)) for text in texts(row))
+    return Tokenizer.trained(every, recipe.model.vocabulary, _words(recipe).lowercase)
+
+
+def kept_tokenizer(folder: Path, recipe: Recipe) -> Tokenizer | None:
+    """That of a run, None where it needs none; raises UserError where the run has lost it."""
+    if not modality_of(recipe).tokenizes:
+        return None
+    try:
+        return Tokenizer((folder / TOKENIZER).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / TOKENIZER} cannot be read ({error}): a run of text needs it", BAD_DATA) from None

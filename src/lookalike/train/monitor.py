@@ -13,9 +13,10 @@ from torch import Tensor
 from lookalike.core.devices import placed
 from lookalike.core.seeding import uniforms
 from lookalike.data.loader import Loads
-from lookalike.data.video.naming import filmed, video_of
+from lookalike.data.video.timeline import video_of
 from lookalike.learn.learner import Learner
 from lookalike.models.features import settle
+from lookalike.recipes.modality import examples_of
 from lookalike.recipes.recipe import Recipe
 from lookalike.train.trained import Trained
 
@@ -34,7 +35,7 @@ class Checkup(NamedTuple):
     @classmethod
     def of(cls, loader: Loads, recipe: Recipe, most: int = 5000) -> Checkup:
         """A draw of at most ``most`` rows that the data alone decides; frames of a video stay on one side."""
-        rows = recipe.pretext.asked(filmed(loader.source), len(loader))
+        rows = examples_of(recipe, loader).evaluated()
         drawn = rows[uniforms(0, 0, rows, 2, 1)[:, 0].argsort()][:most].tolist()
         videos: dict[str, list[int]] = {}
         for row in drawn:

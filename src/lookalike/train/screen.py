@@ -59,9 +59,9 @@ class _Output(io.TextIOBase):
 
 
 class Screen:
-    """Shows pulses of one run; a context manager."""
+    """Shows pulses of one run, whose examples are called ``rows``; a context manager."""
 
-    def __init__(self, title: str, quiet: bool = False) -> None:
+    def __init__(self, title: str, quiet: bool = False, rows: str = "pictures") -> None:
         self.console = Console(file=_Output(), quiet=quiet)  # type: ignore[arg-type]
         self.wide = self.console.width >= _WIDE
         self.progress = Progress(
@@ -75,7 +75,7 @@ class Screen:
             disable=quiet or not self.console.is_terminal,
             transient=True,
         )
-        self.title = title
+        self.title, self.rows = title, rows
         self.tasks: dict[str, TaskID] = {}
         self.next_plain = 0.0
         self.next_work = time.monotonic() + _SILENT_SECONDS
@@ -102,7 +102,9 @@ class Screen:
     def pulse(self, pulse: Pulse) -> None:
         """Progress of training."""
         shown = " ".join(f"{name} {value:.3f}" for name, value in pulse.metrics.items())
-        speed = f"{pulse.images_per_second:.0f} images/s  " if pulse.seconds_per_step else ""  # known from step 2 on
+        speed = (
+            f"{pulse.images_per_second:.0f} {self.rows}/s  " if pulse.seconds_per_step else ""
+        )  # known from step 2 on
         measures = "".join(f"  {name} {value:.3f}" for name, value in pulse.measures.items())
         state = f"{speed}loss {pulse.loss:.3f} (guess {pulse.guess:.3f}){measures}  {shown}".rstrip()
         self._show(self.title, pulse.step, pulse.total, state)
@@ -114,7 +116,7 @@ class Screen:
 
     def _show(self, what: str, done: int, total: int, state: str) -> None:
         if not self.wide:
-            state = state.replace("  ", " ").replace(" images/s", "/s") or what
+            state = state.replace("  ", " ").replace(f" {self.rows}/s", "/s") or what
         if what not in self.tasks:
             self.tasks[what] = self.progress.add_task(what, total=total, state=state)
         self.progress.update(self.tasks[what], completed=done, total=total, state=state)

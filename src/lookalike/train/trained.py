@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,10 +21,10 @@ from lookalike.core.progress import Progress, silent
 from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, Rows, Source, reference_and_query, splits_of
 from lookalike.data.text.tokenizer import Tokenizer
-from lookalike.data.video.naming import filmed, pieces
+from lookalike.data.video.timeline import pieces
 from lookalike.models.encoder import Encoder
 from lookalike.models.features import Layer, embed, means, settle
-from lookalike.recipes.modality import finder, held_tokenizer, loader
+from lookalike.recipes.modality import examples_of, kept_tokenizer, loader, modality_of
 from lookalike.recipes.recipe import Recipe
 from lookalike.train import checkpoint
 from lookalike.train.run import Run, read_recipe
@@ -51,8 +50,8 @@ class Trained(NamedTuple):
 
     def views(self, loader: Loads, rows: Tensor) -> Iterator[View]:
         """The examples at ``rows`` (N,) as the encoder is evaluated: whole, nothing random."""
-        looks = partial(self.recipe.pretext.looks, filmed(loader.source))
-        for _, material in loader.batches(map(looks, torch.split(rows, _CHUNK))):
+        whole = examples_of(self.recipe, loader).whole
+        for _, material in loader.batches(map(whole, torch.split(rows, _CHUNK))):
             yield uploaded(self.recipe.pretext.evaluation(moved(material)))
 
     @isolated()
@@ -103,7 +102,7 @@ def load(
             )
         step = checkpoint.load_learner(path, learner)
     learner.encoder.evaluated_in = precision
-    return Trained(recipe, placed(learner.encoder), step, held_tokenizer(folder, recipe))
+    return Trained(recipe, placed(learner.encoder), step, kept_tokenizer(folder, recipe))
 
 
 class Part(NamedTuple):
@@ -120,8 +119,8 @@ class Part(NamedTuple):
         """The readable examples of ``source``; each rank embeds some of them, and the first rank alone gets them."""
         # A rank keeps no canvases: it would keep everybody's.
         loader = trained.loader(source, workers, 4 * GIB if dist.world() == 1 else 0)
-        asked = trained.recipe.pretext.asked(filmed(source), len(loader))
-        rows = asked[slice(*sharding.mine(len(asked), _CHUNK))]
+        every = examples_of(trained.recipe, loader).evaluated()
+        rows = every[slice(*sharding.mine(len(every), _CHUNK))]
         features = trained.features(loader, rows, layer, progress, f"embedding {what}")
         good = torch.tensor([row not in loader.bad_rows for row in rows.tolist()], dtype=torch.bool)
         kept = sharding.to_first(rows[good])
@@ -161,7 +160,9 @@ def parts(
 
 def labelled_parts(trained: Trained, data: Data) -> tuple[Source, Source]:
     """The same as sources, for a network that is whitened as it will be asked."""
-    reference, query = (labelled(source, data) for source in reference_and_query(data, find=finder(trained.recipe)))
+    reference, query = (
+        labelled(source, data) for source in reference_and_query(data, find=modality_of(trained.recipe).find)
+    )
     if trained.step == 0:
         whiten_untrained(trained, reference)
     return reference, query
@@ -170,7 +171,7 @@ def labelled_parts(trained: Trained, data: Data) -> tuple[Source, Source]:
 def whiten_untrained(trained: Trained, source: Source, most: int = 5000) -> None:
     """Give a network that was never trained its whitening as training would have: the fair baseline."""
     loader = trained.loader(source, 0, 0)
-    rows = trained.recipe.pretext.asked(filmed(source), len(loader))
+    rows = examples_of(trained.recipe, loader).evaluated()
     settle(trained.encoder, trained.views(loader, rows[:: -(-len(rows) // most)]))
 
 
@@ -192,7 +193,7 @@ def embed_data(
     clip: float | None = None,
 ) -> Embeddings:
     """One unit row for every readable example of every split of ``data``: splits in turn, paths sorted."""
-    sources = splits_of(data, find=finder(trained.recipe))
+    sources = splits_of(data, find=modality_of(trained.recipe).find)
     every = [Part.of(trained, source, layer, workers, progress, name) for name, source in sources.items()]
     found = [part.in_clips(clip) for part in every]
     return Embeddings(

@@ -29,9 +29,8 @@ from lookalike.data.formats.zipped import Zip
 from lookalike.data.image.decode import SUFFIXES
 from lookalike.data.image.images import Images
 from lookalike.data.prepared import CANVASES, Cache
-from lookalike.data.video.footage import Spelled, listed_files, video_files
-from lookalike.data.video.naming import Titles
-from lookalike.data.video.open import SUFFIXES as VIDEOS
+from lookalike.data.video.container import SUFFIXES as VIDEOS
+from lookalike.data.video.source import FrameFolders, VideoList, video_files
 
 S = TypeVar("S", bound=Source, covariant=True)
 T = TypeVar("T")
@@ -97,8 +96,8 @@ def find(data: str | os.PathLike[str]) -> Place[PictureSource]:
     """The place that a path, an address or a name on the Hub means; raises UserError."""
     if isinstance(data, str) and data.startswith(hub.PREFIX):
         return _in_folder(Local(hub.snapshot(data, (*SUFFIXES, *_ALL))), data)
-    if isinstance(data, str) and (spelled := Spelled.of(data)) is not None:
-        return _spelled(spelled)
+    if isinstance(data, str) and (folders := FrameFolders.named(data)) is not None:
+        return _frame_folders(folders)
     if isinstance(data, str) and "://" in data:
         parent, _, name = data.rpartition("/")
         remote = name and name.lower().partition("?")[0].endswith(_ALL)
@@ -121,16 +120,16 @@ def _there(root: Path) -> Path:
     return root
 
 
-def _spelled(asked: Spelled) -> Divided:
-    """Pictures that are videos, in a folder or in a list."""
-    root = Path(asked.where)
-    if asked.where.lower().endswith(lists.SUFFIXES):
-        return asked.listed(root.parent, lists.PathList(root))
-    disk = Remote(asked.where) if "://" in asked.where else Local(_there(root))
-    found = disk.listed(SUFFIXES)
-    if not found.files:
-        raise UserError(_nothing(asked.where, found), BAD_DATA)
-    return asked.folder(disk, found)
+def _frame_folders(folders: FrameFolders) -> Divided:
+    """Videos that are folders of pictures, below a folder or in a list."""
+    root = Path(folders.where)
+    if folders.where.lower().endswith(lists.SUFFIXES):
+        return folders.listed(root.parent, lists.PathList(root))
+    disk = Remote(folders.where) if "://" in folders.where else Local(_there(root))
+    listing = disk.listed(SUFFIXES)
+    if not listing.files:
+        raise UserError(_nothing(folders.where, listing), BAD_DATA)
+    return folders.below(disk, listing)
 
 
 def _of_file(disk: Disk, name: str) -> Place[PictureSource]:
@@ -140,7 +139,7 @@ def _of_file(disk: Disk, name: str) -> Place[PictureSource]:
     if isinstance(disk, Local) and lower.endswith(lists.SUFFIXES):
         listed = lists.PathList(disk.root / name)
         if all(path.lower().endswith(VIDEOS) for path in listed.files):
-            return listed_files(disk, listed)
+            return video_files(disk, VideoList.of(listed))
         return Divided(listed, listed.splits, partial(stamps_of_files, Local(disk.root).file, listed.files))
     for kind in KINDS:
         if lower.endswith(kind.suffixes) and (place := kind.open(disk, Found(files, 0, 0))) is not None:
@@ -222,7 +221,7 @@ def _archives(kind: type[TarShard] | type[Zip], disk: Disk, files: Sequence[str]
 
 def _videos(disk: Disk, found: Found) -> Divided | None:
     """Videos go before pictures where they are as many: a poster beside each is no data."""
-    return video_files(disk, Titles.of(found.files)) if len(found.files) >= found.pictures else None
+    return video_files(disk, VideoList.in_folders(found.files)) if len(found.files) >= found.pictures else None
 
 
 def _compressed(disk: Disk, found: Found) -> Divided | None:

@@ -1,4 +1,4 @@
-"""Pictures with what people say of them: a folder that holds pictures and files of captions.
+"""Captioned pictures: a folder that holds pictures and files of captions.
 
 Such a file has "caption" in its name: COCO's .json, or a .csv or .tsv with the columns ``image`` and ``caption``, a
 line for each caption. A file's name finds a picture of the folder or none, never a path outside of it.
@@ -7,13 +7,12 @@ line for each caption. A file's name finds a picture of the folder or none, neve
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.annotations.coco import lists_of
@@ -25,15 +24,12 @@ from lookalike.data.formats.files import Listing, Names, by_split, folder_split,
 from lookalike.data.formats.places import Place
 from lookalike.data.image.decode import SUFFIXES
 from lookalike.data.image.images import Images
-from lookalike.data.loader import Loaded, Loader
 from lookalike.data.rows import Rows
 from lookalike.data.source import Data, place_of
-from lookalike.data.text.texts import decoded, rows_of
-from lookalike.data.text.tokenizer import Reader
-from lookalike.types import Captioned
+from lookalike.data.text.files import decoded, lines_of
 
 MOST = 8  # captions of a picture that are read
-Said = Iterable[tuple[str, str]]
+NamedCaptions = Iterable[tuple[str, str]]
 """Names of pictures, each with one caption."""
 
 
@@ -57,8 +53,8 @@ class CaptionedImages(Images):
         return stamps_of_files(partial(regular, self.root), [*self.files, *self._tables])
 
 
-class Album:
-    """A folder with captions, read once."""
+class CaptionedFolder:
+    """A folder of pictures with captions, read once."""
 
     def __init__(self, pictures: CaptionedImages) -> None:
         self._pictures = pictures
@@ -84,11 +80,11 @@ def find_captioned(data: Data) -> Place[PictureSource]:
         return place_of(data)
     root = Path(data)
     tables = [path for path in listed(root, (".json", ".csv", ".tsv")).files if "caption" in Path(path).name.lower()]
-    return Album(_read(root, tables)) if tables else place_of(data)
+    return CaptionedFolder(_read(root, tables)) if tables else place_of(data)
 
 
 def _read(root: Path, tables: list[str]) -> CaptionedImages:
-    """Everything that the files of captions say of pictures that are there; raises UserError where that is nothing."""
+    """The pictures that files of captions name; raises UserError where they name none."""
     pictures = Pictures(root)
     captions: dict[str, list[str]] = {}
     for table in tables:
@@ -102,44 +98,23 @@ def _read(root: Path, tables: list[str]) -> CaptionedImages:
     return CaptionedImages(root, captions, listed(root, SUFFIXES).unreadable | without, tables)
 
 
-def _coco(file: Path) -> Said:
+def _coco(file: Path) -> NamedCaptions:
     """Those of COCO's captions_*.json; raises UserError."""
     images, annotations = lists_of(file, "images", "annotations")
     names = {str(one.get("id")): one.get("file_name") for one in images}
-    return _spoken((names.get(str(one.get("image_id"))), one.get("caption")) for one in annotations)
+    return _captions((names.get(str(one.get("image_id"))), one.get("caption")) for one in annotations)
 
 
-def _table(root: Path, table: str) -> Said:
+def _table(root: Path, table: str) -> NamedCaptions:
     """Those of a .csv or .tsv; raises UserError."""
-    rows = rows_of(Local(root), table, ("image", "caption"))
-    return _spoken(row.texts for row in rows if len(row.texts) == 2 and row.bad is None)
+    lines = lines_of(Local(root), table, ("image", "caption"))
+    return _captions(line.texts for line in lines if len(line.texts) == 2 and line.bad is None)
 
 
-def _spoken(pairs: Iterable[Any]) -> Iterator[tuple[str, str]]:
+def _captions(pairs: Iterable[Any]) -> Iterator[tuple[str, str]]:
     """Pairs of a name and a text; what is neither is left out, and a text is cut as a line of a file would be."""
     for name, text in pairs:
         if isinstance(name, str) and isinstance(text, str):
-            said = decoded(text.encode("utf-8", "replace")[: 1 << 14])
-            if said and "\0" not in said:
-                yield name, said
-
-
-class CaptionLoader:
-    """Batches of pictures with their captions; the one that stands in for a bad picture brings its own."""
-
-    def __init__(self, pictures: Loader, said: Reader) -> None:
-        self._pictures, self._said = pictures, said
-        self.source, self.bad, self.bad_rows = pictures.source, pictures.bad, pictures.bad_rows
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def batches(self, rows_of_steps: Iterable[Tensor]) -> Generator[Loaded[Captioned], None, None]:
-        """The material of each step's rows (B,), in order. Raises UserError."""
-        for rows, canvases in self._pictures.batches(rows_of_steps):
-            said = next(self._said.batches([self.shown(rows)])).material
-            yield Loaded(rows, Captioned(*canvases, *said))
-
-    def shown(self, rows: Tensor) -> Tensor:
-        """The rows (B,) whose pictures stand in a batch that was asked for ``rows``."""
-        return self._pictures.shown(rows)
+            caption = decoded(text.encode("utf-8", "replace")[: 1 << 14])
+            if caption and "\0" not in caption:
+                yield name, caption
