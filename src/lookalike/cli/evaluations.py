@@ -89,7 +89,7 @@ def frozen(command: asked.Frozen) -> Report | None:
     with dist.together(), Screen(type(command).__name__.lower(), quiet=not dist.first()) as screen:
         trained = load(command.run, command.untrained, command.weights, command.precision)
         both = parts(trained, command.data, command.layer, command.workers, screen.work, command.clip)
-        found = Embedded(trained, *both, "pieces of videos" if command.clip else modality_of(trained.recipe).rows)
+        found = Embedded(trained, *both, "pieces of videos" if command.clip else modality_of(trained.recipe).examples)
         if not dist.first():
             return None
         say_missing(found.reference.labels, found.query.labels, screen, found.things)

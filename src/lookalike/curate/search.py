@@ -14,7 +14,7 @@ from lookalike.core.isolation import isolated
 from lookalike.core.progress import Progress, silent
 from lookalike.metrics.knn import products
 from lookalike.models.features import Layer, embed
-from lookalike.recipes.modality import modality_of
+from lookalike.recipes.modality import modality_of, query_view
 from lookalike.train.run import Run
 from lookalike.train.trained import Trained, embed_data, load, read_embeddings
 from lookalike.types import Embeddings
@@ -97,6 +97,5 @@ def _hits(table: Embeddings, vectors: Tensor, queries: Tensor, own: Sequence[int
 
 def encode(trained: Trained, queries: Sequence[str], layer: Layer) -> list[Tensor]:
     """A unit row (F,) of each picture file, or sentence; raises UserError."""
-    view = modality_of(trained.recipe).query
-    views = (view(trained.recipe, trained.tokenizer, query, layer) for query in queries)
+    views = (query_view(trained.recipe, trained.tokenizer, query, layer) for query in queries)
     return list(embed(trained.encoder, views, layer))

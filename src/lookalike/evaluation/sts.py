@@ -16,7 +16,7 @@ from lookalike.data.source import EVERYTHING, Data, Source, open_source, splits_
 from lookalike.data.text.source import find_text
 from lookalike.models.features import Layer, embed
 from lookalike.pretext.text import plain
-from lookalike.recipes.modality import PAIRS, SENTENCES, modality_of
+from lookalike.recipes.modality import TEXT, modality_of
 from lookalike.train.trained import Trained, whiten_untrained
 
 
@@ -35,7 +35,7 @@ def scored(trained: Trained, data: Data, split: str | None) -> tuple[Scored, str
 
     A network that was never trained is whitened, where its recipe says so, by texts of train, or of all.
     """
-    if modality_of(trained.recipe) not in (SENTENCES, PAIRS):
+    if modality_of(trained.recipe).inputs != TEXT:
         raise UserError(f"{trained.recipe.name} is for pictures: name a run of a recipe for text, such as simcse")
     find = partial(find_text, pairs=True)
     if split is not None:

@@ -1,4 +1,4 @@
-"""Which rows of the data an example is made of: its own, except where the rows are frames of videos."""
+"""Which rows of the data an example is made of: its own, except where rows are frames of videos."""
 
 from __future__ import annotations
 
@@ -14,50 +14,27 @@ from lookalike.recipes.recipe import Recipe
 
 
 class Examples:
-    """The examples of a loader's data, each its own row alone."""
+    """The examples of a loader's data, as a recipe sees them."""
 
     def __init__(self, recipe: Recipe, loader: Loads) -> None:
-        self._recipe, self._loader = recipe, loader
-
-    def training(self, rows: Tensor, epoch: int) -> Tensor:
-        """The rows (R,) that ``epoch`` reads for the examples at ``rows`` (B,)."""
-        return rows
-
-    def whole(self, rows: Tensor) -> Tensor:
-        """The rows (R,) that evaluations read for the examples at ``rows`` (B,)."""
-        return rows
-
-    def evaluated(self) -> Tensor:
-        """(N,) the rows of the examples that evaluations look at."""
-        return torch.arange(len(self._loader))
-
-
-class FramePairs(Examples):
-    """Training reads another frame of the same video, too."""
+        self._pretext, self._seed, self._loader = recipe.pretext, recipe.seed, loader
 
     @cached_property
-    def timeline(self) -> Timeline:
-        """When the rows were filmed; raises UserError where they are no frames of videos."""
+    def _timeline(self) -> Timeline:
         return Timeline.of(self._loader.source.paths)
 
     def training(self, rows: Tensor, epoch: int) -> Tensor:
-        """The rows (R,) of the frames, or the clips, at ``rows`` (B,), then of the others."""
-        assert isinstance(self._recipe.pretext, TwoFrames)
-        return self._recipe.pretext.training_rows(self.timeline, rows, self._recipe.seed, epoch)
-
-
-class ClipPairs(FramePairs):
-    """An example is a clip of several frames, and evaluations look at clips that follow each other."""
-
-    @property
-    def _clips(self) -> TwoClips:
-        assert isinstance(self._recipe.pretext, TwoClips)
-        return self._recipe.pretext
+        """The rows (R,) that ``epoch`` reads for the examples at ``rows`` (B,); raises UserError for no videos."""
+        if isinstance(self._pretext, TwoFrames):
+            return self._pretext.training_rows(self._timeline, rows, self._seed, epoch)
+        return rows
 
     def whole(self, rows: Tensor) -> Tensor:
-        """The rows of the clips at ``rows`` (B,)."""
-        return self._clips.whole_rows(self.timeline, rows)
+        """The rows (R,) that evaluations read for the examples at ``rows`` (B,); raises UserError for no videos."""
+        return self._pretext.whole_rows(self._timeline, rows) if isinstance(self._pretext, TwoClips) else rows
 
     def evaluated(self) -> Tensor:
-        """(N,) where clips begin that follow each other without a gap."""
-        return self._clips.examples(self.timeline)
+        """(N,) the rows of the examples that evaluations look at; raises UserError for no videos."""
+        if isinstance(self._pretext, TwoClips):
+            return self._pretext.examples(self._timeline)
+        return torch.arange(len(self._loader))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
@@ -28,38 +27,23 @@ from lookalike.pretext.captions import Captions
 from lookalike.pretext.image import TwoViews
 from lookalike.pretext.text import SameSentence, plain
 from lookalike.recipes import RECIPES
-from lookalike.recipes.examples import ClipPairs, Examples, FramePairs
 from lookalike.recipes.recipe import Recipe
 from lookalike.types import Canvases, Tokens, View
 
 TOKENIZER = "tokenizer.json"
 """The file of a run folder that says what its tokens are."""
 
-
 Input = Literal["picture", "clip", "text"]
 
 
-class Reading(NamedTuple):
-    """How a loader reads: see ``Loader``."""
+class Modality(NamedTuple):
+    """One kind of data."""
 
-    budget: int = 4 * GIB  # bytes
-    workers: int | None = None
-    max_bad: float = 1.0
-    progress: Callable[[int], None] = lambda _: None
-    on_bad: Callable[[Mapping[str, str]], None] = lambda _: None
-
-
-@dataclass(frozen=True)
-class Modality:
-    """One kind of data; the functions are called with the recipe, and the tokenizer of its run."""
-
-    rows: str  # what its examples are called, in the plural
+    examples: str  # what its examples are called, in the plural
+    rows: str  # what the rows are called that a loader reads of them
     inputs: frozenset[Input]  # what its encoders take
-    find: Finder
-    load: Callable[[Recipe, Source, Tokenizer | None, Reading], Loads]
-    query: Callable[[Recipe, Tokenizer | None, str, Layer], View]  # what a search encodes of a word of the person
-    examples: type[Examples] = Examples
-    layer: Layer = "backbone"  # whose rows are compared in a search of a run's own data
+    find: Finder  # how a place of it is found
+    layer: Layer = "backbone"  # whose rows a search compares
 
     @property
     def tokenizes(self) -> bool:
@@ -68,89 +52,25 @@ class Modality:
 
     def side(self, source: Source) -> int:
         """The usual short side of its pictures in pixels, 0 for text; raises UserError."""
-        return 0 if self.inputs == {"text"} else native_side(as_pictures(source))
+        return 0 if self.inputs == TEXT else native_side(as_pictures(source))
 
 
-def _pictures(rows: str, recipe: Recipe, source: Source, tokenizer: Tokenizer | None, reading: Reading) -> Loader:
-    return Loader(as_pictures(source), recipe.canvas, *reading, rows)
+PICTURE: frozenset[Input] = frozenset(("picture",))
+CLIP: frozenset[Input] = frozenset(("clip",))
+TEXT: frozenset[Input] = frozenset(("text",))
 
-
-def _texts(recipe: Recipe, source: Source, tokenizer: Tokenizer | None, reading: Reading) -> TextLoader:
-    texts_of(source)
-    if source.unlisted:
-        reading.on_bad(source.unlisted)
-    refuse_too_many(cast(TextSource, source), reading.max_bad)
-    return _tokens(recipe, source, tokenizer, reading.progress)
-
-
-def _captioned(recipe: Recipe, source: Source, tokenizer: Tokenizer | None, reading: Reading) -> Loads:
-    """Pictures alone where the data has no captions."""
-    pictures = _pictures("pictures", recipe, source, tokenizer, reading)
-    return pictures if source.texts is None else CaptionLoader(pictures, _tokens(recipe, source, tokenizer))
-
-
-def _tokens(
-    recipe: Recipe, source: Source, tokenizer: Tokenizer | None, progress: Callable[[int], None] = lambda _: None
-) -> TextLoader:
-    assert tokenizer is not None
-    known = recipe.model.vocabulary if isinstance(recipe.model, Transformer | TwoTowers) else tokenizer.size
-    if tokenizer.size > known:
-        raise UserError(f"{TOKENIZER} has {tokenizer.size} tokens and the model knows {known}: use its own", BAD_DATA)
-    return TextLoader(source, tokenizer, _words(recipe).length, progress)
-
-
-def _words(recipe: Recipe) -> SameSentence | Captions:
-    """The pretext of a recipe that tokenizes."""
-    assert isinstance(recipe.pretext, SameSentence | Captions)
-    return recipe.pretext
-
-
-def _picture(recipe: Recipe, tokenizer: Tokenizer | None, query: str, layer: Layer) -> View:
-    """The view of a picture file; raises UserError."""
-    try:
-        canvas = decode(Path(query).read_bytes(), recipe.canvas)
-    except (OSError, ValueError, Unreadable) as error:
-        reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or type(error).__name__
-        raise UserError(f"{query}: neither a path of the table nor a picture ({reason})", BAD_DATA) from None
-    assert isinstance(recipe.pretext, TwoViews | Captions)
-    sizes = torch.tensor([[canvas.height, canvas.width]])
-    return recipe.pretext.evaluation(moved(Canvases(torch.stack([canvas.pixels]), sizes)))
-
-
-def _no_clip(recipe: Recipe, tokenizer: Tokenizer | None, query: str, layer: Layer) -> View:
-    raise UserError(f"{recipe.name} encodes clips: a query must be a path of the table")
-
-
-def _sentence(recipe: Recipe, tokenizer: Tokenizer | None, query: str, layer: Layer) -> View:
-    """The view of a text; raises UserError."""
-    assert tokenizer is not None
-    if not query.strip():
-        raise UserError("an empty query: give a sentence")
-    tokens = torch.tensor(tokenizer.encoded([query.strip()], _words(recipe).length))
-    return uploaded(plain(Tokens(tokens[:, None], torch.tensor([[tokens.shape[1]]])), 0))
-
-
-def _picture_or_caption(recipe: Recipe, tokenizer: Tokenizer | None, query: str, layer: Layer) -> View:
-    """The view of a picture file, or of a caption; raises UserError."""
-    if Path(query).is_file():
-        return _picture(recipe, tokenizer, query, layer)
-    if layer != "head":
-        raise UserError("sentences and pictures meet in the output of the head: lookalike embed --layer head")
-    return _sentence(recipe, tokenizer, query, layer)
-
-
-_PICTURE: frozenset[Input] = frozenset(("picture",))
-_TEXT: frozenset[Input] = frozenset(("text",))
-
-PICTURES = Modality("pictures", _PICTURE, place_of, partial(_pictures, "pictures"), _picture)
-FRAMES = Modality("frames", _PICTURE, place_of, partial(_pictures, "frames"), _picture, FramePairs)
-CLIPS = Modality("clips", frozenset(("clip",)), place_of, partial(_pictures, "frames"), _no_clip, ClipPairs)
-SENTENCES = Modality("sentences", _TEXT, find_text, _texts, _sentence)
-PAIRS = Modality("pairs", _TEXT, partial(find_text, pairs=True), _texts, _sentence)
-CAPTIONED = Modality(
-    "captioned pictures", _PICTURE | _TEXT, find_captioned, _captioned, _picture_or_caption, layer="head"
-)
-MODALITIES = {modality.rows: modality for modality in (PICTURES, FRAMES, CLIPS, SENTENCES, PAIRS, CAPTIONED)}
+CAPTIONED = Modality("captioned pictures", "pictures", PICTURE | TEXT, find_captioned, "head")
+MODALITIES = {
+    modality.examples: modality
+    for modality in (
+        Modality("pictures", "pictures", PICTURE, place_of),
+        Modality("frames", "frames", PICTURE, place_of),
+        Modality("clips", "frames", CLIP, place_of),
+        Modality("sentences", "sentences", TEXT, find_text),
+        Modality("pairs", "pairs", TEXT, partial(find_text, pairs=True)),
+        CAPTIONED,
+    )
+}
 """By the name that pretexts state."""
 
 
@@ -158,18 +78,13 @@ def modality_of(recipe: Recipe | str | None) -> Modality:
     """That of a recipe, or of the one of a name; pictures where no recipe is named."""
     if isinstance(recipe, str):
         recipe = RECIPES[recipe](1 << 20, 32) if recipe in RECIPES else None
-    return PICTURES if recipe is None else MODALITIES[recipe.pretext.modality]
-
-
-def examples_of(recipe: Recipe, loader: Loads) -> Examples:
-    """Which rows the examples of a loader are made of."""
-    return modality_of(recipe).examples(recipe, loader)
+    return MODALITIES["pictures" if recipe is None else recipe.pretext.modality]
 
 
 def only_pictures(recipe: Recipe, what: str) -> None:
     """Raise UserError for what is made for encoders of single pictures, where the recipe's is another."""
-    if modality_of(recipe).inputs != {"picture"}:
-        raise UserError(f"{what} is for pictures, and {recipe.name} is for {modality_of(recipe).rows}")
+    if modality_of(recipe).inputs != PICTURE:
+        raise UserError(f"{what} is for pictures, and {recipe.name} is for {modality_of(recipe).examples}")
 
 
 def loader(
@@ -183,7 +98,32 @@ def loader(
     on_bad: Callable[[Mapping[str, str]], None] = lambda _: None,
 ) -> Loads:
     """The loader of the rows of ``source``; the last arguments are those of ``Loader``."""
-    return modality_of(recipe).load(recipe, source, tokenizer, Reading(budget, workers, max_bad, progress, on_bad))
+    modality = modality_of(recipe)
+    if modality.inputs == TEXT:
+        if source.unlisted:
+            on_bad(source.unlisted)
+        refuse_too_many(cast(TextSource, source), max_bad)
+        return _tokens(recipe, source, tokenizer, progress)
+    pictures = Loader(as_pictures(source), recipe.canvas, budget, workers, max_bad, progress, on_bad, modality.rows)
+    if not modality.tokenizes or source.texts is None:
+        return pictures
+    return CaptionLoader(pictures, _tokens(recipe, source, tokenizer))
+
+
+def _tokens(
+    recipe: Recipe, source: Source, tokenizer: Tokenizer | None, progress: Callable[[int], None] = lambda _: None
+) -> TextLoader:
+    assert tokenizer is not None
+    known = recipe.model.vocabulary if isinstance(recipe.model, Transformer | TwoTowers) else tokenizer.size
+    if tokenizer.size > known:
+        raise UserError(f"{TOKENIZER} has {tokenizer.size} tokens and the model knows {known}: use its own", BAD_DATA)
+    return TextLoader(source, tokenizer, _of_words(recipe).length, progress)
+
+
+def _of_words(recipe: Recipe) -> SameSentence | Captions:
+    """The pretext of a recipe that tokenizes."""
+    assert isinstance(recipe.pretext, SameSentence | Captions)
+    return recipe.pretext
 
 
 def new_tokenizer(recipe: Recipe, source: Source) -> Tokenizer:
@@ -193,7 +133,7 @@ def new_tokenizer(recipe: Recipe, source: Source) -> Tokenizer:
     assert isinstance(recipe.model, Transformer | TwoTowers)
     texts = texts_of(source)
     every = (text for row in range(len(source)) for text in texts(row))
-    return Tokenizer.trained(every, recipe.model.vocabulary, _words(recipe).lowercase)
+    return Tokenizer.trained(every, recipe.model.vocabulary, _of_words(recipe).lowercase)
 
 
 def kept_tokenizer(folder: Path, recipe: Recipe) -> Tokenizer | None:
@@ -204,3 +144,30 @@ def kept_tokenizer(folder: Path, recipe: Recipe) -> Tokenizer | None:
         return Tokenizer((folder / TOKENIZER).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / TOKENIZER} cannot be read ({error}): a run of text needs it", BAD_DATA) from None
+
+
+def query_view(recipe: Recipe, tokenizer: Tokenizer | None, query: str, layer: Layer) -> View:
+    """The view of a picture file or of a sentence, for a search among rows of ``layer``; raises UserError."""
+    inputs = modality_of(recipe).inputs
+    if "clip" in inputs:
+        raise UserError(f"{recipe.name} encodes clips: a query must be a path of the table")
+    if inputs == PICTURE or ("picture" in inputs and Path(query).is_file()):
+        return _picture_view(recipe, query)
+    if "picture" in inputs and layer != "head":
+        raise UserError("sentences and pictures meet in the output of the head: lookalike embed --layer head")
+    assert tokenizer is not None
+    if not query.strip():
+        raise UserError("an empty query: give a sentence")
+    tokens = torch.tensor(tokenizer.encoded([query.strip()], _of_words(recipe).length))
+    return uploaded(plain(Tokens(tokens[:, None], torch.tensor([[tokens.shape[1]]])), 0))
+
+
+def _picture_view(recipe: Recipe, file: str) -> View:
+    try:
+        canvas = decode(Path(file).read_bytes(), recipe.canvas)
+    except (OSError, ValueError, Unreadable) as error:
+        reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or type(error).__name__
+        raise UserError(f"{file}: neither a path of the table nor a picture ({reason})", BAD_DATA) from None
+    assert isinstance(recipe.pretext, TwoViews | Captions)
+    sizes = torch.tensor([[canvas.height, canvas.width]])
+    return recipe.pretext.evaluation(moved(Canvases(torch.stack([canvas.pixels]), sizes)))

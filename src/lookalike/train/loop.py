@@ -23,7 +23,7 @@ from lookalike.learn import optim
 from lookalike.learn.learner import Learner, Outcome
 from lookalike.models.text import Transformer
 from lookalike.models.vit import ViT
-from lookalike.recipes.modality import examples_of
+from lookalike.recipes.examples import Examples
 from lookalike.recipes.recipe import Recipe, uneven
 from lookalike.train import checkpoint
 from lookalike.train.meter import Beside, Due, Timed, Waiting
@@ -68,7 +68,7 @@ def batches(
 
     ``data`` adds up how long material was waited for.
     """
-    data, examples = data or Timed(), examples_of(recipe, loader)
+    data, examples = data or Timed(), Examples(recipe, loader)
 
     def rows_of(step: int) -> Tensor:
         return order.rows(step, dist.rank(), dist.world())
@@ -86,7 +86,7 @@ def batches(
 
 def views_at(loader: Loads, recipe: Recipe, rows: Tensor, epoch: int) -> tuple[View, View]:
     """The two views that ``epoch`` draws of the examples at ``rows`` (B,)."""
-    loaded = next(iter(loader.batches([examples_of(recipe, loader).training(rows, epoch)])))
+    loaded = next(iter(loader.batches([Examples(recipe, loader).training(rows, epoch)])))
     return recipe.pretext(moved(loaded.material), rows, recipe.seed, epoch)
 
 

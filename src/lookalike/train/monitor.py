@@ -16,7 +16,7 @@ from lookalike.data.loader import Loads
 from lookalike.data.video.timeline import video_of
 from lookalike.learn.learner import Learner
 from lookalike.models.features import settle
-from lookalike.recipes.modality import examples_of
+from lookalike.recipes.examples import Examples
 from lookalike.recipes.recipe import Recipe
 from lookalike.train.trained import Trained
 
@@ -35,7 +35,7 @@ class Checkup(NamedTuple):
     @classmethod
     def of(cls, loader: Loads, recipe: Recipe, most: int = 5000) -> Checkup:
         """A draw of at most ``most`` rows that the data alone decides; frames of a video stay on one side."""
-        rows = examples_of(recipe, loader).evaluated()
+        rows = Examples(recipe, loader).evaluated()
         drawn = rows[uniforms(0, 0, rows, 2, 1)[:, 0].argsort()][:most].tolist()
         videos: dict[str, list[int]] = {}
         for row in drawn:

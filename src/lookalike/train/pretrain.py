@@ -81,7 +81,7 @@ def carry_out(asked: Asked, began: float | None = None) -> Finished:
         recipe = chosen(asked, source)
         if asked.overwrite:
             dist.on_first_rank(lambda: make_room(asked.out))
-        quiet, rows = asked.quiet or not dist.first(), modality_of(recipe).rows
+        quiet, rows = asked.quiet or not dist.first(), modality_of(recipe).examples
         with opened(asked.out) as run, Screen(recipe.name, quiet, rows) as screen:
             return trained(asked, recipe, source, run, screen, began)
 

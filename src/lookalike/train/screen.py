@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 import time
 from contextlib import suppress
@@ -18,44 +17,32 @@ _PLAIN_SECONDS = 15.0  # between lines where there is no terminal: a log should 
 _SILENT_SECONDS = 60.0  # of work that is no training: short work says its result alone
 
 
-class _Output(io.TextIOBase):
+class _Output:
     """sys.stdout as it is when something is written; what it cannot show is escaped, and if it is gone nothing is said.
 
     Work does not end because nobody listens to it: behind ``| head``, in a daemon, on a terminal that was closed.
     """
 
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        """What rich chooses its frames and bars by."""
-        return getattr(self._now(), "encoding", None) or "utf-8"
-
-    def isatty(self) -> bool:
-        """Whether a live line can be shown."""
-        try:
-            return bool(self._now().isatty())
-        except (AttributeError, ValueError):
-            return False
-
-    def fileno(self) -> int:
-        """What rich asks for the width of the terminal."""
-        number: int = self._now().fileno()
-        return number
+    def __getattr__(self, name: str) -> Any:
+        """What rich asks of it: encoding, isatty, fileno."""
+        return getattr(_stdout(), name)
 
     def write(self, text: str) -> int:
         """Never raises for what is wrong with the stream."""
         with suppress(OSError, ValueError, AttributeError):
-            shown = text.encode(self.encoding, "backslashreplace").decode(self.encoding)
-            self._now().write(shown)
+            encoding = _stdout().encoding or "utf-8"
+            _stdout().write(text.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
 
     def flush(self) -> None:
         """As ``write``."""
         with suppress(OSError, ValueError, AttributeError):
-            self._now().flush()
+            _stdout().flush()
 
-    def _now(self) -> Any:
-        """A live line of rich stands in for sys.stdout and would send here what comes from here."""
-        return getattr(sys.stdout, "rich_proxied_file", sys.stdout)
+
+def _stdout() -> Any:
+    """A live line of rich stands in for sys.stdout and would send here what comes from here."""
+    return getattr(sys.stdout, "rich_proxied_file", sys.stdout)
 
 
 class Screen:

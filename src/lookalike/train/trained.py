@@ -24,7 +24,8 @@ from lookalike.data.text.tokenizer import Tokenizer
 from lookalike.data.video.timeline import pieces
 from lookalike.models.encoder import Encoder
 from lookalike.models.features import Layer, embed, means, settle
-from lookalike.recipes.modality import examples_of, kept_tokenizer, loader, modality_of
+from lookalike.recipes.examples import Examples
+from lookalike.recipes.modality import kept_tokenizer, loader, modality_of
 from lookalike.recipes.recipe import Recipe
 from lookalike.train import checkpoint
 from lookalike.train.run import Run, read_recipe
@@ -50,7 +51,7 @@ class Trained(NamedTuple):
 
     def views(self, loader: Loads, rows: Tensor) -> Iterator[View]:
         """The examples at ``rows`` (N,) as the encoder is evaluated: whole, nothing random."""
-        whole = examples_of(self.recipe, loader).whole
+        whole = Examples(self.recipe, loader).whole
         for _, material in loader.batches(map(whole, torch.split(rows, _CHUNK))):
             yield uploaded(self.recipe.pretext.evaluation(moved(material)))
 
@@ -119,7 +120,7 @@ class Part(NamedTuple):
         """The readable examples of ``source``; each rank embeds some of them, and the first rank alone gets them."""
         # A rank keeps no canvases: it would keep everybody's.
         loader = trained.loader(source, workers, 4 * GIB if dist.world() == 1 else 0)
-        every = examples_of(trained.recipe, loader).evaluated()
+        every = Examples(trained.recipe, loader).evaluated()
         rows = every[slice(*sharding.mine(len(every), _CHUNK))]
         features = trained.features(loader, rows, layer, progress, f"embedding {what}")
         good = torch.tensor([row not in loader.bad_rows for row in rows.tolist()], dtype=torch.bool)
@@ -171,7 +172,7 @@ def labelled_parts(trained: Trained, data: Data) -> tuple[Source, Source]:
 def whiten_untrained(trained: Trained, source: Source, most: int = 5000) -> None:
     """Give a network that was never trained its whitening as training would have: the fair baseline."""
     loader = trained.loader(source, 0, 0)
-    rows = examples_of(trained.recipe, loader).evaluated()
+    rows = Examples(trained.recipe, loader).evaluated()
     settle(trained.encoder, trained.views(loader, rows[:: -(-len(rows) // most)]))
 
 

@@ -27,23 +27,7 @@ from lookalike.data.image.decode import Unreadable
 from lookalike.data.loader import cores
 from lookalike.data.video.container import FrameIndex, frame_index, libav
 
-_VERSION = b"1"
-_SCHEMA = pa.schema(
-    {
-        "name": pa.string(),
-        "bytes": pa.int64(),
-        "token": pa.uint64(),
-        "reason": pa.string(),  # why it cannot be used, else null
-        "ticks": pa.list_(pa.int64()),
-        "keys": pa.list_(pa.int64()),
-        "seeks": pa.list_(pa.int64()),
-        "unit": pa.float64(),
-        "height": pa.int64(),
-        "width": pa.int64(),
-        "counted": pa.bool_(),
-    },
-    {b"version": _VERSION},
-)
+_VERSION = {b"version": b"2"}
 _Row = dict[str, Any]
 
 
@@ -53,7 +37,7 @@ def indexes(disk: Disk, names: Sequence[str]) -> list[FrameIndex | str]:
     stamps = stamps_of_files(disk.file, names)
     file = _folder() / f"{_key(disk)}.parquet"
     cached, rows = _read(file), []
-    for name, size, token in zip(stamps.names, stamps.sizes.tolist(), stamps.tokens.tolist()):
+    for name, size, token in zip(stamps.names, stamps.sizes.tolist(), map(str, stamps.tokens)):
         row = cached.get(name, {})
         fresh = (row.get("bytes"), row.get("token")) == (size, token)
         rows.append(row if fresh else {"name": name, "bytes": size, "token": token})
@@ -102,13 +86,15 @@ def _read(file: Path) -> dict[str, _Row]:
         table = pq.read_table(file, partitioning=None)
     except (OSError, pa.ArrowException):
         return {}
-    same = table.schema.equals(_SCHEMA) and (table.schema.metadata or {}).get(b"version") == _VERSION
-    return {row["name"]: row for row in table.to_pylist()} if same else {}
+    known = (table.schema.metadata or {}).items() >= _VERSION.items()
+    return {row["name"]: row for row in table.to_pylist()} if known else {}
 
 
 def _write(file: Path, rows: Sequence[_Row]) -> None:
     """Replace the cache; raises OSError."""
+    columns = ("name", "bytes", "token", "reason", *FrameIndex._fields)
+    table = pa.table({name: [row.get(name) for row in rows] for name in columns}, metadata=_VERSION)
     file.parent.mkdir(parents=True, exist_ok=True)
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=_SCHEMA), sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd")
     write_atomically(file, sink.getvalue().to_pybytes())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import os
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from itertools import chain, dropwhile
@@ -17,8 +16,6 @@ from lookalike.core.errors import UserError
 from lookalike.data.formats.disk import Disk
 from lookalike.data.image.decode import Unreadable
 from lookalike.data.video.container import FrameIndex, frames, line, square, streaming
-
-_OPEN = 4  # files that a process keeps open
 
 
 class Decoder:
@@ -103,37 +100,29 @@ class Decoder:
 
 
 class Decoders:
-    """The last few files that a process read, open. A fork opens its own: both would move one place in a file."""
+    """Decodes files of a disk, the last of which stays open. A fork opens its own: both would move one place in it."""
 
     def __init__(self, disk: Disk) -> None:
-        self.disk, self._process = disk, os.getpid()
-        self._kept: OrderedDict[str, Decoder] = OrderedDict()
+        self.disk = disk
+        self._open: tuple[str, int, Decoder] | None = None
 
     def of(self, path: str, index: FrameIndex) -> Decoder:
         """The decoder of one file; raises Unreadable."""
-        if self._process != os.getpid():
-            self.__del__()
-            self._process = os.getpid()
-        decoder = self._kept.pop(path, None) or Decoder(self._file(path), index)
-        self._kept[path] = decoder
-        if len(self._kept) > _OPEN:
-            self._kept.popitem(last=False)[1].close()
-        return decoder
+        if self._open is None or self._open[:2] != (path, os.getpid()):
+            self.close()
+            try:
+                self._open = path, os.getpid(), Decoder(self.disk.file(path), index)
+            except OSError as error:
+                raise Unreadable(error.strerror or type(error).__name__) from None
+        return self._open[2]
 
-    def __del__(self) -> None:
-        while self._kept:
-            self._kept.popitem()[1].close()
+    def close(self) -> None:
+        """Whatever comes next opens its file anew."""
+        if self._open is not None:
+            self._open[2].close()
+        self._open = None
 
-    def drop(self, path: str) -> None:
-        """After an error: whatever comes next opens the file anew."""
-        if path in self._kept:
-            self._kept.pop(path).close()
-
-    def _file(self, path: str) -> BinaryIO:
-        try:
-            return self.disk.file(path)
-        except OSError as error:
-            raise Unreadable(error.strerror or type(error).__name__) from None
+    __del__ = close
 
 
 class VideoFile:
@@ -152,7 +141,7 @@ class VideoFile:
         try:
             return ppm(upright(self._decoders.of(self._path, self._index).frame(frame)))
         except Exception as error:
-            self._decoders.drop(self._path)
+            self._decoders.close()
             if isinstance(error, Unreadable | UserError):
                 raise
             raise Unreadable(line(error)) from None
