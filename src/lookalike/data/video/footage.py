@@ -12,7 +12,7 @@ from typing import NamedTuple, Self
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
 from lookalike.data.fingerprint import stamps_of_files
 from lookalike.data.formats.disk import Disk, Local
-from lookalike.data.formats.divided import Divided
+from lookalike.data.formats.encoded import Divided
 from lookalike.data.formats.files import Listing
 from lookalike.data.formats.lists import PathList
 from lookalike.data.image.decode import SUFFIXES, Unreadable
