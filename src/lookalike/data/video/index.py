@@ -20,11 +20,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lookalike.data.crew import across
 from lookalike.data.fingerprint import stamps_of_files
 from lookalike.data.formats.disk import Disk
 from lookalike.data.image.decode import Unreadable
-from lookalike.data.loader import cores
+from lookalike.data.pool import cores, ordered
 from lookalike.data.video.open import Index, index, libav
 
 VERSION = 1
@@ -59,8 +58,8 @@ def indexes(disk: Disk, names: Sequence[str], progress: Callable[[int], None] = 
         rows.append(row if (row.get("bytes"), row.get("token")) == (size, token) else {})
         missing.append(not rows[-1])
     fresh = [i for i, wanted in enumerate(missing) if wanted]
-    found = across(partial(_row, disk), [names[i] for i in fresh], cores() if len(fresh) > 1 else 0)
-    for i, row in zip(fresh, found):
+    found = ordered(partial(_row, disk), [names[i] for i in fresh], cores() if len(fresh) > 1 else 0)
+    for i, (_, row) in zip(fresh, found):
         rows[i] = {"name": stamps.names[i], "bytes": int(stamps.sizes[i]), "token": int(stamps.tokens[i])} | row
         progress(1)
     if fresh:
