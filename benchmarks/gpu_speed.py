@@ -23,7 +23,8 @@ from benchmarks.parts import PARTS, marked
 from benchmarks.records import Record, Records, flags, spread
 from benchmarks.scenes import jpegs
 from lookalike.data.formats.arrays import Arrays
-from lookalike.data.loader import Loaded, Loader, cores
+from lookalike.data.loader import Loaded, Loader
+from lookalike.data.pool import cores
 from lookalike.data.source import open_source
 from lookalike.models.image import ResNet
 from lookalike.models.vit import ViT

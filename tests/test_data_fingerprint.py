@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +19,11 @@ from lookalike.data.fingerprint import (
     Stamps,
     changes,
     from_table,
-    regular,
     stamps_of_files,
     to_table,
     token_of,
 )
+from lookalike.data.formats.disk import Local
 from lookalike.data.source import open_source
 from tests.test_data_sources import Listed, picture, plant, table
 
@@ -83,15 +82,15 @@ def test_a_copy_is_the_same_and_a_file_of_the_same_size_is_another(tmp_path: Pat
 
 def test_of_very_many_files_some_are_looked_into_and_always_the_same(tmp_path: Path) -> None:
     root = plant(tmp_path, *NAMES)
-    found = stamps_of_files(partial(regular, root), NAMES, most=5)
+    found = stamps_of_files(Local(root).file, NAMES, most=5)
     assert (found.tokens != UNREAD).sum() == 5
     assert (found.sizes > 0).all()
-    fewer = stamps_of_files(partial(regular, root), NAMES[:-1], most=5)
-    assert not changes(found, stamps_of_files(partial(regular, root), NAMES, most=5))
+    fewer = stamps_of_files(Local(root).file, NAMES[:-1], most=5)
+    assert not changes(found, stamps_of_files(Local(root).file, NAMES, most=5))
     assert len(changes(found, fewer).removed) == 1
     assert not changes(found, fewer).replaced
     assert not changes(
-        found, stamps_of_files(partial(regular, root), NAMES)
+        found, stamps_of_files(Local(root).file, NAMES)
     ).replaced  # what was not looked at then is not compared
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import sys
 import warnings
 from collections.abc import Iterator
@@ -12,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from lookalike.core.errors import BAD_DATA, IO, USAGE, UserError
-from lookalike.data import forks
 from lookalike.data.formats import remote
 from lookalike.data.source import native_side, open_source
 from tests.packs import pack, pictures
@@ -68,7 +68,7 @@ def test_forks_leave_their_parents_connections_alone(server: Server) -> None:
         gc.collect()
 
     read()  # over a connection that stays open
-    fork = forks.context().Process(target=read)
+    fork = multiprocessing.get_context("fork").Process(target=read)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: of forking beside threads
         fork.start()

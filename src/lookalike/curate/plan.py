@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 
 from lookalike.core.devices import accelerator, device, processor, resolved
-from lookalike.data.loader import GIB, Loader, cores
+from lookalike.data.loader import GIB, Loader
+from lookalike.data.pool import cores
 from lookalike.data.source import Data, PictureSource, Rows, native_side, open_source
 from lookalike.learn.dictionary import Queue
 from lookalike.recipes.recipe import Recipe

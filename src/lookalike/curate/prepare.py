@@ -22,10 +22,10 @@ from PIL import Image
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
 from lookalike.core.files import UNFINISHED, sync_folder, write_atomically, write_json
 from lookalike.core.progress import Progress, silent
-from lookalike.data.crew import across
 from lookalike.data.example import Example
 from lookalike.data.fingerprint import Stamps, changes, from_table, to_table
 from lookalike.data.formats.files import split_of
+from lookalike.data.pool import ordered
 from lookalike.data.prepared import CANVASES, INDEX, RAW, VERSION, Shard, read_index, shard_name, stated
 from lookalike.data.source import EVERYTHING, Data, PictureSource, native_side, open_source, splits_of
 from lookalike.train.run import Run
@@ -56,7 +56,6 @@ class _Task(NamedTuple):
 class _Part(NamedTuple):
     """What it made of them."""
 
-    task: _Task
     data: bytes
     rows: list[_ROW]
 
@@ -145,7 +144,7 @@ def _part(sources: dict[str, PictureSource], side: int, jpeg: int | None, task: 
         data = _encoded(example, jpeg)
         made.append(data)
         rows.append((example.height, example.width, len(data), zlib.adler32(data), example.bad))
-    return _Part(task, b"".join(made), rows)
+    return _Part(b"".join(made), rows)
 
 
 def _encoded(example: Example, jpeg: int | None) -> bytes:
@@ -172,11 +171,11 @@ def _make(
     wanted = [task for task in plan if task.shard not in whole]
     total = sum(len(task.rows) for task in plan)
     done = total - sum(len(task.rows) for task in wanted)
-    with closing(across(work, wanted, workers)) as parts:
-        for shard, made in groupby(parts, lambda part: part.task.shard):
+    with closing(ordered(work, wanted, workers)) as parts:
+        for shard, made in groupby(parts, lambda made: made[0].shard):
             with _Writing(out, shard) as writing:
-                for part in made:
-                    writing.add(part, sources[part.task.split])
+                for task, part in made:
+                    writing.add(task, part, sources[task.split])
                     done += len(part.rows)
                     progress("preparing", done, total)
 
@@ -221,13 +220,13 @@ class _Writing:
         pq.write_table(table, sink, compression="zstd")
         write_atomically(self.out / "index" / f"{self.number:05}.parquet", sink.getvalue().to_pybytes())
 
-    def add(self, part: _Part, source: PictureSource) -> None:
+    def add(self, task: _Task, part: _Part, source: PictureSource) -> None:
         """Append the canvases of a part and their rows of the index."""
         self.file.write(part.data)
         self.sum.update(part.data)
-        split = None if part.task.split == EVERYTHING else part.task.split
-        labels = source.labels[part.task.rows.start : part.task.rows.stop].tolist()
-        for row, label, (height, width, length, check, bad) in zip(part.task.rows, labels, part.rows):
+        split = None if task.split == EVERYTHING else task.split
+        labels = source.labels[task.rows.start : task.rows.stop].tolist()
+        for row, label, (height, width, length, check, bad) in zip(task.rows, labels, part.rows):
             values = (source.paths[row], split, label, height, width, self.length, length, check, bad)
             for name, value in zip(INDEX.names, values):
                 self.columns[name].append(value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -84,15 +83,6 @@ def stamps_of_files(open_file: Opens, files: Sequence[str], piece: int = PIECE, 
         pairs = [pair for part in pool.map(stamps, chunks) for pair in part]
     sizes = np.fromiter((size for size, _ in pairs), np.int64, len(pairs))
     return Stamps(names, sizes, np.fromiter((token for _, token in pairs), np.uint64, len(pairs)))
-
-
-def regular(root: Path, path: str) -> BinaryIO:
-    """A file below ``root``; raises OSError, for a FIFO too, which would block."""
-    number = os.open(os.path.join(root, path), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    if not stat.S_ISREG(os.fstat(number).st_mode):
-        os.close(number)
-        raise OSError("not a regular file")
-    return os.fdopen(number, "rb", buffering=0)
 
 
 def token_of(*parts: bytes | bytearray | memoryview) -> int:

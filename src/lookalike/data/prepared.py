@@ -33,7 +33,7 @@ from lookalike.core.errors import BAD_DATA, USAGE, UserError
 from lookalike.data.example import Example, broken, whole
 from lookalike.data.fingerprint import Stamps
 from lookalike.data.image.decode import Unreadable, decode, squash
-from lookalike.data.loader import cores
+from lookalike.data.pool import cores
 
 CANVASES, VERSION = "canvases.json", 1
 RAW = "raw"

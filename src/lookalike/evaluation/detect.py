@@ -19,7 +19,6 @@ from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.memory import keep_freed
 from lookalike.core.progress import Progress, silent
 from lookalike.core.seeding import reseed
-from lookalike.data.annotations.canvases import pictures_of
 from lookalike.data.annotations.open import learned_and_asked, open_annotated
 from lookalike.data.annotations.record import Annotated
 from lookalike.data.loader import Loader
@@ -140,7 +139,7 @@ class _Fit:
         swapped = in_mirror(self.learned.joints)
         mirror = swapped is not None or not isinstance(spec, Keypoints)
         order = Order(len(scenes), min(spec.batch, len(scenes)), self.seed)
-        loader = Loader(pictures_of(self.learned), spec.longest, workers=self.workers, max_bad=1.0)
+        loader = Loader(self.learned.pictures(), spec.longest, workers=self.workers, max_bad=1.0)
         steps = range(done, spec.steps)
         for step, (rows, material) in zip(steps, loader.batches(map(order.rows, steps))):
             views = looks(spec, [scenes[row] for row in rows], drawn(self.seed, order.epoch(step), rows), mirror)
@@ -179,7 +178,7 @@ def _answers(
     model: nn.Module, trained: Trained, asked: Annotated, spec: Detection, progress: Progress, workers: int | None
 ) -> tuple[list[Seen], list[int]]:
     """What the detector says of every picture that can be read, each alone, and the rows of these."""
-    loader = Loader(pictures_of(asked), spec.longest, workers=workers, max_bad=1.0)
+    loader = Loader(asked.pictures(), spec.longest, workers=workers, max_bad=1.0)
     rows = torch.arange(len(loader))
     found: list[Seen] = []
     for chunk, material in loader.batches(torch.split(rows, 32)):

@@ -69,9 +69,14 @@ def rows_by_folder(names: Sequence[str]) -> dict[str, list[int]]:
 
 def class_folders(names: Sequence[str], below: int) -> list[Value | None]:
     """The folder that names each picture's class; none at all unless every picture lies in one of two or more."""
-    parts = [name.split("/", below + 1) for name in names]
-    found: list[Value | None] = [part[below] if len(part) > below + 1 else None for part in parts]
+    found: list[Value | None] = [class_folder(name, below) for name in names]
     return found if None not in found and len(set(found)) > 1 else [None] * len(names)
+
+
+def class_folder(path: str, below: int) -> str | None:
+    """The folder ``below`` others that holds a picture; None where it lies outside of any."""
+    parts = path.split("/", below + 1)
+    return parts[below] if len(parts) > below + 1 else None
 
 
 def plain(name: str) -> tuple[str | None, str | None]:

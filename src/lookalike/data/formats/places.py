@@ -13,21 +13,20 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.example import PictureSource, Source
-from lookalike.data.fingerprint import LONG_PIECE, Stamps, stamps_of_files
+from lookalike.data.fingerprint import LONG_PIECE, stamps_of_files
 from lookalike.data.formats import hub, lists
-from lookalike.data.formats.archives import Archives
+from lookalike.data.formats.archives import Archives, class_folder
 from lookalike.data.formats.arrow import ArrowFile, saved
 from lookalike.data.formats.columns import FOR_TEXT, columns_of
 from lookalike.data.formats.disk import Disk, Local
-from lookalike.data.formats.divided import Divided
-from lookalike.data.formats.files import Listing, by_split, folder_split, table_split
+from lookalike.data.formats.encoded import Divided, Encoded, FileStore
+from lookalike.data.formats.files import Listing, by_split, folder_split, printable, table_split
 from lookalike.data.formats.parquet import ParquetFile, Recent
 from lookalike.data.formats.remote import Remote
 from lookalike.data.formats.shards import TarShard
 from lookalike.data.formats.tables import TableFile, Tables
 from lookalike.data.formats.zipped import Zip
 from lookalike.data.image.decode import SUFFIXES
-from lookalike.data.image.images import Images
 from lookalike.data.prepared import CANVASES, Cache
 from lookalike.data.video.container import SUFFIXES as VIDEOS
 from lookalike.data.video.source import FrameFolders, VideoList, video_files
@@ -47,34 +46,35 @@ class Place(Protocol[S]):
         """One split, or everything."""
 
 
-class Pictures:
+class Folder:
     """Picture files in folders, here or on a remote disk."""
 
     def __init__(self, disk: Disk, listing: Listing) -> None:
         self._disk, self._listing = disk, listing
-        self.splits = list(by_split(listing.files, folder_split))
+        self._splits = by_split(listing.files, folder_split)
+        self.splits = list(self._splits)
 
-    def rows(self, split: str | None) -> Images:
+    def rows(self, split: str | None) -> Encoded:
         """One split, or everything."""
-        if isinstance(self._disk, Local):
-            return Images(self._disk.root, self._listing, split)
-        return _Elsewhere(self._disk, self._listing, split)
+        return folder_store(self._disk, self._listing, self._splits, split).source()
 
 
-class _Elsewhere(Images):
-    """Pictures on another disk, divided and labelled as a folder of this one would be."""
+def folder_store(
+    disk: Disk, listing: Listing, splits: Mapping[str, Sequence[str]], split: str | None = None
+) -> FileStore:
+    """The pictures of one of ``splits``, or of all of them; of all that is listed where there are none.
 
-    def __init__(self, disk: Disk, listing: Listing, split: str | None) -> None:
-        super().__init__(Path(), listing, split)
-        self._disk = disk
-
-    def stamps(self) -> Stamps:
-        """Names, sizes and content of the files."""
-        return stamps_of_files(self._disk.file, self.files)
-
-    def read(self, row: int) -> bytes:
-        """The bytes of one file; raises Unreadable, and UserError where the disk cannot be reached."""
-        return self._disk.whole(self.files[row])
+    The first folder below the split is the label if every picture of these lies in one of two or more, of all splits.
+    """
+    below = 1 if splits else 0
+    everything = sorted(chain(*splits.values())) if splits else listing.files
+    files = everything if split is None else splits[split]
+    classes = sorted({name for path in everything if (name := class_folder(path, below)) is not None})
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels = [numbers.get(class_folder(path, below) or "", -1) for path in files] if len(classes) > 1 else []
+    if not labels or -1 in labels:
+        return FileStore(disk, files, unlisted=listing.unreadable)
+    return FileStore(disk, files, labels, [printable(name) for name in classes], listing.unreadable)
 
 
 class Found(NamedTuple):
@@ -140,7 +140,7 @@ def _of_file(disk: Disk, name: str) -> Place[PictureSource]:
         listed = lists.PathList(disk.root / name)
         if all(path.lower().endswith(VIDEOS) for path in listed.files):
             return video_files(disk, VideoList.of(listed))
-        return Divided(listed, listed.splits, partial(stamps_of_files, Local(disk.root).file, listed.files))
+        return Divided(listed, listed.splits, partial(stamps_of_files, disk.file, listed.files))
     for kind in KINDS:
         if lower.endswith(kind.suffixes) and (place := kind.open(disk, Found(files, 0, 0))) is not None:
             return place
@@ -171,7 +171,7 @@ def _in_folder(disk: Disk, name: str) -> Place[PictureSource]:
             return place.beside(found.unreadable)
     if not pictures:
         raise UserError(_nothing(name, found), BAD_DATA)
-    return Pictures(disk, found._replace(files=pictures))
+    return Folder(disk, found._replace(files=pictures))
 
 
 def _parquet(disk: Disk, found: Found) -> Divided | None:

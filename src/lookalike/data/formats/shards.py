@@ -15,12 +15,11 @@ from typing import Any
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.formats.archives import plain
 from lookalike.data.formats.columns import LABELS
-from lookalike.data.formats.disk import Disk
+from lookalike.data.formats.disk import MAX_BYTES, Disk
 from lookalike.data.formats.encoded import Value
 from lookalike.data.formats.files import printable
 from lookalike.data.formats.tar import Damaged, Member, Window, members
 from lookalike.data.image.decode import SUFFIXES, Unreadable
-from lookalike.data.image.images import MAX_BYTES
 
 _LARGEST_LABEL = 1 << 20  # bytes of a .cls or .json
 _CODE = (".pkl", ".pickle", ".pyd", ".pth", ".pt", ".npy", ".npz")  # what WebDataset's own reader may unpickle

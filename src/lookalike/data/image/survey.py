@@ -13,9 +13,9 @@ import numpy.typing as npt
 from PIL import Image
 from PIL.Image import Resampling
 
-from lookalike.data.crew import across
 from lookalike.data.example import PictureSource, broken, whole
 from lookalike.data.image.decode import Unreadable, decode, header
+from lookalike.data.pool import ordered
 from lookalike.data.prepared import Prepared
 
 SIDE = 64  # px at which pictures are looked at: enough for a hash of 9 x 8, and large JPEGs decode at an eighth
@@ -68,7 +68,7 @@ def survey(source: PictureSource, workers: int, progress: Callable[[int], None] 
     """Look at every row of ``source``, about 250 bytes of memory and the time to decode each."""
     tasks = (range(i, min(i + _TASK, len(source))) for i in range(0, len(source), _TASK))
     found: list[_Facts] = []
-    for part in across(partial(_look_at, source, largest(source, SIDE)), tasks, workers):
+    for _, part in ordered(partial(_look_at, source, largest(source, SIDE)), tasks, workers):
         found += part
         progress(len(part))
     return Survey(

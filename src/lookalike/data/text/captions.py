@@ -12,66 +12,41 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.annotations.coco import lists_of
 from lookalike.data.annotations.pictures import Pictures
 from lookalike.data.example import PictureSource
-from lookalike.data.fingerprint import Stamps, regular, stamps_of_files
+from lookalike.data.fingerprint import stamps_of_files
 from lookalike.data.formats.disk import Local
+from lookalike.data.formats.encoded import Encoded
 from lookalike.data.formats.files import Listing, Names, by_split, folder_split, listed
-from lookalike.data.formats.places import Place
+from lookalike.data.formats.places import Place, folder_store
 from lookalike.data.image.decode import SUFFIXES
-from lookalike.data.image.images import Images
-from lookalike.data.rows import Rows
 from lookalike.data.source import Data, place_of
 from lookalike.data.text.files import decoded, lines_of
+from lookalike.data.text.source import TextPlace
 
 MOST = 8  # captions of a picture that are read
 NamedCaptions = Iterable[tuple[str, str]]
 """Names of pictures, each with one caption."""
 
 
-class CaptionedImages(Images):
+class CaptionedImages(Encoded):
     """The captioned pictures of a folder, with as many captions each as the picture that has most: few ones repeat."""
 
     def __init__(self, root: Path, captions: dict[str, list[str]], unlisted: dict[str, str], tables: list[str]) -> None:
         """``captions`` by path below ``root``; ``tables`` are the files that hold them, below ``root`` too."""
-        super().__init__(root, Listing(sorted(captions), 0, unlisted), None)
+        files, disk = sorted(captions), Local(root)
+        store = folder_store(disk, Listing(files, 0, unlisted), by_split(files, folder_split))
+        super().__init__(store, partial(stamps_of_files, disk.file, [*store.files, *tables]))
+        self.files = store.files
         width = max(map(len, captions.values()))
-        said = [captions[path] for path in self.files]
-        self._texts = [Names(texts[i % len(texts)] for texts in said) for i in range(width)]
-        self._tables = tables
+        captions_of = [captions[path] for path in self.files]
+        self._texts = [Names(texts[i % len(texts)] for texts in captions_of) for i in range(width)]
 
     def texts(self, row: int) -> tuple[str, ...]:
         """The captions of one picture."""
         return tuple(texts[row] for texts in self._texts)
-
-    def stamps(self) -> Stamps:
-        """Names, sizes and content of the pictures and of the files of captions."""
-        return stamps_of_files(partial(regular, self.root), [*self.files, *self._tables])
-
-
-class CaptionedFolder:
-    """A folder of pictures with captions, read once."""
-
-    def __init__(self, pictures: CaptionedImages) -> None:
-        self._pictures = pictures
-        self._splits = by_split(list(pictures.files), folder_split)
-
-    @property
-    def splits(self) -> list[str]:
-        """Which of train, validation and test exist."""
-        return list(self._splits)
-
-    def rows(self, split: str | None) -> CaptionedImages | Rows:
-        """One split, or everything."""
-        whole = self._pictures
-        if split is None:
-            return whole
-        wanted = set(self._splits[split])
-        return Rows(whole, torch.tensor([row for row, path in enumerate(whole.files) if path in wanted]))
 
 
 def find_captioned(data: Data) -> Place[PictureSource]:
@@ -80,7 +55,12 @@ def find_captioned(data: Data) -> Place[PictureSource]:
         return place_of(data)
     root = Path(data)
     tables = [path for path in listed(root, (".json", ".csv", ".tsv")).files if "caption" in Path(path).name.lower()]
-    return CaptionedFolder(_read(root, tables)) if tables else place_of(data)
+    if not tables:
+        return place_of(data)
+    images = _read(root, tables)
+    row_of = {path: row for row, path in enumerate(images.files)}
+    splits = by_split(list(images.files), folder_split)
+    return TextPlace(images, {split: sorted(map(row_of.__getitem__, paths)) for split, paths in splits.items()})
 
 
 def _read(root: Path, tables: list[str]) -> CaptionedImages:

@@ -7,15 +7,16 @@ are found by their usual names, or named behind a colon: ``reviews.csv:body``, `
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.data.example import Source
 from lookalike.data.fingerprint import LONG_PIECE, Stamps, stamps_of_files, token_of
 from lookalike.data.formats import hub
 from lookalike.data.formats.disk import Local
@@ -25,6 +26,7 @@ from lookalike.data.image.decode import SUFFIXES as PICTURES
 from lookalike.data.rows import Rows
 from lookalike.data.text.files import SUFFIXES, Line, lines_of
 
+S = TypeVar("S", bound=Source, covariant=True)
 Stamping = Callable[[], Stamps]
 """Looks at the files that rows come from, as they are now."""
 
@@ -64,23 +66,19 @@ class Texts:
         return tuple(texts[row] for texts in self._texts)
 
 
-class TextPlace:
-    """A place of text, read once."""
+class TextPlace(Generic[S]):
+    """A place of rows with texts, read once."""
 
-    def __init__(self, texts: Texts, rows_of_splits: dict[str, list[int]]) -> None:
-        self._texts, self._rows = texts, rows_of_splits
+    def __init__(self, source: S, rows_of_splits: Mapping[str, Sequence[int]]) -> None:
+        self._source, self._rows = source, rows_of_splits
+        self.splits = list(rows_of_splits)
 
-    @property
-    def splits(self) -> list[str]:
-        """Which of train, validation and test exist."""
-        return list(self._rows)
-
-    def rows(self, split: str | None) -> Texts | Rows:
+    def rows(self, split: str | None) -> S | Rows:
         """One split, or everything."""
-        return self._texts if split is None else Rows(self._texts, torch.tensor(self._rows[split]))
+        return self._source if split is None else Rows(self._source, torch.tensor(self._rows[split]))
 
 
-def find_text(data: object, pairs: bool = False) -> TextPlace:
+def find_text(data: object, pairs: bool = False) -> TextPlace[Texts]:
     """The place of text that a path, a name on the Hub or a list of strings means; raises UserError.
 
     With ``pairs`` a row is two texts; without, every text is a row of its own.
@@ -108,7 +106,7 @@ def _name_and_columns(data: str) -> tuple[str, list[str]]:
     return name, [column.strip() for column in columns.split(",")]
 
 
-def _read(disk: Local, file: str | None, columns: Sequence[str], pairs: bool, name: str) -> TextPlace:
+def _read(disk: Local, file: str | None, columns: Sequence[str], pairs: bool, name: str) -> TextPlace[Texts]:
     """All files of a folder, or one of them."""
     if file is not None and file.lower().endswith((*PICTURES, ".tar", ".zip", ".arrow", ".gz", ".zst")):
         raise UserError(f"{name}: no file of text; text ends in .txt, .csv, .tsv or .parquet", BAD_DATA)
@@ -199,7 +197,7 @@ def _labels_by_name(files: Sequence[str]) -> dict[str, str]:
     return labels if 2 <= len(set(labels.values())) <= 100 else {}
 
 
-def _in_memory(data: object, pairs: bool) -> TextPlace:
+def _in_memory(data: object, pairs: bool) -> TextPlace[Texts]:
     """Strings that are in memory: a list of them, or of pairs of them."""
     items = list(data) if isinstance(data, Sequence) else []
     rows = [tuple(item) if isinstance(item, tuple | list) else (item,) for item in items]

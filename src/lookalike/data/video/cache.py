@@ -20,11 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lookalike.core.files import write_atomically
-from lookalike.data.crew import across
 from lookalike.data.fingerprint import stamps_of_files
 from lookalike.data.formats.disk import Disk
 from lookalike.data.image.decode import Unreadable
-from lookalike.data.loader import cores
+from lookalike.data.pool import cores, ordered
 from lookalike.data.video.container import FrameIndex, frame_index, libav
 
 _VERSION = {b"version": b"2"}
@@ -42,8 +41,8 @@ def indexes(disk: Disk, names: Sequence[str]) -> list[FrameIndex | str]:
         fresh = (row.get("bytes"), row.get("token")) == (size, token)
         rows.append(row if fresh else {"name": name, "bytes": size, "token": token})
     stale = [i for i, row in enumerate(rows) if "reason" not in row]
-    made = across(partial(_index_row, disk), [names[i] for i in stale], cores() if len(stale) > 1 else 0)
-    for i, row in zip(stale, made):
+    made = ordered(partial(_index_row, disk), [names[i] for i in stale], cores() if len(stale) > 1 else 0)
+    for i, (_, row) in zip(stale, made):
         rows[i] |= row
     if stale:
         with suppress(OSError):

@@ -18,8 +18,7 @@ from lookalike.core.errors import BAD_DATA, USAGE, UserError
 from lookalike.data.fingerprint import stamps_of_files
 from lookalike.data.formats.archives import class_folders, rows_by_folder
 from lookalike.data.formats.disk import Disk, Local
-from lookalike.data.formats.divided import Divided
-from lookalike.data.formats.encoded import numbered
+from lookalike.data.formats.encoded import Divided, numbered
 from lookalike.data.formats.files import Listing, printable
 from lookalike.data.formats.lists import PathList
 from lookalike.data.image.decode import SUFFIXES, Unreadable, header
