@@ -169,7 +169,7 @@ def test_a_checkup_holds_whole_videos_out(videos: Path) -> None:
     loader = Loader(open_source(videos), SIDE, workers=0)
     found = Checkup.of(loader, recipe("video_moco"))
     assert sorted(found.rows.tolist()) == list(range(64))
-    assert found.ask == 16
+    assert found.queries == 16
     assert not set((found.rows[:16] // 16).tolist()) & set((found.rows[16:] // 16).tolist())
 
 

@@ -41,9 +41,9 @@ def scored(trained: Trained, data: Data, split: str | None) -> tuple[Scored, str
     if split is not None:
         source = open_source(data, split, find=find)
     else:
-        found = splits_of(data, find=find)
-        split = next((name for name in (TEST, VALIDATION) if name in found), next(iter(found)))
-        source = found[split]
+        sources = splits_of(data, find=find)
+        split = next((name for name in (TEST, VALIDATION) if name in sources), next(iter(sources)))
+        source = sources[split]
     scores = source.scores
     rows = scores.isfinite().nonzero()[:, 0]
     if len(rows) < 2:
@@ -57,4 +57,4 @@ def scored(trained: Trained, data: Data, split: str | None) -> tuple[Scored, str
 def texts_embedded(trained: Trained, pairs: Scored, number: int, layer: Layer) -> Tensor:
     """(N, F) unit rows of the first (0) or second (1) text of each pair."""
     batches = trained.loader(pairs.source).batches(torch.split(torch.arange(len(pairs)), 500))
-    return embed(trained.encoder, (uploaded(plain(found.material, number)) for found in batches), layer)
+    return embed(trained.encoder, (uploaded(plain(batch.material, number)) for batch in batches), layer)

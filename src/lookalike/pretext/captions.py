@@ -1,4 +1,4 @@
-"""A picture and what people say of it are alike."""
+"""A picture and its caption belong together."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Captions:
         draws = uniforms(seed, epoch, rows, _WHICH, 1)[:, 0]
         which = (draws * material.lengths.shape[1]).long()
         chosen = torch.arange(len(rows), device=rows.device)
-        said = Tokens(material.tokens[chosen, which][:, None], material.lengths[chosen, which][:, None])
-        seen = self.picture(material.canvases(), rows, seed, epoch, 0)
-        return seen, plain(said, 0) | {"noise": noise(seed, epoch, rows, 1)}
+        captions = Tokens(material.tokens[chosen, which][:, None], material.lengths[chosen, which][:, None])
+        picture = self.picture(material.canvases(), rows, seed, epoch, 0)
+        return picture, plain(captions, 0) | {"noise": noise(seed, epoch, rows, 1)}
 
     def evaluation(self, material: Captioned | Canvases) -> View:
         """The picture, whole; nothing is random."""

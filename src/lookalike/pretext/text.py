@@ -16,7 +16,7 @@ _CLOZE = 8  # the number of the draws that choose what is hidden, beside those o
 
 @dataclass(frozen=True)
 class SameSentence:
-    """Two views of a sentence differ in what its encoder drops (SimCSE, arXiv 2104.08821), and if asked in its tokens.
+    """Two views of a sentence differ in what its encoder drops (SimCSE, arXiv 2104.08821) and perhaps in its tokens.
 
     Each is a function of (seed, epoch, row, view): which units drop out is decided by the view's ``noise``, not by a
     generator, so it depends neither on the batch nor on the process.

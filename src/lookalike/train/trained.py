@@ -151,7 +151,7 @@ def parts(
     progress: Progress = silent,
     clip: float | None = None,
 ) -> tuple[Part, Part]:
-    """What an evaluation compares with and what it asks, both labelled; raises UserError where there are no labels."""
+    """What an evaluation compares with and its queries, both labelled; raises UserError where there are no labels."""
     reference, query = labelled_parts(trained, data)
     return (
         Part.of(trained, reference, layer, workers, progress, "reference").in_clips(clip),
@@ -160,7 +160,7 @@ def parts(
 
 
 def labelled_parts(trained: Trained, data: Data) -> tuple[Source, Source]:
-    """The same as sources, for a network that is whitened as it will be asked."""
+    """The same as sources; whitens a network that was never trained."""
     reference, query = (
         labelled(source, data) for source in reference_and_query(data, find=modality_of(trained.recipe).find)
     )
@@ -196,12 +196,12 @@ def embed_data(
     """One unit row for every readable example of every split of ``data``: splits in turn, paths sorted."""
     sources = splits_of(data, find=modality_of(trained.recipe).find)
     every = [Part.of(trained, source, layer, workers, progress, name) for name, source in sources.items()]
-    found = [part.in_clips(clip) for part in every]
+    embedded = [part.in_clips(clip) for part in every]
     return Embeddings(
-        [path for part in found for path in part.paths],
-        [name for name, part in zip(sources, found) for _ in part.paths],
-        torch.cat([part.labels for part in found]).numpy(),
-        torch.cat([part.features for part in found]).numpy(),
+        [path for part in embedded for path in part.paths],
+        [name for name, part in zip(sources, embedded) for _ in part.paths],
+        torch.cat([part.labels for part in embedded]).numpy(),
+        torch.cat([part.features for part in embedded]).numpy(),
     )
 
 
@@ -219,13 +219,13 @@ def write_embeddings(table: Embeddings, path: Path, layer: Layer = "backbone") -
 def read_embeddings(path: Path) -> tuple[Embeddings, Layer]:
     """What ``write_embeddings`` wrote; raises UserError."""
     try:
-        found = pq.read_table(path, partitioning=None)
-        rows = found["embedding"].combine_chunks()
-        vectors = rows.flatten().to_numpy().reshape(len(found), -1)
-        path_of, split_of = (found[name].to_pylist() for name in ("path", "split"))
-        label = found["label"].to_numpy()
+        table = pq.read_table(path, partitioning=None)
+        rows = table["embedding"].combine_chunks()
+        vectors = rows.flatten().to_numpy().reshape(len(table), -1)
+        path_of, split_of = (table[name].to_pylist() for name in ("path", "split"))
+        label = table["label"].to_numpy()
     except (OSError, KeyError, ValueError, AttributeError, pa.ArrowException) as error:
         reason = (str(error).splitlines() or [""])[0][:100]
         raise UserError(f"{path}: neither a run nor a table that lookalike embed wrote ({reason})", BAD_DATA) from None
-    layer: Layer = "head" if (found.schema.metadata or {}).get(_LAYER.encode()) == b"head" else "backbone"
+    layer: Layer = "head" if (table.schema.metadata or {}).get(_LAYER.encode()) == b"head" else "backbone"
     return Embeddings(path_of, split_of, label, np.array(vectors, np.float32)), layer

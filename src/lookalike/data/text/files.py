@@ -222,27 +222,19 @@ def _table(file: BinaryIO, name: str, suffix: str) -> Cells:
 
 def _parquet(file: BinaryIO, name: str) -> Cells:
     """The names of the columns of words and numbers, then their rows, numbered from 1; words are bytes."""
+    types = pa.types
     try:
         table = pq.ParquetFile(file)
-        kinds = {field.name: field.type for field in table.schema_arrow if _words(field.type) or _numbers(field.type)}
-        yield 0, list(kinds)
-        line = 0
-        for batch in table.iter_batches(columns=list(kinds)):
-            columns = [
-                batch.column(i).cast(pa.large_binary()) if _words(kind) else batch.column(i)
-                for i, kind in enumerate(kinds.values())
-            ]
-            for cells in zip(*(column.to_pylist() for column in columns)):
-                line += 1
-                yield line, cells
+        fields = list(table.schema_arrow)
+        words = [field.name for field in fields if types.is_string(field.type) or types.is_large_string(field.type)]
+        numbers = [field.name for field in fields if types.is_integer(field.type) or types.is_floating(field.type)]
+        names = [field.name for field in fields if field.name in words or field.name in numbers]
+        yield 0, names
+        before = 0
+        for batch in table.iter_batches(columns=names):
+            columns = (batch[n].cast(pa.large_binary()) if n in words else batch[n] for n in names)
+            yield from enumerate(zip(*(column.to_pylist() for column in columns)), before + 1)
+            before += len(batch)
     except BROKEN as error:
         reason = (str(error).splitlines() or [""])[0][:200]
         raise UserError(f"{name}: no parquet that can be read ({reason}); fetch it again", BAD_DATA) from None
-
-
-def _words(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _numbers(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))

@@ -41,8 +41,8 @@ def indexes(disk: Disk, names: Sequence[str]) -> list[FrameIndex | str]:
         fresh = (row.get("bytes"), row.get("token")) == (size, token)
         rows.append(row if fresh else {"name": name, "bytes": size, "token": token})
     stale = [i for i, row in enumerate(rows) if "reason" not in row]
-    made = ordered(partial(_index_row, disk), [names[i] for i in stale], cores() if len(stale) > 1 else 0)
-    for i, (_, row) in zip(stale, made):
+    indexed = ordered(partial(_index_row, disk), [names[i] for i in stale], cores() if len(stale) > 1 else 0)
+    for i, (_, row) in zip(stale, indexed):
         rows[i] |= row
     if stale:
         with suppress(OSError):
@@ -61,7 +61,7 @@ def _key(disk: Disk) -> str:
 
 
 def _index_row(disk: Disk, name: str) -> _Row:
-    """The index of one video as columns of the cache, made in a worker."""
+    """The index of one video as columns of the cache, made by a worker."""
     try:
         with disk.file(name) as file:
             return {"reason": None, **frame_index(file)._asdict()}

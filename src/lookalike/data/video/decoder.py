@@ -78,11 +78,11 @@ class Decoder:
 
     def _beginning_at(self, key: int, packets: Iterator[Any]) -> Iterator[Any]:
         """Packets from a key frame on; raises Unreadable where it is not among them."""
-        time = int(self.index.seeks[key] if self.index.counted else self.index.ticks[self._keys[key]])
+        key_time = int(self.index.seeks[key] if self.index.counted else self.index.ticks[self._keys[key]])
         for packet in packets:
-            here = packet.dts if self.index.counted else packet.pts
-            if packet.is_keyframe and here is not None and here >= time:
-                if here > time:
+            time = packet.dts if self.index.counted else packet.pts
+            if packet.is_keyframe and time is not None and time >= key_time:
+                if time > key_time:
                     break
                 return chain([packet], packets)
         raise Unreadable("its key frame is missing")

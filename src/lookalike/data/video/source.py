@@ -145,8 +145,8 @@ class FrameFolder:
 
     def size(self, frame: int) -> tuple[int, int]:
         """Upright (height, width) in pixels, from the header; raises Unreadable."""
-        found = header(self.read(frame))
-        return found.height, found.width
+        head = header(self.read(frame))
+        return head.height, head.width
 
     def read(self, frame: int) -> bytes:
         """One picture; raises Unreadable."""
