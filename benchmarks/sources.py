@@ -80,7 +80,7 @@ def reader(data: Path, side: int) -> tuple[Callable[[int], object], Callable[[in
     source: Any = open_source(data)
     if "tenth" in data.name:
         file = source.store._files[0]
-        file._recent.keep = os.path.getsize(data / "0.parquet") // 10
+        file._groups.keep = os.path.getsize(data / "0.parquet") // 10
     return source.read, lambda row: source.example(row, side)
 
 

@@ -23,7 +23,6 @@ from lookalike.train.pretrain import Asked, chosen
 
 _EXTRAS = {
     "tensorboard": "[log]",
-    "huggingface_hub": "[hub]",
     "fsspec": "[remote]",
     "tokenizers": "[text]",
     "av": "[video]",

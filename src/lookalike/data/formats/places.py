@@ -15,17 +15,13 @@ from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.example import PictureSource, Source
 from lookalike.data.fingerprint import LONG_PIECE, stamps_of_files
 from lookalike.data.formats import hub, lists
-from lookalike.data.formats.archives import Archives, class_folder
-from lookalike.data.formats.arrow import ArrowFile, saved
+from lookalike.data.formats.archives import Archives, TarShard, Zip, class_folder
 from lookalike.data.formats.columns import FOR_TEXT, columns_of
 from lookalike.data.formats.disk import Disk, Local
 from lookalike.data.formats.encoded import Divided, Encoded, FileStore
 from lookalike.data.formats.files import Listing, by_split, folder_split, printable, table_split
-from lookalike.data.formats.parquet import ParquetFile, Recent
 from lookalike.data.formats.remote import Remote
-from lookalike.data.formats.shards import TarShard
-from lookalike.data.formats.tables import TableFile, Tables
-from lookalike.data.formats.zipped import Zip
+from lookalike.data.formats.tables import ArrowFile, ParquetFile, RowGroups, TableFile, Tables, advise, saved
 from lookalike.data.image.decode import SUFFIXES
 from lookalike.data.prepared import CANVASES, Cache
 from lookalike.data.video.container import SUFFIXES as VIDEOS
@@ -175,8 +171,11 @@ def _in_folder(disk: Disk, name: str) -> Place[PictureSource]:
 
 
 def _parquet(disk: Disk, found: Found) -> Divided | None:
-    recent = Recent()
-    return _tables(disk, _each(disk, found.files, lambda path: ParquetFile(disk, path, recent)), found)
+    groups = RowGroups()
+    files = _each(disk, found.files, lambda path: ParquetFile(disk, path, groups))
+    if (place := _tables(disk, files, found)) is not None:
+        advise(files.values())
+    return place
 
 
 def _arrow(disk: Disk, found: Found) -> Divided | None:
