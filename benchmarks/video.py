@@ -30,7 +30,7 @@ from lookalike.data.formats.disk import Local
 from lookalike.data.loader import GIB, Loader
 from lookalike.data.source import open_source
 from lookalike.data.video.container import frame_index
-from lookalike.data.video.decoder import Decoders, VideoFile
+from lookalike.data.video.decoder import VideoDecoders, VideoFile
 from lookalike.data.windows import order_of
 from lookalike.metrics.fewshot import interval
 from lookalike.metrics.knn import Knn
@@ -77,7 +77,7 @@ def median_ms(seconds: Sequence[float]) -> str:
 def frames(folder: Path) -> None:
     """The index, a frame that follows, a frame anywhere in an open file, and one in a file that is not open."""
     disk, spent = Local(folder), {name: [] for name in ("index", "next frame", "any frame, open", "any frame, opened")}
-    chance, decoders = random.Random(0), Decoders(disk)
+    chance, decoders = random.Random(0), VideoDecoders(disk)
     for path in sorted(folder.rglob("*.mp4")):
         name = str(path.relative_to(folder))
         began = time.process_time()

@@ -25,7 +25,7 @@ from lookalike.data.loader import Loader
 from lookalike.data.source import open_source, reference_and_query, splits_of
 from lookalike.data.video import cache as caching
 from lookalike.data.video.container import FrameIndex, frame_index
-from lookalike.data.video.decoder import Decoders, VideoFile
+from lookalike.data.video.decoder import VideoDecoders, VideoFile
 from lookalike.data.video.timeline import Timeline, video_of
 from tests.films import SIDE, decoded, film, folder_of_frames, number_in, only_sound, picture
 
@@ -57,7 +57,7 @@ def shown(picture_file: bytes) -> np.ndarray:
 @pytest.mark.parametrize("name", KINDS)
 def test_any_frame_in_any_order_is_the_one_that_playing_shows(tmp_path: Path, name: str) -> None:
     path = film(tmp_path / name, **KINDS[name])
-    decoders = Decoders(Local(tmp_path))
+    decoders = VideoDecoders(Local(tmp_path))
     with path.open("rb", buffering=0) as file:
         index = frame_index(file)
     video, every = VideoFile(decoders, name, index), decoded(path)
@@ -162,7 +162,7 @@ def test_a_frame_of_a_damaged_file_does_not_depend_on_what_was_read_before(tmp_p
                 continue
 
         def frames(order: Sequence[int], index: FrameIndex = index) -> dict[int, bytes | str]:
-            video, read = VideoFile(Decoders(Local(tmp_path)), name, index), {}
+            video, read = VideoFile(VideoDecoders(Local(tmp_path)), name, index), {}
             for number in order:
                 try:
                     read[number] = video.read(number)
@@ -245,7 +245,7 @@ def test_a_fork_may_drop_what_its_parent_had_open(tmp_path: Path) -> None:
     path = film(tmp_path / "a.mp4")
     with path.open("rb", buffering=0) as file:
         index = frame_index(file)
-    video = VideoFile(Decoders(Local(tmp_path)), "a.mp4", index)
+    video = VideoFile(VideoDecoders(Local(tmp_path)), "a.mp4", index)
     video.read(5)
 
     def anew() -> None:

@@ -22,6 +22,7 @@ from lookalike.models.video import SmallVideoResNet, VideoResNet
 from lookalike.pretext.image import MOCO_V2, ImageView
 from lookalike.pretext.video import TwoClips, TwoFrames
 from lookalike.recipes import RECIPES, recipe_named
+from lookalike.recipes.modality import loader, only_pictures
 from lookalike.recipes.recipe import Recipe, meaningless
 from lookalike.recipes.serialize import from_plain, to_plain
 from lookalike.train.loop import batches
@@ -163,6 +164,23 @@ def test_a_recipe_for_videos_refuses_pictures_in_one_line(tmp_path: Path) -> Non
     loader = Loader(open_source(tmp_path), SIDE, workers=0)
     with pytest.raises(UserError, match="name video files or frames:FOLDER"):
         next(batches(loader, recipe("video_moco"), order_of(loader.source, 1, 0, None), 0, 1))
+
+
+def test_what_is_made_for_single_pictures_takes_frames_and_refuses_clips_and_text() -> None:
+    for name in ("small", "video_moco"):
+        only_pictures(recipe(name), "fine-tuning")
+    for name, examples in (("video_moco_clips", "clips"), ("simcse", "sentences"), ("text_pairs", "pairs")):
+        with pytest.raises(UserError, match=f"fine-tuning is for pictures, and {name} is for {examples}"):
+            only_pictures(recipe(name), "fine-tuning")
+
+
+def test_frames_that_cannot_be_read_are_called_frames(videos: Path) -> None:
+    source = open_source(videos)
+    for path in videos.rglob("*.mp4"):
+        path.unlink()
+    for name in ("video_moco", "video_moco_clips"):
+        with pytest.raises(UserError, match="64 of 64 frames cannot be read"):
+            loader(recipe(name), source, None, workers=0)
 
 
 def test_a_checkup_holds_whole_videos_out(videos: Path) -> None:

@@ -18,7 +18,7 @@ from lookalike.data.image.decode import Unreadable
 from lookalike.data.video.container import FrameIndex, frames, line, square, streaming
 
 
-class Decoder:
+class VideoDecoder:
     """An open video. A frame depends on the file alone: no seek begins with what others left in container or codec."""
 
     def __init__(self, file: BinaryIO, index: FrameIndex) -> None:
@@ -99,19 +99,19 @@ class Decoder:
         return enumerate(dropwhile(lambda frame: not frame.key_frame, decoded) if key else decoded, self._keys[key])
 
 
-class Decoders:
+class VideoDecoders:
     """Decodes files of a disk, the last of which stays open. A fork opens its own: both would move one place in it."""
 
     def __init__(self, disk: Disk) -> None:
         self.disk = disk
-        self._open: tuple[str, int, Decoder] | None = None
+        self._open: tuple[str, int, VideoDecoder] | None = None
 
-    def of(self, path: str, index: FrameIndex) -> Decoder:
+    def of(self, path: str, index: FrameIndex) -> VideoDecoder:
         """The decoder of one file; raises Unreadable."""
         if self._open is None or self._open[:2] != (path, os.getpid()):
             self.close()
             try:
-                self._open = path, os.getpid(), Decoder(self.disk.file(path), index)
+                self._open = path, os.getpid(), VideoDecoder(self.disk.file(path), index)
             except OSError as error:
                 raise Unreadable(error.strerror or type(error).__name__) from None
         return self._open[2]
@@ -128,7 +128,7 @@ class Decoders:
 class VideoFile:
     """A video whose frames are decoded one by one."""
 
-    def __init__(self, decoders: Decoders, path: str, index: FrameIndex) -> None:
+    def __init__(self, decoders: VideoDecoders, path: str, index: FrameIndex) -> None:
         self._decoders, self._path, self._index = decoders, path, index
         self.times = index.times
 

@@ -23,7 +23,7 @@ from lookalike.data.formats.files import Listing, printable
 from lookalike.data.formats.lists import PathList
 from lookalike.data.image.decode import SUFFIXES, Unreadable, header
 from lookalike.data.video.cache import indexes
-from lookalike.data.video.decoder import Decoders, VideoFile
+from lookalike.data.video.decoder import VideoDecoders, VideoFile
 from lookalike.data.video.timeline import frame_path
 
 _RATE = 25.0  # frames a second of folders, unless the data's name states another
@@ -125,7 +125,7 @@ def _with_frames(video: Video) -> Video:
 
 def video_files(disk: Disk, videos: VideoList) -> Divided:
     """Video files, by an index of their frames; raises UserError."""
-    index_of, decoders = dict(zip(videos.names, indexes(disk, videos.names))), Decoders(disk)
+    index_of, decoders = dict(zip(videos.names, indexes(disk, videos.names))), VideoDecoders(disk)
 
     def opened(name: str) -> VideoFile:
         index = index_of[name]
