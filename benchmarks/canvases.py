@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lookalike.data.image.decode import rgb, squash
+from lookalike.data.image.decode import squash
 from lookalike.pretext.image import ImageView
 from lookalike.types import Canvases
 
@@ -27,7 +27,7 @@ VIEW = ImageView(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 def pictures(folder: Path, longest: int | None) -> Iterator[Image.Image]:
     for path in sorted(folder.rglob("*.jpg")):
-        image = Image.fromarray(rgb(path.read_bytes()))
+        image = Image.open(path).convert("RGB")
         if longest is not None and max(image.size) > longest:
             scale = longest / max(image.size)
             size = (round(image.width * scale), round(image.height * scale))

@@ -33,7 +33,7 @@ def main() -> None:
     source = open_source(asked.data, "train")
     recipe = recipe_named(asked.recipe, len(source), 32)
     trained = Trained(recipe, placed(recipe.build(len(source)).encoder), 0)
-    loader = Loader(Rows(source, torch.arange(min(asked.rows, len(source)))).at(recipe.canvas))
+    loader = Loader(Rows(source, torch.arange(min(asked.rows, len(source)))), recipe.canvas)
     views = list(trained.views(loader, torch.arange(len(loader))))
     shares = []
     for number in range(asked.rounds + 1):  # the first warms up

@@ -83,7 +83,7 @@ def main() -> None:
 
     def part(source: Source, first: int, count: int) -> tuple[Loader, Tensor]:
         rows = torch.arange(first, first + count)
-        return Loader(Rows(source, rows).at(32), workers=0), source.labels[rows]
+        return Loader(Rows(source, rows), 32, workers=0), source.labels[rows]
 
     loader, _ = part(train, 0, LEARN)
     parts = {"reference": part(train, 0, REFERENCE), "held": part(train, LEARN, ASKED), "test": part(test, 0, ASKED)}

@@ -36,7 +36,7 @@ from lookalike.metrics.probe import LinearProbe
 from lookalike.models.norm import _GroupedBatchNorm
 from lookalike.pretext import image
 from lookalike.recipes import RECIPES
-from lookalike.recipes.modality import finder, has_words, loader, tokenizer_for
+from lookalike.recipes.modality import loader, modality_of, new_tokenizer
 from lookalike.recipes.recipe import Recipe
 from lookalike.train import trained
 from lookalike.train.loop import backward, batches, has_own_attention, new_learner, views_at
@@ -170,18 +170,18 @@ def errors(found: tuple[list[float], Tensor], truth: tuple[list[float], Tensor])
 def material(name: str, folder: Path) -> tuple[Recipe, Loads]:
     """A small recipe, and a reader of data for it."""
     data = data_for(name, folder)
-    source = data if isinstance(data, Arrays) else open_source(data, find=finder(name))
+    source = data if isinstance(data, Arrays) else open_source(data, find=modality_of(name).find)
     recipe = RECIPES[name](len(source), SIDE)
     batch = min(recipe.batch, BATCH if name != "video_moco_clips" else 16)
     recipe = replace(recipe, batch=batch, group=min(recipe.group, batch // 4), checkups=0).fitted(len(source))
-    tokenizer = tokenizer_for(recipe, source) if has_words(recipe) else None
+    tokenizer = new_tokenizer(recipe, source) if modality_of(recipe).tokenizes else None
     return recipe, loader(recipe, source, tokenizer, workers=0)
 
 
 def data_for(name: str, folder: Path) -> Any:
     """Pictures in memory, or files of another kind."""
     if name in PICTURES:
-        return Arrays(photos(EXAMPLES, SIDE, SIDE), torch.arange(EXAMPLES) % 8, [str(i) for i in range(8)], SIDE)
+        return Arrays(photos(EXAMPLES, SIDE, SIDE), torch.arange(EXAMPLES) % 8, [str(i) for i in range(8)])
     if name.startswith("video"):
         return f"frames:{frames(folder / 'frames')}"
     if name == "moco_captions":
@@ -227,7 +227,7 @@ def views(records: Records, gpu: str, deadline: float, toy: bool) -> None:
     for name in ("small",) if toy else ("moco_v1", "moco_v2", "moco_v3", "simclr"):
         recipe = RECIPES[name](1 << 20, 32 if toy else 224)
         side = recipe.canvas
-        source = Arrays(photos(count, side, side), None, [], side)
+        source = Arrays(photos(count, side, side), None, [])
         reads = loader(recipe, source, None, workers=0)
         found = []
         for way in (PLAIN, Way(gpu)):

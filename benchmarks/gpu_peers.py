@@ -20,7 +20,7 @@ from torchvision import transforms
 from benchmarks.gpu_speed import settled
 from benchmarks.records import Record, Records, spread
 from benchmarks.scenes import jpegs
-from lookalike.data.loader import cores
+from lookalike.data.pool import cores
 
 DIM, QUEUE, TEMPERATURE, MOMENTUM = 128, 65536, 0.2, 0.999
 

@@ -23,7 +23,8 @@ from benchmarks.parts import PARTS, marked
 from benchmarks.records import Record, Records, flags, spread
 from benchmarks.scenes import jpegs
 from lookalike.data.formats.arrays import Arrays
-from lookalike.data.loader import Loaded, Loader, cores
+from lookalike.data.loader import Loaded, Loader
+from lookalike.data.pool import cores
 from lookalike.data.source import open_source
 from lookalike.models.image import ResNet
 from lookalike.models.vit import ViT
@@ -265,7 +266,7 @@ def published(name: str, batch: int, toy: bool, precision: str = "bf16") -> Reci
 def in_memory(side: int, count: int) -> Loader:
     """Canvases that need no decoding."""
     pixels = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8)
-    return Loader(Arrays(pixels, None, [], side), budget=1 << 40, workers=0)
+    return Loader(Arrays(pixels, None, []), side, budget=1 << 40, workers=0)
 
 
 TOY = Plan(warmup=2, steps=1, seconds=0.0)
@@ -322,7 +323,7 @@ def files(records: Records, gpu: str, deadline: float, toy: bool, data: Path | N
         for label, place in places.items():
             for workers in (0,) if toy else (16, 2) if label == "500 x 375" else (16,):
                 recipe = published("moco_v2", 256, toy)
-                loader = Loader(open_source(place, side=recipe.canvas), budget=0, workers=min(workers, cores()))
+                loader = Loader(open_source(place), recipe.canvas, budget=0, workers=min(workers, cores()))
                 if not toy and workers > 2:
                     records.add(f"{label}: decoding alone", workers=loader.workers, **decoding(loader, 4.0))
                 also = {"workers": loader.workers, "files": len(loader)}

@@ -320,7 +320,7 @@ class Nothing:
 
     def __init__(self, examples: int) -> None:
         self.labels = torch.zeros(1, dtype=torch.int64).expand(examples)
-        self.side, self.paths, self.unlisted = 256, range(examples), {}
+        self.paths, self.unlisted, self.starts, self.texts = range(examples), {}, None, None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -68,21 +68,21 @@ def torchvision_pil(job: Job) -> Iterator[int]:
 
 
 def canvases(job: Job, memory: int = 0) -> Iterator[int]:
-    loader = Loader(open_source(job.folder, "train", job.side), memory, job.workers)
+    loader = Loader(open_source(job.folder, "train"), job.side, memory, job.workers)
     order = Order(len(loader), BATCH, seed=0)
     for batch in loader.batches(order.rows(step) for step in count()):
         yield len(batch.rows)
 
 
 def cached(job: Job) -> Iterator[int]:
-    loader = Loader(open_source(job.folder, "train", job.side), workers=job.workers)
+    loader = Loader(open_source(job.folder, "train"), job.side, workers=job.workers)
     order = Order(len(loader), BATCH, seed=0)
     for batch in loader.batches(order.rows(step) for step in count()):
         yield len(batch.rows)
 
 
 def cropped(job: Job) -> Iterator[int]:
-    loader = Loader(open_source(job.folder, "train", job.side), 0, job.workers)
+    loader = Loader(open_source(job.folder, "train"), job.side, 0, job.workers)
     order, view = Order(len(loader), BATCH, seed=0), ImageView(job.side, SCALE, flip=0)
     for batch in loader.batches(order.rows(step) for step in count()):
         view(batch.material, batch.rows, 0, 0, 0)

@@ -72,7 +72,7 @@ def main() -> None:
     rows: list[tuple[float, float, float]] = []
     for number in range(asked.rounds):
         theirs = rate(image_folder(asked.data, asked.side), asked.seconds)
-        loader = Loader(open_source(asked.cache).at(asked.side), workers=0)
+        loader = Loader(open_source(asked.cache), asked.side, workers=0)
         first, later = (rate(cache(loader, epoch), asked.seconds) for epoch in (0, 1))
         rows.append((theirs, first, later))
         print(f"round {number}: ImageFolder {theirs:.0f}/s, first pass {first:.0f}/s, later {later:.0f}/s", flush=True)

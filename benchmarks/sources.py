@@ -77,11 +77,11 @@ def packed(pictures: list[bytes], root: Path) -> dict[str, Path]:
 
 def reader(data: Path, side: int) -> tuple[Callable[[int], object], Callable[[int], object]]:
     """What fetches a row's bytes, and what makes its canvas."""
-    source: Any = open_source(data, None, side)
+    source: Any = open_source(data)
     if "tenth" in data.name:
         file = source.store._files[0]
-        file._recent.keep = os.path.getsize(data / "0.parquet") // 10
-    return source.read if data.name == "folder" else source.store.read, source.__getitem__
+        file._groups.keep = os.path.getsize(data / "0.parquet") // 10
+    return source.read, lambda row: source.example(row, side)
 
 
 def seconds(ask: Callable[[int], object], rows: list[int]) -> float:
@@ -117,9 +117,9 @@ def main() -> None:
     parser.add_argument("--json")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    given: Any = open_source(asked.data)
-    store = getattr(given, "_source", given)
-    read = given.read if hasattr(given, "read") else store.store.read
+    given = open_source(asked.data)
+    read = given.read
+    assert read is not None
     pictures = [read(row) for row in range(min(len(given), asked.most))]
     times: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as root:

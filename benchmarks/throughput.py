@@ -119,8 +119,8 @@ def recipe_of(job: Job, examples: int) -> Recipe:
 
 def ours(job: Job) -> dict[str, Any]:
     began = time.perf_counter()
-    source = open_source(job.folder, side=32)
-    loader = Watched(source, workers=WORKERS)
+    source = open_source(job.folder)
+    loader = Watched(source, 32, workers=WORKERS)
     loader.begin(job.warmup + job.steps)
     ready = time.perf_counter() - began
     with tempfile.TemporaryDirectory() as folder, Run(Path(folder) / "run") as run:

@@ -1,9 +1,10 @@
 """Videos: what a frame costs, how long steps wait for clips read from files, and what is learned from motion.
 
-    python benchmarks/video.py cost  --data ../shared/data/weizmann/data/actions
-    python benchmarks/video.py learns --data ../shared/data/weizmann/data/actions --steps 400
+    python examples/strips.py ../shared/data/weizmann/data/actions FRAMES
+    python benchmarks/video.py cost  --data FRAMES
+    python benchmarks/video.py learns --data FRAMES --steps 400
 
-``cost`` encodes the strips as .mp4 first. ``learns`` trains ``small`` (two views of one frame) and ``video_moco`` (of
+``cost`` encodes the frames as .mp4 first. ``learns`` trains ``small`` (two views of one frame) and ``video_moco`` (of
 two frames) on the same frames of six performers, with equal views, steps and seeds, and asks about the other three.
 """
 
@@ -28,8 +29,8 @@ from lookalike.core.devices import keep_freed
 from lookalike.data.formats.disk import Local
 from lookalike.data.loader import GIB, Loader
 from lookalike.data.source import open_source
-from lookalike.data.video.open import index
-from lookalike.data.video.seek import Readers, VideoFile
+from lookalike.data.video.container import frame_index
+from lookalike.data.video.decoder import VideoDecoders, VideoFile
 from lookalike.data.windows import order_of
 from lookalike.metrics.fewshot import interval
 from lookalike.metrics.knn import Knn
@@ -45,14 +46,14 @@ from lookalike.train.trained import load, parts
 SIDE, PERFORMERS, EACH = 64, 9, 8
 
 
-def encoded(strips: Path, out: Path, gop: int) -> None:
-    """Every strip as an .mp4 of 25 frames a second."""
-    source = open_source(f"strips:{strips}", side=SIDE)
+def encoded(frames: Path, out: Path, gop: int) -> None:
+    """Every folder of frames as an .mp4 of 25 frames a second."""
+    source = open_source(f"frames:{frames}")
     writers: dict[str, tuple[av.container.OutputContainer, object]] = {}
     for row in range(len(source)):
         video = source.paths[row].rpartition("#t=")[0]
         if video not in writers:
-            path = (out / video).with_suffix(".mp4")
+            path = out / f"{video}.mp4"
             path.parent.mkdir(parents=True, exist_ok=True)
             container = av.open(path, "w")
             stream = container.add_stream("libx264", rate=25)
@@ -60,7 +61,7 @@ def encoded(strips: Path, out: Path, gop: int) -> None:
             stream.codec_context.gop_size = gop
             writers[video] = container, stream
         container, stream = writers[video]
-        pixels = source[row].pixels.permute(1, 2, 0).contiguous().numpy()
+        pixels = source.example(row, SIDE).pixels.permute(1, 2, 0).contiguous().numpy()
         container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
     for container, stream in writers.values():
         container.mux(stream.encode())
@@ -76,24 +77,24 @@ def median_ms(seconds: Sequence[float]) -> str:
 def frames(folder: Path) -> None:
     """The index, a frame that follows, a frame anywhere in an open file, and one in a file that is not open."""
     disk, spent = Local(folder), {name: [] for name in ("index", "next frame", "any frame, open", "any frame, opened")}
-    chance, readers = random.Random(0), Readers(disk)
+    chance, decoders = random.Random(0), VideoDecoders(disk)
     for path in sorted(folder.rglob("*.mp4")):
         name = str(path.relative_to(folder))
         began = time.process_time()
         with disk.file(name) as file:
-            found = index(file)
+            index = frame_index(file)
         spent["index"].append(time.process_time() - began)
-        reel, count = VideoFile(readers, name, found), len(found.ticks)
+        video, count = VideoFile(decoders, name, index), len(index.ticks)
 
-        def timed(what: str, number: int, reel: VideoFile = reel) -> None:
+        def timed(what: str, number: int, video: VideoFile = video) -> None:
             began = time.process_time()
-            reel.read(number)
+            video.read(number)
             spent[what].append(time.process_time() - began)
 
         timed("any frame, opened", chance.randrange(count))
         for _ in range(10):
             timed("any frame, open", chance.randrange(count))
-        reel.read(0)
+        video.read(0)
         for number in range(1, count):
             timed("next frame", number)
     for what, seconds in spent.items():
@@ -102,12 +103,12 @@ def frames(folder: Path) -> None:
 
 def waiting(folder: Path, name: str, steps: int) -> None:
     """How long steps wait, and what they take, with clips in memory and read from files in each step."""
-    source = open_source(folder, side=SIDE)
+    source = open_source(folder)
     recipe = recipe_named(name, len(source), SIDE)
     shares: dict[str, list[float]] = {}
     for _ in range(3):
         for what, memory, workers in (("in memory", GIB, 0), ("files, 0 workers", 0, 0), ("files, 2 workers", 0, 2)):
-            shares.setdefault(what, []).append(share(Loader(source.at(recipe.canvas), memory, workers), recipe, steps))
+            shares.setdefault(what, []).append(share(Loader(source, recipe.canvas, memory, workers), recipe, steps))
     for what, found in shares.items():
         print(
             f"{name}, {what}: waited {statistics.median(found):.1%} of the time ({min(found):.1%} to {max(found):.1%})"
@@ -127,13 +128,13 @@ def share(loader: Loader, recipe: Recipe, steps: int) -> float:
     return meter.data_share()
 
 
-def divided(strips: Path, held: Sequence[int], file: Path) -> Path:
-    """A list of the strips whose split says which performers ask: their number is that of the file over 8."""
+def divided(frames: Path, held: Sequence[int], file: Path) -> Path:
+    """A list of the videos whose split says which performers ask: their number is that of the folder over 8."""
     with file.open("w", newline="") as out:
         rows = csv.writer(out)
         rows.writerow(("path", "label", "split"))
-        for path in sorted(strips.resolve().rglob("*.jpg")):
-            rows.writerow((path, path.parent.name, "test" if int(path.stem) // EACH in held else "train"))
+        for path in sorted({file.parent for file in frames.resolve().rglob("*.png")}):
+            rows.writerow((path, path.parent.name, "test" if int(path.name) // EACH in held else "train"))
     return file
 
 
@@ -151,11 +152,11 @@ def measured(run: Path, data: str, untrained: bool = False) -> dict[str, float]:
     return found
 
 
-def learns(strips: Path, names: Sequence[str], steps: int, folds: Sequence[int], out: Path) -> None:
+def learns(frames: Path, names: Sequence[str], steps: int, folds: Sequence[int], out: Path) -> None:
     """One line for each fold and recipe as JSON, and at the end means with 95 % intervals over folds."""
     table: dict[str, list[dict[str, float]]] = {}
     for fold in folds:
-        data = f"strips:{divided(strips, range(3 * fold, 3 * fold + 3), out / f'fold{fold}.csv')}"
+        data = f"frames:{divided(frames, range(3 * fold, 3 * fold + 3), out / f'fold{fold}.csv')}"
         count = len(open_source(data))
         for name in names:
             base = recipe_named(name, count, SIDE)

@@ -74,11 +74,12 @@ def _sing(made: Any, stream: Any) -> None:
     made.mux(stream.encode())
 
 
-def strip(path: Path, count: int = 20, first: int = 0) -> Path:
-    """Square frames side by side, as PNG with alpha whatever the name says."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate([picture(first + i) for i in range(count)], 1)).convert("RGBA").save(path, "PNG")
-    return path
+def folder_of_frames(folder: Path, count: int = 20, first: int = 0) -> Path:
+    """A video as a picture a frame."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        Image.fromarray(picture(first + number)).save(folder / f"{number:03}.png")
+    return folder
 
 
 def decoded(path: Path) -> list[Bytes]:

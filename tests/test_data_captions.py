@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.fingerprint import stamps_of
 from lookalike.data.source import open_source
 from lookalike.data.text.captions import MOST, find_captioned
-from lookalike.data.text.tokenizer import Tokenizer, texts_of
+from lookalike.data.text.loader import texts_of
+from lookalike.data.text.tokenizer import Tokenizer
 from lookalike.recipes import RECIPES
 from lookalike.recipes.modality import loader
 from lookalike.recipes.recipe import meaningless
@@ -44,7 +44,7 @@ def test_a_table_names_pictures_and_says_what_they_are(album: Path) -> None:
     texts = [source.texts(row) for row in range(2)]  # type: ignore[attr-defined]
     assert texts == [("first", "first"), ("second, and last", "again")]  # few captions repeat
     assert source.unlisted == {"c.png": "no caption"}
-    assert int(source[1].pixels[0, 0, 0]) == 60
+    assert int(source.example(1, 32).pixels[0, 0, 0]) == 60
 
 
 def test_what_a_table_says_of_no_picture_or_not_in_words_is_left_out(album: Path) -> None:
@@ -92,15 +92,15 @@ def test_cocos_files_divide_by_their_folders(tmp_path: Path) -> None:
         (tmp_path / f"annotations/captions_{split}.json").write_text(held)
     place = find_captioned(tmp_path)
     assert place.splits == ["train", "validation"]
-    rows = place.rows("validation", 8)
+    rows = place.rows("validation")
     assert list(rows.paths) == [f"val2017/{i:03}.png" for i in range(3)]
     assert rows.texts(2) == ("val2017 2 0", "val2017 2 1")
 
 
 def test_a_changed_caption_is_noticed(album: Path) -> None:
-    before = stamps_of(open_source(album, find=find_captioned))
+    before = open_source(album, find=find_captioned).stamps()
     (album / "captions.csv").write_text((album / "captions.csv").read_text().replace("again", "anew!"))
-    after = stamps_of(open_source(album, find=find_captioned))
+    after = open_source(album, find=find_captioned).stamps()
     assert before.names == after.names
     assert not np.array_equal(before.tokens, after.tokens)
 
@@ -162,10 +162,10 @@ def test_what_makes_no_sense_is_refused_in_words() -> None:
 @pytest.mark.skipif(not COCO.is_dir(), reason="coco_mini is not here")
 def test_real_photos_with_their_captions() -> None:
     place = find_captioned(COCO)
-    rows = place.rows("train", 32)
+    rows = place.rows("train")
     assert len(rows) == 80
     assert all(len(set(rows.texts(row))) >= 4 for row in range(80))
-    assert len(place.rows("validation", 32)) == 79
+    assert len(place.rows("validation")) == 79
 
 
 def test_pictures_as_data_in_python_have_no_captions() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +19,11 @@ from lookalike.data.fingerprint import (
     Stamps,
     changes,
     from_table,
-    regular,
-    stamps_of,
     stamps_of_files,
     to_table,
     token_of,
 )
+from lookalike.data.formats.disk import Local
 from lookalike.data.source import open_source
 from tests.test_data_sources import Listed, picture, plant, table
 
@@ -70,29 +68,29 @@ def test_it_says_the_first_few_of_each_kind() -> None:
 def test_a_copy_is_the_same_and_a_file_of_the_same_size_is_another(tmp_path: Path) -> None:
     root = plant(tmp_path / "a", *[f"{c}/{i}.png" for c in "ab" for i in range(5)])
     (root / "a" / "big.jpg").write_bytes(os.urandom(100_000))
-    before = stamps_of(open_source(root))
+    before = open_source(root).stamps()
     shutil.copytree(root, tmp_path / "b", copy_function=shutil.copyfile)  # with new times
-    assert not changes(before, stamps_of(open_source(tmp_path / "b")))
+    assert not changes(before, open_source(tmp_path / "b").stamps())
     for path, place in (("a/big.jpg", 50_000), ("a/big.jpg", -1), ("b/3.png", -20)):
         content = bytearray((root / path).read_bytes())
         times = os.stat(root / path)
         content[place] ^= 1
         (root / path).write_bytes(content)
         os.utime(root / path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert changes(before, stamps_of(open_source(root))).replaced == ["a/big.jpg", "b/3.png"]
+    assert changes(before, open_source(root).stamps()).replaced == ["a/big.jpg", "b/3.png"]
 
 
 def test_of_very_many_files_some_are_looked_into_and_always_the_same(tmp_path: Path) -> None:
     root = plant(tmp_path, *NAMES)
-    found = stamps_of_files(partial(regular, root), NAMES, most=5)
+    found = stamps_of_files(Local(root).file, NAMES, most=5)
     assert (found.tokens != UNREAD).sum() == 5
     assert (found.sizes > 0).all()
-    fewer = stamps_of_files(partial(regular, root), NAMES[:-1], most=5)
-    assert not changes(found, stamps_of_files(partial(regular, root), NAMES, most=5))
+    fewer = stamps_of_files(Local(root).file, NAMES[:-1], most=5)
+    assert not changes(found, stamps_of_files(Local(root).file, NAMES, most=5))
     assert len(changes(found, fewer).removed) == 1
     assert not changes(found, fewer).replaced
     assert not changes(
-        found, stamps_of_files(partial(regular, root), NAMES)
+        found, stamps_of_files(Local(root).file, NAMES)
     ).replaced  # what was not looked at then is not compared
 
 
@@ -102,22 +100,22 @@ def test_files_that_cannot_be_read_are_part_of_what_the_data_was(tmp_path: Path)
     (root / "a.png").unlink()
     (root / "b.png").unlink()
     os.mkfifo(root / "b.png")
-    found = stamps_of(source)
+    found = source.stamps()
     assert found.sizes.tolist()[:2] == [-1, -1]
     assert found.tokens.tolist()[:2] == [UNREAD, UNREAD]
 
 
 def test_every_kind_of_source(tmp_path: Path) -> None:
     table(tmp_path / "t.parquet", [picture(i) for i in range(8)])
-    before = stamps_of(open_source(tmp_path / "t.parquet"))
+    before = open_source(tmp_path / "t.parquet").stamps()
     assert before.names == ["t.parquet"]
     table(tmp_path / "t.parquet", [picture(i + (i == 4)) for i in range(8)])
-    assert changes(before, stamps_of(open_source(tmp_path / "t.parquet"))).replaced == ["t.parquet"]
+    assert changes(before, open_source(tmp_path / "t.parquet").stamps()).replaced == ["t.parquet"]
     images = torch.zeros(5, 8, 8, dtype=torch.uint8)
-    before = stamps_of(open_source(images))
+    before = open_source(images).stamps()
     images[3, 2, 1] = 7
-    assert changes(before, stamps_of(open_source(images))).replaced == ["#3"]
-    two, three = (stamps_of(open_source(Listed([images[0]] * count))) for count in (2, 3))
+    assert changes(before, open_source(images).stamps()).replaced == ["#3"]
+    two, three = (open_source(Listed([images[0]] * count)).stamps() for count in (2, 3))
     assert changes(two, three).added == ["#2"]
 
 

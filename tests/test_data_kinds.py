@@ -52,7 +52,7 @@ def opened(given: list[Picture], server: Server, tmp_path_factory: pytest.TempPa
             if where == "memory":
                 to_memory(data, f"memory://{inside}")
             address = {"": str(data), "http": f"{server.url}/{inside}", "memory": f"memory://{inside}"}
-            made[kind] = open_source(address[where], None, SIDE)
+            made[kind] = open_source(address[where])
         return made[kind]
 
     return make
@@ -72,13 +72,13 @@ def test_rows_in_any_order(kind: str, given: list[Picture], opened: Make) -> Non
     source = opened(kind)
     assert len(source) == len(source.paths) == len(set(source.paths)) == COUNT
     for row in [7, 0, 22, 7, 21, 8]:
-        example, picture = source[row], given[row]
+        example, picture = source.example(row, SIDE), given[row]
         assert example.bad is None
         assert torch.equal(example.pixels, decode(picture.data, SIDE).pixels)
         assert example.path == source.paths[row]
         assert example.label == int(source.labels[row])
         assert source.size(row) == (example.height, example.width) == (NATIVE, NATIVE)
-    assert source.at(5)[3].pixels.shape == (3, 5, 5)
+    assert source.example(3, 5).pixels.shape == (3, 5, 5)
     assert source.unlisted == {}
 
 
@@ -99,7 +99,7 @@ def test_workers_give_equal_batches(kind: str, opened: Make) -> None:
     steps = [torch.tensor([3, 22, 0, 9]), torch.tensor([8, 15, 1, 22]), torch.tensor([4, 2, 6, 20])]
 
     def batches(workers: int) -> list[torch.Tensor]:
-        return [batch.material.pixels for batch in Loader(source, 0, workers).batches(iter(steps))]
+        return [batch.material.pixels for batch in Loader(source, SIDE, 0, workers).batches(iter(steps))]
 
     expected = batches(0)
     for workers in (1, 2):
@@ -145,9 +145,9 @@ def test_names_that_are_no_unicode(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    source = open_source(tmp_path, None, SIDE)
+    source = open_source(tmp_path)
     assert source.paths[0].startswith(f"\\xff{made.suffix}")
-    assert [source[row].bad for row in range(COUNT)] == [None] * COUNT
+    assert [source.example(row, SIDE).bad for row in range(COUNT)] == [None] * COUNT
     assert source.unlisted == {"shut/": "Permission denied"}
 
 
@@ -157,11 +157,11 @@ def test_splits(kind: str, given: list[Picture], tmp_path: Path) -> None:
     make_divided(kind, given, tmp_path)
     data = next((path for path in tmp_path.iterdir() if path.suffix in (".csv", ".zip", ".tar")), tmp_path)
     assert splits(data) == ["train", "test"]
-    train, test = open_source(data, None, SIDE), open_source(data, "test", SIDE)
+    train, test = open_source(data), open_source(data, "test")
     assert (len(train), len(test)) == (15, 8)
     assert train.classes == test.classes
     assert train.labels.tolist() + test.labels.tolist() == [picture.label for picture in given]
-    assert torch.equal(test[2].pixels, decode(given[17].data, SIDE).pixels)
+    assert torch.equal(test.example(2, SIDE).pixels, decode(given[17].data, SIDE).pixels)
     assert [len(part) for part in reference_and_query(data)] == [15, 8]
     assert len(open_source(data, "all")) == COUNT
 

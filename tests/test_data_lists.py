@@ -29,7 +29,14 @@ def test_one_path_a_line(tmp_path: Path) -> None:
     text = f"\ufeffsub/d.png\r\n\n{outside}\nmissing.png\na.png\nsub/d.png\n../else where/b c.png\nsub/,.png"
     source = open_source(written(tmp_path / "in", "list.txt", text))
     assert source.paths == ["sub/d.png", str(outside), "missing.png", "a.png", "../else where/b c.png", "sub/,.png"]
-    assert [source[row].bad for row in range(6)] == [None, None, "No such file or directory", None, None, None]
+    assert [source.example(row, 16).bad for row in range(6)] == [
+        None,
+        None,
+        "No such file or directory",
+        None,
+        None,
+        None,
+    ]
     assert source.labels.tolist() == [-1] * 6
 
 
@@ -39,7 +46,7 @@ def test_what_is_no_picture_is_a_bad_row(tmp_path: Path) -> None:
     with open(os.fsencode(tmp_path) + b"/\xff.png", "wb") as file:
         file.write(PNG)
     source = open_source(written(tmp_path, "list.txt", b"\n".join(names)))
-    reasons = [source[row].bad for row in range(len(source))]
+    reasons = [source.example(row, 16).bad for row in range(len(source))]
     assert reasons[:2] == ["not a regular file"] * 2
     assert reasons[-1] is None
     assert None not in reasons[:-1]

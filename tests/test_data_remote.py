@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import sys
 import warnings
 from collections.abc import Iterator
@@ -12,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from lookalike.core.errors import BAD_DATA, IO, USAGE, UserError
-from lookalike.data import forks
 from lookalike.data.formats import remote
 from lookalike.data.source import native_side, open_source
 from tests.packs import pack, pictures
@@ -34,7 +34,7 @@ def test_a_row_costs_one_picture(kind: str, server: Server) -> None:
     data = pack(kind, GIVEN, server.root / kind)
     source = open_source(f"{server.url}/{data.relative_to(server.root)}")
     server.sent = 0
-    assert source[13].bad is None
+    assert source.example(13, 16).bad is None
     one = len(GIVEN[13].data)
     assert server.sent < (8 * one if kind == "parquet" else one + 100)
 
@@ -51,10 +51,10 @@ def test_a_passing_illness_is_waited_for(server: Server) -> None:
     data = pack("tars", GIVEN, server.root / "data")
     source = open_source(f"{server.url}/{data.name}")
     server.ill = 2
-    assert source[4].bad is None
+    assert source.example(4, 16).bad is None
     server.ill = 3
     with pytest.raises(UserError, match="cannot be reached") as caught:
-        source[4]
+        source.example(4, 16)
     assert caught.value.code == IO
 
 
@@ -64,18 +64,18 @@ def test_forks_leave_their_parents_connections_alone(server: Server) -> None:
     source = open_source(f"{server.url}/data/")
 
     def read() -> None:
-        assert source[0].bad is None
+        assert source.example(0, 16).bad is None
         gc.collect()
 
     read()  # over a connection that stays open
-    fork = forks.context().Process(target=read)
+    fork = multiprocessing.get_context("fork").Process(target=read)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: of forking beside threads
         fork.start()
     fork.join()
     assert fork.exitcode == 0
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(source.__getitem__, 1).result(timeout=60).bad is None
+        assert pool.submit(source.example, 1, 16).result(timeout=60).bad is None
 
 
 def test_what_is_gone_is_a_bad_row(server: Server) -> None:
@@ -83,8 +83,8 @@ def test_what_is_gone_is_a_bad_row(server: Server) -> None:
     source = open_source(f"{server.url}/data/")
     (server.root / "data" / source.paths[2]).unlink()
     (server.root / "data" / source.paths[3]).write_bytes(b"")
-    assert source[2].bad == "no such file"
-    assert source[3].bad is not None
+    assert source.example(2, 16).bad == "no such file"
+    assert source.example(3, 16).bad is not None
     assert native_side(source) == 64
 
 
@@ -94,7 +94,7 @@ def test_a_server_without_ranges_is_said(tmp_path: Path) -> None:
     with served(tmp_path, ranges=False) as server:
         source = open_source(f"{server.url}/data/{data.name}")  # so small that it is one piece
         with pytest.raises(UserError, match="no parts of files"):
-            source[0]
+            source.example(0, 16)
 
 
 def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

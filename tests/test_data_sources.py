@@ -53,8 +53,8 @@ def table(
     pq.write_table(made, path, row_group_size=3)
 
 
-def grays(source: Any) -> list[int]:
-    return [int(source[row].pixels[0, 0, 0]) for row in range(len(source))]
+def grays(source: Any, side: int = 8) -> list[int]:
+    return [int(source.example(row, side).pixels[0, 0, 0]) for row in range(len(source))]
 
 
 def refusal(*arguments: Any) -> UserError:
@@ -69,12 +69,12 @@ def refusal(*arguments: Any) -> UserError:
 
 def test_any_layout_sorted(tmp_path: Path) -> None:
     root = plant(tmp_path, "z.PNG", "a/b/c.png", "a.png", "notes.txt", ".hidden.png", "__MACOSX/a.png", ".git/x.png")
-    source = open_source(root, None, 4)
+    source = open_source(root)
     assert source.paths == ["a.png", "a/b/c.png", "z.PNG"]
     assert grays(source) == [2, 1, 0]
     assert source.labels.tolist() == [-1] * 3
     assert source.classes == []
-    example = source[1]
+    example = source.example(1, 8)
     assert (example.path, example.label, example.bad, example.height, example.width) == ("a/b/c.png", -1, None, 8, 8)
 
 
@@ -82,7 +82,7 @@ def test_class_folders_are_labels(tmp_path: Path) -> None:
     source = open_source(plant(tmp_path, "dog/1.png", "cat/deep/2.png", "cat/1.png"))
     assert source.classes == ["cat", "dog"]
     assert source.labels.tolist() == [0, 0, 1]
-    assert source[2].label == 1
+    assert source.example(2, 8).label == 1
     assert not open_source(plant(tmp_path, "stray.png")).classes
 
 
@@ -155,7 +155,7 @@ def test_odd_names_are_read_and_printable(tmp_path: Path) -> None:
     with open(os.fsencode(tmp_path) + b"/\xff\xfe.png", "wb") as file:
         file.write(picture(9))
     source = open_source(tmp_path)
-    assert all(source[row].bad is None for row in range(4))
+    assert all(source.example(row, 8).bad is None for row in range(4))
     assert "\\xff\\xfe.png" in source.paths
     "".join(source.paths).encode()
     assert len(set(source.paths)) == 4
@@ -166,9 +166,9 @@ def test_a_file_that_changes_its_kind_is_bad_not_fatal(tmp_path: Path) -> None:
     (tmp_path / "a.png").unlink()
     (tmp_path / "b.png").unlink()
     os.mkfifo(tmp_path / "b.png")
-    assert source[0].bad == "No such file or directory"
-    assert source[1].bad == "not a regular file"
-    assert source[2].bad is None
+    assert source.example(0, 8).bad == "No such file or directory"
+    assert source.example(1, 8).bad == "not a regular file"
+    assert source.example(2, 8).bad is None
     with pytest.raises(Unreadable):
         source.size(0)
 
@@ -208,16 +208,16 @@ def test_tables(tmp_path: Path, nested: bool) -> None:
     table(tmp_path / "data/train-00000-of-00002.parquet", images[:5], [0, 1, 0, 1, -1], ["no", "yes"])
     table(tmp_path / "data/train-00001-of-00002.parquet", images[5:7], [0, 0], ["no", "yes"])
     table(tmp_path / "data/test-00000-of-00001.parquet", images[7:], [1], ["no", "yes"])
-    source = open_source(tmp_path, None, 8)
+    source = open_source(tmp_path)
     assert splits(tmp_path) == ["train", "test"]
     assert grays(source) == list(range(7))
     assert [grays(source)[row] for row in (6, 0, 3)] == [6, 0, 3]
     assert source.labels.tolist() == [0, 1, 0, 1, -1, 0, 0]
     assert source.classes == ["no", "yes"]
     assert source.paths[5] == ("5.png" if nested else "data/train-00001-of-00002.parquet#0")
-    assert grays(open_source(tmp_path, "test", 8)) == [7]
+    assert grays(open_source(tmp_path, "test")) == [7]
     assert grays(pickle.loads(pickle.dumps(source))) == list(range(7))
-    assert grays(source.at(4)) == list(range(7))
+    assert grays(source, 4) == list(range(7))
     assert len(open_source(tmp_path / "data/train-00000-of-00002.parquet")) == 5
 
 
@@ -233,7 +233,7 @@ def test_string_labels_and_repeated_paths(tmp_path: Path) -> None:
 def test_rows_without_bytes_are_bad(tmp_path: Path) -> None:
     table(tmp_path / "t.parquet", [{"bytes": None, "path": "a"}, None, {"bytes": picture(3), "path": "b"}])
     source = open_source(tmp_path / "t.parquet")
-    assert [source[row].bad is None for row in range(3)] == [False, False, True]
+    assert [source.example(row, 8).bad is None for row in range(3)] == [False, False, True]
 
 
 def test_tables_go_before_pictures_only_with_pictures_in_them(tmp_path: Path) -> None:
@@ -259,17 +259,17 @@ def test_no_image_column(tmp_path: Path) -> None:
 def test_tensors(shape: tuple[int, ...]) -> None:
     images = torch.randint(0, 256, shape, dtype=torch.uint8)
     for data in (images, images.numpy(), images / 255):
-        source = open_source(data, None, 8)
-        example = source[1]
+        source = open_source(data)
+        example = source.example(1, 8)
         assert example.pixels.shape == (3, 8, 8)
         assert (example.height, example.width) == source.size(0) == (4, 6)
-        assert torch.equal(example.pixels, open_source(images, None, 8)[1].pixels)
+        assert torch.equal(example.pixels, open_source(images).example(1, 8).pixels)
 
 
 def test_tensors_keep_their_values() -> None:
     images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
-    assert torch.equal(open_source(images, None, 8)[1].pixels, images[1])
-    assert torch.equal(open_source(images / 255, None, 8)[1].pixels, images[1])
+    assert torch.equal(open_source(images).example(1, 8).pixels, images[1])
+    assert torch.equal(open_source(images / 255).example(1, 8).pixels, images[1])
 
 
 @pytest.mark.parametrize(
@@ -304,27 +304,27 @@ def test_map_style_datasets() -> None:
         [array, np.int64(1)],
         tensor / 255,
     ]
-    source = open_source(Listed(items), None, 4)
+    source = open_source(Listed(items))
     assert grays(source) == [7] * 6
     assert source.labels.tolist() == [-1, 2, 1, 0, 1, -1]
     assert source.classes == ["0", "1", "2"]
-    assert {(source[row].height, source[row].width) for row in range(6)} == {(4, 6)}
+    assert {(source.example(row, 8).height, source.example(row, 8).width) for row in range(6)} == {(4, 6)}
 
 
 def test_bad_items_are_bad_rows() -> None:
     items = [OSError("gone"), "text", torch.randn(3, 4, 4) - 9, torch.zeros(7), None, (torch.zeros(3, 4, 4), 1)]
     source = open_source(Listed(items))
-    assert [source[row].bad is None for row in range(6)] == [False] * 5 + [True]
+    assert [source.example(row, 8).bad is None for row in range(6)] == [False] * 5 + [True]
     assert refusal(Listed([])).code == BAD_DATA
     assert refusal(7).code == USAGE
 
 
 def test_digits() -> None:
-    source = open_source("digits", None, 16)
+    source = open_source("digits")
     assert len(source) == 1797
-    assert source[5].pixels.shape == (3, 16, 16)
+    assert source.example(5, 16).pixels.shape == (3, 16, 16)
     assert source.labels.bincount(minlength=10).min() > 170
-    assert int(open_source("digits", None, 8)[0].pixels.max()) > 230
+    assert int(open_source("digits").example(0, 8).pixels.max()) > 230
     assert native_side(source) == 8
 
 
@@ -332,12 +332,12 @@ def test_digits() -> None:
 
 
 def test_one_split_is_divided(tmp_path: Path) -> None:
-    reference, query = reference_and_query("digits", 8)
+    reference, query = reference_and_query("digits")
     assert (len(reference), len(query)) == (1438, 359)
     assert not set(reference.paths) & set(query.paths)
-    assert query[3].label == int(query.labels[3])
-    assert query[3].path == query.paths[3]
-    assert query.at(12)[0].pixels.shape == (3, 12, 12)
+    assert query.example(3, 8).label == int(query.labels[3])
+    assert query.example(3, 8).path == query.paths[3]
+    assert query.example(0, 12).pixels.shape == (3, 12, 12)
     root = plant(tmp_path, *[f"train/{c}/{i}.png" for c in "ab" for i in range(10)])
     assert [len(part) for part in reference_and_query(root)] == [16, 4]
 
@@ -364,7 +364,7 @@ def test_native_side(tmp_path: Path) -> None:
     for i in range(5):
         (tmp_path / f"{i}.jpg").write_bytes(picture(0, (40 + i, 20 + i), "JPEG"))
     (tmp_path / "5.jpg").write_bytes(b"")
-    assert native_side(open_source(tmp_path, None, 1)) == 22
+    assert native_side(open_source(tmp_path)) == 22
     empty = Rows(open_source(tmp_path), torch.tensor([5]))
     with pytest.raises(UserError):
         native_side(empty)
@@ -372,11 +372,11 @@ def test_native_side(tmp_path: Path) -> None:
 
 @pytest.mark.shared
 def test_real_data(shared: Path) -> None:
-    photos = open_source(shared / "imagenette128", "train", 32)
+    photos = open_source(shared / "imagenette128", "train")
     assert (len(photos), len(photos.classes), native_side(photos, 16)) == (9469, 10, 128)
     assert [len(part) for part in reference_and_query(shared / "imagenette128")] == [9469, 1500]
     assert splits(shared / "coco_mini") == ["train", "validation"]
     assert splits(shared / "raccoon") == []
-    cifar = open_source(shared / "cifar10", "test", 32)
+    cifar = open_source(shared / "cifar10", "test")
     assert (len(cifar), cifar.classes[0], int(cifar.labels.bincount().min())) == (10_000, "airplane", 1000)
-    assert cifar[9_999].bad is None
+    assert cifar.example(9_999, 8).bad is None

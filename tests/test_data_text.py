@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lookalike.core.errors import UserError
-from lookalike.data.fingerprint import changes, stamps_of
+from lookalike.data.fingerprint import changes
 from lookalike.data.rows import Rows
 from lookalike.data.source import open_source, reference_and_query, splits_of
+from lookalike.data.text.files import LONGEST
 from lookalike.data.text.source import find_text
-from lookalike.data.text.texts import LONGEST
 
 QUIET = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -152,11 +152,11 @@ def test_half_a_pair_is_no_row(tmp_path: Path) -> None:
 
 def test_changed_text_is_noticed(tmp_path: Path) -> None:
     file = write(tmp_path / "a.txt", "one\ntwo\n")
-    before = stamps_of(Rows(open_source(str(file), find=find_text), torch.tensor([0])))
+    before = Rows(open_source(str(file), find=find_text), torch.tensor([0])).stamps()
     write(file, "one\ntoo\n")
-    assert changes(before, stamps_of(open_source(str(file), find=find_text))).replaced == ["a.txt"]
+    assert changes(before, open_source(str(file), find=find_text).stamps()).replaced == ["a.txt"]
     lines = find_text(["one", "two"]).rows(None)
-    assert changes(stamps_of(lines), stamps_of(find_text(["one", "too"]).rows(None))).replaced == ["#1"]
+    assert changes(lines.stamps(), find_text(["one", "too"]).rows(None).stamps()).replaced == ["#1"]
 
 
 @pytest.mark.parametrize(
@@ -175,3 +175,11 @@ def test_what_holds_no_text_is_said_in_one_line(tmp_path: Path, make: object, wo
     with pytest.raises(UserError, match=words) as refused:
         find_text(data if isinstance(data, list) else str(data))
     assert "\n" not in str(refused.value)
+
+
+def test_numbers_of_lines_are_no_labels(tmp_path: Path) -> None:
+    for name, text in (("a.tsv", "0\tone\n1\ttwo\n2\tthree\n"), ("b.csv", "label,text\n7,one\n8,two\n9,three\n")):
+        source = find_text(str(write(tmp_path / name, text))).rows(None)
+        assert (source.labels.tolist(), source.classes) == ([-1] * 3, [])
+    shared = find_text(str(write(tmp_path / "c.tsv", "0\tone\n1\ttwo\n1\tthree\n"))).rows(None)
+    assert shared.labels.tolist() == [0, 1, 1]

@@ -178,7 +178,7 @@ def test_a_preview_shows_the_views_that_are_trained_on(say: Callable[..., Said],
         drawn = np.asarray(image).astype(np.int16)
     recipe = recipe_named("tiny", 16, 160)
     view = replace(recipe.pretext.first, size=160)
-    loader = Loader(open_source(tmp_path, None, 160), workers=0)
+    loader = Loader(open_source(tmp_path), 160, workers=0)
     batch = next(iter(loader.batches([torch.arange(16)])))
     key = view(batch.material, batch.rows, recipe.seed, 3, 1)
     shown = drawn[36:196, -168:-8]

@@ -250,14 +250,14 @@ def test_a_table_of_embeddings(trained: tuple[Recipe, Learner], tmp_path: Path, 
             {"path": pa.string(), "split": pa.string(), "label": pa.int64(), "embedding": pa.list_(pa.float32(), width)}
         )
     )
-    source = open_source("digits", None, recipe.canvas)
+    source = open_source("digits")
     assert found["path"].to_pylist() == source.paths
     assert found["label"].to_pylist() == source.labels.tolist()
     assert set(found["split"].to_pylist()) == {"all"}
     vectors = np.stack(found["embedding"].to_pylist())
     assert vectors.shape == (1797, width)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
-    again = model.features(Loader(source, workers=0), torch.tensor([5, 1000, 3]), layer)  # type: ignore[arg-type]
+    again = model.features(Loader(source, 32, workers=0), torch.tensor([5, 1000, 3]), layer)  # type: ignore[arg-type]
     np.testing.assert_allclose(
         vectors[[5, 1000, 3]], again.numpy(), atol=1e-5
     )  # batches of other sizes round otherwise

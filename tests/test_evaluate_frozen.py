@@ -202,7 +202,7 @@ def test_the_papers_probe_learns_and_leaves_every_byte_of_the_encoder() -> None:
     encoder = recipe.build(48).encoder.train()
     before = digest(encoder)
     steps: list[tuple[int, int]] = []
-    loader = Loader(open_source(Shades(), side=16), workers=0)
+    loader = Loader(open_source(Shades()), 16, workers=0)
     spec = Probe(epochs=30, lr=3.0)
     probe = paper.fit(spec, encoder, loader, recipe.pretext.crops(), lambda done, total: steps.append((done, total)))
     assert digest(encoder) == before

@@ -91,7 +91,7 @@ def test_the_papers_probe_changes_nothing_of_the_network() -> None:
     recipe = tiny(len(source))
     encoder = recipe.build(len(source)).encoder.train()
     before = {name: part.numpy().tobytes() for name, part in encoder.state_dict().items()}
-    loader = Loader(source.at(recipe.canvas), workers=0)
+    loader = Loader(source, recipe.canvas, workers=0)
     found = paper.fit(Probe(epochs=1), encoder, loader, recipe.pretext.crops())
     assert {name: part.numpy().tobytes() for name, part in encoder.state_dict().items()} == before
     assert all(module.training for module in encoder.modules())
@@ -243,7 +243,7 @@ def test_a_runs_own_weights_from_a_file_give_its_features(trained: Path, tmp_pat
     tensors = {f"module.encoder_q.{n}": part.contiguous() for n, part in own.encoder.backbone.state_dict().items()}
     save_file(tensors, tmp_path / "own.safetensors")
     torch.save({"epoch": 3, "state_dict": tensors}, tmp_path / "own.pth")
-    loader = Loader(open_source("digits").at(own.recipe.canvas), workers=0)
+    loader = Loader(open_source("digits"), own.recipe.canvas, workers=0)
     for name in ("own.safetensors", "own.pth"):
         foreign = load(trained, weights=str(tmp_path / name))
         assert foreign.step == 0

@@ -75,7 +75,7 @@ import torch._dynamo, torchvision.models.detection
 from rich.progress import Progress
 from torch.nn.parallel import DistributedDataParallel
 import lookalike
-for name in ('av', 'fsspec', 'huggingface_hub', 'simplejpeg', 'tensorboard', 'tokenizers', 'faster_coco_eval'):
+for name in ('av', 'fsspec', 'simplejpeg', 'tensorboard', 'tokenizers', 'faster_coco_eval'):
     try:
         importlib.import_module(name)
     except ImportError:

@@ -54,11 +54,11 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def same_rows(one: Any, other: Any) -> None:
+def same_rows(one: Any, other: Any, side: int) -> None:
     assert (one.paths, one.classes, len(one)) == (other.paths, other.classes, len(other))
     assert one.labels.tolist() == other.labels.tolist()
     for row in range(len(one)):
-        a, b = one[row], other[row]
+        a, b = one.example(row, side), other.example(row, side)
         assert torch.equal(a.pixels, b.pixels)
         assert a[1:] == b[1:]
 
@@ -66,7 +66,7 @@ def same_rows(one: Any, other: Any) -> None:
 def test_rows_are_those_of_the_data(photos: Path, cache: Path) -> None:
     assert splits(cache) == splits(photos) == ["train", "validation"]
     for split in (None, "train", "val"):
-        same_rows(open_source(cache, split).at(16), open_source(photos, split, 16))
+        same_rows(open_source(cache, split), open_source(photos, split), 16)
     assert native_side(open_source(cache)) == native_side(open_source(photos))
     assert [part.paths for part in reference_and_query(cache)] == [part.paths for part in reference_and_query(photos)]
     assert len(open_source(cache, "all")) == 64
@@ -76,24 +76,24 @@ def test_rows_are_those_of_the_data(photos: Path, cache: Path) -> None:
 
 def test_batches_come_from_the_map_and_are_those_of_the_data(photos: Path, cache: Path) -> None:
     rows = [torch.tensor([2, 49, 24, 0]), torch.arange(50)]  # 2 and 24 are broken
-    wanted = list(Loader(open_source(photos, None, 16), workers=0, max_bad=0.1).batches(rows))
-    loader = Loader(open_source(cache).at(16), 0, 2, max_bad=0.1)
+    wanted = list(Loader(open_source(photos), 16, workers=0, max_bad=0.1).batches(rows))
+    loader = Loader(open_source(cache), 16, 0, 2, max_bad=0.1)
     assert loader.cached
     for one, other in zip(wanted, loader.batches(rows), strict=True):
         assert torch.equal(one.rows, other.rows)
         assert all(torch.equal(a, b) for a, b in zip(one.material, other.material, strict=True))
     assert sorted(loader.bad) == ["train/a/04.png", "train/a/48.png"]
     with pytest.raises(UserError, match="2 of 50 pictures"):
-        Loader(open_source(cache).at(16))
+        Loader(open_source(cache), 16)
 
 
 def test_a_batch_that_somebody_holds_is_never_overwritten(cache: Path) -> None:
-    source = open_source(cache, "val").at(16)
+    source = open_source(cache, "val")
     assert isinstance(source, Prepared)
     rows = [torch.arange(i, i + 4) for i in range(10)]
     every = [source.take(chosen)[0] for chosen in rows]
     for chosen, pixels in zip(rows, every, strict=True):
-        assert torch.equal(pixels, torch.stack([source[row].pixels for row in chosen.tolist()]))
+        assert torch.equal(pixels, torch.stack([source.example(row, 16).pixels for row in chosen.tolist()]))
     view = source.take(rows[0])[0][1:, :, 3:].float().sum()
     part = every.pop(3)[2, 1]
     before = part.clone()
@@ -126,16 +126,16 @@ def test_a_run_from_the_cache_is_the_run_from_the_data(
 
 
 def test_smaller_canvases_are_made_of_it_and_larger_ones_refused(photos: Path, cache: Path, tmp_path: Path) -> None:
-    smaller = Loader(open_source(cache).at(8), workers=0, max_bad=0.1)
-    direct = Loader(open_source(photos, None, 8), workers=0, max_bad=0.1)
+    smaller = Loader(open_source(cache), 8, workers=0, max_bad=0.1)
+    direct = Loader(open_source(photos), 8, workers=0, max_bad=0.1)
     one, other = (next(iter(loader.batches([torch.arange(50)]))).material for loader in (smaller, direct))
     assert torch.equal(one.sizes, other.sizes)
     assert (one.pixels.float() - other.pixels.float()).abs().mean() < 16  # noise, made small at once or twice
     with pytest.raises(UserError, match="--size 32") as caught:
-        open_source(cache).at(32)
+        Loader(open_source(cache), 32)
     assert caught.value.code == USAGE
     prepare("digits", tmp_path / "digits", workers=0)  # at their own 8 px, of which any canvas can be made
-    assert open_source(tmp_path / "digits").at(32)[0].pixels.shape == (3, 32, 32)
+    assert open_source(tmp_path / "digits").example(0, 32).pixels.shape == (3, 32, 32)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -147,12 +147,18 @@ def test_the_same_bytes_for_any_workers(photos: Path, cache: Path, tmp_path: Pat
 def test_jpegs_are_smaller_and_alike(tmp_path: Path) -> None:
     prepare("digits", tmp_path / "raw", 32, workers=0)
     prepare("digits", tmp_path / "jpeg", 32, jpeg=90, workers=0)
-    raw, jpeg = (open_source(tmp_path / name).at(32) for name in ("raw", "jpeg"))
+    raw, jpeg = (open_source(tmp_path / name) for name in ("raw", "jpeg"))
     assert len(files(tmp_path / "jpeg")["shards/00000.bin"]) < 0.5 * len(files(tmp_path / "raw")["shards/00000.bin"])
     assert (raw.labels == jpeg.labels).all()
-    assert max(float((raw[i].pixels.float() - jpeg[i].pixels.float()).abs().mean()) for i in range(20)) < 6
-    assert jpeg[3][1:] == raw[3][1:]
-    assert not Loader(jpeg, 0, 0).cached
+    assert (
+        max(
+            float((raw.example(i, 32).pixels.float() - jpeg.example(i, 32).pixels.float()).abs().mean())
+            for i in range(20)
+        )
+        < 6
+    )
+    assert jpeg.example(3, 32)[1:] == raw.example(3, 32)[1:]
+    assert not Loader(jpeg, 32, 0, 0).cached
 
 
 def test_tables_keep_their_splits_and_classes(tmp_path: Path) -> None:
@@ -162,7 +168,7 @@ def test_tables_keep_their_splits_and_classes(tmp_path: Path) -> None:
     prepare(tmp_path / "data", tmp_path / "cache", workers=0)
     assert splits(tmp_path / "cache") == ["train", "test"]
     for split in ("train", "test"):
-        same_rows(open_source(tmp_path / "cache", split), open_source(tmp_path / "data", split, 20))
+        same_rows(open_source(tmp_path / "cache", split), open_source(tmp_path / "data", split), 20)
 
 
 # Killed, damaged, changed
@@ -207,10 +213,14 @@ def test_damage_is_noticed_and_mended(photos: Path, cache: Path, tmp_path: Path)
     content = bytearray((out / "shards" / "00001.bin").read_bytes())
     content[768 * 5 + 100] ^= 1
     (out / "shards" / "00001.bin").write_bytes(content)
-    source = open_source(out).at(16)
+    source = open_source(out)
     assert isinstance(source, Prepared)
     source.take(torch.tensor([24]))
-    for read in (lambda: source.take(torch.tensor([0, 25])), lambda: source[25], lambda: open_source(out).at(8)[25]):
+    for read in (
+        lambda: source.take(torch.tensor([0, 25])),
+        lambda: source.example(25, 16),
+        lambda: open_source(out).example(25, 8),
+    ):
         with pytest.raises(UserError, match=r"00001.bin is damaged .*prepare again") as caught:
             read()
         assert caught.value.code == BAD_DATA

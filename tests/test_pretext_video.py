@@ -10,35 +10,35 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 
 from lookalike.core.errors import UserError
 from lookalike.data.loader import GIB, Loader
 from lookalike.data.source import Rows, open_source
-from lookalike.data.video.naming import film_of, pieces
+from lookalike.data.video.timeline import Timeline, pieces
 from lookalike.data.windows import order_of
 from lookalike.models.video import SmallVideoResNet, VideoResNet
 from lookalike.pretext.image import MOCO_V2, ImageView
 from lookalike.pretext.video import TwoClips, TwoFrames
 from lookalike.recipes import RECIPES, recipe_named
+from lookalike.recipes.modality import loader, only_pictures
 from lookalike.recipes.recipe import Recipe, meaningless
 from lookalike.recipes.serialize import from_plain, to_plain
 from lookalike.train.loop import batches
 from lookalike.train.monitor import Checkup
 from lookalike.train.trained import Part
-from lookalike.types import Canvases, Film
-from tests.films import SIDE, film, number_in, strip
+from lookalike.types import Canvases
+from tests.films import SIDE, film, number_in, picture
 
 VIEW = replace(MOCO_V2, size=16)
 PLAIN = ImageView(size=SIDE, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
-def films(gaps: list[list[float]]) -> Film:
+def films(gaps: list[list[float]]) -> Timeline:
     """One video for each list of seconds between its frames."""
     every = [[0.0, *torch.tensor(part).cumsum(0).tolist()] for part in gaps]
-    found = film_of([f"{i}#t={time:.6f}" for i, times in enumerate(every) for time in times])
-    assert found is not None
-    return found
+    return Timeline.of([f"{i}#t={time:.6f}" for i, times in enumerate(every) for time in times])
 
 
 GAPS = st.lists(st.lists(st.sampled_from([0.04, 0.04, 0.1, 1.0]), min_size=1, max_size=12), min_size=1, max_size=4)
@@ -51,7 +51,7 @@ def test_the_frame_at_a_time_is_the_nearest_of_its_video(gaps: list[list[float]]
     row = min(which, len(gaps) - 1) and int(found.first.unique()[min(which, len(gaps) - 1)])
     mine = range(int(found.first[row]), int(found.last[row]) + 1)
     nearest = min(mine, key=lambda other: (abs(float(found.times[other]) - time), other))
-    at = int(found.at(torch.tensor([row]), torch.tensor([time], dtype=torch.float64)))
+    at = int(found.nearest(torch.tensor([row]), torch.tensor([time], dtype=torch.float64)))
     assert abs(float(found.times[at]) - time) <= abs(float(found.times[nearest]) - time) + 1e-9
     assert at in mine
 
@@ -64,7 +64,7 @@ def test_the_other_moment_lies_as_far_away_as_is_asked(
     found, pretext = films(gaps), TwoFrames(VIEW, near=near, far=near + more)
     rows = torch.arange(len(found.times))
     draws = torch.rand(len(rows), 2, generator=torch.Generator().manual_seed(epoch))
-    times = pretext.elsewhere(found, rows, draws)
+    times = pretext.other_moments(found, rows, draws)
     for row, time in zip(rows.tolist(), times.tolist(), strict=True):
         here, begin, end = (float(found.times[i]) for i in (row, found.first[row], found.last[row]))
         assert begin <= time <= end
@@ -78,11 +78,11 @@ def test_distances_are_drawn_evenly_on_both_sides() -> None:
     found = films([[0.01] * 2000])
     rows = torch.full((4000,), 1000)
     draws = torch.rand(4000, 2, generator=torch.Generator().manual_seed(0))
-    away = TwoFrames(VIEW, near=2.0, far=4.0).elsewhere(found, rows, draws) - 10
+    away = TwoFrames(VIEW, near=2.0, far=4.0).other_moments(found, rows, draws) - 10
     assert abs(float((away > 0).double().mean()) - 0.5) < 0.03  # three deviations
     counts = torch.histc(away.abs(), 4, 2.0, 4.0)
     assert bool(((counts - 1000).abs() < 90).all())
-    anywhere = TwoFrames(VIEW, far=None).elsewhere(found, rows, draws)
+    anywhere = TwoFrames(VIEW, far=None).other_moments(found, rows, draws)
     assert float(anywhere.min()) < 0.1
     assert float(anywhere.max()) > 19.9
 
@@ -90,7 +90,7 @@ def test_distances_are_drawn_evenly_on_both_sides() -> None:
 def test_a_stated_distance_is_that_many_frames() -> None:
     found = films([[0.04] * 20, [0.04] * 30])
     rows = torch.arange(len(found.times))
-    reads = TwoFrames(VIEW, near=0.2, far=0.2).reads(lambda: found, rows, 0, 3)
+    reads = TwoFrames(VIEW, near=0.2, far=0.2).training_rows(found, rows, 0, 3)
     assert torch.equal(reads[: len(rows)], rows)
     assert ((reads[len(rows) :] - rows).abs() == 5).all()
     assert torch.equal(found.first[reads[len(rows) :]], found.first)
@@ -98,14 +98,14 @@ def test_a_stated_distance_is_that_many_frames() -> None:
 
 def test_clips_lie_in_their_video_and_follow_each_other_where_they_are_evaluated() -> None:
     found, clips = films([[0.04] * 20, [0.04] * 2]), TwoClips(VIEW, frames=4, every=0.08)
-    reads = clips.reads(lambda: found, torch.tensor([0, 18, 21]), 0, 0).view(2, 3, 4)
+    reads = clips.training_rows(found, torch.tensor([0, 18, 21]), 0, 0).view(2, 3, 4)
     assert reads[0].tolist() == [[0, 2, 4, 6], [14, 16, 18, 20], [21, 23, 23, 23]]
     for clip in reads[1].tolist():
         assert clip[1] - clip[0] in (1, 2)
         assert len({int(found.first[row]) for row in clip}) == 1
-    asked = clips.asked(lambda: found, len(found.times))
+    asked = clips.examples(found)
     assert asked.tolist() == [0, 8, 21]
-    assert clips.looks(lambda: found, asked).view(3, 4).tolist() == [[0, 2, 4, 6], [8, 10, 12, 14], [21, 23, 23, 23]]
+    assert clips.whole_rows(found, asked).view(3, 4).tolist() == [[0, 2, 4, 6], [8, 10, 12, 14], [21, 23, 23, 23]]
 
 
 def test_all_frames_of_a_clip_are_cropped_and_coloured_alike_and_two_clips_are_not() -> None:
@@ -135,11 +135,11 @@ def videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("name", ["video_moco", "video_moco_clips"])
 def test_steps_are_equal_for_any_workers_cached_or_read_anew(videos: Path, name: str) -> None:
-    source, spec = open_source(videos, side=SIDE), recipe(name)
+    source, spec = open_source(videos), recipe(name)
     order = order_of(source, spec.batch, 0, None)
 
     def seen(memory: int, workers: int, start: int = 0) -> list[Tensor]:
-        made = batches(Loader(source, memory, workers), spec, order, start, 3)
+        made = batches(Loader(source, SIDE, memory, workers), spec, order, start, 3)
         return [part for batch in made for part in (batch.index, batch.first["pixels"], batch.second["pixels"])]
 
     expected = seen(GIB, 0)
@@ -150,27 +150,44 @@ def test_steps_are_equal_for_any_workers_cached_or_read_anew(videos: Path, name:
 
 def test_what_is_drawn_is_what_is_seen(videos: Path) -> None:
     """With views that change nothing the frames tell their numbers."""
-    source, plain = open_source(videos, side=SIDE), TwoFrames(PLAIN, near=0.16, far=0.16)
+    source, plain = open_source(videos), TwoFrames(PLAIN, near=0.16, far=0.16)
     spec = recipe("video_moco", pretext=plain)
-    for batch in batches(Loader(source, workers=0), spec, order_of(source, 16, 0, None), 0, 4):
+    for batch in batches(Loader(source, SIDE, workers=0), spec, order_of(source, 16, 0, None), 0, 4):
         for row, first, second in zip(batch.index.tolist(), *(view["pixels"] for view in (batch.first, batch.second))):
             own, other = number_in(255 * first.numpy()), number_in(255 * second.numpy())
-            assert own == number_in(source[row].pixels.numpy())
+            assert own == number_in(source.example(row, SIDE).pixels.numpy())
             assert (abs(other - own), other // 16) == (4, own // 16)
 
 
 def test_a_recipe_for_videos_refuses_pictures_in_one_line(tmp_path: Path) -> None:
-    strip(tmp_path / "a.png")
-    loader = Loader(open_source(tmp_path, side=SIDE), workers=0)
-    with pytest.raises(UserError, match="name video files, frames:FOLDER or strips:FOLDER"):
+    Image.fromarray(picture(0)).save(tmp_path / "a.png")
+    loader = Loader(open_source(tmp_path), SIDE, workers=0)
+    with pytest.raises(UserError, match="name video files or frames:FOLDER"):
         next(batches(loader, recipe("video_moco"), order_of(loader.source, 1, 0, None), 0, 1))
 
 
+def test_what_is_made_for_single_pictures_takes_frames_and_refuses_clips_and_text() -> None:
+    for name in ("small", "video_moco"):
+        only_pictures(recipe(name), "fine-tuning")
+    for name, examples in (("video_moco_clips", "clips"), ("simcse", "sentences"), ("text_pairs", "pairs")):
+        with pytest.raises(UserError, match=f"fine-tuning is for pictures, and {name} is for {examples}"):
+            only_pictures(recipe(name), "fine-tuning")
+
+
+def test_frames_that_cannot_be_read_are_called_frames(videos: Path) -> None:
+    source = open_source(videos)
+    for path in videos.rglob("*.mp4"):
+        path.unlink()
+    for name in ("video_moco", "video_moco_clips"):
+        with pytest.raises(UserError, match="64 of 64 frames cannot be read"):
+            loader(recipe(name), source, None, workers=0)
+
+
 def test_a_checkup_holds_whole_videos_out(videos: Path) -> None:
-    loader = Loader(open_source(videos, side=SIDE), workers=0)
+    loader = Loader(open_source(videos), SIDE, workers=0)
     found = Checkup.of(loader, recipe("video_moco"))
     assert sorted(found.rows.tolist()) == list(range(64))
-    assert found.ask == 16
+    assert found.queries == 16
     assert not set((found.rows[:16] // 16).tolist()) & set((found.rows[16:] // 16).tolist())
 
 
@@ -188,9 +205,8 @@ def test_a_piece_of_a_video_is_the_mean_of_its_unit_features() -> None:
 
 
 def test_some_rows_of_videos_are_videos_of_fewer_frames(videos: Path) -> None:
-    some = Rows(open_source(videos, side=SIDE), torch.arange(0, 64, 4))
-    found = film_of(some.paths)
-    assert found is not None
+    some = Rows(open_source(videos), torch.arange(0, 64, 4))
+    found = Timeline.of(some.paths)
     assert found.first.tolist() == [0] * 4 + [4] * 4 + [8] * 4 + [12] * 4
 
 

@@ -21,7 +21,7 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is her
 
 
 def state_after(recipe: Recipe, folder: Path) -> dict[str, torch.Tensor]:
-    loader = Loader(open_source("digits", side=recipe.canvas), workers=0)
+    loader = Loader(open_source("digits"), recipe.canvas, workers=0)
     with Run(folder) as run:
         run.begin(recipe, {"examples": len(loader)}, b"")
         learner = train(recipe, run, loader, save_every=4).learner

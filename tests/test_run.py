@@ -436,7 +436,7 @@ def test_minutes_count_from_when_the_person_began_to_wait(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], waited: float
 ) -> None:
     source = open_source(PICTURES)
-    loader = Loader(source, workers=0)
+    loader = Loader(source, 32, workers=0)
     spec = replace(tiny(48, 8), length=Length(minutes=60), checkups=4)
     with Run(tmp_path) as run, Screen("test") as screen:
         checkup = Checkup.of(loader, spec)
@@ -456,7 +456,7 @@ def test_minutes_count_from_when_the_person_began_to_wait(
 
 def test_a_run_whose_pace_changes_gets_another_length_on_record_and_repeats_by_it(tmp_path: Path) -> None:
     spec = replace(tiny(48, 8), length=Length(minutes=1, steps=60), checkups=3, precision="fp32")
-    loader, seconds = Loader(open_source(PICTURES).at(spec.canvas), workers=0), count(step=2.0)  # measured was one
+    loader, seconds = Loader(open_source(PICTURES), spec.canvas, workers=0), count(step=2.0)  # measured was one
     clock = Clock(Budget(60.0, 0.0, 0.0, 3, 1.0), 60, now=lambda: next(seconds))
     with Run(tmp_path / "run") as run:
         run.begin(spec, {"examples": 48}, b"")
@@ -504,7 +504,7 @@ def test_epochs_are_all_and_minutes_are_more(tmp_path: Path) -> None:
     carry_out(asked(run, length=Length(epochs=1)))
     assert carry_out(asked(run, length=Length(epochs=2), extend=True)).step == 6
     source = open_source(PICTURES)
-    loader, recipe = Loader(source, workers=0), read_recipe(run / "recipe.json")
+    loader, recipe = Loader(source, 32, workers=0), read_recipe(run / "recipe.json")
     with Run(run) as opened:
         checkup = Checkup.of(loader, recipe)
         longer, clock = extended(recipe, Length(minutes=60), opened, loader, checkup, time.perf_counter())

@@ -141,7 +141,7 @@ def test_a_sentence_finds_lines(say: Say, tmp_path: Path) -> None:
     (tmp_path / "labelled.tsv").write_text(
         "label\ttext\n" + "\n".join(f"{i % 2}\t{line}" for i, line in enumerate(lines))
     )
-    assert "texts against" in say("evaluate", "knn", tmp_path / "run", tmp_path / "labelled.tsv", "--k", 2)[1]
+    assert "sentences against" in say("evaluate", "knn", tmp_path / "run", tmp_path / "labelled.tsv", "--k", 2)[1]
 
 
 def test_a_sentence_finds_pictures_in_the_output_of_the_head(say: Say, tmp_path: Path) -> None:

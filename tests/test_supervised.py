@@ -85,7 +85,7 @@ def test_tuning_the_whole_network_improves_on_frozen_features(tmp_path: Path) ->
     length = (("batch", "64"), ("checkups", "0"))
     carry_out(Asked("digits", tmp_path / "run", "digits", Length(steps=60), length, workers=0, quiet=True))
     trained = load(tmp_path / "run")
-    loaders = [Loader(part.at(trained.recipe.canvas), workers=0) for part in reference_and_query("digits")]
+    loaders = [Loader(part, trained.recipe.canvas, workers=0) for part in reference_and_query("digits")]
     before = {name: part.clone() for name, part in trained.encoder.state_dict().items()}
     spec = Finetune(shares=(0.1,), rates=(1e-3,), steps=100, draws=2)
     found = tune(spec, trained, *loaders, tmp_path / "fits")[0.1]
@@ -107,7 +107,7 @@ def test_a_picture_that_stands_in_for_a_bad_one_brings_its_own_label(tmp_path: P
     source = open_source(str(tmp_path))
     recipe = with_labels(replace(tiny(24), batch=8), 2)
     recipe = replace(recipe, pretext=OneView(recipe.pretext.crops()))  # whose colours are those of the pictures
-    loader = Loader(source.at(recipe.canvas), budget, workers=0, max_bad=0.5)
+    loader = Loader(source, recipe.canvas, budget, workers=0, max_bad=0.5)
     order = Order(24, 8, recipe.seed)
     for batch in batches(loader, recipe, order, 0, 6):
         red = recipe.pretext.first.displayable(batch.first)[:, :2].float().amax((1, 2, 3))

@@ -17,13 +17,16 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from lookalike.core.errors import UserError
+from lookalike.data.text.loader import TextLoader
 from lookalike.data.text.source import find_text
-from lookalike.data.text.tokenizer import Reader, Tokenizer
+from lookalike.data.text.tokenizer import Tokenizer
 from lookalike.metrics.spearman import ranked, spearman
 from lookalike.models.decoder import Words
 from lookalike.models.hugging_face import HuggingFace
 from lookalike.models.text import CounterDropout, Packing, Transformer, table
 from lookalike.pretext.text import Cloze, Pairs, SameSentence
+from lookalike.recipes import RECIPES
+from lookalike.recipes.modality import loader
 from lookalike.types import FIRST, MASK, PAD, Tokens, View
 
 pytest.importorskip("tokenizers", reason="tokenizers is not installed")
@@ -75,11 +78,11 @@ def test_any_text_has_tokens_and_is_cut(text: str) -> None:
     assert all(token not in (PAD, FIRST, MASK) and token < 300 for token in whole[1:])
 
 
-def test_a_reader_gives_each_rows_tokens_whatever_else_is_in_the_batch(tokenizer: Tokenizer) -> None:
-    reader = Reader(find_text(LINES).rows(None), tokenizer, 8)
+def test_a_loader_gives_each_rows_tokens_whatever_else_is_in_the_batch(tokenizer: Tokenizer) -> None:
+    texts = TextLoader(find_text(LINES).rows(None), tokenizer, 8)
     expected = tokenizer.encoded(LINES, 8)
     for rows in ([0], [3, 1], [4, 2, 0, 0]):
-        (found,) = reader.batches([torch.tensor(rows)])
+        (found,) = texts.batches([torch.tensor(rows)])
         for i, row in enumerate(rows):
             length = int(found.material.lengths[i, 0])
             assert found.material.tokens[i, 0, :length].tolist() == expected[row]
@@ -94,9 +97,9 @@ def test_too_many_lines_that_are_no_text_are_refused(tmp_path: Path, tokenizer: 
         heard.update(bad)
 
     with pytest.raises(UserError, match=r"1 of 20 lines are no text, first a\.txt:2"):
-        Reader(source, tokenizer, 8, max_bad=0.01, on_bad=note)
+        loader(RECIPES["simcse"](19, 0), source, tokenizer, max_bad=0.01, on_bad=note)
     assert heard == {"a.txt:2": "no valid UTF-8"}
-    assert len(Reader(source, tokenizer, 8, max_bad=0.1)) == 19
+    assert len(loader(RECIPES["simcse"](19, 0), source, tokenizer, max_bad=0.1)) == 19
 
 
 def test_without_the_extra_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

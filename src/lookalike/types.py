@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 View = dict[str, Tensor]
@@ -26,24 +25,6 @@ class Canvases(NamedTuple):
     sizes: Tensor
 
 
-class Film(NamedTuple):
-    """Rows that are frames of videos: N of them, video by video, each in the order of time."""
-
-    times: Tensor  # (N,) float64 seconds from the start of its video
-    first: Tensor  # (N,) int64 the first row of its video
-    last: Tensor  # (N,) the last row of its video
-
-    def at(self, rows: Tensor, times: Tensor) -> Tensor:
-        """The rows that are nearest to ``times`` in the videos of ``rows``, both of one shape; the earlier of two."""
-        low, high = self.first[rows], self.last[rows]
-        while bool((low < high).any()):
-            middle = (low + high) // 2
-            after = torch.minimum(middle + 1, high)
-            past = self.times[middle] + self.times[after] < 2 * times  # nearer to the one after
-            low, high = torch.where(past, after, low), torch.where(past, high, middle)
-        return low
-
-
 class Tokens(NamedTuple):
     """Texts as numbers of tokens: ``tokens`` int64 (B, V, L), of which ``lengths`` int64 (B, V) are no padding.
 
@@ -55,7 +36,7 @@ class Tokens(NamedTuple):
 
 
 class Captioned(NamedTuple):
-    """Pictures with their captions: the fields of Canvases, then those of Tokens, V captions a picture."""
+    """Captioned pictures: the fields of Canvases, then those of Tokens, V captions a picture."""
 
     pixels: Tensor
     sizes: Tensor

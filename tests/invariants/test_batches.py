@@ -38,7 +38,7 @@ def recipe(seed: int = 0) -> Recipe:
 
 
 def seen(source: Source, spec: Recipe, memory: int, workers: int, start: int = 0) -> Iterator[Batch]:
-    loader = Loader(source.at(spec.canvas), memory, workers, max_bad=0.1)
+    loader = Loader(source, spec.canvas, memory, workers, max_bad=0.1)
     assert loader.cached == (memory > 0)
     return batches(loader, spec, Order(COUNT, spec.batch, spec.seed), start, STEPS)
 

@@ -77,7 +77,7 @@ CASES = {
 
 def trained(recipe: Recipe, folder: Path, tokens: str) -> dict[str, Any]:
     """A few steps in double precision; every rank calls it."""
-    source = find_captioned(folder).rows("train", 16)
+    source = find_captioned(folder).rows("train")
     reads = loader(recipe, source, Tokenizer(tokens), workers=0)
     return in_double(recipe, reads, STEPS)
 
@@ -99,7 +99,7 @@ def test_two_processes_do_the_mathematics_of_one(tmp_path: Path) -> None:
 def test_a_queue_holds_the_keys_of_the_other_kind(tmp_path: Path) -> None:
     """Pictures are told apart by captions, and captions by pictures: after a step each queue has those keys alone."""
     recipe, folder = CASES["two queues"], album(tmp_path)
-    source = find_captioned(folder).rows("train", 16)
+    source = find_captioned(folder).rows("train")
     tokenizer = Tokenizer.trained(["a wall all red green blue white"], 320, True)
     reads = loader(recipe, source, tokenizer, workers=0)
     learner = recipe.build(len(source)).train()

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from lookalike.data.order import Order
+from lookalike.data.text.loader import TextLoader
 from lookalike.data.text.source import find_text
-from lookalike.data.text.tokenizer import Reader, Tokenizer
+from lookalike.data.text.tokenizer import Tokenizer
 from lookalike.learn.dictionary import Queue
 from lookalike.learn.optim import SGD
 from lookalike.models.text import Transformer
@@ -62,7 +63,7 @@ def trained(name: str, tokens: str) -> dict[str, Any]:
     recipe = miniature(name)
     pairs = [[sentence(i), sentence(i + 1000)] for i in range(60)]
     source = find_text(pairs, pairs=True).rows(None)
-    reader = Reader(source, Tokenizer(tokens), 16)
+    reader = TextLoader(source, Tokenizer(tokens), 16)
     return in_double(recipe, reader, STEPS)
 
 
@@ -193,7 +194,7 @@ def test_a_step_draws_from_no_generator() -> None:
     recipe = miniature("simcse")
     learner = recipe.build(60).train()
     source = find_text([sentence(i) for i in range(60)]).rows(None)
-    reader = Reader(source, Tokenizer.trained(map(sentence, range(60)), 320, True), 16)
+    reader = TextLoader(source, Tokenizer.trained(map(sentence, range(60)), 320, True), 16)
     (batch,) = batches(reader, recipe, Order(60, BATCH, 0), 0, 1)
     before = torch.get_rng_state()
     learner(batch)

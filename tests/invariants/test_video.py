@@ -84,7 +84,7 @@ def miniature(name: str) -> Recipe:
 
 def trained(data: Path, name: str) -> dict[str, Any]:
     """What a rank ends with."""
-    return in_double(miniature(name), Loader(open_source(data, side=SIDE), workers=0), 6)
+    return in_double(miniature(name), Loader(open_source(data), SIDE, workers=0), 6)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lookalike.data.loader import Loader
-from lookalike.data.source import Source, open_source, reference_and_query
+from lookalike.data.source import PictureSource, open_source, reference_and_query
 from lookalike.metrics.fewshot import Interval, by_means
 from lookalike.models.features import settle
 from lookalike.recipes.digits import digits
@@ -59,23 +59,23 @@ def compared(out: Path) -> Accuracies:
     return Accuracies("Accuracy with few labels", columns, rows, caption)
 
 
-def pixels(source: Source) -> Tensor:
+def pixels(source: PictureSource) -> Tensor:
     """(N, 64) unit rows: the pictures as they are."""
-    canvases = next(iter(Loader(source.at(8), workers=0).batches([torch.arange(len(source))]))).material
+    canvases = next(iter(Loader(source, 8, workers=0).batches([torch.arange(len(source))]))).material
     return F.normalize(canvases.pixels[:, 0].flatten(1).float(), dim=1)
 
 
-def by_network(trained: Trained, reference: Source, query: Source) -> list[Interval]:
+def by_network(trained: Trained, reference: PictureSource, query: PictureSource) -> list[Interval]:
     """Those of a network's features; one that was never trained gets its whitening, if it has one, as the other did."""
-    loaders = [Loader(part.at(trained.recipe.canvas), workers=0) for part in (reference, query)]
+    loaders = [Loader(part, trained.recipe.canvas, workers=0) for part in (reference, query)]
     if trained.step == 0 and trained.encoder.whitening is not None:
-        whole = Loader(open_source(DATA, side=trained.recipe.canvas), workers=0)
+        whole = Loader(open_source(DATA), trained.recipe.canvas, workers=0)
         settle(trained.encoder, trained.views(whole, torch.arange(len(whole))))
     known, queries = (trained.features(loader) for loader in loaders)
     return few(known, queries, reference, query)
 
 
-def few(known: Tensor, queries: Tensor, reference: Source, query: Source) -> list[Interval]:
+def few(known: Tensor, queries: Tensor, reference: PictureSource, query: PictureSource) -> list[Interval]:
     """Mean and interval for each number of labels."""
     return list(by_means(known, reference.labels, queries, query.labels, LABELS, DRAWS).values())
 

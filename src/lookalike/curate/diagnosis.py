@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lookalike.core.errors import UserError
 from lookalike.curate.sample import drawn
-from lookalike.data.fingerprint import changes, from_table, stamps_of
+from lookalike.data.fingerprint import changes, from_table
 from lookalike.data.source import Source
 from lookalike.models.features import embed, raw
 from lookalike.train import checkpoint
@@ -152,7 +152,7 @@ def diagnose(folder: Path, workers: int = 2) -> Health:
     changed, spread, unseen = None, None, None
     try:
         source = source_of(history)
-        change = changes(from_table(run.data_table), stamps_of(source))
+        change = changes(from_table(run.data_table), source.stamps())
         changed = str(change) if change else ""
         spread = spread_of(folder, source, workers)
     except UserError as error:

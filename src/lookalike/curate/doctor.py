@@ -24,8 +24,8 @@ from lookalike.core.seeding import uniforms
 from lookalike.curate.plan import Training, planned
 from lookalike.curate.sheet import Tile, sheet, upright
 from lookalike.data.image.survey import Survey, joined, largest, near, same, survey
-from lookalike.data.source import EVERYTHING, Data, Source, open_source, splits_of
-from lookalike.data.video.naming import video_of
+from lookalike.data.source import EVERYTHING, Data, PictureSource, open_source, splits_of
+from lookalike.data.video.timeline import video_of
 
 _SHOWN, _TILE = 100, 96  # pictures of the sheet, and their pixels
 _PAIRS = 24  # groups of duplicates that are drawn
@@ -37,7 +37,7 @@ class Found:
     """Everything that was found; ``splits`` number the rows of ``survey`` in turn."""
 
     data: str
-    splits: dict[str, Source]
+    splits: dict[str, PictureSource]
     survey: Survey
     exact: list[list[int]]
     alike: list[list[int]]
@@ -251,7 +251,7 @@ def _tile(found: Found, row: int, words: str) -> Tile:
     """One picture, decoded again."""
     for source in found.splits.values():
         if row < len(source):
-            example = source.at(min(2 * _TILE, largest(source)))[row]
+            example = source.example(row, largest(source, 2 * _TILE))
             pixels: Tensor = example.pixels
             return Tile(upright(pixels, example.height, example.width, _TILE), words)
         row -= len(source)

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 
 from lookalike.core.devices import accelerator, device, processor, resolved
-from lookalike.data.loader import GIB, Loader, cores
-from lookalike.data.source import Data, Rows, Source, native_side, open_source
+from lookalike.data.loader import GIB, Loader
+from lookalike.data.pool import cores
+from lookalike.data.source import Data, PictureSource, Rows, native_side, open_source
 from lookalike.learn.dictionary import Queue
 from lookalike.recipes.recipe import Recipe
 from lookalike.train.length import pace, probe
@@ -22,7 +23,6 @@ from lookalike.train.pretrain import Asked, chosen
 
 _EXTRAS = {
     "tensorboard": "[log]",
-    "huggingface_hub": "[hub]",
     "fsspec": "[remote]",
     "tokenizers": "[text]",
     "av": "[video]",
@@ -64,7 +64,7 @@ def planned(data: Data, split: str | None, timed: bool, workers: int) -> Trainin
     )
 
 
-def _reasons(recipe: Recipe, source: Source, size: float, minutes: float | None) -> Iterator[str]:
+def _reasons(recipe: Recipe, source: PictureSource, size: float, minutes: float | None) -> Iterator[str]:
     """Why these settings."""
     steps = len(source) // recipe.batch
     where = "a GPU" if device().type != "cpu" else "no GPU"
@@ -90,10 +90,10 @@ def _queue(recipe: Recipe) -> int | None:
     return recipe.dictionary.size if isinstance(recipe.dictionary, Queue) else None
 
 
-def _seconds_per_step(recipe: Recipe, source: Source, workers: int, seconds: float = 5.0) -> float:
+def _seconds_per_step(recipe: Recipe, source: PictureSource, workers: int, seconds: float = 5.0) -> float:
     """As minutes are measured, by a throw-away copy of the run on few of the pictures."""
-    few = Rows(source, torch.arange(len(source))[: 4 * recipe.batch]).at(recipe.canvas)
-    return pace(probe(replace(recipe, window=None), Loader(few, workers=workers, max_bad=1.0), seconds))
+    few = Rows(source, torch.arange(len(source))[: 4 * recipe.batch])
+    return pace(probe(replace(recipe, window=None), Loader(few, recipe.canvas, workers=workers, max_bad=1.0), seconds))
 
 
 def about_machine() -> dict[str, str]:

@@ -22,12 +22,12 @@ from PIL import Image
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
 from lookalike.core.files import UNFINISHED, sync_folder, write_atomically, write_json
 from lookalike.core.progress import Progress, silent
-from lookalike.data.crew import across
 from lookalike.data.example import Example
-from lookalike.data.fingerprint import Stamps, changes, from_table, stamps_of, to_table
+from lookalike.data.fingerprint import Stamps, changes, from_table, to_table
 from lookalike.data.formats.files import split_of
+from lookalike.data.pool import ordered
 from lookalike.data.prepared import CANVASES, INDEX, RAW, VERSION, Shard, read_index, shard_name, stated
-from lookalike.data.source import EVERYTHING, Data, Source, native_side, open_source, splits_of
+from lookalike.data.source import EVERYTHING, Data, PictureSource, native_side, open_source, splits_of
 from lookalike.train.run import Run
 
 SIDE = 160  # px where no other side is asked for: crops of 128 px lose little, and a million take 77 GB
@@ -56,7 +56,6 @@ class _Task(NamedTuple):
 class _Part(NamedTuple):
     """What it made of them."""
 
-    task: _Task
     data: bytes
     rows: list[_ROW]
 
@@ -79,7 +78,6 @@ def prepare(
     sources = {split_of(split) or split: open_source(data, split)} if split else splits_of(data)
     first = next(iter(sources.values()))
     side = size or min(SIDE, native_side(first))
-    sources = {name: source.at(side) for name, source in sources.items()}
     coding = RAW if jpeg is None else f"jpeg {jpeg}"
     with Run(out):
         settings = {"version": VERSION, "side": side, "coding": coding, "classes": list(first.classes)}
@@ -90,7 +88,7 @@ def prepare(
             for left in (out / folder).glob(f".*{UNFINISHED}"):  # by a call that was killed in a write
                 left.unlink()
         plan = list(_plan(sources, side, coding, shard_bytes))
-        _make(out, sources, plan, partial(_part, sources, jpeg), workers, progress)
+        _make(out, sources, plan, partial(_part, sources, side, jpeg), workers, progress)
         return _finish(out, settings, 1 + max(task.shard for task in plan))
 
 
@@ -104,9 +102,9 @@ def _refuse_foreign(out: Path) -> None:
         raise UserError(f"{out} holds other files: choose an empty or new folder for --out")
 
 
-def _stamps(sources: dict[str, Source]) -> Stamps:
+def _stamps(sources: dict[str, PictureSource]) -> Stamps:
     """The files of all splits, each once: splits may share an archive."""
-    every = [stamps_of(source) for source in sources.values()]
+    every = [source.stamps() for source in sources.values()]
     first = {name: (int(size), int(token)) for part in every for name, size, token in zip(*part)}
     sizes, tokens = (np.array(column) for column in zip(*first.values()))
     return Stamps(list(first), sizes.astype(np.int64), tokens.astype(np.uint64))
@@ -125,7 +123,7 @@ def _begin(out: Path, settings: dict[str, object], now: Stamps) -> None:
         raise UserError(f"{out} was made of other pictures: {changed}; choose another --out", BAD_DATA)
 
 
-def _plan(sources: dict[str, Source], side: int, coding: str, shard_bytes: int) -> Iterator[_Task]:
+def _plan(sources: dict[str, PictureSource], side: int, coding: str, shard_bytes: int) -> Iterator[_Task]:
     """Every shard's tasks, in order: whole splits one after another, so that no shard holds two."""
     row_bytes = 3 * side**2 if coding == RAW else 3 * side**2 // 8  # what JPEG makes of it, about
     each, shard = max(1, shard_bytes // row_bytes), 0
@@ -137,16 +135,16 @@ def _plan(sources: dict[str, Source], side: int, coding: str, shard_bytes: int) 
             shard += 1
 
 
-def _part(sources: dict[str, Source], jpeg: int | None, task: _Task) -> _Part:
+def _part(sources: dict[str, PictureSource], side: int, jpeg: int | None, task: _Task) -> _Part:
     """The canvases of some rows, in a worker."""
     made: list[bytes] = []
     rows: list[_ROW] = []
     for row in task.rows:
-        example = sources[task.split][row]
+        example = sources[task.split].example(row, side)
         data = _encoded(example, jpeg)
         made.append(data)
         rows.append((example.height, example.width, len(data), zlib.adler32(data), example.bad))
-    return _Part(task, b"".join(made), rows)
+    return _Part(b"".join(made), rows)
 
 
 def _encoded(example: Example, jpeg: int | None) -> bytes:
@@ -161,18 +159,23 @@ def _encoded(example: Example, jpeg: int | None) -> bytes:
 
 
 def _make(
-    out: Path, sources: dict[str, Source], plan: list[_Task], work: partial[_Part], workers: int, progress: Progress
+    out: Path,
+    sources: dict[str, PictureSource],
+    plan: list[_Task],
+    work: partial[_Part],
+    workers: int,
+    progress: Progress,
 ) -> None:
     """Write every shard that is not there or not whole."""
     whole = {number for number in {task.shard for task in plan} if _is_whole(out, number)}
     wanted = [task for task in plan if task.shard not in whole]
     total = sum(len(task.rows) for task in plan)
     done = total - sum(len(task.rows) for task in wanted)
-    with closing(across(work, wanted, workers)) as parts:
-        for shard, made in groupby(parts, lambda part: part.task.shard):
+    with closing(ordered(work, wanted, workers)) as parts:
+        for shard, made in groupby(parts, lambda made: made[0].shard):
             with _Writing(out, shard) as writing:
-                for part in made:
-                    writing.add(part, sources[part.task.split])
+                for task, part in made:
+                    writing.add(task, part, sources[task.split])
                     done += len(part.rows)
                     progress("preparing", done, total)
 
@@ -217,13 +220,13 @@ class _Writing:
         pq.write_table(table, sink, compression="zstd")
         write_atomically(self.out / "index" / f"{self.number:05}.parquet", sink.getvalue().to_pybytes())
 
-    def add(self, part: _Part, source: Source) -> None:
+    def add(self, task: _Task, part: _Part, source: PictureSource) -> None:
         """Append the canvases of a part and their rows of the index."""
         self.file.write(part.data)
         self.sum.update(part.data)
-        split = None if part.task.split == EVERYTHING else part.task.split
-        labels = source.labels[part.task.rows.start : part.task.rows.stop].tolist()
-        for row, label, (height, width, length, check, bad) in zip(part.task.rows, labels, part.rows):
+        split = None if task.split == EVERYTHING else task.split
+        labels = source.labels[task.rows.start : task.rows.stop].tolist()
+        for row, label, (height, width, length, check, bad) in zip(task.rows, labels, part.rows):
             values = (source.paths[row], split, label, height, width, self.length, length, check, bad)
             for name, value in zip(INDEX.names, values):
                 self.columns[name].append(value)

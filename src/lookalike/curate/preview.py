@@ -11,27 +11,27 @@ from lookalike.core.files import write_atomically
 from lookalike.core.seeding import uniforms
 from lookalike.curate.sheet import Tile, sheet, upright
 from lookalike.data.loader import Loader
-from lookalike.data.source import Rows, Source
+from lookalike.data.source import PictureSource, Rows
 from lookalike.recipes.recipe import Recipe
 from lookalike.train.loop import views_at
 
 _TILE = 160
 
 
-def preview(source: Source, recipe: Recipe, out: Path, count: int = 12, epoch: int = 0) -> int:
+def preview(source: PictureSource, recipe: Recipe, out: Path, count: int = 12, epoch: int = 0) -> int:
     """Write a PNG of up to ``count`` rows as (picture, query view, key view), the very views that ``epoch`` draws.
 
     How many rows it has: which they are, the number of rows decides; unreadable ones are left out. Raises UserError.
     """
     every = torch.arange(len(source))
     drawn = every[uniforms(0, 0, every, 4, 1)[:, 0].argsort()][: 4 * count]
-    few = Loader(Rows(source, drawn).at(recipe.canvas), workers=0, max_bad=1.0)
+    few = Loader(Rows(source, drawn), recipe.canvas, workers=0, max_bad=1.0)
     good = torch.tensor([i for i in range(len(drawn)) if i not in few.bad_rows])[:count]
     if not len(good):
         raise UserError(f"none of {len(drawn)} pictures can be read, first {source.paths[int(drawn[0])]}", BAD_DATA)
     pictures = next(iter(few.batches([good]))).material
     # From all rows again, since a view may read others than its own.
-    loader = Loader(source.at(recipe.canvas), 0, workers=0, max_bad=1.0)
+    loader = Loader(source, recipe.canvas, 0, workers=0, max_bad=1.0)
     query, key = recipe.pictures.displayable(*views_at(loader, recipe, drawn[good], epoch))
     tiles: list[Tile] = []
     for i, row in enumerate(drawn[good].tolist()):

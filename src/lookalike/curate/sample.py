@@ -16,7 +16,7 @@ from lookalike.core.devices import full_precision
 from lookalike.core.progress import Progress, silent
 from lookalike.core.seeding import uniforms
 from lookalike.data.loader import Loader
-from lookalike.data.source import Source
+from lookalike.data.source import PictureSource
 from lookalike.train.loop import views_at
 from lookalike.train.trained import Trained
 
@@ -52,13 +52,13 @@ class Neighbours(NamedTuple):
 class Sample:
     """Some pictures of a source in memory, with the features of a run."""
 
-    def __init__(self, trained: Trained, source: Source, progress: Progress = silent, most: int = _MOST) -> None:
+    def __init__(self, trained: Trained, source: PictureSource, progress: Progress = silent, most: int = _MOST) -> None:
         """A draw that the number of rows alone decides; unreadable pictures are left out."""
         canvas = trained.recipe.canvas
         count = min(most, max(16, _BYTES // (3 * canvas**2)))
         rows = drawn(len(source), count)
         self.trained = trained
-        self.loader = Loader(source.at(canvas), 0, workers=0, max_bad=1.0)  # all rows: a view may read others
+        self.loader = Loader(source, canvas, 0, workers=0, max_bad=1.0)  # all rows: a view may read others
         features = trained.features(self.loader, rows, "backbone", progress, "embedding for the report")
         good = torch.tensor([row not in self.loader.bad_rows for row in rows.tolist()], dtype=torch.bool)
         self.rows, self.labels = rows[good], source.labels[rows[good]]

@@ -9,21 +9,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lookalike.core.devices import moved, uploaded
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.isolation import isolated
 from lookalike.core.progress import Progress, silent
-from lookalike.data.image.decode import Unreadable, decode
-from lookalike.data.text.source import find_text
-from lookalike.data.text.tokenizer import Reader
 from lookalike.metrics.knn import products
 from lookalike.models.features import Layer, embed
-from lookalike.pretext.captions import Captions
-from lookalike.pretext.text import SameSentence, plain
-from lookalike.pretext.video import TwoClips
+from lookalike.recipes.modality import modality_of, query_view
 from lookalike.train.run import Run
 from lookalike.train.trained import Trained, embed_data, load, read_embeddings
-from lookalike.types import Canvases, Embeddings
+from lookalike.types import Embeddings
 
 
 class Hit(NamedTuple):
@@ -48,8 +42,8 @@ def search(
     trained = None
     if (Path(where) / "recipe.json").is_file():
         trained = load(where)
-        layer: Layer = "head" if isinstance(trained.recipe.pretext, Captions) else "backbone"
-        table = _own(trained, Path(where), layer, progress)
+        layer = modality_of(trained.recipe).layer
+        table = _embedded_data(trained, Path(where), layer, progress)
     else:
         table, layer = read_embeddings(Path(where))
     rows = {path: row for row, path in enumerate(table.path)}
@@ -65,17 +59,17 @@ def search(
     for query, vector in encoded.items():
         if len(vector) != vectors.shape[1]:
             raise UserError(f"{query} has {len(vector)} features and {where} {vectors.shape[1]}: it is of another run")
-    asked = torch.stack([encoded[query] if query in encoded else vectors[rows[query]] for query in queries])
-    return _hits(table, vectors, asked, [rows.get(query) for query in queries], top)
+    vector_of = [encoded[query] if query in encoded else vectors[rows[query]] for query in queries]
+    return _hits(table, vectors, torch.stack(vector_of), [rows.get(query) for query in queries], top)
 
 
 def learned_from(*runs: str | Path | None) -> str | None:
     """The data of the first of them that is a run; None where none is."""
-    there = (run for run in runs if run is not None and (Path(run) / "recipe.json").is_file())
-    return next((str(Run(Path(run)).data().get("data")) for run in there), None)
+    folders = (Path(run) for run in runs if run is not None and (Path(run) / "recipe.json").is_file())
+    return next((str(Run(folder).data().get("data")) for folder in folders), None)
 
 
-def _own(trained: Trained, run: Path, layer: Layer, progress: Progress) -> Embeddings:
+def _embedded_data(trained: Trained, run: Path, layer: Layer, progress: Progress) -> Embeddings:
     """The data that a run was trained on, embedded; raises UserError."""
     data = learned_from(run)
     assert data is not None
@@ -87,58 +81,21 @@ def _own(trained: Trained, run: Path, layer: Layer, progress: Progress) -> Embed
         ) from None
 
 
-def _hits(table: Embeddings, vectors: Tensor, asked: Tensor, own: Sequence[int | None], top: int) -> list[list[Hit]]:
-    found: list[list[Hit]] = []
-    for cosines in products(asked, vectors):
+def _hits(table: Embeddings, vectors: Tensor, queries: Tensor, own: Sequence[int | None], top: int) -> list[list[Hit]]:
+    """For each query (Q, F) its hits; ``own`` are the rows that are the queries themselves."""
+    hits: list[list[Hit]] = []
+    for cosines in products(queries, vectors):
         for row in cosines:
-            if (itself := own[len(found)]) is not None:
+            if (itself := own[len(hits)]) is not None:
                 row[itself] = -torch.inf
             count = min(top, len(table) - (itself is not None))
-            values, places = row.sort(descending=True, stable=True)
-            found.append(
-                [
-                    Hit(value, table.path[place], table.split[place], int(table.label[place]))
-                    for value, place in zip(values[:count].tolist(), places[:count].tolist())
-                ]
-            )
-    return found
+            values, places = (part[:count].tolist() for part in row.sort(descending=True, stable=True))
+            nearest = zip(values, places)
+            hits.append([Hit(v, table.path[i], table.split[i], int(table.label[i])) for v, i in nearest])
+    return hits
 
 
 def encode(trained: Trained, queries: Sequence[str], layer: Layer) -> list[Tensor]:
     """A unit row (F,) of each picture file, or sentence; raises UserError."""
-    pretext = trained.recipe.pretext
-    if isinstance(pretext, SameSentence):
-        return list(_of_texts(trained, queries, layer))
-    if isinstance(pretext, TwoClips):
-        raise UserError(f"{trained.recipe.name} encodes clips: a query must be a path of the table")
-    said = [query for query in queries if isinstance(pretext, Captions) and not Path(query).is_file()]
-    if said and layer != "head":
-        raise UserError("sentences and pictures meet in the output of the head: lookalike embed --layer head")
-    seen = [query for query in queries if query not in said]
-    found = dict(zip(said, _of_texts(trained, said, layer))) if said else {}
-    found |= dict(zip(seen, _of_pictures(trained, seen, layer))) if seen else {}
-    return [found[query] for query in queries]
-
-
-def _of_texts(trained: Trained, queries: Sequence[str], layer: Layer) -> Tensor:
-    assert trained.tokenizer is not None
-    assert isinstance(trained.recipe.pretext, SameSentence | Captions)
-    if not all(query.strip() for query in queries):
-        raise UserError("an empty query: give a sentence")
-    reader = Reader(find_text(list(queries)).rows(None), trained.tokenizer, trained.recipe.pretext.length)
-    loaded = reader.batches([torch.arange(len(queries))])
-    return embed(trained.encoder, (uploaded(plain(found.material, 0)) for found in loaded), layer)
-
-
-def _of_pictures(trained: Trained, queries: Sequence[str], layer: Layer) -> Tensor:
-    canvases = []
-    for query in queries:
-        try:
-            canvases.append(decode(Path(query).read_bytes(), trained.recipe.canvas))
-        except (OSError, ValueError, Unreadable) as error:
-            reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or type(error).__name__
-            raise UserError(f"{query}: neither a path of the table nor a picture ({reason})", BAD_DATA) from None
-    pixels = torch.stack([canvas.pixels for canvas in canvases])
-    sizes = torch.tensor([[canvas.height, canvas.width] for canvas in canvases])
-    view = trained.recipe.pretext.evaluation(moved(Canvases(pixels, sizes)))  # type: ignore[arg-type]
-    return embed(trained.encoder, [view], layer)
+    views = (query_view(trained.recipe, trained.tokenizer, query, layer) for query in queries)
+    return list(embed(trained.encoder, views, layer))

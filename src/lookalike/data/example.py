@@ -1,13 +1,15 @@
-"""What a source is: rows that can be asked for in any order."""
+"""What a source is: rows, which can be read in any order."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol, Self, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.data.fingerprint import Stamps
 from lookalike.data.image.decode import Canvas
 
 
@@ -23,10 +25,9 @@ class Example(NamedTuple):
 
 
 class Source(Protocol):
-    """N rows, in an order that depends on the data alone; a bad row is an example that says so, never an exception."""
+    """N rows in an order that depends on the data alone, whatever they hold; a power that one lacks is None."""
 
-    side: int  # S, of every canvas
-    unlisted: dict[str, str]  # folders that could not be looked into: path and reason
+    unlisted: dict[str, str]  # what could not be looked into or is no row: path and reason
 
     @property
     def paths(self) -> Sequence[str]:
@@ -40,26 +41,66 @@ class Source(Protocol):
     def classes(self) -> list[str]:
         """The names of the labels, the same in every split."""
 
+    @property
+    def starts(self) -> Sequence[int] | None:
+        """(M + 1,) the first row of each of M shards, and N; None for rows that lie in no shards."""
+
+    @property
+    def texts(self) -> Callable[[int], tuple[str, ...]] | None:
+        """The texts of a row: its captions, one sentence, or the two of a pair; None for rows without any."""
+
+    def stamps(self) -> Stamps:
+        """The files that rows come from, as they are now."""
+
     def __len__(self) -> int: ...
 
-    def __getitem__(self, row: int) -> Example: ...
+
+class PictureSource(Source, Protocol):
+    """Rows that are pictures; a bad row is an example that says so, never an exception."""
+
+    @property
+    def read(self) -> Callable[[int], bytes] | None:
+        """The file of a row, which raises Unreadable; None for pictures that are no files."""
+
+    def example(self, row: int, side: int) -> Example:
+        """One row on a canvas of ``side`` pixels; raises UserError where the source has fewer pixels for all rows."""
 
     def size(self, row: int) -> tuple[int, int]:
         """Upright (height, width) in pixels, from the header where there is one; raises Unreadable."""
 
-    def at(self, side: int) -> Self:
-        """The same rows on canvases of another side; nothing is listed again."""
+
+@runtime_checkable
+class _Pictured(Protocol):
+    def example(self, row: int, side: int) -> Example: ...
+
+
+def as_pictures(source: Source) -> PictureSource:
+    """The same rows as pictures; raises UserError where they are texts."""
+    if not isinstance(source, _Pictured):
+        raise UserError("this data is text, and pictures are wanted; name a folder of pictures", BAD_DATA)
+    return cast(PictureSource, source)
+
+
+class TextSource(Source, Protocol):
+    """Rows that are texts, or pairs of them."""
+
+    @property
+    def scores(self) -> Tensor:
+        """(N,) how alike the two texts of each pair are, NaN where nobody says."""
+
+    @property
+    def refused(self) -> int:
+        """Lines of the whole data that are no text."""
 
 
 @runtime_checkable
-class Ready(Protocol):
-    """A source that may have its canvases at hand, so that nothing is gained by keeping them in memory."""
+class CanvasSource(Protocol):
+    """A source that may have canvases at hand, so that nothing is gained by keeping them in memory."""
 
     bad: Mapping[int, str]  # every row that cannot be read
 
-    @property
-    def ready(self) -> bool:
-        """Whether ``take`` can be called."""
+    def has_canvases(self, side: int) -> bool:
+        """Whether ``take`` gives canvases of this side; raises UserError where the source has fewer pixels."""
 
     def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Canvases uint8 (B, 3, S, S) and sizes int64 (B, 2) of ``rows`` (B,)."""

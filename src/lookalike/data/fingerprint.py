@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol, runtime_checkable
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.example import Source
 from lookalike.data.formats.files import printable
 
 Opens = Callable[[str], BinaryIO]
@@ -41,14 +39,6 @@ class Stamps(NamedTuple):
     tokens: npt.NDArray[np.uint64]  # (N,) of content, UNREAD where it was not looked at
 
 
-@runtime_checkable
-class Stamped(Protocol):
-    """A source that knows which files its rows come from."""
-
-    def stamps(self) -> Stamps:
-        """The files as they are now."""
-
-
 @dataclass(frozen=True)
 class Change:
     """What is different now; ``renamed`` holds (before, now)."""
@@ -69,12 +59,9 @@ class Change:
         return ", ".join([*said, *(["the same files in another order"] if self.reordered and not said else [])])
 
 
-def stamps_of(source: Source) -> Stamps:
-    """The source's own stamps; of one that has none (a dataset in Python), the paths of its rows."""
-    if isinstance(source, Stamped):
-        return source.stamps()
-    count = len(source)
-    return Stamps(list(source.paths), np.full(count, -1, np.int64), np.full(count, UNREAD, np.uint64))
+def stamps_of_rows(paths: Sequence[str]) -> Stamps:
+    """The stamps of rows that lie in no files, of which only the paths are known."""
+    return Stamps(list(paths), np.full(len(paths), -1, np.int64), np.full(len(paths), UNREAD, np.uint64))
 
 
 def stamps_of_files(open_file: Opens, files: Sequence[str], piece: int = PIECE, most: int = _MOST) -> Stamps:
@@ -96,15 +83,6 @@ def stamps_of_files(open_file: Opens, files: Sequence[str], piece: int = PIECE, 
         pairs = [pair for part in pool.map(stamps, chunks) for pair in part]
     sizes = np.fromiter((size for size, _ in pairs), np.int64, len(pairs))
     return Stamps(names, sizes, np.fromiter((token for _, token in pairs), np.uint64, len(pairs)))
-
-
-def regular(root: Path, path: str) -> BinaryIO:
-    """A file below ``root``; raises OSError, for a FIFO too, which would block."""
-    number = os.open(os.path.join(root, path), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    if not stat.S_ISREG(os.fstat(number).st_mode):
-        os.close(number)
-        raise OSError("not a regular file")
-    return os.fdopen(number, "rb", buffering=0)
 
 
 def token_of(*parts: bytes | bytearray | memoryview) -> int:

@@ -12,14 +12,14 @@ the data are the same run.
 
 from __future__ import annotations
 
-import copy
 import json
 import weakref
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,7 @@ from lookalike.core.errors import BAD_DATA, USAGE, UserError
 from lookalike.data.example import Example, broken, whole
 from lookalike.data.fingerprint import Stamps
 from lookalike.data.image.decode import Unreadable, decode, squash
-from lookalike.data.loader import cores
+from lookalike.data.pool import cores
 
 CANVASES, VERSION = "canvases.json", 1
 RAW = "raw"
@@ -94,12 +94,14 @@ class _Room:
 
 
 class Prepared:
-    """Some rows of a cache on canvases of ``side`` pixels, at most its own side."""
+    """Some rows of a cache, on canvases of at most its own side."""
+
+    texts = read = None
 
     def __init__(self, root: Path, stated: dict[str, Any], rows: pa.Table, shard_of: npt.NDArray[np.int64]) -> None:
         """``rows`` in the columns of INDEX, the shard of each; raises UserError where a shard has another length."""
         self._root, self.own, self._raw = root, int(stated["side"]), stated["coding"] == RAW
-        self.side, self.classes = self.own, [str(name) for name in stated["classes"]]
+        self.classes = [str(name) for name in stated["classes"]]
         self.unlisted: dict[str, str] = {}
         self.paths: list[str] = rows["path"].to_pylist()
         self.labels = torch.from_numpy(rows["label"].to_numpy().copy())
@@ -123,19 +125,21 @@ class Prepared:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, row: int) -> Example:
+    def example(self, row: int, side: int) -> Example:
+        """One canvas, made smaller where ``side`` is; raises UserError for a larger one than the cache has."""
+        self._refuse_larger(side)
         label, path = self._labels[row], self.paths[row]
         if row in self.bad:
-            return broken(self.side, label, path, self.bad[row])
+            return broken(side, label, path, self.bad[row])
         data = self._bytes(row)
         height, width = self.sizes[row].tolist()
         if not self._raw:
-            return whole(decode(data.tobytes(), self.side)._replace(height=height, width=width), label, path)
+            return whole(decode(data.tobytes(), side)._replace(height=height, width=width), label, path)
         pixels = data.reshape(3, self.own, self.own)
-        if self.side == self.own:
+        if side == self.own:
             return Example(torch.from_numpy(pixels.copy()), height, width, label, path)
         image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-        return whole(squash(image, self.side)._replace(height=height, width=width), label, path)
+        return whole(squash(image, side)._replace(height=height, width=width), label, path)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_maps": {}, "_room": _Room()}
@@ -147,32 +151,32 @@ class Prepared:
         height, width = self.sizes[row].tolist()
         return height, width
 
-    def at(self, side: int) -> Self:
-        """The same rows on canvases of another side; raises UserError where the cache has less than is asked for.
+    def _refuse_larger(self, side: int) -> None:
+        """Raise UserError for more pixels than the cache has, where the pictures had them.
 
-        More pixels than the cache has are refused where the pictures had them; canvases of pictures that were no larger
-        than the cache are enlarged, as the pictures themselves would be.
+        Canvases of pictures that were no larger than the cache are enlarged, as the pictures themselves would be.
         """
-        good = [row for row in range(len(self)) if row not in self.bad] if self.bad else slice(None)
-        native = int(self.sizes[good].amin(1).median()) if len(self) > len(self.bad) else 0
-        if side > self.own and native > self.own:
+        if side > self.own and self._native > self.own:
             raise UserError(
-                f"{self._root} holds {self.own} px, and {side} px are asked for: prepare the data again with "
-                f"--size {side}, or ask for --canvas {self.own}",
+                f"{self._root} holds {self.own} px, and {side} px are wanted: prepare the data again with "
+                f"--size {side}, or choose --canvas {self.own}",
                 USAGE,
             )
-        other = copy.copy(self)
-        other.side = side
-        return other
+
+    @cached_property
+    def _native(self) -> int:
+        """The median short side in pixels of the pictures that could be read, 0 where there is none."""
+        good = [row for row in range(len(self)) if row not in self.bad] if self.bad else slice(None)
+        return int(self.sizes[good].amin(1).median()) if len(self) > len(self.bad) else 0
 
     def stamps(self) -> Stamps:
         """Every row by the checksum of its canvas."""
         return Stamps(list(self.paths), self._lengths, (self._sums + (1 << 32)).astype(np.uint64))
 
-    @property
-    def ready(self) -> bool:
-        """Whether ``take`` can be called: raw canvases of this very side."""
-        return self._raw and self.side == self.own
+    def has_canvases(self, side: int) -> bool:
+        """Whether ``take`` gives canvases of this very side, raw; raises UserError where the cache has fewer pixels."""
+        self._refuse_larger(side)
+        return self._raw and side == self.own
 
     def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Canvases uint8 (B, 3, S, S) and sizes int64 (B, 2) of ``rows`` (B,), copied from the map.
@@ -180,7 +184,7 @@ class Prepared:
         The first time that a process takes a row, its checksum is compared, at 0.3 µs a KB: three times what the copy
         costs, and nothing from the second epoch on. So all processors compare then; neither holds Python's lock.
         """
-        pixels, numbers = self._room.of(len(rows), 3 * self.side**2), rows.tolist()
+        pixels, numbers = self._room.of(len(rows), 3 * self.own**2), rows.tolist()
         into = pixels.numpy()
 
         def copy_some(places: range) -> None:
@@ -192,7 +196,7 @@ class Prepared:
         else:
             with ThreadPoolExecutor(threads := cores()) as pool:
                 list(pool.map(copy_some, (range(first, len(numbers), threads) for first in range(threads))))
-        return pixels.view(len(rows), 3, self.side, self.side), self.sizes.index_select(0, rows)
+        return pixels.view(len(rows), 3, self.own, self.own), self.sizes.index_select(0, rows)
 
     def _bytes(self, row: int) -> npt.NDArray[np.uint8]:
         """The bytes of one row in the map; raises UserError where they are not what was written."""
@@ -237,8 +241,8 @@ class Cache:
         self._shard_of = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
         self.splits: Sequence[str] = list(self._stated["splits"])
 
-    def rows(self, split: str | None, side: int) -> Prepared:
-        """One split, or everything, split by split; on canvases of the cache's side until others are asked for."""
+    def rows(self, split: str | None) -> Prepared:
+        """One split, or everything, split by split."""
         if split is None:
             return Prepared(self._root, self._stated, self._rows, self._shard_of)
         chosen = np.asarray(self._rows["split"].to_numpy(zero_copy_only=False) == split)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -14,18 +14,19 @@ from torch import Tensor
 
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
 from lookalike.core.isolation import isolated
-from lookalike.data.example import Example, Source
+from lookalike.data.example import Example, PictureSource, Source
 from lookalike.data.formats.arrays import Arrays, Mapped, MapStyle, digits
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, split_of
 from lookalike.data.formats.places import Place
 from lookalike.data.formats.places import find as pictures
 from lookalike.data.image.decode import Unreadable
 from lookalike.data.rows import Rows
-from lookalike.data.video.naming import video_of
+from lookalike.data.video.timeline import video_of
 
 __all__ = [
     "Data",
     "Example",
+    "PictureSource",
     "Rows",
     "Source",
     "native_side",
@@ -36,21 +37,26 @@ __all__ = [
     "splits_of",
 ]
 
+S = TypeVar("S", bound=Source)
 Data = str | os.PathLike[str] | Tensor | npt.NDArray[np.generic] | MapStyle
-Finder = Callable[[Data], Place]
+Finder = Callable[[Data], Place[Source]]
 """How what a person names becomes a place."""
 EVERYTHING = "all"  # the name of no split: every row of every split
 
 
+@overload
+def open_source(data: Data, split: str | None = None) -> PictureSource: ...
+@overload
+def open_source(data: Data, split: str | None = None, *, find: Callable[[Data], Place[S]]) -> S: ...
 @isolated()
-def open_source(data: Data, split: str | None = None, side: int = 32, find: Finder | None = None) -> Source:
-    """The rows of one split on canvases of ``side`` pixels; None is train where it exists, else everything.
+def open_source(data: Data, split: str | None = None, *, find: Finder | None = None) -> Source:
+    """The rows of one split; None is train where it exists, else everything.
 
     ``split`` takes the Hub's words (val, dev, test, ...) and ``all``. The word ``digits`` is always scikit-learn's
     digits; a folder of that name is ``./digits``. ``find`` opens another kind of data than pictures. Raises UserError.
     """
     place = (find or place_of)(data)
-    return place.rows(_chosen(split, place), side)
+    return place.rows(_chosen(split, place))
 
 
 def splits(data: Data) -> list[str]:
@@ -58,41 +64,49 @@ def splits(data: Data) -> list[str]:
     return list(place_of(data).splits)
 
 
+@overload
+def splits_of(data: Data) -> dict[str, PictureSource]: ...
+@overload
+def splits_of(data: Data, *, find: Callable[[Data], Place[S]]) -> dict[str, S]: ...
 @isolated()
-def splits_of(data: Data, side: int = 32, find: Finder | None = None) -> dict[str, Source]:
+def splits_of(data: Data, *, find: Finder | None = None) -> Mapping[str, Source]:
     """Every split that exists, listed once; {"all": everything} where the data is not divided. Raises UserError."""
     place = (find or place_of)(data)
-    return {name: place.rows(name, side) for name in place.splits} or {EVERYTHING: place.rows(None, side)}
+    return {name: place.rows(name) for name in place.splits} or {EVERYTHING: place.rows(None)}
 
 
-def place_of(data: Data) -> Place:
+def place_of(data: Data) -> Place[PictureSource]:
     """The pictures of a path, an address, a name, a tensor or a dataset; raises UserError."""
     if isinstance(data, Tensor | np.ndarray):
-        return _Whole(Arrays(torch.as_tensor(data), None, [], 32))
+        return _Whole(Arrays(torch.as_tensor(data), None, []))
     if not isinstance(data, str | os.PathLike):
-        return _Whole(Mapped(_not_empty(data), 32))
-    return _Whole(digits(32)) if data == "digits" else pictures(data)
+        return _Whole(Mapped(_not_empty(data)))
+    return _Whole(digits()) if data == "digits" else pictures(data)
 
 
 class _Whole(NamedTuple):
     """A place that is not divided."""
 
-    source: Source
+    source: PictureSource
     splits: Sequence[str] = ()
 
-    def rows(self, split: str | None, side: int) -> Source:
+    def rows(self, split: str | None) -> PictureSource:
         """Everything."""
-        return self.source.at(side)
+        return self.source
 
 
+@overload
+def reference_and_query(data: Data) -> tuple[PictureSource, PictureSource]: ...
+@overload
+def reference_and_query(data: Data, *, find: Callable[[Data], Place[S]]) -> tuple[S | Rows, S | Rows]: ...
 @isolated()
-def reference_and_query(data: Data, side: int = 32, find: Finder | None = None) -> tuple[Source, Source]:
+def reference_and_query(data: Data, *, find: Finder | None = None) -> tuple[Source, Source]:
     """What an evaluation compares with, and what it asks: train and test (else validation), else 80 and 20 percent."""
-    found = splits_of(data, side, find)
+    found = splits_of(data, find=find or place_of)
     query = TEST if TEST in found else VALIDATION
     if TRAIN in found and query in found:
         return found[TRAIN], found[query]
-    source = next(iter(found.values())) if len(found) == 1 else open_source(data, EVERYTHING, side, find)
+    source = next(iter(found.values())) if len(found) == 1 else open_source(data, EVERYTHING, find=find or place_of)
     reference_rows, query_rows = split_by_hash(source.paths, source.labels)
     return Rows(source, reference_rows), Rows(source, query_rows)
 
@@ -120,7 +134,7 @@ def _digest(path: str) -> bytes:
     return blake2b(path.encode("utf-8", "surrogateescape"), digest_size=8).digest()
 
 
-def native_side(source: Source, looks: int = 256) -> int:
+def native_side(source: PictureSource, looks: int = 256) -> int:
     """The median short side in pixels of up to ``looks`` evenly spaced pictures, by their headers; raises UserError."""
     count = min(looks, len(source))
     sides: list[int] = []
@@ -136,7 +150,7 @@ def native_side(source: Source, looks: int = 256) -> int:
     return sorted(sides)[len(sides) // 2]
 
 
-def _chosen(split: str | None, place: Place) -> str | None:
+def _chosen(split: str | None, place: Place[Source]) -> str | None:
     """The split's own name, None for everything; raises UserError."""
     if split is None:
         return TRAIN if TRAIN in place.splits else None

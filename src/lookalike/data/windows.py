@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,15 +12,6 @@ from torch import Tensor
 from lookalike.core.errors import USAGE, UserError
 from lookalike.data.example import Source
 from lookalike.data.order import Order, permuted
-
-
-@runtime_checkable
-class Sharded(Protocol):
-    """A source whose rows may lie in shards."""
-
-    @property
-    def starts(self) -> Sequence[int] | None:
-        """(M + 1) the first row of each of M shards, and the number of rows."""
 
 
 class _Epoch(NamedTuple):
@@ -64,10 +54,9 @@ def order_of(source: Source, batch: int, seed: int, window: int | None) -> Order
         return Order(len(source), batch, seed)
     if window < 1:
         raise UserError("--window must be at least 1", USAGE)
-    starts = source.starts if isinstance(source, Sharded) else None
-    if starts is None:
+    if source.starts is None:
         raise UserError("--window is for data in shards (tar, zip, parquet, a prepared cache); leave it out", USAGE)
-    return Windowed(len(source), batch, seed, tuple(starts), window)
+    return Windowed(len(source), batch, seed, tuple(source.starts), window)
 
 
 def _counter(epoch: int, window: int) -> int:

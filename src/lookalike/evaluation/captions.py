@@ -17,9 +17,8 @@ from lookalike.evaluation import settings
 from lookalike.evaluation.result import Resources, Result
 from lookalike.metrics.retrieval import Retrieved, retrieval
 from lookalike.models.features import embed
-from lookalike.pretext.captions import Captions
 from lookalike.pretext.text import plain
-from lookalike.recipes.modality import finder
+from lookalike.recipes.modality import CAPTIONED, modality_of
 from lookalike.train.trained import Trained, readable
 from lookalike.types import Captioned, View
 
@@ -29,8 +28,8 @@ _CHUNK = 500  # pictures that are encoded at a time
 class Matched(NamedTuple):
     """Each of N pictures searches all captions, and each of their N * V captions all pictures."""
 
-    captions: Retrieved  # that pictures found
-    pictures: Retrieved  # that captions found
+    captions: Retrieved  # by pictures
+    pictures: Retrieved  # by captions
     rows: int
     each: int  # captions a picture: V
 
@@ -50,10 +49,10 @@ def captions(spec: settings.CaptionRetrieval, model: Trained, data: Data, resour
 
 def matched(spec: settings.CaptionRetrieval, model: Trained, data: Data, resources: Resources) -> Matched:
     """On test, else validation, else a fifth, by cosines of the head's outputs; raises UserError."""
-    if not isinstance(model.recipe.pretext, Captions):
+    if modality_of(model.recipe) is not CAPTIONED:
         raise UserError(f"{model.recipe.name} was not trained on captions: name a run of moco_captions")
-    _, source = reference_and_query(data, find=finder(model.recipe))
-    if getattr(source, "texts", None) is None:
+    _, source = reference_and_query(data, find=CAPTIONED.find)
+    if source.texts is None:
         raise UserError(f"{data} has no captions: a file with caption in its name, .json, .csv or .tsv", BAD_DATA)
     loader = model.loader(source, resources.workers)
     encoded = partial(embed, model.encoder, layer="head")

@@ -17,7 +17,8 @@ from lookalike.core.errors import UserError, meant
 from lookalike.core.files import write_json
 from lookalike.core.isolation import isolated
 from lookalike.core.progress import Progress, silent
-from lookalike.data.fingerprint import regular, stamps_of_files
+from lookalike.data.fingerprint import stamps_of_files
+from lookalike.data.formats.disk import Local
 from lookalike.data.formats.files import listed
 from lookalike.evaluation.result import Resources, plain
 from lookalike.evaluation.settings import Evaluation, configured
@@ -273,7 +274,7 @@ def fingerprint_of_data(data: str) -> str:
     if data == "digits" or not root.exists():
         return hashlib.sha256(data.encode()).hexdigest()
     folder, files = (root, listed(root, ("",)).files) if root.is_dir() else (root.parent, [root.name])
-    stamps = stamps_of_files(lambda path: regular(folder, path), files)
+    stamps = stamps_of_files(Local(folder).file, files)
     digest = hashlib.sha256("\n".join(stamps.names).encode())
     digest.update(stamps.sizes.astype(np.int64).tobytes() + stamps.tokens.tobytes())
     return digest.hexdigest()

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from lookalike.core.devices import device, exact, keep_freed, moved, placed
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.seeding import reseed
-from lookalike.data.annotations.canvases import canvases
 from lookalike.data.annotations.open import learned_and_asked, open_annotated
 from lookalike.data.annotations.record import Annotated
 from lookalike.data.loader import Loader
@@ -125,7 +124,7 @@ class _Fit(NamedTuple):
         swapped = in_mirror(self.learned.joints)
         mirror = swapped is not None or not isinstance(spec, Keypoints)
         order = Order(len(scenes), min(spec.batch, len(scenes)), spec.seed)
-        loader = Loader(canvases(self.learned, spec.long_side), workers=self.resources.workers, max_bad=1.0)
+        loader = Loader(self.learned.pictures(), spec.long_side, workers=self.resources.workers, max_bad=1.0)
         steps = range(done, spec.steps)
         for step, (rows, material) in zip(steps, loader.batches(map(order.rows, steps))):
             views = looks(spec, [scenes[row] for row in rows], drawn(spec.seed, order.epoch(step), rows), mirror)
@@ -168,7 +167,7 @@ def _detections(
     detector: nn.Module, spec: Boxes, model: Trained, tested: Annotated, resources: Resources
 ) -> tuple[list[Detections], list[int]]:
     """What the detector finds in every picture that can be read, each alone, and the rows of these."""
-    loader = Loader(canvases(tested, spec.long_side), workers=resources.workers, max_bad=1.0)
+    loader = Loader(tested.pictures(), spec.long_side, workers=resources.workers, max_bad=1.0)
     results: list[Detections] = []
     for chunk, material in loader.batches(torch.split(torch.arange(len(loader)), 32)):
         for row, canvas in zip(chunk.tolist(), moved(material).pixels):

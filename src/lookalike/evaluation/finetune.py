@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.progress import Progress, silent
-from lookalike.data.fingerprint import stamps_of, to_table
+from lookalike.data.fingerprint import to_table
 from lookalike.data.loader import Loaded, Loader
 from lookalike.data.rows import Rows
 from lookalike.data.source import Data
@@ -30,7 +30,7 @@ from lookalike.metrics.probe import LinearClassifier, LinearProbe, folds
 from lookalike.models.features import embed, raw
 from lookalike.pretext.image import OneView
 from lookalike.recipes.labelled import with_labels
-from lookalike.recipes.modality import refuse_text
+from lookalike.recipes.modality import only_pictures
 from lookalike.recipes.recipe import Length, Recipe
 from lookalike.train import checkpoint
 from lookalike.train.loop import train
@@ -69,7 +69,7 @@ def finetune(spec: settings.Finetune, model: Trained, data: Data, resources: Res
     The head starts as the linear probe of the frozen features (arXiv 2202.10054), then everything learns. The rate is
     the one that predicts best a fifth of the labels that the fit did not see, in the first draw of a share.
     """
-    refuse_text(model.recipe, "fine-tuning")
+    only_pictures(model.recipe, "fine-tuning")
     reference, query = labelled_parts(model, data)
     say_missing(reference.labels, query.labels, resources)
     loaders = loader_of(reference, model, resources.workers), loader_of(query, model, resources.workers)
@@ -205,7 +205,7 @@ def opened_fit(folder: Path, recipe: Recipe, loader: Loader, weights: dict[str, 
             learner = recipe.build(len(loader))
             learner.encoder.load_state_dict(weights)
             checkpoint.save(run.checkpoints, 0, learner, recipe.optimizer.build(learner, recipe.batch))
-            run.begin(recipe, about, to_table(stamps_of(loader.source)))
+            run.begin(recipe, about, to_table(loader.source.stamps()))
         else:
             check_same(folder, recorded, recipe)
             if {name: run.data().get(name) for name in about} != about:

@@ -17,6 +17,7 @@ from lookalike.metrics.fewshot import Interval, by_means, by_shares, drawn
 from lookalike.metrics.knn import Knn
 from lookalike.metrics.probe import LinearProbe
 from lookalike.metrics.retrieval import retrieval
+from lookalike.recipes.modality import modality_of
 from lookalike.train.trained import Part, Trained, parts
 
 
@@ -50,7 +51,7 @@ def features(spec: settings.Frozen, model: Trained, data: Data, resources: Resou
         rows = drawn(reference.labels, spec.share, spec.seed)
         paths = [reference.paths[row] for row in rows.tolist()]
         reference = Part(reference.features[rows], reference.labels[rows], paths)
-    unit = "pieces of videos" if spec.clip else model.recipe.pretext.things
+    unit = "pieces of videos" if spec.clip else modality_of(model.recipe).examples
     say_missing(reference.labels, query.labels, resources, unit)
     facts = {"step": model.step, "queries": len(query.labels), "reference": len(reference.labels)}
     return Features(reference, query, facts, f"{spec.layer}, step {model.step}", unit)

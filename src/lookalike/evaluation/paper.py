@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from lookalike.core.devices import moved
 from lookalike.core.errors import UserError
+from lookalike.data.example import as_pictures
 from lookalike.data.loader import Loader
 from lookalike.data.order import Order
 from lookalike.data.rows import Rows
@@ -26,7 +27,7 @@ from lookalike.metrics.probe import LinearClassifier
 from lookalike.models.encoder import Encoder
 from lookalike.models.features import evaluating, raw, width
 from lookalike.pretext.image import ImageView
-from lookalike.recipes.modality import refuse_text
+from lookalike.recipes.modality import only_pictures
 from lookalike.train.fit import Fit
 from lookalike.train.trained import Trained, labelled_parts, readable
 
@@ -38,7 +39,7 @@ def probe(spec: settings.Probe, model: Trained, data: Data, resources: Resources
     """Accuracy on the pictures of the queries that can be read."""
     if spec.layer != "backbone":
         raise UserError("the paper's probe uses the backbone: leave out --layer")
-    refuse_text(model.recipe, "the paper's probe")
+    only_pictures(model.recipe, "the paper's probe")
     reference, query = labelled_parts(model, data)
     if spec.share < 1:
         reference = Rows(reference, drawn(reference.labels, spec.share, spec.seed))
@@ -59,7 +60,7 @@ def probe(spec: settings.Probe, model: Trained, data: Data, resources: Resources
 
 def loader_of(source: Source, model: Trained, workers: int | None) -> Loader:
     """All pictures of ``source``, however many cannot be read."""
-    return Loader(source.at(model.recipe.canvas), workers=workers, max_bad=1.0)
+    return Loader(as_pictures(source), model.recipe.canvas, workers=workers, max_bad=1.0)
 
 
 def fit(

@@ -60,7 +60,7 @@ def segmented(spec: settings.Segment, model: Trained, data: Data, resources: Res
     for one in guesses(spec, network, scenes.query, classes, view, partial(progress, "testing")):
         confusion.add(one.truth, one.guess)
         if len(shown) < _SHOWN:
-            shown.append((one, scenes.query.source.at(_SIDE)[one.row]))
+            shown.append((one, scenes.query.source.example(one.row, _SIDE)))
     counts = (len(scenes.reference), len(scenes.query))
     return Segmented(confusion.scores(), classes, *counts, scenes.unmasked, shown)
 

@@ -93,7 +93,7 @@ def readable(scenes: Scenes, row: int) -> Tensor | None:
 
 def loader_of(scenes: Scenes, spec: Segment) -> Loader:
     """The photos, however many cannot be read."""
-    return Loader(scenes.source.at(round(_FINER * spec.size)), max_bad=1.0)
+    return Loader(scenes.source, round(_FINER * spec.size), max_bad=1.0)
 
 
 def learning(

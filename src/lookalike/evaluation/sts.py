@@ -18,7 +18,8 @@ from lookalike.evaluation import settings
 from lookalike.evaluation.result import Resources, Result
 from lookalike.metrics.spearman import spearman
 from lookalike.models.features import Layer, embed
-from lookalike.pretext.text import SameSentence, plain
+from lookalike.pretext.text import plain
+from lookalike.recipes.modality import TEXT, modality_of
 from lookalike.train.trained import Trained, whiten_untrained
 
 
@@ -50,7 +51,7 @@ def scored(model: Trained, data: Data, split: str | None) -> tuple[Scored, str]:
 
     A network that was never trained is whitened, where its recipe says so, by texts of train, or of all.
     """
-    if not isinstance(model.recipe.pretext, SameSentence):
+    if modality_of(model.recipe).inputs != TEXT:
         raise UserError(f"{model.recipe.name} is for pictures: name a run of a recipe for text, such as simcse")
     find = partial(find_text, pairs=True)
     if split is not None:
@@ -59,7 +60,7 @@ def scored(model: Trained, data: Data, split: str | None) -> tuple[Scored, str]:
         splits = splits_of(data, find=find)
         split = next((name for name in (TEST, VALIDATION) if name in splits), next(iter(splits)))
         source = splits[split]
-    scores = getattr(source, "scores", torch.empty(0))
+    scores = source.scores
     rows = scores.isfinite().nonzero()[:, 0]
     if len(rows) < 2:
         raise UserError(f"{data} has no scores: name its columns as {data}:first,second,score", BAD_DATA)

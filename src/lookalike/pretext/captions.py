@@ -1,15 +1,15 @@
-"""A picture and what people say of it are alike."""
+"""A picture and its caption belong together."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lookalike.core.seeding import noise, uniforms
 from lookalike.pretext.image import ImageView
-from lookalike.pretext.rows import OwnRow
 from lookalike.pretext.text import plain
 from lookalike.types import Canvases, Captioned, Tokens, View
 
@@ -17,8 +17,10 @@ _WHICH = 8  # the number of the draws that choose a caption, beside those of the
 
 
 @dataclass(frozen=True)
-class Captions(OwnRow):
+class Captions:
     """The first view is a random view of the picture, the second one of its captions, drawn anew each epoch."""
+
+    modality: ClassVar[str] = "captioned pictures"
 
     picture: ImageView
     whole: int | None = None  # pixels a side at which evaluations see pictures: the view's size where not given
@@ -30,9 +32,9 @@ class Captions(OwnRow):
         draws = uniforms(seed, epoch, rows, _WHICH, 1)[:, 0]
         which = (draws * material.lengths.shape[1]).long()
         chosen = torch.arange(len(rows), device=rows.device)
-        said = Tokens(material.tokens[chosen, which][:, None], material.lengths[chosen, which][:, None])
-        seen = self.picture(material.canvases(), rows, seed, epoch, 0)
-        return seen, plain(said, 0) | {"noise": noise(seed, epoch, rows, 1)}
+        captions = Tokens(material.tokens[chosen, which][:, None], material.lengths[chosen, which][:, None])
+        picture = self.picture(material.canvases(), rows, seed, epoch, 0)
+        return picture, plain(captions, 0) | {"noise": noise(seed, epoch, rows, 1)}
 
     def evaluation(self, material: Captioned | Canvases) -> View:
         """The picture, whole; nothing is random."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ from lookalike.core.kernels import load
 from lookalike.core.seeding import uniforms
 from lookalike.pretext import ops
 from lookalike.pretext.plan import STILL, Plan, Style
-from lookalike.pretext.rows import OwnRow
 from lookalike.types import Canvases, View
 
 Triple = tuple[float, float, float]
@@ -257,8 +256,10 @@ class ImageView:
 
 
 @dataclass(frozen=True)
-class ViewPair(OwnRow):
+class ViewPair:
     """Two random views of pictures, and how evaluations see pictures."""
+
+    modality: ClassVar[str] = "pictures"
 
     first: ImageView
     second: ImageView | None = None  # the same kind as the first where not given

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lookalike.core.seeding import noise, uniforms
-from lookalike.pretext.rows import OwnRow
 from lookalike.types import MASK, Tokens, View
 
 _CLOZE = 8  # the number of the draws that choose what is hidden, beside those of the two views
 
 
 @dataclass(frozen=True)
-class SameSentence(OwnRow):
-    """Two views of a sentence differ in what its encoder drops (SimCSE, arXiv 2104.08821), and if asked in its tokens.
+class SameSentence:
+    """Two views of a sentence differ in what its encoder drops (SimCSE, arXiv 2104.08821) and perhaps in its tokens.
 
     Each is a function of (seed, epoch, row, view): which units drop out is decided by the view's ``noise``, not by a
     generator, so it depends neither on the batch nor on the process.
     """
 
-    things = "texts"
+    modality: ClassVar[str] = "sentences"
 
     length: int = 32  # tokens of a text that are read, the one that all begin with included
     lowercase: bool = True
@@ -62,6 +62,8 @@ class Pairs(SameSentence):
 
     Each still goes through its own dropout, as in supervised SimCSE (arXiv 2104.08821, section 4).
     """
+
+    modality: ClassVar[str] = "pairs"
 
     def text(self, number: int) -> int:
         """Which text of an example a view shows: the first asks for the second."""

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lookalike.core.seeding import uniforms
+from lookalike.data.video.timeline import Timeline
 from lookalike.pretext.image import TwoViews, ViewPair
-from lookalike.pretext.rows import Filmed
-from lookalike.types import Canvases, Film, View
+from lookalike.types import Canvases, View
 
 _MOMENT = 8  # the number of the draws that choose the other moment; 0 and 1 are those of the views
 
@@ -40,14 +41,14 @@ class TwoMoments(ViewPair):
         """Seconds that may lie between the two moments."""
         return math.inf if self.far is None else self.far
 
-    def elsewhere(self, film: Film, rows: Tensor, draws: Tensor, span: float = 0.0) -> Tensor:
+    def other_moments(self, timeline: Timeline, rows: Tensor, draws: Tensor, span: float = 0.0) -> Tensor:
         """(B,) the times of the other moments, after which ``span`` seconds of the video are left where it has them.
 
         Uniform over what lies ``near`` to ``far`` seconds away, on both sides. ``draws`` (B, 2): the side, the place.
         """
         far = self.farthest()
-        here, begin = film.times[rows], film.times[film.first[rows]]
-        end = torch.maximum(begin, film.times[film.last[rows]] - span)
+        here, begin = timeline.times[rows], timeline.times[timeline.first[rows]]
+        end = torch.maximum(begin, timeline.times[timeline.last[rows]] - span)
         low = torch.stack([torch.maximum(begin, here - far), here + self.near])  # of the past, of the future
         high = torch.stack([here - self.near, torch.minimum(end, here + far)])
         room, open_ = (high - low).clamp_min(0), high >= low
@@ -63,13 +64,12 @@ class TwoMoments(ViewPair):
 class TwoFrames(TwoMoments, TwoViews):
     """Two frames, each for an encoder of pictures."""
 
-    things = "frames"
+    modality: ClassVar[str] = "frames"
 
-    def reads(self, film: Filmed, rows: Tensor, seed: int, epoch: int) -> Tensor:
+    def training_rows(self, timeline: Timeline, rows: Tensor, seed: int, epoch: int) -> Tensor:
         """The frames at ``rows`` (B,), then the other frame of each: (2 B,)."""
-        frames = film()
-        times = self.elsewhere(frames, rows, uniforms(seed, epoch, rows, _MOMENT, 2))
-        return torch.cat([rows, frames.at(rows, times)])
+        times = self.other_moments(timeline, rows, uniforms(seed, epoch, rows, _MOMENT, 2))
+        return torch.cat([rows, timeline.nearest(rows, times)])
 
 
 @dataclass(frozen=True)
@@ -80,39 +80,38 @@ class TwoClips(TwoMoments):
     frame, again and again. Encoders see (B, 3, frames, S, S).
     """
 
-    things = "clips"
+    modality: ClassVar[str] = "clips"
 
     far: float | None = None
     frames: int = 8
     every: float = 0.08
 
     def __call__(self, canvases: Canvases, rows: Tensor, seed: int, epoch: int) -> tuple[View, View]:
-        """Two clips of the examples at ``rows`` (B,), from the canvases of ``reads``."""
+        """Two clips of the examples at ``rows`` (B,), from the canvases of ``training_rows``."""
         pair = super().__call__(canvases, rows.repeat_interleave(self.frames), seed, epoch)
         return self._clips(pair[0]), self._clips(pair[1])
 
     def evaluation(self, canvases: Canvases, share: float = 1.0) -> View:
-        """Clips of whole frames, from the canvases of ``looks``; nothing is random."""
+        """Clips of whole frames, from the canvases of ``whole_rows``; nothing is random."""
         return self._clips(super().evaluation(canvases, share))
 
-    def reads(self, film: Filmed, rows: Tensor, seed: int, epoch: int) -> Tensor:
+    def training_rows(self, timeline: Timeline, rows: Tensor, seed: int, epoch: int) -> Tensor:
         """The frames of the clips at ``rows`` (B,), clip by clip, then those of the others: (2 B frames,)."""
-        found, draws = film(), uniforms(seed, epoch, rows, _MOMENT, 2)
-        other = self._clip(found, rows, self.elsewhere(found, rows, draws, self.span))
-        return torch.cat([self._clip(found, rows, found.times[rows]), other])
+        times = self.other_moments(timeline, rows, uniforms(seed, epoch, rows, _MOMENT, 2), self.span)
+        return torch.cat([self.whole_rows(timeline, rows), self._clip(timeline, rows, times)])
 
-    def looks(self, film: Filmed, rows: Tensor) -> Tensor:
+    def whole_rows(self, timeline: Timeline, rows: Tensor) -> Tensor:
         """The frames of the clips at ``rows`` (B,), clip by clip: (B frames,)."""
-        return self._clip(film(), rows, film().times[rows])
+        return self._clip(timeline, rows, timeline.times[rows])
 
-    def asked(self, film: Filmed, count: int) -> Tensor:
-        """Moments from which clips follow each other without a gap; at least one of each video."""
-        found = film()
-        part = (found.times / (self.span + self.every)).floor()
-        begins = torch.ones(count, dtype=torch.bool)
-        begins[1:] = (part[1:] != part[:-1]) | (found.first[1:] != found.first[:-1])
-        fits = found.times + self.span <= found.times[found.last]
-        return (begins & (fits | (torch.arange(count) == found.first))).nonzero()[:, 0]
+    def examples(self, timeline: Timeline) -> Tensor:
+        """The rows of moments from which clips follow each other without a gap; at least one of each video."""
+        rows = torch.arange(len(timeline.times))
+        part = (timeline.times / (self.span + self.every)).floor()
+        begins = torch.ones(len(rows), dtype=torch.bool)
+        begins[1:] = (part[1:] != part[:-1]) | (timeline.first[1:] != timeline.first[:-1])
+        fits = timeline.times + self.span <= timeline.times[timeline.last]
+        return (begins & (fits | (rows == timeline.first))).nonzero()[:, 0]
 
     def displayable(self, first: View, second: View) -> tuple[Tensor, Tensor]:
         """Both clips as uint8 (B, 3, n S, n S): their frames as the tiles of a square, line by line."""
@@ -125,12 +124,12 @@ class TwoClips(TwoMoments):
         """Seconds from the first to the last frame of a clip."""
         return (self.frames - 1) * self.every
 
-    def _clip(self, film: Film, rows: Tensor, start: Tensor) -> Tensor:
+    def _clip(self, timeline: Timeline, rows: Tensor, start: Tensor) -> Tensor:
         """(B frames,) the rows of clips in the videos of ``rows`` (B,) that begin at ``start``, or before it ends."""
-        begin, end = film.times[film.first[rows]], film.times[film.last[rows]]
+        begin, end = timeline.times[timeline.first[rows]], timeline.times[timeline.last[rows]]
         start = torch.minimum(start, torch.maximum(begin, end - self.span))
         times = start[:, None] + self.every * torch.arange(self.frames)
-        return film.at(rows[:, None].expand_as(times), times).flatten()
+        return timeline.nearest(rows[:, None].expand_as(times), times).flatten()
 
     def _clips(self, view: View) -> View:
         """(B frames, 3, S, S) as (B, 3, frames, S, S), colours last in memory as they are."""

@@ -1,81 +1,90 @@
-"""How a recipe's kind of data is opened and read: pictures as canvases, text as tokens."""
+"""Kinds of data: how the rows of each are called, found, loaded and searched for. A recipe's pretext names its kind."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal, NamedTuple, cast
 
+import torch
+
+from lookalike.core.devices import moved, uploaded
 from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.data.example import TextSource, as_pictures
+from lookalike.data.image.decode import Unreadable, decode
 from lookalike.data.loader import GIB, Loader, Loads
-from lookalike.data.source import Finder, Source, place_of
-from lookalike.data.text.captions import CaptionLoader, find_captioned
+from lookalike.data.source import Finder, Source, native_side, place_of
+from lookalike.data.text.captions import find_captioned
+from lookalike.data.text.loader import CaptionLoader, TextLoader, refuse_too_many, texts_of
 from lookalike.data.text.source import find_text
-from lookalike.data.text.tokenizer import Reader, Tokenizer, texts_of
+from lookalike.data.text.tokenizer import Tokenizer
+from lookalike.models.features import Layer
 from lookalike.models.hugging_face import HuggingFace
 from lookalike.models.text import Transformer
 from lookalike.models.towers import TwoTowers
 from lookalike.pretext.captions import Captions
-from lookalike.pretext.text import Pairs, SameSentence
+from lookalike.pretext.image import TwoViews
+from lookalike.pretext.text import SameSentence, plain
 from lookalike.recipes import RECIPES
 from lookalike.recipes.recipe import Recipe
+from lookalike.types import Canvases, Tokens, View
 
 TOKENIZER = "tokenizer.json"
 """The file of a run folder that says what its tokens are."""
 
+Input = Literal["picture", "clip", "text"]
 
-def reads_text(recipe: Recipe | str | None) -> bool:
-    """Whether a recipe, or the one of a name, is for text."""
+
+class Modality(NamedTuple):
+    """One kind of data."""
+
+    examples: str  # what its examples are called, in the plural
+    rows: str  # what the rows are called that a loader reads of them
+    inputs: frozenset[Input]  # what its encoders take
+    find: Finder  # how a place of it is found
+    layer: Layer = "backbone"  # whose rows a search compares
+
+    @property
+    def tokenizes(self) -> bool:
+        """Whether a run of it keeps a tokenizer."""
+        return "text" in self.inputs
+
+    def side(self, source: Source) -> int:
+        """The usual short side of its pictures in pixels, 0 for text; raises UserError."""
+        return 0 if self.inputs == TEXT else native_side(as_pictures(source))
+
+
+PICTURE: frozenset[Input] = frozenset(("picture",))
+CLIP: frozenset[Input] = frozenset(("clip",))
+TEXT: frozenset[Input] = frozenset(("text",))
+
+CAPTIONED = Modality("captioned pictures", "pictures", PICTURE | TEXT, find_captioned, "head")
+MODALITIES = {
+    modality.examples: modality
+    for modality in (
+        Modality("pictures", "pictures", PICTURE, place_of),
+        Modality("frames", "frames", PICTURE, place_of),
+        Modality("clips", "frames", CLIP, place_of),
+        Modality("sentences", "sentences", TEXT, find_text),
+        Modality("pairs", "pairs", TEXT, partial(find_text, pairs=True)),
+        CAPTIONED,
+    )
+}
+"""By the name that pretexts state."""
+
+
+def modality_of(recipe: Recipe | str | None) -> Modality:
+    """That of a recipe, or of the one of a name; pictures where no recipe is named."""
     if isinstance(recipe, str):
-        return recipe in RECIPES and reads_text(RECIPES[recipe](1 << 20, 32))
-    return recipe is not None and isinstance(recipe.pretext, SameSentence)
+        recipe = RECIPES[recipe](1 << 20, 32) if recipe in RECIPES else None
+    return MODALITIES["pictures" if recipe is None else recipe.pretext.modality]
 
 
-def has_words(recipe: Recipe) -> bool:
-    """Whether a run of the recipe has a tokenizer."""
-    return isinstance(recipe.pretext, SameSentence | Captions)
-
-
-def finder(recipe: Recipe | str | None) -> Finder:
-    """How the data of a recipe is opened."""
-    named = RECIPES[recipe](1 << 20, 32) if isinstance(recipe, str) and recipe in RECIPES else recipe
-    if not isinstance(named, Recipe):
-        return place_of
-    if isinstance(named.pretext, Captions):
-        return find_captioned
-    return partial(find_text, pairs=isinstance(named.pretext, Pairs)) if reads_text(named) else place_of
-
-
-def refuse_text(recipe: Recipe, what: str) -> None:
-    """Raise UserError for what is made for pictures only."""
-    if reads_text(recipe):
-        raise UserError(f"{what} is for pictures, and {recipe.name} is for text")
-
-
-def tokenizer_for(recipe: Recipe, source: Source) -> Tokenizer:
-    """The tokenizer of a new run: that of its published encoder, else trained on the texts of ``source``."""
-    if isinstance(recipe.model, HuggingFace):
-        return Tokenizer(recipe.model.tokenizer())
-    if not isinstance(recipe.model, Transformer | TwoTowers) or not isinstance(recipe.pretext, SameSentence | Captions):
-        raise UserError(f"{recipe.name} reads no text")
-    return Tokenizer.trained(_texts(source), recipe.model.vocabulary, recipe.pretext.lowercase)
-
-
-def _texts(source: Source) -> Iterator[str]:
-    texts = texts_of(source)
-    for row in range(len(source)):
-        yield from texts(row)
-
-
-def held_tokenizer(folder: Path, recipe: Recipe) -> Tokenizer | None:
-    """That of a run; None for pictures alone. Raises UserError where text has none."""
-    if not has_words(recipe):
-        return None
-    try:
-        return Tokenizer((folder / TOKENIZER).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / TOKENIZER} cannot be read ({error}): a run of text needs it", BAD_DATA) from None
+def only_pictures(recipe: Recipe, what: str) -> None:
+    """Raise UserError for what is made for encoders of single pictures, where the recipe's is another."""
+    if modality_of(recipe).inputs != PICTURE:
+        raise UserError(f"{what} is for pictures, and {recipe.name} is for {modality_of(recipe).examples}")
 
 
 def loader(
@@ -88,20 +97,77 @@ def loader(
     progress: Callable[[int], None] = lambda _: None,
     on_bad: Callable[[Mapping[str, str]], None] = lambda _: None,
 ) -> Loads:
-    """What reads the material of ``source``; ``budget``, ``workers`` and ``progress`` as Loader takes them."""
-    if isinstance(recipe.pretext, SameSentence):
-        return _reader(recipe, source, tokenizer, max_bad, progress, on_bad)
-    pictures = Loader(source.at(recipe.canvas), budget, workers, max_bad, progress, on_bad)
-    if not isinstance(recipe.pretext, Captions) or getattr(source, "texts", None) is None:
+    """The loader of the rows of ``source``; the last arguments are those of ``Loader``."""
+    modality = modality_of(recipe)
+    if modality.inputs == TEXT:
+        if source.unlisted:
+            on_bad(source.unlisted)
+        refuse_too_many(cast(TextSource, source), max_bad)
+        return _tokens(recipe, source, tokenizer, progress)
+    pictures = Loader(as_pictures(source), recipe.canvas, budget, workers, max_bad, progress, on_bad, modality.rows)
+    if not modality.tokenizes or source.texts is None:
         return pictures
-    return CaptionLoader(pictures, _reader(recipe, source, tokenizer))
+    return CaptionLoader(pictures, _tokens(recipe, source, tokenizer))
 
 
-def _reader(recipe: Recipe, source: Source, tokenizer: Tokenizer | None, *told: Any) -> Reader:
-    """What reads text; ``told`` are the last arguments of Reader."""
+def _tokens(
+    recipe: Recipe, source: Source, tokenizer: Tokenizer | None, progress: Callable[[int], None] = lambda _: None
+) -> TextLoader:
     assert tokenizer is not None
-    assert isinstance(recipe.pretext, SameSentence | Captions)
     known = recipe.model.vocabulary if isinstance(recipe.model, Transformer | TwoTowers) else tokenizer.size
     if tokenizer.size > known:
         raise UserError(f"{TOKENIZER} has {tokenizer.size} tokens and the model knows {known}: use its own", BAD_DATA)
-    return Reader(source, tokenizer, recipe.pretext.length, *told)
+    return TextLoader(source, tokenizer, _of_words(recipe).length, progress)
+
+
+def _of_words(recipe: Recipe) -> SameSentence | Captions:
+    """The pretext of a recipe that tokenizes."""
+    assert isinstance(recipe.pretext, SameSentence | Captions)
+    return recipe.pretext
+
+
+def new_tokenizer(recipe: Recipe, source: Source) -> Tokenizer:
+    """That of a new run: of its published encoder, else trained on the texts of ``source``."""
+    if isinstance(recipe.model, HuggingFace):
+        return Tokenizer(recipe.model.tokenizer())
+    assert isinstance(recipe.model, Transformer | TwoTowers)
+    texts = texts_of(source)
+    every = (text for row in range(len(source)) for text in texts(row))
+    return Tokenizer.trained(every, recipe.model.vocabulary, _of_words(recipe).lowercase)
+
+
+def kept_tokenizer(folder: Path, recipe: Recipe) -> Tokenizer | None:
+    """That of a run, None where it needs none; raises UserError where the run has lost it."""
+    if not modality_of(recipe).tokenizes:
+        return None
+    try:
+        return Tokenizer((folder / TOKENIZER).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / TOKENIZER} cannot be read ({error}): a run of text needs it", BAD_DATA) from None
+
+
+def query_view(recipe: Recipe, tokenizer: Tokenizer | None, query: str, layer: Layer) -> View:
+    """The view of a picture file or of a sentence, for a search among rows of ``layer``; raises UserError."""
+    inputs = modality_of(recipe).inputs
+    if "clip" in inputs:
+        raise UserError(f"{recipe.name} encodes clips: a query must be a path of the table")
+    if inputs == PICTURE or ("picture" in inputs and Path(query).is_file()):
+        return _picture_view(recipe, query)
+    if "picture" in inputs and layer != "head":
+        raise UserError("sentences and pictures meet in the output of the head: lookalike embed --layer head")
+    assert tokenizer is not None
+    if not query.strip():
+        raise UserError("an empty query: give a sentence")
+    tokens = torch.tensor(tokenizer.encoded([query.strip()], _of_words(recipe).length))
+    return uploaded(plain(Tokens(tokens[:, None], torch.tensor([[tokens.shape[1]]])), 0))
+
+
+def _picture_view(recipe: Recipe, file: str) -> View:
+    try:
+        canvas = decode(Path(file).read_bytes(), recipe.canvas)
+    except (OSError, ValueError, Unreadable) as error:
+        reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or type(error).__name__
+        raise UserError(f"{file}: neither a path of the table nor a picture ({reason})", BAD_DATA) from None
+    assert isinstance(recipe.pretext, TwoViews | Captions)
+    sizes = torch.tensor([[canvas.height, canvas.width]])
+    return recipe.pretext.evaluation(moved(Canvases(torch.stack([canvas.pixels]), sizes)))

@@ -41,14 +41,14 @@ def pictures(data: str, queries: Sequence[str], found: Sequence[Sequence[Hit]]) 
     wanted = {*queries, *(hit.path for hits in found for hit in hits)}
     album: dict[str, Image.Image] = {}
     try:
-        sources = splits_of(data, SIDE).values()
+        sources = splits_of(data).values()
     except UserError as error:
         raise UserError(f"no page: {error}; say with --data where the pictures are", error.code) from None
     for source in sources:
         rows = [row for row, path in enumerate(source.paths) if path in wanted and path not in album]
         if not rows:
             continue
-        loader = Loader(Rows(source, torch.tensor(rows, dtype=torch.int64)).at(SIDE), workers=0, max_bad=1.0)
+        loader = Loader(Rows(source, torch.tensor(rows, dtype=torch.int64)), SIDE, workers=0, max_bad=1.0)
         for chunk, canvases in loader.batches(torch.split(torch.arange(len(rows)), _AT_ONCE)):
             for i, pixels, (height, width) in zip(chunk.tolist(), canvases.pixels, canvases.sizes.tolist()):
                 if i not in loader.bad_rows:

@@ -15,7 +15,7 @@ from lookalike.core.errors import UserError
 from lookalike.core.files import write_atomically
 from lookalike.core.progress import Progress, silent
 from lookalike.curate.sample import Neighbours, Sample, Strip, neighbours, views
-from lookalike.data.source import Data, Source, open_source
+from lookalike.data.source import Data, PictureSource, open_source
 from lookalike.learn.keys import Alone
 from lookalike.learn.labelled import CrossEntropy
 from lookalike.models.decoder import Decoder
@@ -58,7 +58,7 @@ def write_report(
     return run / FILE
 
 
-def source_of(history: History, data: Data | None) -> Source:
+def source_of(history: History, data: Data | None) -> PictureSource:
     """The data given, else what the run learned from if that is on this machine: a run folder may be a stranger's."""
     about = history.about()
     if data is None and not about.get("data"):

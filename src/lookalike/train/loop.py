@@ -16,12 +16,12 @@ from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.seeding import reseed
 from lookalike.data.loader import Loads
 from lookalike.data.order import Order
-from lookalike.data.video.naming import filmed
 from lookalike.data.windows import order_of
 from lookalike.learn import optim
 from lookalike.learn.learner import Learner, Outcome
 from lookalike.models.text import Transformer
 from lookalike.models.vit import ViT
+from lookalike.recipes.examples import Examples
 from lookalike.recipes.recipe import Recipe, uneven
 from lookalike.train.log import Log, StepReport
 from lookalike.train.meter import Due, Meter
@@ -53,16 +53,15 @@ def batches(
 
     ``meter`` adds up how long material was waited for.
     """
-    meter, seed, film = meter or Meter(), recipe.seed, filmed(loader.source)
+    meter, examples = meter or Meter(), Examples(recipe, loader)
 
-    def examples(step: int) -> Tensor:
+    def rows_of(step: int) -> Tensor:
         return order.rows(step, dist.rank(), dist.world())
 
-    steps = range(start, stop)
-    reads = (recipe.pretext.reads(film, examples(step), seed, order.epoch(step)) for step in steps)
+    reads = (examples.training(rows_of(step), order.epoch(step)) for step in range(start, stop))
     for step, loaded in enumerate(meter.reads(loader.batches(reads)), start):
-        rows = examples(step)
-        first, second = recipe.pretext(moved(loaded.material), rows, seed, order.epoch(step))
+        rows = rows_of(step)
+        first, second = recipe.pretext(moved(loaded.material), rows, recipe.seed, order.epoch(step))
         # Where labels teach, a picture that stands in for one that cannot be read brings its own.
         known = loader.shown(rows) if recipe.objective.supervised else rows
         index = known if dist.world() > 1 else sent([known], device())[0]  # ranks tell each other by it what they send
@@ -72,8 +71,7 @@ def batches(
 
 def views_at(loader: Loads, recipe: Recipe, rows: Tensor, epoch: int) -> tuple[View, View]:
     """The two views that ``epoch`` draws of the examples at ``rows`` (B,)."""
-    reads = recipe.pretext.reads(filmed(loader.source), rows, recipe.seed, epoch)
-    loaded = next(iter(loader.batches([reads])))
+    loaded = next(iter(loader.batches([Examples(recipe, loader).training(rows, epoch)])))
     return recipe.pretext(moved(loaded.material), rows, recipe.seed, epoch)
 
 

@@ -15,14 +15,15 @@ from lookalike.core.devices import Precision, computes_in_bf16, device, named_pr
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.files import UNFINISHED, write_atomically
 from lookalike.core.isolation import isolated
-from lookalike.data.fingerprint import Change, changes, from_table, stamps_of, to_table
+from lookalike.data.fingerprint import Change, changes, from_table, to_table
 from lookalike.data.loader import GIB, Loads
-from lookalike.data.source import Data, Source, native_side, open_source, reference_and_query
-from lookalike.data.text.tokenizer import Tokenizer, texts_of
+from lookalike.data.source import Data, Source, open_source, reference_and_query
+from lookalike.data.text.loader import texts_of
+from lookalike.data.text.tokenizer import Tokenizer
 from lookalike.learn.labelled import Labelled
 from lookalike.recipes import recipe_named
 from lookalike.recipes.labelled import with_labels
-from lookalike.recipes.modality import TOKENIZER, finder, has_words, held_tokenizer, loader, reads_text, tokenizer_for
+from lookalike.recipes.modality import TOKENIZER, kept_tokenizer, loader, modality_of, new_tokenizer
 from lookalike.recipes.recipe import Length, Recipe
 from lookalike.recipes.serialize import from_plain, override, to_plain
 from lookalike.train import checkpoint
@@ -79,7 +80,8 @@ def carry_out(asked: Asked, began: float | None = None) -> Finished:
         recipe = chosen(asked, source)
         if asked.overwrite:
             dist.on_first_rank(lambda: make_room(asked.out))
-        with opened(asked.out) as run, Screen(recipe.name, asked.quiet or not dist.first()) as screen:
+        quiet, rows = asked.quiet or not dist.first(), modality_of(recipe).examples
+        with opened(asked.out) as run, Screen(recipe.name, quiet, rows) as screen:
             return trained(asked, recipe, source, run, screen, began)
 
 
@@ -110,7 +112,7 @@ def trained(asked: Asked, recipe: Recipe, source: Source, run: Run, screen: Scre
 
 def opened_data(asked: Asked) -> Source:
     """What to train on; labels are those of the reference part alone, since evaluations ask the others."""
-    find = finder(asked.recipe)
+    find = modality_of(asked.recipe).find
     if asked.split is not None or not asked.supervised:
         source = open_source(asked.data, asked.split, find=find)
         return labelled(source, asked.data) if asked.supervised else source
@@ -165,7 +167,7 @@ def chosen(asked: Asked, source: Source) -> Recipe:
     recipe = asked.recipe
     if not isinstance(recipe, Recipe):
         large = device().type != "cpu" and len(source) >= _MANY
-        side = 0 if reads_text(recipe) else native_side(source)
+        side = modality_of(recipe).side(source)
         recipe = recipe_named(recipe or ("moco_v2" if large else "small"), len(source), side)
     if asked.supervised and not isinstance(recipe.keys, Labelled):
         recipe = with_labels(recipe, len(torch.unique(source.labels)))
@@ -184,7 +186,7 @@ def going_on(recipe: Recipe, held: Recipe | None) -> Precision:
 
 def check_data(asked: Asked, run: Run, source: Source) -> Change:
     """How the data has changed since the run began, which is refused unless it was asked for."""
-    began, changed = run.data(), changes(from_table(run.data_table), stamps_of(source))
+    began, changed = run.data(), changes(from_table(run.data_table), source.stamps())
     if changed and not asked.allow_data_change:
         raise UserError(
             f"{run.folder} began with other data ({began['examples']} then, {len(source)} now): {changed}; "
@@ -202,7 +204,7 @@ def refuse_other(asked: Asked, recipe: Recipe, held: Recipe, source: Source, run
     check_same(asked.out, held, as_held(recipe, held, asked.extend))
     if changed:
         run.note(f"goes on with other data: {changed}")
-        run.accept(about(asked, source) | {"changed": True}, to_table(stamps_of(source)))
+        run.accept(about(asked, source) | {"changed": True}, to_table(source.stamps()))
 
 
 def about(asked: Asked, source: Source) -> dict[str, object]:
@@ -229,13 +231,13 @@ def as_held(asked: Recipe, held: Recipe, extend: bool = False) -> Recipe:
 
 def tokens(asked: Asked, recipe: Recipe, source: Source, run: Run, new: bool) -> Tokenizer | None:
     """Of text: a run keeps its own, which begins as that of the run it starts from, or is trained on its data."""
-    if not has_words(recipe):
+    if not modality_of(recipe).tokenizes:
         return None
     texts_of(source)  # raises where there are none, before anything is written
 
     def kept() -> str:
         folder = run.folder if not new else asked.init_from
-        found = held_tokenizer(Path(folder), recipe) if folder is not None else tokenizer_for(recipe, source)
+        found = kept_tokenizer(Path(folder), recipe) if folder is not None else new_tokenizer(recipe, source)
         assert found is not None
         if new:
             write_atomically(run.folder / TOKENIZER, found.json.encode())
@@ -269,7 +271,7 @@ def begin(
         recipe = replace(recipe, length=replace(recipe.length, steps=seconds.steps))
         clock = Clock(seconds, seconds.steps)
         about_steps, how_long = "about ", f" in {expected(clock.whole)}"
-    dist.on_first_rank(lambda: run.begin(recipe, about(asked, source), to_table(stamps_of(source))))
+    dist.on_first_rank(lambda: run.begin(recipe, about(asked, source), to_table(source.stamps())))
     processes = f" on {dist.world()} processes" if dist.world() > 1 else ""
     emulated = recipe.precision == "bf16" and not computes_in_bf16(device())
     screen.say(

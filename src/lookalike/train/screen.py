@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 import time
 from contextlib import suppress
@@ -18,50 +17,38 @@ _PLAIN_SECONDS = 15.0  # between lines where there is no terminal: a log should 
 _SILENT_SECONDS = 60.0  # of work that is no training: short work says its result alone
 
 
-class _Output(io.TextIOBase):
+class _Output:
     """sys.stdout as it is when something is written; what it cannot show is escaped, and if it is gone nothing is said.
 
     Work does not end because nobody listens to it: behind ``| head``, in a daemon, on a terminal that was closed.
     """
 
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        """What rich chooses its frames and bars by."""
-        return getattr(self._now(), "encoding", None) or "utf-8"
-
-    def isatty(self) -> bool:
-        """Whether a live line can be shown."""
-        try:
-            return bool(self._now().isatty())
-        except (AttributeError, ValueError):
-            return False
-
-    def fileno(self) -> int:
-        """What rich asks for the width of the terminal."""
-        number: int = self._now().fileno()
-        return number
+    def __getattr__(self, name: str) -> Any:
+        """What rich asks of it: encoding, isatty, fileno."""
+        return getattr(_stdout(), name)
 
     def write(self, text: str) -> int:
         """Never raises for what is wrong with the stream."""
         with suppress(OSError, ValueError, AttributeError):
-            shown = text.encode(self.encoding, "backslashreplace").decode(self.encoding)
-            self._now().write(shown)
+            encoding = _stdout().encoding or "utf-8"
+            _stdout().write(text.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
 
     def flush(self) -> None:
         """As ``write``."""
         with suppress(OSError, ValueError, AttributeError):
-            self._now().flush()
+            _stdout().flush()
 
-    def _now(self) -> Any:
-        """A live line of rich stands in for sys.stdout and would send here what comes from here."""
-        return getattr(sys.stdout, "rich_proxied_file", sys.stdout)
+
+def _stdout() -> Any:
+    """A live line of rich stands in for sys.stdout and would send here what comes from here."""
+    return getattr(sys.stdout, "rich_proxied_file", sys.stdout)
 
 
 class Screen:
-    """Shows the steps of one run; a context manager."""
+    """Shows the steps of one run, whose examples are called ``rows``; a context manager."""
 
-    def __init__(self, title: str, quiet: bool = False) -> None:
+    def __init__(self, title: str, quiet: bool = False, rows: str = "pictures") -> None:
         self.console = Console(file=_Output(), quiet=quiet)  # type: ignore[arg-type]
         self.wide = self.console.width >= _WIDE
         self.progress = Progress(
@@ -75,7 +62,7 @@ class Screen:
             disable=quiet or not self.console.is_terminal,
             transient=True,
         )
-        self.title = title
+        self.title, self.rows = title, rows
         self.tasks: dict[str, TaskID] = {}
         self.next_plain = 0.0
         self.next_work = time.monotonic() + _SILENT_SECONDS
@@ -103,7 +90,7 @@ class Screen:
         """Progress of training."""
         shown = " ".join(f"{name} {value:.3f}" for name, value in report.metrics.items())
         speed = (
-            f"{report.examples_per_second:.0f} images/s  " if report.seconds_per_step else ""
+            f"{report.examples_per_second:.0f} {self.rows}/s  " if report.seconds_per_step else ""
         )  # known from step 2 on
         measures = "".join(f"  {name} {value:.3f}" for name, value in report.measures.items())
         state = f"{speed}loss {report.loss:.3f} (guess {report.chance_loss:.3f}){measures}  {shown}".rstrip()
@@ -116,7 +103,7 @@ class Screen:
 
     def _show(self, what: str, done: int, total: int, state: str) -> None:
         if not self.wide:
-            state = state.replace("  ", " ").replace(" images/s", "/s") or what
+            state = state.replace("  ", " ").replace(f" {self.rows}/s", "/s") or what
         if what not in self.tasks:
             self.tasks[what] = self.progress.add_task(what, total=total, state=state)
         self.progress.update(self.tasks[what], completed=done, total=total, state=state)

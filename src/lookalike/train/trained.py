@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,10 +21,11 @@ from lookalike.core.progress import Progress, silent
 from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, Rows, Source, reference_and_query, splits_of
 from lookalike.data.text.tokenizer import Tokenizer
-from lookalike.data.video.naming import filmed, pieces
+from lookalike.data.video.timeline import pieces
 from lookalike.models.encoder import Encoder
 from lookalike.models.features import Layer, embed, means, settle
-from lookalike.recipes.modality import finder, held_tokenizer, loader
+from lookalike.recipes.examples import Examples
+from lookalike.recipes.modality import kept_tokenizer, loader, modality_of
 from lookalike.recipes.recipe import Recipe
 from lookalike.train import checkpoint
 from lookalike.train.run import Run, read_recipe
@@ -51,8 +51,8 @@ class Trained(NamedTuple):
 
     def views(self, loader: Loads, rows: Tensor) -> Iterator[View]:
         """The examples at ``rows`` (N,) as the encoder is evaluated: whole, nothing random."""
-        looks = partial(self.recipe.pretext.looks, filmed(loader.source))
-        for _, material in loader.batches(map(looks, torch.split(rows, _CHUNK))):
+        whole = Examples(self.recipe, loader).whole
+        for _, material in loader.batches(map(whole, torch.split(rows, _CHUNK))):
             yield uploaded(self.recipe.pretext.evaluation(moved(material)))
 
     @isolated()
@@ -103,7 +103,7 @@ def load(
             )
         step = checkpoint.load_learner(path, learner)
     learner.encoder.evaluated_in = precision
-    return Trained(recipe, placed(learner.encoder), step, held_tokenizer(folder, recipe))
+    return Trained(recipe, placed(learner.encoder), step, kept_tokenizer(folder, recipe))
 
 
 class Part(NamedTuple):
@@ -120,8 +120,8 @@ class Part(NamedTuple):
         """The readable examples of ``source``; each rank embeds some of them, and the first rank alone gets them."""
         # A rank keeps no canvases: it would keep everybody's.
         loader = trained.loader(source, workers, 4 * GIB if dist.world() == 1 else 0)
-        asked = trained.recipe.pretext.asked(filmed(source), len(loader))
-        rows = asked[slice(*dist.chunks_of_rank(len(asked), _CHUNK))]
+        every = Examples(trained.recipe, loader).evaluated()
+        rows = every[slice(*dist.chunks_of_rank(len(every), _CHUNK))]
         features = trained.features(loader, rows, layer, progress, f"embedding {what}")
         good = torch.tensor([row not in loader.bad_rows for row in rows.tolist()], dtype=torch.bool)
         kept = dist.to_first(rows[good])
@@ -151,7 +151,7 @@ def parts(
     progress: Progress = silent,
     clip: float | None = None,
 ) -> tuple[Part, Part]:
-    """What an evaluation compares with and what it asks, both labelled; raises UserError where there are no labels."""
+    """What an evaluation compares with and its queries, both labelled; raises UserError where there are no labels."""
     reference, query = labelled_parts(trained, data)
     return (
         Part.of(trained, reference, layer, workers, progress, "reference").in_clips(clip),
@@ -160,8 +160,10 @@ def parts(
 
 
 def labelled_parts(trained: Trained, data: Data) -> tuple[Source, Source]:
-    """The same as sources, for a network that is whitened as it will be asked."""
-    reference, query = (labelled(source, data) for source in reference_and_query(data, find=finder(trained.recipe)))
+    """The same as sources; whitens a network that was never trained."""
+    reference, query = (
+        labelled(source, data) for source in reference_and_query(data, find=modality_of(trained.recipe).find)
+    )
     if trained.step == 0:
         whiten_untrained(trained, reference)
     return reference, query
@@ -170,7 +172,7 @@ def labelled_parts(trained: Trained, data: Data) -> tuple[Source, Source]:
 def whiten_untrained(trained: Trained, source: Source, most: int = 5000) -> None:
     """Give a network that was never trained its whitening as training would have: the fair baseline."""
     loader = trained.loader(source, 0, 0)
-    rows = trained.recipe.pretext.asked(filmed(source), len(loader))
+    rows = Examples(trained.recipe, loader).evaluated()
     settle(trained.encoder, trained.views(loader, rows[:: -(-len(rows) // most)]))
 
 
@@ -192,14 +194,14 @@ def embed_data(
     clip: float | None = None,
 ) -> Embeddings:
     """One unit row for every readable example of every split of ``data``: splits in turn, paths sorted."""
-    sources = splits_of(data, find=finder(trained.recipe))
+    sources = splits_of(data, find=modality_of(trained.recipe).find)
     every = [Part.of(trained, source, layer, workers, progress, name) for name, source in sources.items()]
-    found = [part.in_clips(clip) for part in every]
+    embedded = [part.in_clips(clip) for part in every]
     return Embeddings(
-        [path for part in found for path in part.paths],
-        [name for name, part in zip(sources, found) for _ in part.paths],
-        torch.cat([part.labels for part in found]).numpy(),
-        torch.cat([part.features for part in found]).numpy(),
+        [path for part in embedded for path in part.paths],
+        [name for name, part in zip(sources, embedded) for _ in part.paths],
+        torch.cat([part.labels for part in embedded]).numpy(),
+        torch.cat([part.features for part in embedded]).numpy(),
     )
 
 
@@ -217,13 +219,13 @@ def write_embeddings(table: Embeddings, path: Path, layer: Layer = "backbone") -
 def read_embeddings(path: Path) -> tuple[Embeddings, Layer]:
     """What ``write_embeddings`` wrote; raises UserError."""
     try:
-        found = pq.read_table(path, partitioning=None)
-        rows = found["embedding"].combine_chunks()
-        vectors = rows.flatten().to_numpy().reshape(len(found), -1)
-        path_of, split_of = (found[name].to_pylist() for name in ("path", "split"))
-        label = found["label"].to_numpy()
+        table = pq.read_table(path, partitioning=None)
+        rows = table["embedding"].combine_chunks()
+        vectors = rows.flatten().to_numpy().reshape(len(table), -1)
+        path_of, split_of = (table[name].to_pylist() for name in ("path", "split"))
+        label = table["label"].to_numpy()
     except (OSError, KeyError, ValueError, AttributeError, pa.ArrowException) as error:
         reason = (str(error).splitlines() or [""])[0][:100]
         raise UserError(f"{path}: neither a run nor a table that lookalike embed wrote ({reason})", BAD_DATA) from None
-    layer: Layer = "head" if (found.schema.metadata or {}).get(_LAYER.encode()) == b"head" else "backbone"
+    layer: Layer = "head" if (table.schema.metadata or {}).get(_LAYER.encode()) == b"head" else "backbone"
     return Embeddings(path_of, split_of, label, np.array(vectors, np.float32)), layer

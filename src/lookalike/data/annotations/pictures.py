@@ -5,12 +5,29 @@ from __future__ import annotations
 import re
 from pathlib import Path, PurePosixPath
 
-from lookalike.data.annotations.dropped import Dropped
 from lookalike.data.formats.disk import Local
-from lookalike.data.formats.files import listed, split_of
+from lookalike.data.formats.files import listed, printable, split_of
 from lookalike.data.image.decode import SUFFIXES, Header, Unreadable, header
 
 _HEAD = 1 << 16
+
+
+class Dropped:
+    """Kinds of things that were left out, how many, and where the first one is."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self._first: dict[str, str] = {}
+
+    def add(self, what: str, where: str, count: int = 1) -> None:
+        """``count`` more of a kind, in words."""
+        if count:
+            self.counts[what] = self.counts.get(what, 0) + count
+            self._first.setdefault(what, printable(where))
+
+    def notes(self) -> tuple[str, ...]:
+        """One line a kind."""
+        return tuple(f"{count} {what}, first {self._first[what]}" for what, count in sorted(self.counts.items()))
 
 
 class Pictures:

@@ -10,9 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lookalike.data.annotations.dropped import Dropped
 from lookalike.data.annotations.masks import Outline
-from lookalike.data.annotations.pictures import Pictures
+from lookalike.data.annotations.pictures import Dropped, Pictures
+from lookalike.data.example import PictureSource
+from lookalike.data.formats.disk import Local
+from lookalike.data.formats.encoded import FileStore
 
 Numbers = npt.NDArray[np.float64]
 HIDDEN, VISIBLE = 1.0, 2.0  # COCO's words for a point that is known; 0 is one that is not
@@ -71,6 +73,10 @@ class Annotated:
     bones: tuple[tuple[int, int], ...]  # pairs of points to draw a line between
     splits: Mapping[str, tuple[int, ...]]  # rows
     notes: tuple[str, ...]  # what was left out, in words
+
+    def pictures(self) -> PictureSource:
+        """A row a scene."""
+        return FileStore(Local(self.root), (scene.path for scene in self.scenes)).source()
 
     def some(self, rows: Sequence[int]) -> Annotated:
         """Only the scenes at ``rows``."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.example import Example, broken, whole
-from lookalike.data.fingerprint import Stamps, token_of
+from lookalike.data.fingerprint import Stamps, stamps_of_rows, token_of
 from lookalike.data.image.decode import Canvas, Unreadable, squash
 
 
@@ -31,10 +30,12 @@ class MapStyle(Protocol):
 class Arrays:
     """One tensor of pictures: (N, H, W), (N, 1, H, W) or (N, 3, H, W), uint8 or float in 0..1."""
 
-    def __init__(self, images: Tensor, labels: Tensor | None, classes: list[str], side: int, name: str = "") -> None:
+    starts = texts = read = None
+
+    def __init__(self, images: Tensor, labels: Tensor | None, classes: list[str], name: str = "") -> None:
         """``labels`` (N,) int64, -1 for none; raises UserError where the tensor is no pictures."""
         self._images = _checked(images)
-        self.side, self.classes = side, classes
+        self.classes = classes
         self.labels = torch.full((len(images),), -1) if labels is None else labels.long()
         self.paths = [f"{name}#{row}" for row in range(len(images))]
         self.unlisted: dict[str, str] = {}
@@ -42,18 +43,13 @@ class Arrays:
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, row: int) -> Example:
-        return whole(squash_tensor(self._images[row], self.side), int(self.labels[row]), self.paths[row])
+    def example(self, row: int, side: int) -> Example:
+        """One picture on a canvas of ``side`` pixels."""
+        return whole(squash_tensor(self._images[row], side), int(self.labels[row]), self.paths[row])
 
     def size(self, row: int) -> tuple[int, int]:
         """(height, width) in pixels."""
         return int(self._images.shape[-2]), int(self._images.shape[-1])
-
-    def at(self, side: int) -> Self:
-        """The same rows on canvases of another side."""
-        other = copy.copy(self)
-        other.side = side
-        return other
 
     def stamps(self) -> Stamps:
         """Every picture by its values."""
@@ -65,8 +61,10 @@ class Arrays:
 class Mapped:
     """A map-style dataset: its items as they come, so one that augments or normalises must be given without that."""
 
-    def __init__(self, dataset: MapStyle, side: int) -> None:
-        self._dataset, self.side = dataset, side
+    starts = texts = read = None
+
+    def __init__(self, dataset: MapStyle) -> None:
+        self._dataset = dataset
         self.paths = [f"#{row}" for row in range(len(dataset))]
         self.unlisted: dict[str, str] = {}
 
@@ -77,7 +75,7 @@ class Mapped:
             found = getattr(self._dataset, name, None)
             if isinstance(found, Sequence | Tensor | np.ndarray) and len(found) == len(self):
                 return torch.tensor([_label(value) for value in found])
-        return torch.tensor([self[row].label for row in range(len(self))], dtype=torch.int64)
+        return torch.tensor([self.example(row, 1).label for row in range(len(self))], dtype=torch.int64)
 
     @cached_property
     def classes(self) -> list[str]:
@@ -90,35 +88,34 @@ class Mapped:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, row: int) -> Example:
+    def example(self, row: int, side: int) -> Example:
+        """One item on a canvas of ``side`` pixels."""
         label = -1
         try:
             picture, label = _item(self._dataset[row])
-            return whole(_canvas(picture, self.side), label, self.paths[row])
+            return whole(_canvas(picture, side), label, self.paths[row])
         except Unreadable as unreadable:
-            return broken(self.side, label, self.paths[row], unreadable.reason)
+            return broken(side, label, self.paths[row], unreadable.reason)
         except Exception as error:  # a dataset is somebody's code: whatever it raises concerns this row alone
-            return broken(self.side, label, self.paths[row], f"the dataset raised {type(error).__name__}")
+            return broken(side, label, self.paths[row], f"the dataset raised {type(error).__name__}")
 
     def size(self, row: int) -> tuple[int, int]:
         """(height, width) in pixels, by reading the item; raises Unreadable."""
-        found = self[row]
+        found = self.example(row, 1)
         if found.bad is not None:
             raise Unreadable(found.bad)
         return found.height, found.width
 
-    def at(self, side: int) -> Self:
-        """The same rows on canvases of another side."""
-        other = copy.copy(self)
-        other.side = side
-        return other
+    def stamps(self) -> Stamps:
+        """The paths alone: what a dataset in Python holds is not looked into."""
+        return stamps_of_rows(self.paths)
 
 
-def digits(side: int) -> Arrays:
+def digits() -> Arrays:
     """The 1,797 handwritten digits (8 x 8, 0..16) that ship with scikit-learn; nothing is downloaded."""
     found = load_digits()
     images = torch.from_numpy(np.round(found.images * (255 / 16)).astype(np.uint8))
-    return Arrays(images, torch.from_numpy(found.target), [str(i) for i in range(10)], side, name="digits")
+    return Arrays(images, torch.from_numpy(found.target), [str(i) for i in range(10)], name="digits")
 
 
 def squash_tensor(image: Tensor, side: int) -> Canvas:

@@ -10,7 +10,8 @@ from typing import BinaryIO, NamedTuple, Protocol
 
 from lookalike.data.formats.files import Listing, listed, printable
 from lookalike.data.image.decode import Unreadable
-from lookalike.data.image.images import MAX_BYTES
+
+MAX_BYTES = 1 << 30  # of one file: more is no picture that anybody wants to learn from
 
 
 class Disk(Protocol):
@@ -82,11 +83,11 @@ class Local(NamedTuple):
     def whole(self, path: str) -> bytes:
         """All bytes of one file; raises Unreadable."""
         try:
-            with self.file(path) as file:
-                size = os.fstat(file.fileno()).st_size
-                if size > MAX_BYTES:
-                    raise Unreadable(f"{size} bytes are more than the limit of {MAX_BYTES}")
-                return file.read()
+            number = self._open(path)
+            try:
+                return _all_of(number)
+            finally:
+                os.close(number)
         except (OSError, ValueError) as error:
             raise Unreadable(_reason(error)) from None
 
@@ -97,6 +98,19 @@ class Local(NamedTuple):
     def _open(self, path: str) -> int:
         # Not blocking, should a FIFO have taken the file's place since it was listed.
         return os.open(os.path.join(self.root, path), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+
+
+def _all_of(number: int) -> bytes:
+    """What an open file holds, in a third of the time that a file object takes; raises Unreadable and OSError."""
+    status = os.fstat(number)
+    if not stat.S_ISREG(status.st_mode):
+        raise Unreadable("not a regular file")
+    if status.st_size > MAX_BYTES:
+        raise Unreadable(f"{status.st_size} bytes are more than the limit of {MAX_BYTES}")
+    data = os.read(number, status.st_size)
+    while len(data) < status.st_size and (more := os.read(number, status.st_size - len(data))):
+        data += more  # a share may hand over less at a time
+    return data
 
 
 def _reason(error: Exception) -> str:

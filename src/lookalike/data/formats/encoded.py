@@ -1,17 +1,21 @@
-"""Pictures as files in some store, as a source: a row's bytes are fetched and decoded when it is asked for."""
+"""Pictures as files in some store, as a source: a row's bytes are fetched and decoded when it is due."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
 from typing import Protocol, Self, runtime_checkable
 
 import torch
-from torch import Tensor
 
-from lookalike.data.example import Example, broken, whole
-from lookalike.data.fingerprint import Stamps
+from lookalike.data.example import Example, PictureSource, broken, whole
+from lookalike.data.fingerprint import Stamps, stamps_of_files
+from lookalike.data.formats.disk import Disk
+from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, Names
 from lookalike.data.image.decode import Unreadable, decode, header
+from lookalike.data.rows import Rows
 
 Value = int | str  # what a label is before it is numbered
 
@@ -19,13 +23,51 @@ Value = int | str  # what a label is before it is numbered
 class Store(Protocol):
     """Where the encoded pictures of N rows lie, and what is known of them before any is read."""
 
-    paths: list[str]  # (N,) unique, valid Unicode
-    labels: list[int]  # (N,) -1 where there is none
     classes: list[str]
     unlisted: dict[str, str]
 
+    @property
+    def paths(self) -> Sequence[str]:
+        """(N,) unique, valid Unicode."""
+
+    @property
+    def labels(self) -> Sequence[int]:
+        """(N,) -1 where there is none."""
+
+    @property
+    def starts(self) -> Sequence[int] | None:
+        """(M + 1,) the first row of each of M shards, and N; None for rows that lie in no shards."""
+
     def read(self, row: int) -> bytes:
         """The bytes of one picture; raises Unreadable, or UserError where a remote disk cannot be reached."""
+
+
+class FileStore:
+    """Pictures that are files of a disk, one a row: 8 bytes a row beside its name, and no object."""
+
+    starts = None
+
+    def __init__(
+        self,
+        disk: Disk,
+        files: Iterable[str],
+        labels: Sequence[int] = (),
+        classes: Sequence[str] = (),
+        unlisted: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """``files`` as the disk names them; no ``labels`` are a -1 for each."""
+        self.disk, self.files = disk, Names(files)
+        self.paths = self.files.shown()
+        self.labels = array("q", labels or [-1] * len(self.files))
+        self.classes, self.unlisted = list(classes), dict(unlisted)
+
+    def read(self, row: int) -> bytes:
+        """The bytes of one file; raises Unreadable, and UserError where a remote disk cannot be reached."""
+        return self.disk.whole(self.files[row])
+
+    def source(self) -> Encoded:
+        """The same as a source."""
+        return Encoded(self, partial(stamps_of_files, self.disk.file, self.files))
 
 
 @runtime_checkable
@@ -37,24 +79,27 @@ class Sized(Protocol):
 
 
 class Encoded:
-    """The rows of a store on canvases of ``side`` pixels."""
+    """The rows of a store."""
 
-    def __init__(self, store: Store, side: int, stamps: Callable[[], Stamps]) -> None:
+    texts: Callable[[int], tuple[str, ...]] | None = None
+
+    def __init__(self, store: Store, stamps: Callable[[], Stamps]) -> None:
         """``stamps`` are those of the files that hold the store."""
-        self.store, self.side, self.stamps = store, side, stamps
-        self.starts: Sequence[int] | None = getattr(store, "starts", None)  # of its shards, where it has any
+        self.store, self.stamps = store, stamps
+        self.starts = store.starts
         self.paths, self.classes, self.unlisted = store.paths, store.classes, store.unlisted
-        self.labels: Tensor = torch.tensor(store.labels, dtype=torch.int64)
+        self.labels = torch.tensor(store.labels, dtype=torch.int64)
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, row: int) -> Example:
+    def example(self, row: int, side: int) -> Example:
+        """One picture on a canvas of ``side`` pixels."""
         label, path = self.store.labels[row], self.paths[row]
         try:
-            return whole(decode(self.store.read(row), self.side), label, path)
+            return whole(decode(self.store.read(row), side), label, path)
         except Unreadable as unreadable:
-            return broken(self.side, label, path, unreadable.reason)
+            return broken(side, label, path, unreadable.reason)
 
     def size(self, row: int) -> tuple[int, int]:
         """Upright (height, width) in pixels, without decoding where that can be; raises Unreadable."""
@@ -67,11 +112,27 @@ class Encoded:
         """The bytes of one picture; raises Unreadable."""
         return self.store.read(row)
 
-    def at(self, side: int) -> Self:
-        """The same rows on canvases of another side."""
-        other = copy.copy(self)
-        other.side = side
-        return other
+
+class Divided:
+    """A store whose rows belong to splits; those that belong to none are left out where any do."""
+
+    def __init__(self, store: Store, splits: Mapping[str, Sequence[int]], stamps: Callable[[], Stamps]) -> None:
+        """``stamps`` are those of the files that hold the store."""
+        self._source = Encoded(store, stamps)
+        self.splits = [name for name in (TRAIN, VALIDATION, TEST) if name in splits]
+        self._splits = {name: torch.tensor(splits[name]) for name in self.splits}
+
+    def beside(self, unreadable: Mapping[str, str]) -> Self:
+        """The same place, where the listing met folders that could not be read."""
+        self._source.unlisted = {**unreadable, **self._source.unlisted}
+        return self
+
+    def rows(self, split: str | None) -> PictureSource:
+        """One split, or everything."""
+        if not self._splits:
+            return self._source
+        every = torch.cat(list(self._splits.values())).sort().values
+        return Rows(self._source, self._splits[split] if split else every)
 
 
 def numbered(values: Sequence[Value | None], names: Sequence[str] | None = None) -> tuple[list[int], list[str]]:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from huggingface_hub import snapshot_download
+
 from lookalike.core.errors import BAD_DATA, IO, USAGE, UserError
 
 PREFIX = "hub:"
@@ -22,10 +24,6 @@ def snapshot(data: str, suffixes: Sequence[str]) -> Path:
         raise UserError(
             f"{data}: no name of a dataset; write hub:owner/name, hub:owner/name/folder or ...@revision", USAGE
         )
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise UserError(f"{data} wants the package huggingface_hub: pip install 'lookalike[hub]'", USAGE) from None
     folder = found["folder"].strip("/")
     wanted = [f"{folder}/*{suffix}" if folder else f"*{suffix}" for s in suffixes for suffix in (s, s.upper())]
     try:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.formats.columns import FOR_TEXT, LABELS
 from lookalike.data.formats.disk import Local
-from lookalike.data.formats.encoded import Value, numbered
+from lookalike.data.formats.encoded import FileStore, Value, numbered
 from lookalike.data.formats.files import limit_cells, printable, split_of
 
 SUFFIXES = (".txt", ".csv")
@@ -32,7 +32,7 @@ class Row(NamedTuple):
     split: str = ""
 
 
-class PathList:
+class PathList(FileStore):
     """The pictures of a list; a path that stands there twice is one row, and one that leads nowhere a bad row."""
 
     def __init__(self, file: Path) -> None:
@@ -47,19 +47,12 @@ class PathList:
             first = next(iter(rows))[:100]
             what = f"a list of paths, but none leads to a file, as {first}; see the paths"
             raise UserError(f"{file}: {what}; {FOR_TEXT}", BAD_DATA)
-        self.paths = list(rows)
-        self.files = [row.path for row in rows.values()]
-        self.labels, self.classes = numbered(_values([row.label for row in rows.values()]))
-        self.unlisted: dict[str, str] = {}
+        labels, classes = numbered(_values([row.label for row in rows.values()]))
+        super().__init__(Local(file.parent), (row.path for row in rows.values()), labels, classes)
         self.splits: dict[str, list[int]] = {}
         for i, row in enumerate(rows.values()):
             if (split := split_of(row.split)) is not None:
                 self.splits.setdefault(split, []).append(i)
-        self._disk = Local(file.parent)
-
-    def read(self, row: int) -> bytes:
-        """The bytes of one file; raises Unreadable."""
-        return self._disk.whole(self.files[row])
 
 
 def _rows(file: Path) -> list[Row]:

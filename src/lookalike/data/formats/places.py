@@ -12,69 +12,65 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.example import Source
-from lookalike.data.fingerprint import LONG_PIECE, Stamps, stamps_of_files
+from lookalike.data.example import PictureSource, Source
+from lookalike.data.fingerprint import LONG_PIECE, stamps_of_files
 from lookalike.data.formats import hub, lists
-from lookalike.data.formats.archives import Archives
-from lookalike.data.formats.arrow import ArrowFile, saved
+from lookalike.data.formats.archives import Archives, TarShard, Zip, class_folder
 from lookalike.data.formats.columns import FOR_TEXT, columns_of
 from lookalike.data.formats.disk import Disk, Local
-from lookalike.data.formats.divided import Divided
-from lookalike.data.formats.files import Listing, by_split, folder_split, table_split
-from lookalike.data.formats.parquet import ParquetFile, Recent
+from lookalike.data.formats.encoded import Divided, Encoded, FileStore
+from lookalike.data.formats.files import Listing, by_split, folder_split, printable, table_split
 from lookalike.data.formats.remote import Remote
-from lookalike.data.formats.shards import TarShard
-from lookalike.data.formats.tables import TableFile, Tables
-from lookalike.data.formats.zipped import Zip
+from lookalike.data.formats.tables import ArrowFile, ParquetFile, RowGroups, TableFile, Tables, advise, saved
 from lookalike.data.image.decode import SUFFIXES
-from lookalike.data.image.images import Images
 from lookalike.data.prepared import CANVASES, Cache
-from lookalike.data.video.footage import Spelled, listed_files, video_files
-from lookalike.data.video.naming import Titles
-from lookalike.data.video.open import SUFFIXES as VIDEOS
+from lookalike.data.video.container import SUFFIXES as VIDEOS
+from lookalike.data.video.source import FrameFolders, VideoList, video_files
 
+S = TypeVar("S", bound=Source, covariant=True)
 T = TypeVar("T")
 
 
-class Place(Protocol):
+class Place(Protocol[S]):
     """A file or folder, listed once."""
 
     @property
     def splits(self) -> Sequence[str]:
         """Which of train, validation and test exist."""
 
-    def rows(self, split: str | None, side: int) -> Source:
+    def rows(self, split: str | None) -> S:
         """One split, or everything."""
 
 
-class Pictures:
+class Folder:
     """Picture files in folders, here or on a remote disk."""
 
     def __init__(self, disk: Disk, listing: Listing) -> None:
         self._disk, self._listing = disk, listing
-        self.splits = list(by_split(listing.files, folder_split))
+        self._splits = by_split(listing.files, folder_split)
+        self.splits = list(self._splits)
 
-    def rows(self, split: str | None, side: int) -> Source:
+    def rows(self, split: str | None) -> Encoded:
         """One split, or everything."""
-        if isinstance(self._disk, Local):
-            return Images(self._disk.root, self._listing, split, side)
-        return _Elsewhere(self._disk, self._listing, split, side)
+        return folder_store(self._disk, self._listing, self._splits, split).source()
 
 
-class _Elsewhere(Images):
-    """Pictures on another disk, divided and labelled as a folder of this one would be."""
+def folder_store(
+    disk: Disk, listing: Listing, splits: Mapping[str, Sequence[str]], split: str | None = None
+) -> FileStore:
+    """The pictures of one of ``splits``, or of all of them; of all that is listed where there are none.
 
-    def __init__(self, disk: Disk, listing: Listing, split: str | None, side: int) -> None:
-        super().__init__(Path(), listing, split, side)
-        self._disk = disk
-
-    def stamps(self) -> Stamps:
-        """Names, sizes and content of the files."""
-        return stamps_of_files(self._disk.file, self.files)
-
-    def read(self, row: int) -> bytes:
-        """The bytes of one file; raises Unreadable, and UserError where the disk cannot be reached."""
-        return self._disk.whole(self.files[row])
+    The first folder below the split is the label if every picture of these lies in one of two or more, of all splits.
+    """
+    below = 1 if splits else 0
+    everything = sorted(chain(*splits.values())) if splits else listing.files
+    files = everything if split is None else splits[split]
+    classes = sorted({name for path in everything if (name := class_folder(path, below)) is not None})
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels = [numbers.get(class_folder(path, below) or "", -1) for path in files] if len(classes) > 1 else []
+    if not labels or -1 in labels:
+        return FileStore(disk, files, unlisted=listing.unreadable)
+    return FileStore(disk, files, labels, [printable(name) for name in classes], listing.unreadable)
 
 
 class Found(NamedTuple):
@@ -92,12 +88,12 @@ class Kind(NamedTuple):
     open: Callable[[Disk, Found], Divided | None]
 
 
-def find(data: str | os.PathLike[str]) -> Place:
+def find(data: str | os.PathLike[str]) -> Place[PictureSource]:
     """The place that a path, an address or a name on the Hub means; raises UserError."""
     if isinstance(data, str) and data.startswith(hub.PREFIX):
         return _in_folder(Local(hub.snapshot(data, (*SUFFIXES, *_ALL))), data)
-    if isinstance(data, str) and (spelled := Spelled.of(data)) is not None:
-        return _spelled(spelled)
+    if isinstance(data, str) and (folders := FrameFolders.named(data)) is not None:
+        return _frame_folders(folders)
     if isinstance(data, str) and "://" in data:
         parent, _, name = data.rpartition("/")
         remote = name and name.lower().partition("?")[0].endswith(_ALL)
@@ -120,27 +116,27 @@ def _there(root: Path) -> Path:
     return root
 
 
-def _spelled(asked: Spelled) -> Divided:
-    """Pictures that are videos, in a folder or in a list."""
-    root = Path(asked.where)
-    if asked.where.lower().endswith(lists.SUFFIXES):
-        return asked.listed(root.parent, lists.PathList(root))
-    disk = Remote(asked.where) if "://" in asked.where else Local(_there(root))
-    found = disk.listed(SUFFIXES)
-    if not found.files:
-        raise UserError(_nothing(asked.where, found), BAD_DATA)
-    return asked.folder(disk, found)
+def _frame_folders(folders: FrameFolders) -> Divided:
+    """Videos that are folders of pictures, below a folder or in a list."""
+    root = Path(folders.where)
+    if folders.where.lower().endswith(lists.SUFFIXES):
+        return folders.listed(root.parent, lists.PathList(root))
+    disk = Remote(folders.where) if "://" in folders.where else Local(_there(root))
+    listing = disk.listed(SUFFIXES)
+    if not listing.files:
+        raise UserError(_nothing(folders.where, listing), BAD_DATA)
+    return folders.below(disk, listing)
 
 
-def _of_file(disk: Disk, name: str) -> Place:
+def _of_file(disk: Disk, name: str) -> Place[PictureSource]:
     """One file that holds many pictures, or names them; on a remote disk also ``shard-{000000..000099}.tar``."""
     lower = name.lower().partition("?")[0]
     files = [name] if isinstance(disk, Local) else _expanded(name)
     if isinstance(disk, Local) and lower.endswith(lists.SUFFIXES):
         listed = lists.PathList(disk.root / name)
         if all(path.lower().endswith(VIDEOS) for path in listed.files):
-            return listed_files(disk, listed)
-        return Divided(listed, listed.splits, partial(stamps_of_files, Local(disk.root).file, listed.files))
+            return video_files(disk, VideoList.of(listed))
+        return Divided(listed, listed.splits, partial(stamps_of_files, disk.file, listed.files))
     for kind in KINDS:
         if lower.endswith(kind.suffixes) and (place := kind.open(disk, Found(files, 0, 0))) is not None:
             return place
@@ -160,7 +156,7 @@ def _expanded(name: str) -> list[str]:
     return [f"{before}{number:0{len(first)}}{after}" for number in range(int(first), int(last) + 1)] or [name]
 
 
-def _in_folder(disk: Disk, name: str) -> Place:
+def _in_folder(disk: Disk, name: str) -> Place[PictureSource]:
     """The first kind of the table that the folder holds, else its pictures."""
     found = disk.listed((*SUFFIXES, *_ALL))
     pictures = [path for path in found.files if path.lower().endswith(SUFFIXES)]
@@ -171,12 +167,15 @@ def _in_folder(disk: Disk, name: str) -> Place:
             return place.beside(found.unreadable)
     if not pictures:
         raise UserError(_nothing(name, found), BAD_DATA)
-    return Pictures(disk, found._replace(files=pictures))
+    return Folder(disk, found._replace(files=pictures))
 
 
 def _parquet(disk: Disk, found: Found) -> Divided | None:
-    recent = Recent()
-    return _tables(disk, _each(disk, found.files, lambda path: ParquetFile(disk, path, recent)), found)
+    groups = RowGroups()
+    files = _each(disk, found.files, lambda path: ParquetFile(disk, path, groups))
+    if (place := _tables(disk, files, found)) is not None:
+        advise(files.values())
+    return place
 
 
 def _arrow(disk: Disk, found: Found) -> Divided | None:
@@ -221,7 +220,7 @@ def _archives(kind: type[TarShard] | type[Zip], disk: Disk, files: Sequence[str]
 
 def _videos(disk: Disk, found: Found) -> Divided | None:
     """Videos go before pictures where they are as many: a poster beside each is no data."""
-    return video_files(disk, Titles.of(found.files)) if len(found.files) >= found.pictures else None
+    return video_files(disk, VideoList.in_folders(found.files)) if len(found.files) >= found.pictures else None
 
 
 def _compressed(disk: Disk, found: Found) -> Divided | None:

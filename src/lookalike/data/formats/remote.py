@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 from lookalike.core.errors import BAD_DATA, IO, USAGE, UserError
+from lookalike.data.formats.disk import MAX_BYTES
 from lookalike.data.formats.files import Listing, printable
 from lookalike.data.image.decode import Unreadable
-from lookalike.data.image.images import MAX_BYTES
 
 _WAITS = (0.5, 2.0, 8.0)  # seconds between tries
 

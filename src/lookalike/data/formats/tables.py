@@ -1,17 +1,37 @@
-"""Tables of pictures, as the Hugging Face Hub lays them out, as a store: parquet or Arrow files one after another."""
+"""Tables of pictures, as the Hugging Face Hub lays them out, as a store: parquet or Arrow files one after another.
+
+Of parquet a row group is read at once and kept for a while, so reading in order is fast, and in random order where
+all fits into memory or groups are small. Arrow files, as ``save_to_disk`` of Hugging Face's datasets writes them, are
+mapped into memory, so that any row is near.
+"""
 
 from __future__ import annotations
 
 import bisect
+import json
+import mmap
+import os
+import threading
+import warnings
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from itertools import accumulate, chain
+from pathlib import Path
 from typing import Any, Protocol
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.formats.columns import BROKEN, FOR_TEXT, Columns, columns_of
+from lookalike.data.formats.columns import BROKEN, FOR_TEXT, Columns, columns_of, field
+from lookalike.data.formats.disk import Disk, Local
 from lookalike.data.formats.encoded import numbered
 from lookalike.data.formats.files import printable
 from lookalike.data.image.decode import Unreadable
+
+_KEEP = 512 << 20  # bytes of row groups kept in memory, per process
+_SLOW = 16 << 20  # bytes of a row group from which a random row costs more than its decoding
 
 
 class TableFile(Protocol):
@@ -57,7 +77,7 @@ class Tables:
         try:
             found = self._files[file].picture(self._columns, row - self._starts[file])
         except BROKEN as error:
-            raise Unreadable(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}") from None
+            raise Unreadable(f"{type(error).__name__}: {_reason(error)}") from None
         if found is None:
             raise Unreadable("the table holds no bytes for this row")
         return found
@@ -102,3 +122,160 @@ def _labelled(files: Sequence[TableFile], columns: Columns) -> tuple[list[int], 
         return [-1] * sum(file.rows for file in files), []
     values = [value for file in files for value in file.column(columns.label)]
     return numbered(values, columns.names)
+
+
+class RowGroups:
+    """The row groups that were read lately, of all files together; a copy in another process begins empty."""
+
+    def __init__(self, keep: int = _KEEP) -> None:
+        self.keep = keep
+        self.nbytes = 0  # in memory now
+        self._kept: OrderedDict[tuple[str, int], Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[RowGroups], tuple[int]]:
+        return RowGroups, (self.keep,)
+
+    def column(self, file: ParquetFile, group: int, name: str) -> Any:
+        """One column of a row group, an Arrow array in chunks; raises BROKEN."""
+        key = (file.path, group)
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+            column = file.read_group(group, name)
+            self.nbytes += column.nbytes
+            while self._kept and self.nbytes > self.keep:
+                self.nbytes -= self._kept.popitem(last=False)[1].nbytes
+            self._kept[key] = column
+            return column
+
+
+class ParquetFile:
+    """One parquet file on any disk."""
+
+    def __init__(self, disk: Disk, path: str, groups: RowGroups) -> None:
+        """Reads the footer; raises UserError."""
+        self.where, self.path = disk.name(path), path
+        self._disk, self._groups = disk, groups
+        try:
+            with disk.file(path) as file:
+                self._meta = pq.read_metadata(file)
+            self.schema = self._meta.schema.to_arrow_schema()
+        except BROKEN as error:
+            raise UserError(
+                f"{self.where}: no parquet file that can be read ({_reason(error)}); fetch it again", BAD_DATA
+            ) from None
+        self.rows = self._meta.num_rows
+        counts = (self._meta.row_group(number).num_rows for number in range(self._meta.num_row_groups))
+        self.starts = list(accumulate(counts, initial=0))
+
+    @property
+    def group_bytes(self) -> list[int]:
+        """Bytes of each row group when decompressed."""
+        return [self._meta.row_group(number).total_byte_size for number in range(self._meta.num_row_groups)]
+
+    def column(self, name: str) -> list[Any]:
+        """All values of one small column, or of one field of a struct; raises UserError."""
+        try:
+            with self._disk.file(self.path) as file, pq.ParquetFile(file, metadata=self._meta) as table:
+                column = table.read(columns=[name], use_threads=False).column(0)
+            return field(column, name).to_pylist()  # type: ignore[no-any-return]
+        except BROKEN as error:
+            raise UserError(
+                f"{self.where}: column {name} cannot be read ({_reason(error)}); fetch the file again", BAD_DATA
+            ) from None
+
+    def picture(self, columns: Columns, row: int) -> bytes | None:
+        """The bytes of one row; raises BROKEN."""
+        group = bisect.bisect_right(self.starts, row) - 1
+        name = f"{columns.image}.bytes" if columns.nested else columns.image
+        column = self._groups.column(self, group, name)
+        return column[row - self.starts[group]].as_py()  # type: ignore[no-any-return]
+
+    def read_group(self, number: int, name: str) -> Any:
+        """One column of one row group, by a handle of its own, so that forks share none; raises BROKEN."""
+        with self._disk.file(self.path) as file, pq.ParquetFile(file, metadata=self._meta, pre_buffer=False) as table:
+            return field(table.read_row_group(number, columns=[name], use_threads=False).column(0), name)
+
+
+def advise(files: Iterable[ParquetFile]) -> None:
+    """Warn, in one line, where pictures in random order would each cost the reading of a large row group."""
+    sizes = [size for file in files for size in file.group_bytes]
+    if sum(sizes) > _KEEP and max(sizes) > _SLOW:
+        warnings.warn(
+            f"row groups of {max(sizes) >> 20} MiB are read whole for each picture in random order: lookalike prepare "
+            "makes a cache that is fast, --window reads a few at a time",
+            stacklevel=2,
+        )
+
+
+class ArrowFile:
+    """One Arrow IPC file, streaming or not. It maps the file, and maps it anew in each process."""
+
+    def __init__(self, path: Path) -> None:
+        """Maps the file; raises UserError."""
+        self.where, self._path = printable(str(path)), path
+        try:
+            self.schema = self._table.schema
+            if (columns := columns_of(self.schema)) is not None:  # offsets of a hostile file would read out of bounds
+                self._table.column(columns.image).validate(full=True)
+        except BROKEN as error:
+            raise UserError(
+                f"{self.where}: no Arrow file that can be read ({_reason(error)}); write it again", BAD_DATA
+            ) from None
+        self.rows = self._table.num_rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_table", "starts")}
+
+    def column(self, name: str) -> list[Any]:
+        """All values of one column, or of one field of a struct."""
+        return field(self._table.column(name.partition(".")[0]), name).to_pylist()  # type: ignore[no-any-return]
+
+    def picture(self, columns: Columns, row: int) -> bytes | None:
+        """The bytes of one row."""
+        column = self._table.column(columns.image)
+        chunk = bisect.bisect_right(self.starts, row) - 1  # an index into the whole column walks over its chunks
+        found = column.chunk(chunk)[row - self.starts[chunk]]
+        return (found["bytes"] if columns.nested and found.is_valid else found).as_py()  # type: ignore[no-any-return]
+
+    @cached_property
+    def _table(self) -> Any:
+        with Local(self._path.parent).file(self._path.name) as file:  # pa.memory_map wants names that are Unicode
+            mapped = pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        try:
+            return pa.ipc.open_stream(mapped).read_all()
+        except pa.ArrowInvalid:
+            return pa.ipc.open_file(mapped).read_all()
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """The first row of each record batch, and the number of rows."""
+        starts = [0]
+        for batch in self._table.column(0).chunks:
+            starts.append(starts[-1] + len(batch))
+        return starts
+
+
+def saved(root: Path, files: list[str]) -> list[str]:
+    """Those of the Arrow files that hold rows: where ``state.json`` stands beside them, the ones that it names."""
+    states = {folder: _state(root / folder) for folder in {os.path.dirname(path) for path in files}}
+    return [
+        path for path in files if (named := states[os.path.dirname(path)]) is None or os.path.basename(path) in named
+    ]
+
+
+def _state(folder: Path) -> set[str] | None:
+    """The file names in ``state.json``; None where there is no such file. Raises UserError."""
+    try:
+        found = json.loads((folder / "state.json").read_bytes())
+        return {str(file["filename"]) for file in found["_data_files"]}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{folder / 'state.json'} cannot be read; save the dataset again", BAD_DATA) from None
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:200]

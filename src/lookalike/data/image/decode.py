@@ -152,13 +152,6 @@ def squash(image: Image.Image, side: int) -> Canvas:
     return _canvas(torch.from_numpy(_flat(small)), size, orientation, side)
 
 
-def rgb(data: bytes) -> npt.NDArray[np.uint8]:
-    """The picture in ``data`` as (H, W, 3), as it is stored: not turned upright; raises Unreadable and nothing else."""
-    with _opened(data) as image:
-        image.load()
-        return _flat(_coloured(image))
-
-
 def _flat(image: Image.Image) -> npt.NDArray[np.uint8]:
     """L, RGB or RGBA as (H, W, 3)."""
     if image.mode == "RGBA":  # white, as shops and papers show cut-outs; the colour under alpha 0 is often garbage

@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.fingerprint import regular
+from lookalike.data.formats.disk import Local
+from lookalike.data.formats.encoded import FileStore
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, listed, printable, split_of
 from lookalike.data.image.decode import MAX_PIXELS, SUFFIXES, Unreadable
-from lookalike.data.image.images import MAX_BYTES, Images
 from lookalike.data.rows import Rows
 from lookalike.data.source import split_by_hash
 
@@ -43,12 +43,7 @@ class Scenes(NamedTuple):
 
     def mask(self, row: int) -> Tensor:
         """int64 (H, W) numbers of classes, from 0 to ``MOST`` - 1; raises Unreadable."""
-        try:
-            with regular(self.root, self.masks[row]) as file:
-                data = file.read(MAX_BYTES)
-        except OSError as error:
-            raise Unreadable(error.strerror or type(error).__name__) from None
-        return decoded(data)
+        return decoded(Local(self.root).whole(self.masks[row]))
 
 
 class Pairs(NamedTuple):
@@ -92,10 +87,11 @@ def pairs(data: str) -> Pairs:
             BAD_DATA,
         )
     files = {photos[name]: masks[name] for name in both}
-    source = Images(root, listing, None, 32).only(list(files))
+    store = FileStore(Local(root), files, unlisted=listing.unreadable)
+    source = store.source()
     reference, query = (
-        Scenes(Rows(source, rows), root, [files[source.files[row]] for row in rows.tolist()])
-        for rows in _divided(root, source.files)
+        Scenes(Rows(source, rows), root, [files[store.files[row]] for row in rows.tolist()])
+        for rows in _divided(root, store.files)
     )
     beside = {name.rpartition("/")[0] for name in both}  # other folders hold what is no photo: instances, previews
     left = sorted(name for name in photos.keys() - masks.keys() if name.rpartition("/")[0] in beside)

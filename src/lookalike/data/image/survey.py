@@ -13,9 +13,10 @@ import numpy.typing as npt
 from PIL import Image
 from PIL.Image import Resampling
 
-from lookalike.data.crew import across
-from lookalike.data.example import Source, broken, whole
+from lookalike.data.example import PictureSource, broken, whole
 from lookalike.data.image.decode import Unreadable, decode, header
+from lookalike.data.pool import ordered
+from lookalike.data.prepared import Prepared
 
 SIDE = 64  # px at which pictures are looked at: enough for a hash of 9 x 8, and large JPEGs decode at an eighth
 THUMB = 8
@@ -63,11 +64,11 @@ class _Facts(NamedTuple):
     bad: str | None
 
 
-def survey(source: Source, workers: int, progress: Callable[[int], None] = lambda _: None) -> Survey:
+def survey(source: PictureSource, workers: int, progress: Callable[[int], None] = lambda _: None) -> Survey:
     """Look at every row of ``source``, about 250 bytes of memory and the time to decode each."""
     tasks = (range(i, min(i + _TASK, len(source))) for i in range(0, len(source), _TASK))
     found: list[_Facts] = []
-    for part in across(partial(_look_at, source.at(min(SIDE, largest(source)))), tasks, workers):
+    for _, part in ordered(partial(_look_at, source, largest(source, SIDE)), tasks, workers):
         found += part
         progress(len(part))
     return Survey(
@@ -82,9 +83,9 @@ def survey(source: Source, workers: int, progress: Callable[[int], None] = lambd
     )
 
 
-def largest(source: Source) -> int:
-    """The largest canvas that a source has for sure: that of a prepared cache may be small."""
-    return int(getattr(source, "own", 1 << 16))
+def largest(source: PictureSource, side: int) -> int:
+    """``side``, or the side of a prepared cache where that is smaller."""
+    return min(side, source.own) if isinstance(source, Prepared) else side
 
 
 def joined(parts: Sequence[Survey]) -> Survey:
@@ -100,24 +101,23 @@ def joined(parts: Sequence[Survey]) -> Survey:
     return Survey(kinds, sizes, lengths, content, looks, thumbs, gray, bad)
 
 
-def _look_at(source: Source, rows: range) -> list[_Facts]:
-    return [_facts(source, row) for row in rows]
+def _look_at(source: PictureSource, side: int, rows: range) -> list[_Facts]:
+    return [_facts(source, row, side) for row in rows]
 
 
-def _facts(source: Source, row: int) -> _Facts:
+def _facts(source: PictureSource, row: int, side: int) -> _Facts:
     """One picture; its file is read once."""
     kind, data = "", b""
-    read = getattr(source, "read", None)  # of sources whose rows are files
-    if read is not None:
+    if source.read is not None:
         try:
-            data = read(row)
+            data = source.read(row)
             found = header(data)
             kind = f"{found.kind} {found.mode}"
-            example = whole(decode(data, source.side), -1, "")
+            example = whole(decode(data, side), -1, "")
         except Unreadable as unreadable:
-            example = broken(source.side, -1, "", unreadable.reason)
+            example = broken(side, -1, "", unreadable.reason)
     else:
-        example = source[row]
+        example = source.example(row, side)
     pixels = np.ascontiguousarray(example.pixels.permute(1, 2, 0).numpy())
     content = hashlib.sha256(data or pixels.tobytes()).digest()[:8]
     spread = float((pixels.max(2).astype(np.int16) - pixels.min(2)).mean())

@@ -7,54 +7,55 @@ are found by their usual names, or named behind a colon: ``reviews.csv:body``, `
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.example import Example, broken
+from lookalike.data.example import Source
 from lookalike.data.fingerprint import LONG_PIECE, Stamps, stamps_of_files, token_of
 from lookalike.data.formats import hub
 from lookalike.data.formats.disk import Local
 from lookalike.data.formats.encoded import Value, numbered
 from lookalike.data.formats.files import Names, by_split, printable, split_of, table_split
 from lookalike.data.image.decode import SUFFIXES as PICTURES
-from lookalike.data.image.decode import Unreadable
 from lookalike.data.rows import Rows
-from lookalike.data.text.texts import SUFFIXES, Row, rows_of
+from lookalike.data.text.files import SUFFIXES, Line, lines_of
 
-_NO_PICTURE = "text, which is no picture"
+S = TypeVar("S", bound=Source, covariant=True)
+Stamping = Callable[[], Stamps]
+"""Looks at the files that rows come from, as they are now."""
+
 _NOTED = 1000  # lines that are no rows and stand in bad_files.csv one by one; more of a file are counted
 
 
-class Line(NamedTuple):
-    """A row while it is read."""
+class TextRow(NamedTuple):
+    """One text of a file, or a pair of them."""
 
     path: str
     texts: tuple[str, ...]
-    label: Value | None
-    score: float | None
-    split: str | None
+    label: Value | None = None
+    score: float | None = None
+    split: str | None = None
 
 
 class Texts:
-    """The rows of all files, in their order. Text is held in memory: a byte a letter and some 50 a row."""
+    """A source of text. All of it is kept in memory: a byte a letter and some 50 a row."""
 
-    side = 0  # there are no canvases
+    starts = None
 
-    def __init__(self, lines: Sequence[Line], unlisted: dict[str, str], refused: int, stamps: partial[Stamps]) -> None:
-        """``stamps`` are those of the files."""
-        self.paths = Names(line.path for line in lines)
-        width = max((len(line.texts) for line in lines), default=1)
-        self._texts = [Names(line.texts[i] for line in lines) for i in range(width)]
-        labels, self.classes = numbered([line.label for line in lines])
+    def __init__(self, rows: Sequence[TextRow], unlisted: dict[str, str], refused: int, stamps: Stamping) -> None:
+        self.paths = Names(row.path for row in rows)
+        width = max((len(row.texts) for row in rows), default=1)
+        self._texts = [Names(row.texts[i] for row in rows) for i in range(width)]
+        labels, self.classes = numbered([row.label for row in rows])
         self.labels = torch.tensor(labels, dtype=torch.int64)
-        # (N,) how alike the two texts of a pair are, NaN where nobody said.
-        self.scores = torch.tensor([np.nan if line.score is None else line.score for line in lines]).double()
+        # (N,) how alike the two texts of a pair are, NaN where the data does not say.
+        self.scores = torch.tensor([np.nan if row.score is None else row.score for row in rows]).double()
         self.unlisted, self.refused, self.stamps = unlisted, refused, stamps
 
     def __len__(self) -> int:
@@ -64,55 +65,40 @@ class Texts:
         """One text, or the two of a pair."""
         return tuple(texts[row] for texts in self._texts)
 
-    def __getitem__(self, row: int) -> Example:
-        return broken(1, int(self.labels[row]), self.paths[row], _NO_PICTURE)
 
-    def size(self, row: int) -> tuple[int, int]:
-        """Text has none; raises Unreadable."""
-        raise Unreadable(_NO_PICTURE)
+class TextPlace(Generic[S]):
+    """A place of rows with texts, read once."""
 
-    def at(self, side: int) -> Self:
-        """The same rows: there are no canvases."""
-        return self
+    def __init__(self, source: S, rows_of_splits: Mapping[str, Sequence[int]]) -> None:
+        self._source, self._rows = source, rows_of_splits
+        self.splits = list(rows_of_splits)
 
-
-class Library:
-    """A place of text, read once."""
-
-    def __init__(self, texts: Texts, splits: dict[str, list[int]]) -> None:
-        self._texts, self._splits = texts, splits
-
-    @property
-    def splits(self) -> list[str]:
-        """Which of train, validation and test exist."""
-        return list(self._splits)
-
-    def rows(self, split: str | None, side: int = 0) -> Texts | Rows:
+    def rows(self, split: str | None) -> S | Rows:
         """One split, or everything."""
-        return self._texts if split is None else Rows(self._texts, torch.tensor(self._splits[split]))
+        return self._source if split is None else Rows(self._source, torch.tensor(self._rows[split]))
 
 
-def find_text(data: object, pairs: bool = False) -> Library:
+def find_text(data: object, pairs: bool = False) -> TextPlace[Texts]:
     """The place of text that a path, a name on the Hub or a list of strings means; raises UserError.
 
     With ``pairs`` a row is two texts; without, every text is a row of its own.
     """
     if not isinstance(data, str | os.PathLike):
-        return _listed(data, pairs)
-    name, wanted = _divided(os.fspath(data))
+        return _in_memory(data, pairs)
+    name, columns = _name_and_columns(os.fspath(data))
     if name.startswith(hub.PREFIX):
-        return _read(Local(hub.snapshot(name, SUFFIXES)), None, wanted, pairs, name)
+        return _read(Local(hub.snapshot(name, SUFFIXES)), None, columns, pairs, name)
     if "://" in name:
         raise UserError(f"{name}: text is read from this machine; copy it here", BAD_DATA)
     root = Path(name)
     if not root.exists():
         raise UserError(f"{root}: no such file or folder; name a .txt, .csv, .tsv or .parquet, or a folder", BAD_DATA)
     if root.is_file():
-        return _read(Local(root.parent), root.name, wanted, pairs, name)
-    return _read(Local(root), None, wanted, pairs, name)
+        return _read(Local(root.parent), root.name, columns, pairs, name)
+    return _read(Local(root), None, columns, pairs, name)
 
 
-def _divided(data: str) -> tuple[str, list[str]]:
+def _name_and_columns(data: str) -> tuple[str, list[str]]:
     """Where the text lies, and the columns that are named behind a colon."""
     name, colon, columns = data.rpartition(":")
     if not colon or os.path.lexists(data) or "/" in columns or not name or name == hub.PREFIX[:-1]:
@@ -120,90 +106,84 @@ def _divided(data: str) -> tuple[str, list[str]]:
     return name, [column.strip() for column in columns.split(",")]
 
 
-def _read(disk: Local, file: str | None, wanted: Sequence[str], pairs: bool, name: str) -> Library:
+def _read(disk: Local, file: str | None, columns: Sequence[str], pairs: bool, name: str) -> TextPlace[Texts]:
     """All files of a folder, or one of them."""
     if file is not None and file.lower().endswith((*PICTURES, ".tar", ".zip", ".arrow", ".gz", ".zst")):
         raise UserError(f"{name}: no file of text; text ends in .txt, .csv, .tsv or .parquet", BAD_DATA)
-    found = disk.listed(SUFFIXES)
-    files = [file] if file is not None else found.files
+    listing = disk.listed(SUFFIXES)
+    files = [file] if file is not None else listing.files
     if not files:
         raise UserError(
-            f"{name}: no text among its {found.others} files; text ends in .txt, .csv, .tsv or .parquet, "
+            f"{name}: no text among its {listing.others} files; text ends in .txt, .csv, .tsv or .parquet, "
             "and pictures want a recipe for pictures, such as --recipe small",
             BAD_DATA,
         )
     divided = {} if file is not None else by_split(files, table_split)
     split_of_file = {path: split for split, paths in divided.items() for path in paths}
     files = [path for path in files if path in split_of_file or not divided]
-    reading = _Reading(disk, wanted, pairs, _stems(files))
-    lines = [line for path in files for line in reading.lines(path, split_of_file.get(path))]
-    if not lines:
-        raise UserError(f"{name}: no line of text in it{reading.why()}", BAD_DATA)
-    unlisted = {**({} if file is not None else found.unreadable), **reading.unlisted}
+    reading = _Reading(disk, columns, pairs, _labels_by_name(files))
+    rows = [row for path in files for row in reading.rows(path, split_of_file.get(path))]
+    if not rows:
+        raise UserError(f"{name}: no line of text in it{reading.first_reason()}", BAD_DATA)
+    unlisted = {**({} if file is not None else listing.unreadable), **reading.unlisted}
     stamps = partial(stamps_of_files, disk.file, files, LONG_PIECE)
-    return Library(Texts(lines, unlisted, reading.refused, stamps), _rows_of_splits(lines, divided))
-
-
-def _rows_of_splits(lines: Sequence[Line], divided: dict[str, list[str]]) -> dict[str, list[int]]:
-    rows: dict[str, list[int]] = {split: [] for split in divided}
-    for i, line in enumerate(lines):
-        if line.split is not None:
-            rows[line.split].append(i)
-    return {split: found for split, found in rows.items() if found}
+    numbers = {split: [i for i, row in enumerate(rows) if row.split == split] for split in divided}
+    splits = {split: some for split, some in numbers.items() if some}
+    return TextPlace(Texts(rows, unlisted, reading.refused, stamps), splits)
 
 
 class _Reading:
-    """Reads files one after the other, and keeps what is no row."""
+    """Reads files one after the other, and keeps the reasons of lines that are no rows."""
 
-    def __init__(self, disk: Local, wanted: Sequence[str], pairs: bool, labels: dict[str, str]) -> None:
-        self._disk, self._wanted, self._pairs, self._labels = disk, wanted, pairs, labels
+    def __init__(self, disk: Local, columns: Sequence[str], pairs: bool, labels: dict[str, str]) -> None:
+        """``labels`` by file, for lines that state none."""
+        self._disk, self._columns, self._pairs, self._labels = disk, columns, pairs, labels
         self.unlisted: dict[str, str] = {}
         self.refused = 0
 
-    def lines(self, file: str, split: str | None) -> Iterator[Line]:
-        """The rows of one file, each text or each pair; raises UserError."""
+    def rows(self, file: str, split: str | None) -> Iterator[TextRow]:
+        """The rows of one file, each a text or a pair; raises UserError."""
         shown, refused, blank = printable(file), 0, 0
-        for row in rows_of(self._disk, file, self._wanted):
-            path = f"{shown}:{row.line}"
-            if not row.texts and row.bad is None:
+        for line in lines_of(self._disk, file, self._columns):
+            path = f"{shown}:{line.number}"
+            if not line.texts and line.bad is None:
                 blank += 1
-                continue
-            if reason := row.bad or self._half(row):
+            elif reason := line.bad or self._half(line):
                 refused += 1
                 if refused <= _NOTED:
                     self.unlisted[path] = reason
-                continue
-            label = row.label if row.label is not None else self._labels.get(file)
-            for where, texts in self._divided(row, path):
-                yield Line(where, texts, label, row.score, split)
+            else:
+                label = line.label if line.label is not None else self._labels.get(file)
+                for where, texts in self._parts(line, path):
+                    yield TextRow(where, texts, label, line.score, split)
         more = {"blank lines, which are no rows": blank, "more lines that are no text": max(0, refused - _NOTED)}
         if any(more.values()):
             self.unlisted[shown] = ", ".join(f"{count} {what}" for what, count in more.items() if count)
         self.refused += refused
 
-    def _half(self, row: Row) -> str | None:
-        """Why a row is no pair, where pairs are wanted."""
-        return "one text of the pair is blank" if self._pairs and len(row.texts) == 2 and not all(row.texts) else None
+    def _half(self, line: Line) -> str | None:
+        """Why a line is no pair, where pairs are read."""
+        return "one text of the pair is blank" if self._pairs and len(line.texts) == 2 and not all(line.texts) else None
 
-    def _divided(self, row: Row, path: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    def _parts(self, line: Line, path: str) -> Iterator[tuple[str, tuple[str, ...]]]:
         """A pair, or each text by itself: those of several columns as file:line:column, from 1."""
         if self._pairs:
-            if len(row.texts) != 2:
-                what = f"{len(row.texts)} text where a pair is wanted"
+            if len(line.texts) != 2:
+                what = f"{len(line.texts)} text where a pair is wanted"
                 raise UserError(f"{path}: {what}; name the columns of two as FILE:first,second", BAD_DATA)
-            yield path, row.texts
+            yield path, line.texts
             return
-        for number, text in enumerate(row.texts, 1):
+        for number, text in enumerate(line.texts, 1):
             if text:
-                yield (f"{path}:{number}" if len(row.texts) > 1 else path), (text,)
+                yield (f"{path}:{number}" if len(line.texts) > 1 else path), (text,)
 
-    def why(self) -> str:
-        """The first reason for which something is no row."""
+    def first_reason(self) -> str:
+        """In parentheses, where there is one."""
         where, reason = next(iter(self.unlisted.items()), ("", ""))
         return f" ({where}: {reason})" if where else ""
 
 
-def _stems(files: Sequence[str]) -> dict[str, str]:
+def _labels_by_name(files: Sequence[str]) -> dict[str, str]:
     """The label of each file by its folder, else by its name: pos/1.txt and pos.txt are pos.
 
     Names are labels where there are two to a hundred of them in files of lines.
@@ -217,15 +197,15 @@ def _stems(files: Sequence[str]) -> dict[str, str]:
     return labels if 2 <= len(set(labels.values())) <= 100 else {}
 
 
-def _listed(data: object, pairs: bool) -> Library:
+def _in_memory(data: object, pairs: bool) -> TextPlace[Texts]:
     """Strings that are in memory: a list of them, or of pairs of them."""
     items = list(data) if isinstance(data, Sequence) else []
     rows = [tuple(item) if isinstance(item, tuple | list) else (item,) for item in items]
     if not rows or not all(len(row) == 1 + pairs and all(isinstance(text, str) for text in row) for row in rows):
         what = "pairs of strings" if pairs else "strings"
         raise UserError(f"a {type(data).__name__} is no text; give a path, or a list of {what}", BAD_DATA)
-    lines = [Line(f"#{i}", tuple(text.strip() for text in row), None, None, None) for i, row in enumerate(rows)]
-    return Library(Texts(lines, {}, 0, partial(_stamps, rows)), {})
+    texts = [TextRow(f"#{i}", tuple(text.strip() for text in row)) for i, row in enumerate(rows)]
+    return TextPlace(Texts(texts, {}, 0, partial(_stamps, rows)), {})
 
 
 def _stamps(rows: Sequence[tuple[str, ...]]) -> Stamps:

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
-from lookalike.data.example import Source
-from lookalike.data.loader import Loaded
-from lookalike.types import FIRST, MASK, PAD, Tokens
-
-_CHUNK = 4096  # rows between two words of progress
-TextsOf = Callable[[int], tuple[str, ...]]
+from lookalike.types import FIRST, MASK, PAD
 
 
 class Tokenizer:
@@ -61,88 +52,7 @@ class Tokenizer:
     def encoded(self, texts: Sequence[str], length: int) -> list[list[int]]:
         """The tokens of each text, cut to ``length``."""
         self._inner.enable_truncation(length)
-        return [found.ids for found in self._inner.encode_batch_fast(list(texts))]
-
-
-class Reader:
-    """Batches of tokens of a source of text. All is encoded at once and kept: four bytes a token."""
-
-    def __init__(
-        self,
-        source: Source,
-        tokenizer: Tokenizer,
-        length: int,
-        max_bad: float = 0.01,
-        progress: Callable[[int], None] = lambda _: None,
-        on_bad: Callable[[Mapping[str, str]], None] = lambda _: None,
-    ) -> None:
-        """``progress`` hears how many rows are encoded, ``on_bad`` the lines that are no rows. Raises UserError."""
-        self.source, self.bad = source, dict(source.unlisted)
-        self.bad_rows: dict[int, str] = {}  # what cannot be read is no row
-        if self.bad:
-            on_bad(self.bad)
-        refuse_too_many(source, max_bad)
-        self._flat, self._starts = _all(texts_of(source), len(source), tokenizer, length, progress)
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def batches(self, rows_of_steps: Iterable[Tensor]) -> Generator[Loaded[Tokens], None, None]:
-        """The tokens of each step's rows (B,), in order."""
-        for rows in rows_of_steps:
-            yield Loaded(rows, self._tokens(rows))
-
-    def shown(self, rows: Tensor) -> Tensor:
-        """The same, since what is no text is no row."""
-        return rows
-
-    def _tokens(self, rows: Tensor) -> Tokens:
-        """Filled up as far as the longest of them needs."""
-        views = (self._starts.numel() - 1) // len(self)
-        numbers = rows[:, None] * views + torch.arange(views)
-        starts, lengths = self._starts[numbers], self._starts[numbers + 1] - self._starts[numbers]
-        places = torch.arange(int(lengths.max()))
-        inside = places < lengths[..., None]
-        where = (starts[..., None] + places).clamp(max=len(self._flat) - 1)
-        return Tokens(torch.where(inside, self._flat[where].long(), PAD), lengths)
-
-
-def _all(
-    texts: TextsOf, count: int, tokenizer: Tokenizer, length: int, progress: Callable[[int], None]
-) -> tuple[Tensor, Tensor]:
-    """Every text's tokens one after the other, int32, and where each begins: row by row, text by text."""
-    flat, lengths = [], [0]
-    for start in range(0, count, _CHUNK):
-        rows = range(start, min(start + _CHUNK, count))
-        found = tokenizer.encoded([text for row in rows for text in texts(row)], length)
-        flat.append(np.fromiter((token for tokens in found for token in tokens), np.int32))
-        lengths += [len(tokens) for tokens in found]
-        progress(len(rows))
-    return torch.from_numpy(np.concatenate(flat)), torch.tensor(lengths).cumsum(0)
-
-
-def texts_of(source: Source) -> TextsOf:
-    """The texts of each row of a source of text; raises UserError for another."""
-    found: TextsOf | None = getattr(source, "texts", None)
-    if found is None:
-        raise UserError(
-            "no text in this data: a recipe for text wants .txt, .csv, .tsv or .parquet, or a list of strings; one for "
-            "captions a folder of pictures with captions.csv (image, caption) or COCO's captions_*.json",
-            BAD_DATA,
-        )
-    return found
-
-
-def refuse_too_many(source: Source, max_bad: float) -> None:
-    """Raise UserError when more than the share ``max_bad`` of all lines is no text."""
-    refused: int = getattr(source, "refused", 0)
-    if refused > max_bad * (refused + len(source)):
-        where, reason = next((where, why) for where, why in source.unlisted.items() if ":" in where)
-        raise UserError(
-            f"{refused} of {refused + len(source)} lines are no text, first {where} ({reason}); "
-            f"mend or remove those in bad_files.csv, or allow more than {max_bad:g} of all with --max-bad",
-            BAD_DATA,
-        )
+        return [encoding.ids for encoding in self._inner.encode_batch_fast(list(texts))]
 
 
 def _package() -> Any:
@@ -150,5 +60,5 @@ def _package() -> Any:
     try:
         import tokenizers
     except ImportError:
-        raise UserError("text wants the package tokenizers: pip install 'lookalike[text]'", USAGE) from None
+        raise UserError("text needs the package tokenizers: pip install 'lookalike[text]'", USAGE) from None
     return tokenizers

@@ -1,7 +1,7 @@
-"""Which texts a file holds: lines, or cells of a table; what is no text is left out with a reason.
+"""The texts in a file: lines, or cells of a table; what is no text is left out with a reason.
 
 A blank line separates and is no row. A line that is no valid UTF-8 or holds a NUL is no row, and is noted. Of a text
-that is longer than LONGEST bytes the beginning counts; the rest of the line is passed over, never held.
+longer than LONGEST bytes the beginning counts; the rest of the line is skipped, and never in memory.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ SCORES = ("score", "similarity", "similarity_score", "relatedness", "relatedness
 _KNOWN = {*chain(*PAIRS), *TEXTS, *SCORES, *LABELS, "split", "id", "idx", "index"}
 
 Cell = str | bytes | int | float | None
-Lines = Generator[tuple[int, Sequence[Cell]], None, None]
-"""Lines of cells, each with its number."""
+Cells = Generator[tuple[int, Sequence[Cell]], None, None]
+"""The cells of each line, with its number."""
 
 
-class Row(NamedTuple):
-    """One line of a file: its number, from 1, and what stands on it; a blank one has no texts."""
+class Line(NamedTuple):
+    """One line of a file; a blank one has no texts."""
 
-    line: int
+    number: int  # from 1
     texts: tuple[str, ...]
     label: Value | None = None
     score: float | None = None
     bad: str | None = None  # why it is no row
 
 
-class Columns(NamedTuple):
+class TextColumns(NamedTuple):
     """Which columns of a table hold what, by number."""
 
     texts: tuple[int, ...]
@@ -57,24 +57,24 @@ class Columns(NamedTuple):
     score: int | None
 
 
-def rows_of(disk: Local, name: str, wanted: Sequence[str] = ()) -> Iterator[Row]:
-    """Rows of a file, blank ones without texts; ``wanted`` are columns by name or number (from 1). Raises UserError."""
+def lines_of(disk: Local, name: str, columns: Sequence[str] = ()) -> Iterator[Line]:
+    """The lines of a file; ``columns`` of a table are names or numbers, from 1. Raises UserError."""
     where, suffix = disk.name(name), name.lower().rpartition(".")[2]
     try:
         with disk.file(name) as raw, io.BufferedReader(cast("io.RawIOBase", raw), 1 << 20) as file:
             if suffix in ("parquet", "csv", "tsv"):
                 cells = _parquet(file, where) if suffix == "parquet" else _table(file, where, suffix)
                 with closing(cells):  # before the file that it reads
-                    yield from _cells(cells, wanted, where, named=suffix == "parquet")
-            elif wanted:
-                raise UserError(f"{where} has lines, no columns: leave out :{','.join(wanted)}", USAGE)
+                    yield from _without_numbering(list(_table_lines(cells, columns, where, named=suffix == "parquet")))
+            elif columns:
+                raise UserError(f"{where} has lines, no columns: leave out :{','.join(columns)}", USAGE)
             else:
-                yield from _lines(file)
+                yield from _text_lines(file)
     except OSError as error:
         raise UserError(f"{where}: {error.strerror or error}; check its permissions", BAD_DATA) from None
 
 
-def _lines(file: BinaryIO) -> Iterator[Row]:
+def _text_lines(file: BinaryIO) -> Iterator[Line]:
     """Those of a text file; a byte order mark is no text."""
     number = 0
     while raw := file.readline(LONGEST):
@@ -82,7 +82,7 @@ def _lines(file: BinaryIO) -> Iterator[Row]:
         text = decoded(raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw)
         while not whole and (rest := file.readline(LONGEST)):
             whole = rest.endswith(b"\n")
-        yield Row(number, (text,) if text else (), bad=_reason(text))
+        yield Line(number, (text,) if text else (), bad=_reason(text))
 
 
 def decoded(raw: bytes) -> str | None:
@@ -103,22 +103,22 @@ def _reason(text: str | None) -> str | None:
     return "holds a NUL: no text" if "\0" in text else None
 
 
-def _cells(lines: Lines, wanted: Sequence[str], name: str, named: bool = False) -> Iterator[Row]:
-    """Those of a table; unless it is ``named``, its first line is a head if a name in it is usual, or wanted."""
+def _table_lines(lines: Cells, columns: Sequence[str], name: str, named: bool = False) -> Iterator[Line]:
+    """Those of a table; if not ``named``, its first line is a head where it holds a usual or a given name."""
     number, first = next(lines, (1, []))
     head = [str(cell).strip().lower() for cell in first]
-    known = _KNOWN | {want.lower() for want in wanted}
+    known = _KNOWN | {column.lower() for column in columns}
     named = named or not known.isdisjoint(head)
     second = next(lines, None) if named else (number, first)
     if second is None or not second[1]:
         return
     names = head if named else []
-    columns = _wanted(wanted, names, second[1], name) if wanted else _usual(names, second[1], name)
+    places = _chosen(columns, names, second[1], name) if columns else _usual(names, second[1], name)
     for line, cells in chain([second], lines):
-        texts = [_text(_at(cells, column)) for column in columns.texts]
+        texts = [_text(_at(cells, column)) for column in places.texts]
         bad = next((reason for text in texts if (reason := _reason(text))), None)
-        label, score = _label(_at(cells, columns.label)), _number(_at(cells, columns.score))
-        yield Row(line, tuple(text or "" for text in texts) if any(texts) else (), label, score, bad)
+        label, score = _label(_at(cells, places.label)), _number(_at(cells, places.score))
+        yield Line(line, tuple(text or "" for text in texts) if any(texts) else (), label, score, bad)
 
 
 def _at(cells: Sequence[Cell], column: int | None) -> Cell:
@@ -149,27 +149,29 @@ def _number(cell: Cell) -> float | None:
         return None
 
 
-def _wanted(wanted: Sequence[str], head: Sequence[str], first: Sequence[Cell], name: str) -> Columns:
+def _chosen(columns: Sequence[str], head: Sequence[str], first: Sequence[Cell], name: str) -> TextColumns:
     """The columns of these names or numbers: one or two texts, then perhaps a score; the label by its usual name."""
-    places = [_place(want, head, len(first), name) for want in wanted]
+    places = [_place(column, head, len(first), name) for column in columns]
     if not 1 <= len(places) <= 3:
         raise UserError(f"{name}: name one column of text, or two, or two and a score, not {len(places)}", USAGE)
     label = next((i for i, word in enumerate(head) if word in LABELS and i not in places), None)
-    return Columns(tuple(places[:2]), label, places[2] if len(places) == 3 else _first(head, SCORES))
+    return TextColumns(tuple(places[:2]), label, places[2] if len(places) == 3 else _first(head, SCORES))
 
 
-def _place(want: str, head: Sequence[str], width: int, name: str) -> int:
-    if want.lower() in head:
-        return head.index(want.lower())
-    if want.isdecimal() and 1 <= int(want) <= width:
-        return int(want) - 1
-    raise UserError(f"{name} has no column {want!r}: there are {', '.join(head)}, or numbers from 1 to {width}", USAGE)
+def _place(column: str, head: Sequence[str], width: int, name: str) -> int:
+    if column.lower() in head:
+        return head.index(column.lower())
+    if column.isdecimal() and 1 <= int(column) <= width:
+        return int(column) - 1
+    raise UserError(
+        f"{name} has no column {column!r}: there are {', '.join(head)}, or numbers from 1 to {width}", USAGE
+    )
 
 
-def _usual(head: Sequence[str], first: Sequence[Cell], name: str) -> Columns:
+def _usual(head: Sequence[str], first: Sequence[Cell], name: str) -> TextColumns:
     """The columns of a usual name; else texts are those whose first cell is no number, and the score the one that is.
 
-    Without names a whole number beside one text is its label.
+    Without names a whole number beside one text is its label, if texts share it: see ``_without_numbering``.
     """
     numeric = [i for i, cell in enumerate(first) if _number(cell) is not None]
     pair = next((pair for pair in PAIRS if all(word in head for word in pair)), ())
@@ -186,14 +188,23 @@ def _usual(head: Sequence[str], first: Sequence[Cell], name: str) -> Columns:
         label, score = (numeric[0], None) if whole else (None, numeric[0])
     if score is None and label is not None and len(texts) == 2:
         score = label  # GLUE's name for it
-    return Columns(texts, label, score)
+    return TextColumns(texts, label, score)
+
+
+def _without_numbering(lines: Sequence[Line]) -> Sequence[Line]:
+    """The same lines; whole numbers that differ on every one of three or more are an index, and no labels."""
+    labels = {line.label for line in lines if line.texts}
+    count = sum(bool(line.texts) for line in lines)
+    if count > 2 and len(labels) == count and all(isinstance(label, int) for label in labels):
+        return [line._replace(label=None) for line in lines]
+    return lines
 
 
 def _first(head: Sequence[str], names: Sequence[str]) -> int | None:
     return next((head.index(name) for name in names if name in head), None)
 
 
-def _table(file: BinaryIO, name: str, suffix: str) -> Lines:
+def _table(file: BinaryIO, name: str, suffix: str) -> Cells:
     """Lines of cells. A tab separates whatever stands around it: quotes are letters there."""
     limit_cells(sys.maxsize)  # a longer cell is cut, as a line is
     text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
@@ -209,29 +220,21 @@ def _table(file: BinaryIO, name: str, suffix: str) -> Lines:
         text.detach()  # whoever opened the file closes it
 
 
-def _parquet(file: BinaryIO, name: str) -> Lines:
+def _parquet(file: BinaryIO, name: str) -> Cells:
     """The names of the columns of words and numbers, then their rows, numbered from 1; words are bytes."""
+    types = pa.types
     try:
         table = pq.ParquetFile(file)
-        kinds = {field.name: field.type for field in table.schema_arrow if _words(field.type) or _numbers(field.type)}
-        yield 0, list(kinds)
-        line = 0
-        for batch in table.iter_batches(columns=list(kinds)):
-            columns = [
-                batch.column(i).cast(pa.large_binary()) if _words(kind) else batch.column(i)
-                for i, kind in enumerate(kinds.values())
-            ]
-            for cells in zip(*(column.to_pylist() for column in columns)):
-                line += 1
-                yield line, cells
+        fields = list(table.schema_arrow)
+        words = [field.name for field in fields if types.is_string(field.type) or types.is_large_string(field.type)]
+        numbers = [field.name for field in fields if types.is_integer(field.type) or types.is_floating(field.type)]
+        names = [field.name for field in fields if field.name in words or field.name in numbers]
+        yield 0, names
+        before = 0
+        for batch in table.iter_batches(columns=names):
+            columns = (batch[n].cast(pa.large_binary()) if n in words else batch[n] for n in names)
+            yield from enumerate(zip(*(column.to_pylist() for column in columns)), before + 1)
+            before += len(batch)
     except BROKEN as error:
         reason = (str(error).splitlines() or [""])[0][:200]
         raise UserError(f"{name}: no parquet that can be read ({reason}); fetch it again", BAD_DATA) from None
-
-
-def _words(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _numbers(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))

@@ -1,4 +1,4 @@
-"""Video files: an index of their frames, made without decoding where that can be, and frames by number.
+"""Containers of videos: which frames they hold, found without decoding where that can be.
 
 libav reads many formats with a record of holes, so only containers on a list are opened, from a file that is open
 already: no playlist leads to other files or to the network.
@@ -22,24 +22,24 @@ SUFFIXES = (
     *(".h264", ".hevc"),
 )
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,h264,hevc"
-_MOST = 1 << 24  # frames of one video: a week
-_COVER = 0x400  # AV_DISPOSITION_ATTACHED_PIC: a picture of what there is to hear
-_TICK = 1e-6  # seconds that are told apart
+_MOST_FRAMES = 1 << 24  # of one video: a week
+_COVER = 0x400  # AV_DISPOSITION_ATTACHED_PIC: the cover of a sound file
+_TICK = 1e-6  # seconds: the shortest difference between two times
 
 Packet = tuple[int | None, int | None, bool]  # pts, dts, whether decoding can start at it
 Ticks = npt.NDArray[np.int64]
 
 
-class Index(NamedTuple):
-    """What is known of a video before a frame is decoded.
+class FrameIndex(NamedTuple):
+    """The frames of a video, before any is decoded.
 
-    ``ticks`` (N,) are the frames' times in the container's unit, rising; where it has none that can be relied on they
-    are 0, 1, 2, ... and ``counted``: frames are then told by counting from a key frame.
+    ``ticks`` (N,) are the frames' times in the container's unit, rising. Where the container has no times that can be
+    relied on, they are 0, 1, 2, ... and ``counted``: a frame is then found by counting from a key frame.
     """
 
     ticks: Ticks
-    keys: Ticks  # (K,) numbers of the frames at which decoding can start; the first of all is one
-    seeks: Ticks  # (K,) where the container finds them
+    keys: Ticks  # (K,) numbers of the frames at which decoding can start; the first is 0
+    seeks: Ticks  # (K,) the decoding times (dts) of their packets
     unit: float  # seconds
     height: int
     width: int
@@ -48,8 +48,8 @@ class Index(NamedTuple):
     @property
     def times(self) -> list[float]:
         """(N,) seconds from the first frame."""
-        found: list[float] = ((self.ticks - self.ticks[:1]) * self.unit).tolist()
-        return found
+        seconds: list[float] = ((self.ticks - self.ticks[:1]) * self.unit).tolist()
+        return seconds
 
 
 def libav() -> Any:
@@ -57,24 +57,24 @@ def libav() -> Any:
     try:
         import av
     except ImportError:
-        raise UserError("video files want the package av: pip install 'lookalike[video]'", USAGE) from None
+        raise UserError("video files need the package av: pip install 'lookalike[video]'", USAGE) from None
     return av
 
 
 @contextmanager
 def streaming(file: BinaryIO) -> Iterator[tuple[Any, Any]]:
-    """The container in an open file and its first stream of pictures; every error leaves as Unreadable."""
+    """The container in an open file and its first video stream; every error leaves as Unreadable."""
     av = libav()
     try:
         allowed = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"}
-        # Titles that are no UTF-8 are no error: av 19 and newer see to that by themselves.
-        odd = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
-        with av.open(file, "r", container_options=allowed, **odd) as container:
+        # Titles that are not UTF-8 are no error; av 19 and newer see to that themselves.
+        titles = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+        with av.open(file, "r", container_options=allowed, **titles) as container:
             streams = [s for s in container.streams.video if not s.disposition & _COVER]
             if not streams:
                 raise Unreadable("no stream of pictures in it")
             stream = streams[0]
-            _checked(stream.codec_context)
+            _refuse_huge(stream.codec_context)
             yield container, stream
     except (Unreadable, UserError):
         raise
@@ -82,29 +82,29 @@ def streaming(file: BinaryIO) -> Iterator[tuple[Any, Any]]:
         raise Unreadable(line(error)) from None
 
 
-def _checked(codec: Any) -> None:
-    """Refuse what a few bytes of header ask for; one thread, since threads do not survive a fork."""
+def _refuse_huge(codec: Any) -> None:
+    """Refuse sizes that a few bytes of header can claim; one thread, since threads do not survive a fork."""
     if codec is None:
-        raise Unreadable("its pictures are coded in a way that is not known here")
+        raise Unreadable("its pictures are coded in an unknown way")
     if codec.width * codec.height > MAX_PIXELS:
         raise Unreadable(f"{codec.width}x{codec.height} pixels are too many")
     codec.thread_count = 1
     codec.options = {"max_pixels": str(MAX_PIXELS)}
 
 
-def index(file: BinaryIO) -> Index:
+def frame_index(file: BinaryIO) -> FrameIndex:
     """Every frame of an open video file; raises Unreadable.
 
-    Packets tell the times and key frames of most containers, at the cost of reading the file once (of .mp4, its table).
-    Where times are missing, twice there or AVI's, which count packets, everything is decoded once and counted.
+    In most containers the packets tell times and key frames, at the cost of reading the file once (of .mp4, its table).
+    Where times are missing, repeated, or AVI's, which count packets, everything is decoded once and counted.
     """
     with streaming(file) as (container, stream):
         packets: list[Packet] = []
         for packet in container.demux(stream):
             if packet.size and not packet.is_discard:
                 packets.append((packet.pts, packet.dts, packet.is_keyframe))
-            if len(packets) > _MOST:
-                raise Unreadable(f"more than {_MOST} frames")
+            if len(packets) > _MOST_FRAMES:
+                raise Unreadable(f"more than {_MOST_FRAMES} frames")
         if not packets:
             raise Unreadable("no frame in it")
         times = sorted(pts for pts, _, _ in packets if pts is not None)
@@ -118,18 +118,18 @@ def index(file: BinaryIO) -> Index:
         return _by_count(container, stream, [dts for _, dts, key in packets if key])
 
 
-def _by_time(packets: list[Packet], first: Any, stream: Any, unit: float) -> Index:
+def _by_time(packets: list[Packet], first: Any, stream: Any, unit: float) -> FrameIndex:
     """The index of packets that all have times of their own; ``first`` is a frame."""
-    found = sorted((pts, dts if dts is not None else pts, key) for pts, dts, key in packets if pts is not None)
-    keys = [number for number, (_, _, key) in enumerate(found) if key]
+    rows = sorted((pts, dts if dts is not None else pts, key) for pts, dts, key in packets if pts is not None)
+    keys = [number for number, (_, _, key) in enumerate(rows) if key]
     if not keys or first is None:
         raise Unreadable("no frame in it can be decoded")
-    found, keys = found[keys[0] :], [key - keys[0] for key in keys]  # what comes before the first cannot be decoded
-    ticks, seeks = (np.array(part, np.int64) for part in ([f[0] for f in found], [found[key][1] for key in keys]))
-    return Index(ticks, np.array(keys, np.int64), seeks, unit, *_size(stream, first), False)
+    rows, keys = rows[keys[0] :], [key - keys[0] for key in keys]  # what comes before the first cannot be decoded
+    ticks, seeks = (np.array(part, np.int64) for part in ([row[0] for row in rows], [rows[key][1] for key in keys]))
+    return FrameIndex(ticks, np.array(keys, np.int64), seeks, unit, *_size(stream, first), False)
 
 
-def _by_count(container: Any, stream: Any, seeks: list[int | None]) -> Index:
+def _by_count(container: Any, stream: Any, seeks: list[int | None]) -> FrameIndex:
     """The index by decoding everything."""
     keys, count, first = [], 0, None
     for frame in frames(container.demux(stream), []):
@@ -140,10 +140,10 @@ def _by_count(container: Any, stream: Any, seeks: list[int | None]) -> Index:
     if first is None:
         raise Unreadable("no frame in it can be decoded")
     if len(keys) != len(seeks) or keys[:1] != [0] or None in seeks or len(set(seeks)) < len(seeks):
-        keys, seeks = [0], [0]  # where key frames lie cannot be relied on: every search begins at the start
+        keys, seeks = [0], [0]  # the key frames cannot be relied on: decoding always begins at the start
     rate = float(stream.average_rate or stream.guessed_rate or 25)
     numbers = np.arange(count), np.array(keys, np.int64), np.array(seeks, np.int64)
-    return Index(*numbers, 1 / min(rate, 1 / _TICK), *_size(stream, first), True)
+    return FrameIndex(*numbers, 1 / min(rate, 1 / _TICK), *_size(stream, first), True)
 
 
 def _size(stream: Any, frame: Any) -> tuple[int, int]:
@@ -168,11 +168,11 @@ def frames(packets: Iterator[Any], errors: list[str]) -> Generator[Any, None, No
         if packet is None:
             return
         try:
-            made = packet.decode()
+            decoded = packet.decode()
         except Exception as error:
             errors.append(line(error))
             continue
-        yield from made
+        yield from decoded
 
 
 def line(error: Exception) -> str:

@@ -1,0 +1,192 @@
+"""Videos as pictures: a row is one frame, a picture file that is made when it is read.
+
+A video is a file, or a folder of pictures where the data is named ``frames:FOLDER``. Since frames are pictures,
+everything that works on pictures works on them.
+"""
+
+from __future__ import annotations
+
+import bisect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import accumulate, chain
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, Protocol, Self
+
+from lookalike.core.errors import BAD_DATA, USAGE, UserError
+from lookalike.data.fingerprint import stamps_of_files
+from lookalike.data.formats.archives import class_folders, rows_by_folder
+from lookalike.data.formats.disk import Disk, Local
+from lookalike.data.formats.encoded import Divided, numbered
+from lookalike.data.formats.files import Listing, printable
+from lookalike.data.formats.lists import PathList
+from lookalike.data.image.decode import SUFFIXES, Unreadable, header
+from lookalike.data.video.cache import indexes
+from lookalike.data.video.decoder import VideoDecoders, VideoFile
+from lookalike.data.video.timeline import frame_path
+
+_RATE = 25.0  # frames a second of folders, unless the data's name states another
+_FEWEST = 2  # frames of a video
+
+
+class Video(Protocol):
+    """One video: frames by number."""
+
+    @property
+    def times(self) -> Sequence[float]:
+        """(N,) seconds from the first frame, rising by a microsecond at least."""
+
+    def size(self, frame: int) -> tuple[int, int]:
+        """Upright (height, width) in pixels, without decoding; raises Unreadable."""
+
+    def read(self, frame: int) -> bytes:
+        """A frame as a picture file; raises Unreadable."""
+
+
+class VideoList(NamedTuple):
+    """Videos by name before any is opened: a label for each, -1 where there is none, and the videos of each split."""
+
+    names: Sequence[str]
+    labels: Sequence[int]
+    classes: list[str]
+    splits: Mapping[str, Sequence[int]]
+
+    @classmethod
+    def in_folders(cls, names: Sequence[str]) -> Self:
+        """By folders, as pictures are: the first may name the split, the next one the class."""
+        splits = rows_by_folder(names)
+        labels, classes = numbered(class_folders(names, 1 if splits else 0))
+        return cls(names, labels, classes, splits)
+
+    @classmethod
+    def of(cls, paths: PathList) -> Self:
+        """The videos that a list names."""
+        return cls(paths.files, paths.labels, paths.classes, paths.splits)
+
+
+class FrameStore:
+    """The frames of videos, video by video in the order of time."""
+
+    def __init__(self, videos: VideoList, open_video: Callable[[str], Video]) -> None:
+        """A video for which ``open_video`` raises Unreadable is left out, and listed with the reason."""
+        self.unlisted: dict[str, str] = {}
+        self.paths: list[str] = []
+        self.labels: list[int] = []
+        self.classes = videos.classes
+        self._videos: list[Video] = []
+        rows: dict[int, range] = {}
+        for number, (name, label) in enumerate(zip(videos.names, videos.labels)):
+            shown = printable(name)
+            try:
+                video = _with_frames(open_video(name))
+            except Unreadable as unreadable:
+                self.unlisted[shown] = unreadable.reason
+                continue
+            rows[number] = range(len(self.paths), len(self.paths) + len(video.times))
+            self._videos.append(video)
+            self.paths += [frame_path(shown, time) for time in video.times]
+            self.labels += [label] * len(video.times)
+        self.starts: Sequence[int] = list(accumulate((len(video.times) for video in self._videos), initial=0))
+        self.splits = {
+            split: [row for number in numbers for row in rows.get(number, ())]
+            for split, numbers in videos.splits.items()
+        }
+
+    def read(self, row: int) -> bytes:
+        """A frame as a picture file; raises Unreadable."""
+        video, frame = self._frame(row)
+        return video.read(frame)
+
+    def size(self, row: int) -> tuple[int, int]:
+        """Upright (height, width) in pixels; raises Unreadable."""
+        video, frame = self._frame(row)
+        return video.size(frame)
+
+    def _frame(self, row: int) -> tuple[Video, int]:
+        number = bisect.bisect_right(self.starts, row) - 1
+        return self._videos[number], row - self.starts[number]
+
+    def divided(self, disk: Disk, files: Sequence[str]) -> Divided:
+        """The frames by split, of videos that lie in ``files``; raises UserError where no video can be used."""
+        if not self.paths:
+            name, reason = next(iter(self.unlisted.items()))
+            others = f", nor can {len(self.unlisted) - 1} others" if len(self.unlisted) > 1 else ""
+            raise UserError(f"{disk.name(name)} cannot be used ({reason}){others}; try to play one", BAD_DATA)
+        return Divided(self, self.splits, partial(stamps_of_files, disk.file, files))
+
+
+def _with_frames(video: Video) -> Video:
+    """The video, if it is more than a picture; raises Unreadable."""
+    if len(video.times) < _FEWEST:
+        raise Unreadable("a single frame is no video")
+    return video
+
+
+def video_files(disk: Disk, videos: VideoList) -> Divided:
+    """Video files, by an index of their frames; raises UserError."""
+    index_of, decoders = dict(zip(videos.names, indexes(disk, videos.names))), VideoDecoders(disk)
+
+    def opened(name: str) -> VideoFile:
+        index = index_of[name]
+        if isinstance(index, str):
+            raise Unreadable(index)
+        return VideoFile(decoders, name, index)
+
+    return FrameStore(videos, opened).divided(disk, videos.names)
+
+
+class FrameFolder:
+    """A folder of pictures as a video: frames in the order of their names."""
+
+    def __init__(self, disk: Disk, files: Sequence[str], rate: float) -> None:
+        self._disk, self._files = disk, sorted(files)
+        self.times = [frame / rate for frame in range(len(files))]
+
+    def size(self, frame: int) -> tuple[int, int]:
+        """Upright (height, width) in pixels, from the header; raises Unreadable."""
+        head = header(self.read(frame))
+        return head.height, head.width
+
+    def read(self, frame: int) -> bytes:
+        """One picture; raises Unreadable."""
+        return self._disk.whole(self._files[frame])
+
+
+class FrameFolders(NamedTuple):
+    """``frames:FOLDER`` or ``frames@12.5:LIST.csv``: folders of pictures, each of which is a video."""
+
+    where: str
+    rate: float  # frames a second
+
+    @classmethod
+    def named(cls, data: str) -> Self | None:
+        """None for a name of other data; raises UserError."""
+        match = re.fullmatch(r"frames(?:@(\d+(?:\.\d+)?))?:(.+)", data, re.DOTALL)
+        if match is None:
+            return None
+        rate = float(match[1] or _RATE)
+        if not 1e-3 <= rate <= 1e6:
+            raise UserError(f"{data}: frames a second must be from 0.001 to 1,000,000", USAGE)
+        return cls(match[2], rate)
+
+    def below(self, disk: Disk, listing: Listing) -> Divided:
+        """The videos among the pictures that a disk lists; those beside all folders are the video ``.``."""
+        files: dict[str, list[str]] = {}
+        for path in listing.files:
+            files.setdefault(str(PurePosixPath(path).parent), []).append(path)
+        return self._divided(disk, VideoList.in_folders(list(files)), files).beside(listing.unreadable)
+
+    def listed(self, root: Path, paths: PathList) -> Divided:
+        """The videos of a list that lies in a folder."""
+        return self._divided(Local(root), VideoList.of(paths), {name: _pictures_in(root, name) for name in paths.files})
+
+    def _divided(self, disk: Disk, videos: VideoList, files: Mapping[str, Sequence[str]]) -> Divided:
+        store = FrameStore(videos, lambda name: FrameFolder(disk, files[name], self.rate))
+        return store.divided(disk, list(chain(*files.values())))
+
+
+def _pictures_in(root: Path, folder: str) -> list[str]:
+    """The pictures directly in a folder."""
+    pictures = Local(root / folder).listed(SUFFIXES).files if (root / folder).is_dir() else []
+    return [f"{folder}/{path}" for path in pictures if "/" not in path]
