@@ -193,7 +193,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
         raise Unreadable("no picture, or its first bytes are damaged") from None
     except Exception as error:
-        raise Unreadable(_line(error)) from None
+        raise Unreadable(one_line(error)) from None
 
 
 def _refuse_huge(width: int, height: int) -> None:
@@ -208,7 +208,7 @@ def _too_many(count: str) -> str:
     return f"{count} pixels are more than the limit of {MAX_PIXELS // 1_000_000} million"
 
 
-def _line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """The error in one line without addresses, which would differ from process to process."""
     text = re.sub(r"\s+", " ", re.sub(r" at 0x[0-9a-f]+", "", str(error))).strip()[:200]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
