@@ -7,7 +7,7 @@ from pathlib import Path
 from lookalike.cli.transfer import Detect, Keypoints, Segment, Tuned
 from lookalike.core.checks import at_least
 from lookalike.core.files import refuse_unwritable, write_atomically
-from lookalike.data.annotations.open import learned_and_asked, open_annotated
+from lookalike.data.annotations.open import open_annotated, split_annotated
 from lookalike.evaluation import keypoints
 from lookalike.evaluation.detect import ALPHA, Fitted, fit
 from lookalike.evaluation.detector import Detection, Instances
@@ -61,7 +61,7 @@ def transferred(command: Detect | Keypoints) -> dict[str, object]:
     target = Path(command.page or f"{verb}.html")
     refuse_unwritable(str(target))
     found = open_annotated(command.data, command.annotations, isinstance(command, Keypoints))
-    learned, asked = learned_and_asked(found)
+    learned, asked = split_annotated(found)
     trained = load(command.run, command.untrained, command.weights, command.precision)
     with Screen(verb) as screen:
         for note in found.notes:

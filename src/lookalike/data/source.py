@@ -89,11 +89,11 @@ def reference_and_query(data: Data, *, find: Callable[[Data], Place[S]]) -> tupl
 @isolated()
 def reference_and_query(data: Data, *, find: Finder | None = None) -> tuple[Source, Source]:
     """What an evaluation compares with, and what it asks: train and test (else validation), else 80 and 20 percent."""
-    found = splits_of(data, find=find or place_of)
-    query = TEST if TEST in found else VALIDATION
-    if TRAIN in found and query in found:
-        return found[TRAIN], found[query]
-    source = next(iter(found.values())) if len(found) == 1 else open_source(data, EVERYTHING, find=find or place_of)
+    parts = splits_of(data, find=find or place_of)
+    query = TEST if TEST in parts else VALIDATION
+    if TRAIN in parts and query in parts:
+        return parts[TRAIN], parts[query]
+    source = next(iter(parts.values())) if len(parts) == 1 else open_source(data, EVERYTHING, find=find or place_of)
     reference_rows, query_rows = split_by_hash(source.paths, source.labels)
     return Rows(source, reference_rows), Rows(source, query_rows)
 
@@ -133,6 +133,11 @@ def native_side(source: PictureSource, looks: int = 256) -> int:
     if not sides:
         raise UserError(f"none of {count} pictures can be read, first {source.paths[0]} ({reasons[0]})", BAD_DATA)
     return sorted(sides)[len(sides) // 2]
+
+
+def name_of(data: Data) -> str:
+    """What records and messages call the data: a path as it is, anything in memory by its kind and length."""
+    return str(data) if isinstance(data, str | os.PathLike) else f"a {type(data).__name__} of {len(data)}"
 
 
 def _chosen(split: str | None, place: Place[Source]) -> str | None:

@@ -19,7 +19,7 @@ from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.memory import keep_freed
 from lookalike.core.progress import Progress, silent
 from lookalike.core.seeding import reseed
-from lookalike.data.annotations.open import learned_and_asked, open_annotated
+from lookalike.data.annotations.open import open_annotated, split_annotated
 from lookalike.data.annotations.record import Annotated
 from lookalike.data.loader import Loader
 from lookalike.data.order import Order
@@ -51,7 +51,7 @@ class Fitted(NamedTuple):
 def measure(trained: Trained, data: str, spec: Detection, seed: int, progress: Progress) -> dict[str, float]:
     """One trial: the numbers of a fit on the training part of ``data``, asked about the rest of it."""
     found = open_annotated(data, points=isinstance(spec, Keypoints))
-    return fit(trained, *learned_and_asked(found), spec, seed, progress).metrics
+    return fit(trained, *split_annotated(found), spec, seed, progress).metrics
 
 
 def fit(

@@ -8,7 +8,7 @@ from dataclasses import replace
 from lookalike.core import dist
 from lookalike.core.errors import UserError
 from lookalike.data.loader import Loads
-from lookalike.data.windows import order_of
+from lookalike.data.order import order_of
 from lookalike.recipes.recipe import Length, Recipe
 from lookalike.train import checkpoint
 from lookalike.train.loop import Finished, Pulse, steps_of, train

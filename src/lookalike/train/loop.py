@@ -17,9 +17,8 @@ from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.memory import keep_freed
 from lookalike.core.seeding import reseed
 from lookalike.data.loader import Loads
-from lookalike.data.order import Order
+from lookalike.data.order import Order, order_of
 from lookalike.data.video.naming import filmed
-from lookalike.data.windows import order_of
 from lookalike.learn import optim
 from lookalike.learn.learner import Learner, Outcome
 from lookalike.models.text import Transformer

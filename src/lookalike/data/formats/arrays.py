@@ -18,7 +18,7 @@ from torch.utils.data import ConcatDataset
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
 from lookalike.data.example import Example, PictureSource, broken, whole
 from lookalike.data.fingerprint import Stamps, stamps_of_rows, token_of
-from lookalike.data.formats.columns import LABELS, Columns, columns_of
+from lookalike.data.formats.columns import LABELS, PictureColumns, columns_of
 from lookalike.data.formats.encoded import is_numbering, numbered
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, split_of
 from lookalike.data.image.decode import Canvas, Unreadable, one_line, squash
@@ -125,9 +125,9 @@ class Mapped:
             values = [self.example(row, 1).label for row in range(len(self))]
         if is_numbering(values):
             values = [-1] * len(self)
-        stated = getattr(self._parts[0], "classes", None)
-        if isinstance(stated, Sequence) and all(isinstance(name, str) for name in stated):
-            return torch.tensor(values), list(stated)
+        names = getattr(self._parts[0], "classes", None)
+        if isinstance(names, Sequence) and all(isinstance(name, str) for name in names):
+            return torch.tensor(values), list(names)
         return torch.tensor(values), [str(number) for number in range(max(values) + 1)]
 
     def __len__(self) -> int:
@@ -137,8 +137,8 @@ class Mapped:
         """One item on a canvas of ``side`` pixels."""
         label = -1 if self._columns is None else int(self.labels[row])
         try:
-            picture, stated = self._divided(self._items[row])
-            label = stated if self._columns is None else label
+            picture, own = self._divided(self._items[row])
+            label = own if self._columns is None else label
             return whole(_canvas(picture, side), label, self.paths[row])
         except Unreadable as unreadable:
             return broken(side, label, self.paths[row], unreadable.reason)
@@ -169,9 +169,9 @@ class Mapped:
 
 def digits() -> Arrays:
     """The 1,797 handwritten digits (8 x 8, 0..16) that ship with scikit-learn; nothing is downloaded."""
-    found = load_digits()
-    images = torch.from_numpy(np.round(found.images * (255 / 16)).astype(np.uint8))
-    return Arrays(images, torch.from_numpy(found.target), [str(i) for i in range(10)], name="digits")
+    bunch = load_digits()
+    images = torch.from_numpy(np.round(bunch.images * (255 / 16)).astype(np.uint8))
+    return Arrays(images, torch.from_numpy(bunch.target), [str(i) for i in range(10)], name="digits")
 
 
 def squash_tensor(image: Tensor, side: int) -> Canvas:
@@ -241,7 +241,7 @@ def _map_style(data: Any) -> MapStyle:
     return data  # type: ignore[no-any-return]
 
 
-def _columns_of(dataset: MapStyle) -> Columns | None:
+def _columns_of(dataset: MapStyle) -> PictureColumns | None:
     """The columns of a dataset of Hugging Face's; None for others."""
     schema = getattr(getattr(dataset, "features", None), "arrow_schema", None)
     return None if schema is None else columns_of(schema)

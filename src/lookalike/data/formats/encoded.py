@@ -105,8 +105,8 @@ class Encoded:
         """Upright (height, width) in pixels, without decoding where that can be; raises Unreadable."""
         if isinstance(self.store, Sized):
             return self.store.size(row)
-        found = header(self.store.read(row))
-        return found.height, found.width
+        head = header(self.store.read(row))
+        return head.height, head.width
 
     def read(self, row: int) -> bytes:
         """The bytes of one picture; raises Unreadable."""
@@ -142,11 +142,11 @@ def numbered(values: Sequence[Value | None], names: Sequence[str] | None = None)
     """
     if names is None and is_numbering(values):
         return [-1] * len(values), []
-    found = sorted({v for v in values if _is_label(v)}, key=lambda v: (isinstance(v, str), v))
-    if names is not None and all(isinstance(v, int) and v < len(names) for v in found):
+    classes = sorted({v for v in values if _is_label(v)}, key=lambda v: (isinstance(v, str), v))
+    if names is not None and all(isinstance(v, int) and v < len(names) for v in classes):
         return [v if isinstance(v, int) and v >= 0 else -1 for v in values], list(names)
-    number: dict[Value | None, int] = {v: i for i, v in enumerate(found)}
-    return [number.get(v, -1) for v in values], [str(v) for v in found]
+    number: dict[Value | None, int] = {v: i for i, v in enumerate(classes)}
+    return [number.get(v, -1) for v in values], [str(v) for v in classes]
 
 
 def is_numbering(values: Sequence[Value | None]) -> bool:
