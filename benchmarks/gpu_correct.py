@@ -29,8 +29,8 @@ from lookalike.core.devices import exact, moved
 from lookalike.core.seeding import reseed
 from lookalike.data.formats.arrays import Arrays
 from lookalike.data.loader import Loads
+from lookalike.data.order import order_of
 from lookalike.data.source import open_source, reference_and_query
-from lookalike.data.windows import order_of
 from lookalike.metrics.knn import Knn
 from lookalike.metrics.probe import LinearProbe
 from lookalike.models.norm import _GroupedBatchNorm

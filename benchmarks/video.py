@@ -28,10 +28,10 @@ import torch
 from lookalike.core.devices import keep_freed
 from lookalike.data.formats.disk import Local
 from lookalike.data.loader import GIB, Loader
+from lookalike.data.order import order_of
 from lookalike.data.source import open_source
 from lookalike.data.video.container import frame_index
 from lookalike.data.video.decoder import VideoDecoders, VideoFile
-from lookalike.data.windows import order_of
 from lookalike.metrics.fewshot import interval
 from lookalike.metrics.knn import Knn
 from lookalike.metrics.probe import LinearProbe

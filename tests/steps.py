@@ -7,7 +7,7 @@ from typing import Any
 from lookalike.core import dist
 from lookalike.core.seeding import reseed
 from lookalike.data.loader import Loads
-from lookalike.data.windows import order_of
+from lookalike.data.order import order_of
 from lookalike.recipes.recipe import Recipe
 from lookalike.train import checkpoint
 from lookalike.train.loop import backward, batches

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lookalike.core.errors import UserError
-from lookalike.data.annotations.open import learned_and_asked, open_annotated
+from lookalike.data.annotations.open import open_annotated, split_annotated
 from lookalike.data.annotations.pictures import Pictures
 from lookalike.data.annotations.record import Annotated
 from lookalike.data.annotations.tables import LEEDS
@@ -34,7 +34,7 @@ def only(found: Annotated) -> Any:
 
 
 def test_coco(tmp_path: Path) -> None:
-    learned, asked = learned_and_asked(open_annotated(made(tmp_path), points=True))
+    learned, asked = split_annotated(open_annotated(made(tmp_path), points=True))
     assert learned.classes == ("dot", "square")
     assert (learned.joints, learned.bones) == (BODY, ((0, 1),))  # a bone to a point that is not there is none
     assert [scene.path for scene in asked.scenes] == [f"val2017/{i}.png" for i in (10, 11, 12, 13)]
@@ -101,13 +101,13 @@ def test_voc(tmp_path: Path) -> None:
     assert [scene.boxes.tolist() for scene in found.scenes] == [[[10, 4, 30, 24]]] * 5  # pixels count from 1
     assert [scene.ignored.tolist() for scene in found.scenes] == [[i == 2] for i in range(5)]
     assert sum(note.startswith("2 files that cannot be read") for note in found.notes) == 1
-    parts = learned_and_asked(found)
+    parts = split_annotated(found)
     assert sorted(len(part.scenes) for part in parts) == [1, 4]
     lists = tmp_path / "ImageSets" / "Main"
     lists.mkdir(parents=True)
     for name, rows in {"train": "012", "val": "34", "cat_val": "0"}.items():
         (lists / f"{name}.txt").write_text("".join(f"p{row}\n" for row in rows) + "missing\n")
-    learned, asked = learned_and_asked(open_annotated(tmp_path))
+    learned, asked = split_annotated(open_annotated(tmp_path))
     assert [scene.path[-5] for scene in (*learned.scenes, *asked.scenes)] == list("01234")
 
 
@@ -123,7 +123,7 @@ def test_yolo(tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_text(
         "path: .\nnc: 2\nnames:\n  0: 'red car'  # the first\n  1: bus\ntrain: images\n"
     )
-    learned, asked = learned_and_asked(open_annotated(tmp_path))
+    learned, asked = split_annotated(open_annotated(tmp_path))
     assert learned.classes == ("bus", "red car")
     assert [scene.path for scene in learned.scenes] == ["images/train/a.png", "images/train/b.png"]  # c is empty
     assert learned.scenes[0].boxes.tolist() == [[24, 12, 40, 36]]
@@ -265,6 +265,6 @@ def test_real_annotations(
     shared: Path, folder: str, points: bool, learned: int, asked: int, classes: int, objects: int
 ) -> None:
     found = open_annotated(shared / folder, points=points)
-    parts = learned_and_asked(found)
+    parts = split_annotated(found)
     assert [len(part.scenes) for part in parts] == [learned, asked]
     assert (len(found.classes), sum(map(len, found.scenes)), found.notes) == (classes, objects, ())

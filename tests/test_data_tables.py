@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 
 from lookalike.core.errors import UserError
 from lookalike.data.formats import tables
-from lookalike.data.formats.columns import Columns
+from lookalike.data.formats.columns import PictureColumns
 from lookalike.data.formats.disk import Local
 from lookalike.data.formats.tables import ParquetFile, RowGroups
 from lookalike.data.image.decode import Unreadable
 from lookalike.data.source import open_source
 from tests.packs import IMAGE, pictures
 
-FLAT, NESTED = Columns("image", False, False, None, None), Columns("image", True, True, None, None)
+FLAT, NESTED = PictureColumns("image", False, False, None, None), PictureColumns("image", True, True, None, None)
 
 
 @pytest.mark.parametrize("nested", [True, False])

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lookalike.core.errors import USAGE, UserError
-from lookalike.data.order import Order
+from lookalike.data.order import Order, Windowed, order_of
 from lookalike.data.source import open_source
-from lookalike.data.windows import Windowed, order_of
 
 shards = st.lists(st.integers(0, 40), min_size=1, max_size=30).filter(any)
 seeds = st.integers(0, 2**63 - 1)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from lookalike.curate.doctor import Found, examine
 from lookalike.curate.sheet import Tile, sheet, upright
-from lookalike.data.image.survey import joined, near, same, survey
+from lookalike.curate.survey import joined, near, same, survey
 from lookalike.data.loader import Loader
 from lookalike.data.source import open_source
 from lookalike.recipes import recipe_named

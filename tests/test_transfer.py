@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lookalike.cli.main import main
 from lookalike.core.errors import UserError
-from lookalike.data.annotations.open import learned_and_asked, open_annotated
+from lookalike.data.annotations.open import open_annotated, split_annotated
 from lookalike.data.annotations.record import Annotated
 from lookalike.evaluation.detect import Fitted, fit, untrained
 from lookalike.evaluation.detector import Anchors, Padded, build
@@ -56,7 +56,7 @@ def scenery(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def parts(scenery: Path) -> tuple[Annotated, Annotated]:
     """What is learned from, and what is asked."""
-    return learned_and_asked(open_annotated(scenery, points=True))
+    return split_annotated(open_annotated(scenery, points=True))
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_something_is_learned(start: Trained, parts: tuple[Annotated, Annotated]
 
 
 def test_pictures_that_break_after_they_were_listed_are_not_asked(start: Trained, tmp_path: Path) -> None:
-    parts = learned_and_asked(open_annotated(made(tmp_path, 4)))
+    parts = split_annotated(open_annotated(made(tmp_path, 4)))
     for path in (parts[0].scenes[0].path, parts[1].scenes[0].path):
         data = (tmp_path / path).read_bytes()
         (tmp_path / path).write_bytes(data[: len(data) // 2])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,8 +22,8 @@ from lookalike.core.progress import Progress, silent
 from lookalike.core.seeding import uniforms
 from lookalike.curate.plan import Training, planned
 from lookalike.curate.sheet import Tile, sheet, upright
-from lookalike.data.image.survey import Survey, joined, largest, near, same, survey
-from lookalike.data.source import EVERYTHING, Data, PictureSource, open_source, splits_of
+from lookalike.curate.survey import Survey, joined, largest, near, same, survey
+from lookalike.data.source import EVERYTHING, Data, PictureSource, name_of, open_source, splits_of
 from lookalike.data.video.timeline import video_of
 
 _SHOWN, _TILE = 100, 96  # pictures of the sheet, and their pixels
@@ -208,7 +207,7 @@ def examine(data: Data, split: str | None, workers: int = 2, timed: bool = True,
     except UserError as error:
         refused = str(error)
     return Found(
-        str(data) if isinstance(data, str | os.PathLike) else type(data).__name__,
+        name_of(data),
         splits,
         found,
         _apart(same(found.content, found.good), paths),

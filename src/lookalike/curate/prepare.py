@@ -26,7 +26,7 @@ from lookalike.data.example import Example
 from lookalike.data.fingerprint import Stamps, changes, from_table, to_table
 from lookalike.data.formats.files import split_of
 from lookalike.data.pool import ordered
-from lookalike.data.prepared import CANVASES, INDEX, RAW, VERSION, Shard, read_index, shard_name, stated
+from lookalike.data.prepared import CANVASES, INDEX, RAW, VERSION, CacheShard, read_description, read_index, shard_name
 from lookalike.data.source import EVERYTHING, Data, PictureSource, native_side, open_source, splits_of
 from lookalike.train.run import Run
 
@@ -41,11 +41,11 @@ class Done(NamedTuple):
 
     rows: int
     side: int
-    shards: list[Shard]
+    shards: list[CacheShard]
     bad: dict[str, str]
 
 
-class _Task(NamedTuple):
+class _Range(NamedTuple):
     """Rows of one split that a worker makes: part of shard ``shard``."""
 
     shard: int
@@ -53,7 +53,7 @@ class _Task(NamedTuple):
     rows: range
 
 
-class _Part(NamedTuple):
+class _EncodedRows(NamedTuple):
     """What it made of them."""
 
     data: bytes
@@ -115,15 +115,17 @@ def _begin(out: Path, settings: dict[str, object], now: Stamps) -> None:
     if not (out / CANVASES).exists():
         write_atomically(out / "data.parquet", to_table(now))
         write_json(out / CANVASES, settings | {"finished": False, "shards": []})
-    held = stated(out)
-    differ = [f"{name}: {held.get(name)} -> {value}" for name, value in settings.items() if held.get(name) != value]
+    recorded = read_description(out)
+    differ = [
+        f"{name}: {recorded.get(name)} -> {value}" for name, value in settings.items() if recorded.get(name) != value
+    ]
     if differ:
         raise UserError(f"{out} holds a cache of other settings ({'; '.join(differ)}): choose another --out", USAGE)
     if changed := changes(from_table(out / "data.parquet"), now):
         raise UserError(f"{out} was made of other pictures: {changed}; choose another --out", BAD_DATA)
 
 
-def _plan(sources: dict[str, PictureSource], side: int, coding: str, shard_bytes: int) -> Iterator[_Task]:
+def _plan(sources: dict[str, PictureSource], side: int, coding: str, shard_bytes: int) -> Iterator[_Range]:
     """Every shard's tasks, in order: whole splits one after another, so that no shard holds two."""
     row_bytes = 3 * side**2 if coding == RAW else 3 * side**2 // 8  # what JPEG makes of it, about
     each, shard = max(1, shard_bytes // row_bytes), 0
@@ -131,20 +133,20 @@ def _plan(sources: dict[str, PictureSource], side: int, coding: str, shard_bytes
         for start in range(0, len(source), each):
             stop = min(start + each, len(source))
             for i in range(start, stop, _TASK):
-                yield _Task(shard, name, range(i, min(i + _TASK, stop)))
+                yield _Range(shard, name, range(i, min(i + _TASK, stop)))
             shard += 1
 
 
-def _part(sources: dict[str, PictureSource], side: int, jpeg: int | None, task: _Task) -> _Part:
+def _part(sources: dict[str, PictureSource], side: int, jpeg: int | None, task: _Range) -> _EncodedRows:
     """The canvases of some rows, in a worker."""
-    made: list[bytes] = []
+    encoded: list[bytes] = []
     rows: list[_ROW] = []
     for row in task.rows:
         example = sources[task.split].example(row, side)
         data = _encoded(example, jpeg)
-        made.append(data)
+        encoded.append(data)
         rows.append((example.height, example.width, len(data), zlib.adler32(data), example.bad))
-    return _Part(b"".join(made), rows)
+    return _EncodedRows(b"".join(encoded), rows)
 
 
 def _encoded(example: Example, jpeg: int | None) -> bytes:
@@ -161,20 +163,20 @@ def _encoded(example: Example, jpeg: int | None) -> bytes:
 def _make(
     out: Path,
     sources: dict[str, PictureSource],
-    plan: list[_Task],
-    work: partial[_Part],
+    plan: list[_Range],
+    work: partial[_EncodedRows],
     workers: int,
     progress: Progress,
 ) -> None:
     """Write every shard that is not there or not whole."""
     whole = {number for number in {task.shard for task in plan} if _is_whole(out, number)}
-    wanted = [task for task in plan if task.shard not in whole]
+    remaining = [task for task in plan if task.shard not in whole]
     total = sum(len(task.rows) for task in plan)
-    done = total - sum(len(task.rows) for task in wanted)
-    with closing(ordered(work, wanted, workers)) as parts:
-        for shard, made in groupby(parts, lambda made: made[0].shard):
+    done = total - sum(len(task.rows) for task in remaining)
+    with closing(ordered(work, remaining, workers)) as parts:
+        for shard, done_parts in groupby(parts, lambda done_parts: done_parts[0].shard):
             with _Writing(out, shard) as writing:
-                for task, part in made:
+                for task, part in done_parts:
                     writing.add(task, part, sources[task.split])
                     done += len(part.rows)
                     progress("preparing", done, total)
@@ -220,7 +222,7 @@ class _Writing:
         pq.write_table(table, sink, compression="zstd")
         write_atomically(self.out / "index" / f"{self.number:05}.parquet", sink.getvalue().to_pybytes())
 
-    def add(self, task: _Task, part: _Part, source: PictureSource) -> None:
+    def add(self, task: _Range, part: _EncodedRows, source: PictureSource) -> None:
         """Append the canvases of a part and their rows of the index."""
         self.file.write(part.data)
         self.sum.update(part.data)
@@ -235,11 +237,11 @@ class _Writing:
 
 def _finish(out: Path, settings: dict[str, object], count: int) -> Done:
     """Publish the list of shards, which makes the cache whole, after the list of bad files."""
-    shards: list[Shard] = []
+    shards: list[CacheShard] = []
     bad: dict[str, str] = {}
     for number in range(count):
         table, beside = read_index(out, number)
-        shards.append(Shard(len(table), int(beside["bytes"]), beside["sha256"]))
+        shards.append(CacheShard(len(table), int(beside["bytes"]), beside["sha256"]))
         broken = table.filter(table["bad"].is_valid())
         bad |= dict(zip(broken["path"].to_pylist(), broken["bad"].to_pylist()))
     text = io.StringIO()

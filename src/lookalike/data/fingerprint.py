@@ -55,8 +55,8 @@ class Change:
     def __str__(self) -> str:
         renamed = [f"{before} -> {now}" for before, now in self.renamed]
         kinds = {"added": self.added, "removed": self.removed, "renamed": renamed, "replaced": self.replaced}
-        said = [f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds.items() if names]
-        return ", ".join([*said, *(["the same files in another order"] if self.reordered and not said else [])])
+        parts = [f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds.items() if names]
+        return ", ".join([*parts, *(["the same files in another order"] if self.reordered and not parts else [])])
 
 
 def stamps_of_rows(paths: Sequence[str]) -> Stamps:
@@ -177,9 +177,9 @@ def _renamed(before: Stamps, now: Stamps, removed: Sequence[int], added: Sequenc
     free: dict[tuple[int, int], deque[int]] = {}
     for i in added:
         free.setdefault((int(now.sizes[i]), int(now.tokens[i])), deque()).append(i)
-    found = []
+    pairs = []
     for i in removed:
         same = free.get((int(before.sizes[i]), int(before.tokens[i])))
         if same and before.tokens[i] != UNREAD:
-            found.append((before.names[i], now.names[same.popleft()]))
-    return found
+            pairs.append((before.names[i], now.names[same.popleft()]))
+    return pairs

@@ -170,7 +170,7 @@ class Loader:
     def _fill(self, workers: int, progress: Callable[[int], None]) -> None:
         """Decode everything once, then let each bad row have the canvas of the next good one."""
         count = len(self)
-        pixels, sizes = held = _empty(count, self.side, torch.empty)
+        pixels, sizes = canvases = _empty(count, self.side, torch.empty)
         with closing(self._decoded(torch.split(torch.arange(count), _CHUNK), workers, tries=0)) as batches:
             for batch in batches:
                 place = slice(int(batch.rows[0]), int(batch.rows[-1]) + 1)
@@ -180,7 +180,7 @@ class Loader:
         for row in self.bad_rows:
             other = next_good(row, self.bad_rows, count)
             pixels[row], sizes[row] = pixels[other], sizes[other]
-        self._canvases = held
+        self._canvases = canvases
 
     def _decoded(
         self, rows_of_steps: Iterable[Tensor], workers: int, tries: int

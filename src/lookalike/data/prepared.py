@@ -54,7 +54,7 @@ INDEX = pa.schema(
 )
 
 
-class Shard(NamedTuple):
+class CacheShard(NamedTuple):
     """One shard as canvases.json knows it."""
 
     rows: int
@@ -98,10 +98,12 @@ class Prepared:
 
     texts = read = None
 
-    def __init__(self, root: Path, stated: dict[str, Any], rows: pa.Table, shard_of: npt.NDArray[np.int64]) -> None:
+    def __init__(
+        self, root: Path, description: dict[str, Any], rows: pa.Table, shard_of: npt.NDArray[np.int64]
+    ) -> None:
         """``rows`` in the columns of INDEX, the shard of each; raises UserError where a shard has another length."""
-        self._root, self.own, self._raw = root, int(stated["side"]), stated["coding"] == RAW
-        self.classes = [str(name) for name in stated["classes"]]
+        self._root, self.own, self._raw = root, int(description["side"]), description["coding"] == RAW
+        self.classes = [str(name) for name in description["classes"]]
         self.unlisted: dict[str, str] = {}
         self.paths: list[str] = rows["path"].to_pylist()
         self.labels = torch.from_numpy(rows["label"].to_numpy().copy())
@@ -111,7 +113,7 @@ class Prepared:
         self._offsets, self._lengths = rows["offset"].to_numpy(), rows["bytes"].to_numpy()
         self._sums = rows["adler32"].to_numpy()
         self._checked = np.zeros(len(rows), np.bool_)
-        self._shard_of, self._shards = shard_of, [Shard(*shard) for shard in stated["shards"]]
+        self._shard_of, self._shards = shard_of, [CacheShard(*shard) for shard in description["shards"]]
         self._maps: dict[int, npt.NDArray[np.uint8]] = {}
         self._room = _Room()
         self.starts: list[int] = [*np.unique(shard_of, return_index=True)[1].tolist(), len(rows)]
@@ -204,23 +206,23 @@ class Prepared:
         if number not in self._maps:
             self._maps[number] = np.memmap(self._file(number), np.uint8, "r").view(np.ndarray)
         start = int(self._offsets[row])
-        found = self._maps[number][start : start + int(self._lengths[row])]
+        data = self._maps[number][start : start + int(self._lengths[row])]
         if not self._checked[row]:
-            if zlib.adler32(found.data) != self._sums[row]:
+            if zlib.adler32(data.data) != self._sums[row]:
                 raise self._damaged(number, f"the canvas of {self.paths[row]} has another checksum")
             self._checked[row] = True
-        return found
+        return data
 
     def _file(self, number: int) -> Path:
         return self._root / "shards" / shard_name(number)
 
     def _check_length(self, number: int) -> None:
         try:
-            found = self._file(number).stat().st_size
+            length = self._file(number).stat().st_size
         except OSError as error:
             raise self._damaged(number, error.strerror or type(error).__name__) from None
-        if found != self._shards[number].bytes:
-            raise self._damaged(number, f"{found} bytes instead of {self._shards[number].bytes}")
+        if length != self._shards[number].bytes:
+            raise self._damaged(number, f"{length} bytes instead of {self._shards[number].bytes}")
 
     def _damaged(self, number: int, reason: str) -> UserError:
         return UserError(
@@ -233,34 +235,34 @@ class Cache:
 
     def __init__(self, root: Path) -> None:
         """Raises UserError where it is not whole."""
-        self._root, self._stated = root, stated(root)
-        if not self._stated["finished"]:
+        self._root, self._description = root, read_description(root)
+        if not self._description["finished"]:
             raise UserError(f"{root} is not finished: the same lookalike prepare again goes on with it", BAD_DATA)
-        tables = [read_index(root, number)[0] for number in range(len(self._stated["shards"]))]
+        tables = [read_index(root, number)[0] for number in range(len(self._description["shards"]))]
         self._rows = pa.concat_tables(tables)
         self._shard_of = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
-        self.splits: Sequence[str] = list(self._stated["splits"])
+        self.splits: Sequence[str] = list(self._description["splits"])
 
     def rows(self, split: str | None) -> Prepared:
         """One split, or everything, split by split."""
         if split is None:
-            return Prepared(self._root, self._stated, self._rows, self._shard_of)
+            return Prepared(self._root, self._description, self._rows, self._shard_of)
         chosen = np.asarray(self._rows["split"].to_numpy(zero_copy_only=False) == split)
-        return Prepared(self._root, self._stated, self._rows.filter(pa.array(chosen)), self._shard_of[chosen])
+        return Prepared(self._root, self._description, self._rows.filter(pa.array(chosen)), self._shard_of[chosen])
 
 
-def stated(root: Path) -> dict[str, Any]:
+def read_description(root: Path) -> dict[str, Any]:
     """canvases.json; raises UserError."""
-    wanted = {"version": int, "side": int, "coding": str, "classes": list, "splits": list, "finished": bool}
+    kinds = {"version": int, "side": int, "coding": str, "classes": list, "splits": list, "finished": bool}
     try:
-        found = json.loads((root / CANVASES).read_bytes())
-        right = all(isinstance(found[name], kind) for name, kind in wanted.items())
-        [Shard(*shard) for shard in found["shards"]]
+        description = json.loads((root / CANVASES).read_bytes())
+        right = all(isinstance(description[name], kind) for name, kind in kinds.items())
+        [CacheShard(*shard) for shard in description["shards"]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         right = False
-    if not right or found["version"] != VERSION:
+    if not right or description["version"] != VERSION:
         raise UserError(f"{root / CANVASES} cannot be read: prepare the data again into another folder", BAD_DATA)
-    return dict(found)
+    return dict(description)
 
 
 def read_index(root: Path, number: int) -> tuple[pa.Table, dict[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
-from typing import NamedTuple, TypeVar, overload
+from typing import TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from torch import Tensor
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
 from lookalike.core.isolation import isolated
 from lookalike.data.example import Example, PictureSource, Source
-from lookalike.data.formats.arrays import Arrays, Mapped, MapStyle, digits
+from lookalike.data.formats.arrays import InMemory, MapStyle, digits, in_memory
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, split_of
 from lookalike.data.formats.places import Place
 from lookalike.data.formats.places import find as pictures
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 S = TypeVar("S", bound=Source)
-Data = str | os.PathLike[str] | Tensor | npt.NDArray[np.generic] | MapStyle
+Data = str | os.PathLike[str] | Tensor | npt.NDArray[np.generic] | MapStyle | Mapping[str, MapStyle]
 Finder = Callable[[Data], Place[Source]]
 """How what a person names becomes a place."""
 EVERYTHING = "all"  # the name of no split: every row of every split
@@ -77,22 +77,9 @@ def splits_of(data: Data, *, find: Finder | None = None) -> Mapping[str, Source]
 
 def place_of(data: Data) -> Place[PictureSource]:
     """The pictures of a path, an address, a name, a tensor or a dataset; raises UserError."""
-    if isinstance(data, Tensor | np.ndarray):
-        return _Whole(Arrays(torch.as_tensor(data), None, []))
     if not isinstance(data, str | os.PathLike):
-        return _Whole(Mapped(_not_empty(data)))
-    return _Whole(digits()) if data == "digits" else pictures(data)
-
-
-class _Whole(NamedTuple):
-    """A place that is not divided."""
-
-    source: PictureSource
-    splits: Sequence[str] = ()
-
-    def rows(self, split: str | None) -> PictureSource:
-        """Everything."""
-        return self.source
+        return in_memory(data)
+    return InMemory({}, digits()) if data == "digits" else pictures(data)
 
 
 @overload
@@ -102,11 +89,11 @@ def reference_and_query(data: Data, *, find: Callable[[Data], Place[S]]) -> tupl
 @isolated()
 def reference_and_query(data: Data, *, find: Finder | None = None) -> tuple[Source, Source]:
     """What an evaluation compares with, and what it asks: train and test (else validation), else 80 and 20 percent."""
-    found = splits_of(data, find=find or place_of)
-    query = TEST if TEST in found else VALIDATION
-    if TRAIN in found and query in found:
-        return found[TRAIN], found[query]
-    source = next(iter(found.values())) if len(found) == 1 else open_source(data, EVERYTHING, find=find or place_of)
+    parts = splits_of(data, find=find or place_of)
+    query = TEST if TEST in parts else VALIDATION
+    if TRAIN in parts and query in parts:
+        return parts[TRAIN], parts[query]
+    source = next(iter(parts.values())) if len(parts) == 1 else open_source(data, EVERYTHING, find=find or place_of)
     reference_rows, query_rows = split_by_hash(source.paths, source.labels)
     return Rows(source, reference_rows), Rows(source, query_rows)
 
@@ -137,17 +124,20 @@ def _digest(path: str) -> bytes:
 def native_side(source: PictureSource, looks: int = 256) -> int:
     """The median short side in pixels of up to ``looks`` evenly spaced pictures, by their headers; raises UserError."""
     count = min(looks, len(source))
-    sides: list[int] = []
+    sides, reasons = list[int](), list[str]()
     for i in range(count):
         try:
             sides.append(min(source.size(i * len(source) // count)))
-        except Unreadable:
-            continue
+        except Unreadable as unreadable:
+            reasons.append(unreadable.reason)
     if not sides:
-        raise UserError(
-            f"none of {count} pictures can be read, the first is {source.paths[0]}; open one by hand", BAD_DATA
-        )
+        raise UserError(f"none of {count} pictures can be read, first {source.paths[0]} ({reasons[0]})", BAD_DATA)
     return sorted(sides)[len(sides) // 2]
+
+
+def name_of(data: Data) -> str:
+    """What records and messages call the data: a path as it is, anything in memory by its kind and length."""
+    return str(data) if isinstance(data, str | os.PathLike) else f"a {type(data).__name__} of {len(data)}"
 
 
 def _chosen(split: str | None, place: Place[Source]) -> str | None:
@@ -158,21 +148,7 @@ def _chosen(split: str | None, place: Place[Source]) -> str | None:
         return None
     name = split_of(split)
     if name is None or name not in place.splits:
-        _refuse_split(split, place.splits)
+        names = ", ".join([*place.splits, EVERYTHING])
+        existing = f"there are {names}" if place.splits else "the data is not divided"
+        raise UserError(f"no split {split!r}: {existing}; choose with --split, or leave it out", USAGE)
     return name
-
-
-def _refuse_split(split: str | None, existing: Sequence[str]) -> None:
-    """Raise UserError for a split that does not exist."""
-    if split not in (None, EVERYTHING):
-        there = f"there are {', '.join(existing)} and {EVERYTHING}" if existing else "the data is not divided"
-        raise UserError(f"no split {split!r}: {there}; choose with --split, or leave it out", USAGE)
-
-
-def _not_empty(dataset: MapStyle) -> MapStyle:
-    """The dataset if it is map-style and holds anything; raises UserError."""
-    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        raise UserError(f"a {type(dataset).__name__} is no data; give a path, a tensor or a map-style dataset", USAGE)
-    if not len(dataset):
-        raise UserError(f"the {type(dataset).__name__} is empty; give one that holds pictures", BAD_DATA)
-    return dataset

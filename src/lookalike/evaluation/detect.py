@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lookalike.core.devices import device, exact, keep_freed, moved, placed
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.seeding import reseed
-from lookalike.data.annotations.open import learned_and_asked, open_annotated
+from lookalike.data.annotations.open import open_annotated, split_annotated
 from lookalike.data.annotations.record import Annotated
 from lookalike.data.loader import Loader
 from lookalike.data.order import Order
@@ -51,7 +51,7 @@ def detect(spec: Boxes, model: Trained, data: Data, resources: Resources) -> Res
         resources.say(f"left out: {note}")
     if isinstance(spec, Keypoints) and in_mirror(annotated.joints) is None:
         resources.say("no picture is mirrored in training, since the names of the points do not say left and right")
-    done = fit(spec, model, *learned_and_asked(annotated), resources)
+    done = fit(spec, model, *split_annotated(annotated), resources)
     facts = {"step": model.step, "pictures": len(done.pictures.scenes), "learned": done.learned}
     line = f"{words(done.metrics)} on {facts['pictures']} pictures, trained on {done.learned} (step {model.step})"
     return spec.result(done.metrics, facts, [line], done)

@@ -16,7 +16,7 @@ from lookalike.core import dist
 from lookalike.core.devices import exact
 from lookalike.core.errors import UserError
 from lookalike.data.loader import Loads
-from lookalike.data.windows import order_of
+from lookalike.data.order import order_of
 from lookalike.learn.learner import Learner
 from lookalike.recipes.recipe import Length, Recipe
 from lookalike.train import checkpoint

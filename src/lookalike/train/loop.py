@@ -15,8 +15,7 @@ from lookalike.core.devices import device, exact, full_precision, keep_freed, mo
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.seeding import reseed
 from lookalike.data.loader import Loads
-from lookalike.data.order import Order
-from lookalike.data.windows import order_of
+from lookalike.data.order import Order, order_of
 from lookalike.learn import optim
 from lookalike.learn.learner import Learner, Outcome
 from lookalike.models.text import Transformer

@@ -17,7 +17,7 @@ from lookalike.core.files import UNFINISHED, write_atomically
 from lookalike.core.isolation import isolated
 from lookalike.data.fingerprint import Change, changes, from_table, to_table
 from lookalike.data.loader import GIB, Loads
-from lookalike.data.source import Data, Source, open_source, reference_and_query
+from lookalike.data.source import Data, Source, name_of, open_source, reference_and_query
 from lookalike.data.text.loader import texts_of
 from lookalike.data.text.tokenizer import Tokenizer
 from lookalike.learn.labelled import Labelled
@@ -209,7 +209,7 @@ def refuse_other(asked: Asked, recipe: Recipe, held: Recipe, source: Source, run
 
 def about(asked: Asked, source: Source) -> dict[str, object]:
     """What environment.json says of the data; data.parquet says which files it was."""
-    return {"data": str(asked.data)[:4096], "split": asked.split, "examples": len(source)}
+    return {"data": name_of(asked.data)[:4096], "split": asked.split, "examples": len(source)}
 
 
 def adjusted(asked: Asked, recipe: Recipe, held: Recipe) -> Recipe:

@@ -19,7 +19,7 @@ from lookalike.core.files import write_atomically
 from lookalike.core.isolation import isolated
 from lookalike.core.progress import Progress, silent
 from lookalike.data.loader import GIB, Loads
-from lookalike.data.source import Data, Rows, Source, reference_and_query, splits_of
+from lookalike.data.source import Data, Rows, Source, name_of, reference_and_query, splits_of
 from lookalike.data.text.tokenizer import Tokenizer
 from lookalike.data.video.timeline import pieces
 from lookalike.models.encoder import Encoder
@@ -180,7 +180,9 @@ def labelled(source: Source, data: Data) -> Source:
     """The rows that have a label."""
     rows = (source.labels >= 0).nonzero()[:, 0]
     if len(rows) == 0:
-        raise UserError(f"{data} has no labels to evaluate by: class folders, or tables with a label column", BAD_DATA)
+        raise UserError(
+            f"{name_of(data)} has no labels to evaluate by: class folders, or tables with a label column", BAD_DATA
+        )
     return source if len(rows) == len(source) else Rows(source, rows)
 
 

@@ -11,18 +11,18 @@ from typing import Any
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.annotations.masks import outline
 from lookalike.data.annotations.pictures import Pictures, splits_in
-from lookalike.data.annotations.record import Stated, Thing
+from lookalike.data.annotations.record import RawAnnotations, Thing
 
 
-def coco(pictures: Pictures, files: list[Path]) -> Stated:
+def coco(pictures: Pictures, files: list[Path]) -> RawAnnotations:
     """What the files state, each of which may be a split; raises UserError where one is no COCO file."""
-    stated = Stated()
+    raw = RawAnnotations()
     for file in files:
         name = file.name if file.parent == pictures.root else f"{file.parent.name}/{file.name}"
-        paths = _File(pictures, file, name).read(stated)
+        paths = _File(pictures, file, name).read(raw)
         for split in splits_in(name):
-            stated.splits.setdefault(split, []).extend(paths)
-    return stated
+            raw.splits.setdefault(split, []).extend(paths)
+    return raw
 
 
 class _File:
@@ -30,50 +30,50 @@ class _File:
 
     def __init__(self, pictures: Pictures, file: Path, name: str) -> None:
         self.pictures, self.file, self.name = pictures, file, name
-        self.dropped = pictures.dropped
+        self.omissions = pictures.omissions
         self.images, self.annotations, self.categories = lists_of(file, "images", "annotations", "categories")
 
-    def read(self, stated: Stated) -> list[str]:
+    def read(self, raw: RawAnnotations) -> list[str]:
         """The paths of its pictures."""
-        paths = dict(self._found())
+        paths = dict(self._listed_pictures())
         names = {key: str(one["name"]) for one in self.categories if _is(key := one.get("id"), int) and "name" in one}
-        stated.classes |= set(names.values())
+        raw.classes |= set(names.values())
         for category in self.categories:
-            _note_joints(stated, category)
+            _note_joints(raw, category)
         for path in paths.values():
-            stated.things.setdefault(path, [])
+            raw.things.setdefault(path, [])
         for annotation in self.annotations:
             path = paths.get(_key(annotation.get("image_id")))
             if path is not None and (thing := self._thing(annotation, names, path)) is not None:
-                stated.things[path].append(thing)
+                raw.things[path].append(thing)
         return list(paths.values())
 
-    def _found(self) -> Iterator[tuple[Any, str]]:
+    def _listed_pictures(self) -> Iterator[tuple[Any, str]]:
         """(id, path) of the pictures that are there and have the size that the file states."""
         for image in self.images:
             key, name = image.get("id"), image.get("file_name")
             path = self.pictures.find(name, self.name) if isinstance(name, str) and _is(key, int, str) else None
             if path is None:
-                self.dropped.add(f"pictures of {self.name} that are not in the folder", str(name))
+                self.omissions.add(f"pictures of {self.name} that are not in the folder", str(name))
                 continue
             size, says = self.pictures.size(path), (image.get("height"), image.get("width"))
             if size is None:
                 continue
             if says != (None, None) and says != size:
-                self.dropped.add("pictures of another size than their annotations state", path)
+                self.omissions.add("pictures of another size than their annotations state", path)
                 continue
             yield key, path
 
     def _thing(self, annotation: dict[str, Any], names: dict[Any, str], path: str) -> Thing | None:
         box, name = annotation.get("bbox"), names.get(_key(annotation.get("category_id")))
         if name is None or not _is(box, list) or len(box) != 4 or not all(map(_finite, box)):  # type: ignore[arg-type]
-            self.dropped.add(f"annotations of {self.name} without a box or a class", path)
+            self.omissions.add(f"annotations of {self.name} without a box or a class", path)
             return None
         left, top, width, height = map(float, box)  # type: ignore[arg-type]
         shape, size = annotation.get("segmentation"), self.pictures.size(path)
         drawn = outline(shape, *size) if shape and size else None
         if shape and drawn is None:
-            self.dropped.add("outlines that cannot be read", path)
+            self.omissions.add("outlines that cannot be read", path)
         area = annotation.get("area")
         return Thing(
             (left, top, left + width, top + height),
@@ -88,27 +88,27 @@ class _File:
 def lists_of(file: Path, *names: str) -> tuple[list[dict[str, Any]], ...]:
     """The lists of objects that a file of COCO's holds by these names; raises UserError."""
     try:
-        found = json.loads(file.read_bytes())
+        content = json.loads(file.read_bytes())
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; check its permissions", BAD_DATA) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: no JSON that can be read ({str(error)[:100]}); fetch it again", BAD_DATA) from None
-    parts = [found.get(name) for name in names] if isinstance(found, dict) else []
+    parts = [content.get(name) for name in names] if isinstance(content, dict) else []
     if not parts or not all(isinstance(part, list) for part in parts):
-        wanted = f"{', '.join(names[:-1])} and {names[-1]}"
-        raise UserError(f"{file}: it has no lists of {wanted}, as COCO's files have", BAD_DATA)
+        keys = f"{', '.join(names[:-1])} and {names[-1]}"
+        raise UserError(f"{file}: it has no lists of {keys}, as COCO's files have", BAD_DATA)
     return tuple([one for one in part if isinstance(one, dict)] for part in parts)  # type: ignore[union-attr]
 
 
-def _note_joints(stated: Stated, category: dict[str, Any]) -> None:
+def _note_joints(raw: RawAnnotations, category: dict[str, Any]) -> None:
     """Keep the first names of points, and the lines between them."""
     names, bones = category.get("keypoints"), category.get("skeleton")
-    if not isinstance(names, list) or stated.joints:
+    if not isinstance(names, list) or raw.joints:
         return
-    stated.joints = tuple(map(str, names))
+    raw.joints = tuple(map(str, names))
     pairs = [bone for bone in bones if _is(bone, list) and len(bone) == 2] if isinstance(bones, list) else []
-    there = range(1, len(names) + 1)
-    stated.bones = tuple((a - 1, b - 1) for a, b in pairs if _is(a, int) and _is(b, int) and a in there and b in there)
+    numbers = range(1, len(names) + 1)
+    raw.bones = tuple((a - 1, b - 1) for a, b in pairs if _is(a, int) and _is(b, int) and a in numbers and b in numbers)
 
 
 def _points(flat: Any) -> list[list[float]]:

@@ -41,10 +41,10 @@ class Polygons:
     def mask(self, height: int, width: int) -> Mask:
         """(height, width) where the object is."""
         scale = np.array([width / self.width, height / self.height])
-        found = np.zeros((height, width), dtype=bool)
+        inside = np.zeros((height, width), dtype=bool)
         for ring in self.rings:
-            found |= filled(ring.reshape(-1, 2) * scale, height, width)
-        return found
+            inside |= filled(ring.reshape(-1, 2) * scale, height, width)
+        return inside
 
     def plain(self) -> Any:
         """Lists of coordinates."""

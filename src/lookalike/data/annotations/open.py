@@ -11,7 +11,7 @@ import torch
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.annotations.coco import coco
 from lookalike.data.annotations.pictures import Pictures, splits_in
-from lookalike.data.annotations.record import Annotated, Stated, annotated
+from lookalike.data.annotations.record import Annotated, RawAnnotations, annotated
 from lookalike.data.annotations.tables import comma_separated, matlab
 from lookalike.data.annotations.voc import voc
 from lookalike.data.annotations.yolo import NAMES, names_in, yolo
@@ -32,40 +32,41 @@ def open_annotated(data: str | Path, file: str | None = None, points: bool = Fal
     if not root.is_dir():
         raise UserError(f"{root}: no folder; name the one that holds the pictures and their annotations", BAD_DATA)
     pictures = Pictures(root)
-    stated = _of_file(pictures, Path(file)) if file else _in_folder(pictures, points)
-    found = annotated(pictures, stated)
-    if not found.scenes or not any(len(scene) for scene in found.scenes):
-        why = "; ".join(found.notes) or "the annotations are empty"
+    raw = _of_file(pictures, Path(file)) if file else _in_folder(pictures, points)
+    annotations = annotated(pictures, raw)
+    if not annotations.scenes or not any(len(scene) for scene in annotations.scenes):
+        why = "; ".join(annotations.notes) or "the annotations are empty"
         raise UserError(f"{file or root}: no object in any picture ({why})", BAD_DATA)
-    if points and not any((scene.points[..., 2] > 0).any() for scene in found.scenes):
+    if points and not any((scene.points[..., 2] > 0).any() for scene in annotations.scenes):
         raise UserError(
             f"{file or root}: no point in any picture; name the file that holds them: --annotations", BAD_DATA
         )
-    return found
+    return annotations
 
 
-def learned_and_asked(found: Annotated) -> tuple[Annotated, Annotated]:
-    """What is learned from, and what is asked: train and test, else validation, by the annotation files' own lists or
-    names, by folders; else 80 and 20 percent by a hash of the path. Pictures without an object teach nothing.
+def split_annotated(annotations: Annotated) -> tuple[Annotated, Annotated]:
+    """Train and test, else validation, by the annotation files' own lists or names, or by folders; else 80 and 20
+    percent by a hash of the path. Pictures without an object teach nothing.
     """
-    splits = {name: rows for name, rows in found.splits.items() if rows} or _by_folder(found)
-    asked = TEST if TEST in splits else VALIDATION
-    if TRAIN in splits and asked in splits:
-        learned = found.some(splits[TRAIN]), found.some(splits[asked])
+    splits = {name: rows for name, rows in annotations.splits.items() if rows} or _by_folder(annotations)
+    query = TEST if TEST in splits else VALIDATION
+    if TRAIN in splits and query in splits:
+        train, test = annotations.some(splits[TRAIN]), annotations.some(splits[query])
     else:
-        paths = [scene.path for scene in found.scenes]
-        parts = split_by_hash(paths, torch.zeros(len(paths), dtype=torch.int64))
-        learned = found.some(parts[0].tolist()), found.some(parts[1].tolist())
-    train = learned[0]
+        paths = [scene.path for scene in annotations.scenes]
+        rows = split_by_hash(paths, torch.zeros(len(paths), dtype=torch.int64))
+        train, test = annotations.some(rows[0].tolist()), annotations.some(rows[1].tolist())
     full = [row for row, scene in enumerate(train.scenes) if not scene.crowd.all()]
-    if not full or not learned[1].scenes:
-        raise UserError(f"{found.root}: too few pictures with objects to learn from some and ask others", BAD_DATA)
-    return train.some(full), learned[1]
+    if not full or not test.scenes:
+        raise UserError(
+            f"{annotations.root}: too few pictures with objects to train on some and test on others", BAD_DATA
+        )
+    return train.some(full), test
 
 
-def _by_folder(found: Annotated) -> dict[str, tuple[int, ...]]:
+def _by_folder(annotations: Annotated) -> dict[str, tuple[int, ...]]:
     """Rows by the split that a folder of the path names."""
-    rows = {scene.path: row for row, scene in enumerate(found.scenes)}
+    rows = {scene.path: row for row, scene in enumerate(annotations.scenes)}
 
     def split(path: str) -> str | None:
         words = splits_in(os.path.dirname(path))
@@ -74,7 +75,7 @@ def _by_folder(found: Annotated) -> dict[str, tuple[int, ...]]:
     return {name: tuple(rows[path] for path in paths) for name, paths in by_split(list(rows), split).items()}
 
 
-def _of_file(pictures: Pictures, file: Path) -> Stated:
+def _of_file(pictures: Pictures, file: Path) -> RawAnnotations:
     """What one file, or a folder of files inside the data, states."""
     suffix = file.suffix.lower()
     if file.is_dir():
@@ -91,7 +92,7 @@ def _of_file(pictures: Pictures, file: Path) -> Stated:
     raise UserError(f"{file}: no annotations that can be read; --annotations names {_KINDS}, or a folder", BAD_DATA)
 
 
-def _in_folder(pictures: Pictures, points: bool, inside: str = "") -> Stated:
+def _in_folder(pictures: Pictures, points: bool, inside: str = "") -> RawAnnotations:
     """What the files below the root state: the first kind there is, points first where they are asked."""
     files = [f for f in listed(pictures.root, (".json", ".xml", ".txt", ".mat", ".csv")).files if f.startswith(inside)]
     if json := _coco_files(pictures.root, files, points):
@@ -124,6 +125,6 @@ def _names(root: Path) -> list[str]:
     """The classes of YOLO's labels, where a file beside them names them."""
     for name in NAMES:
         for folder in ("", "labels/"):
-            if (root / folder / name).is_file() and (found := names_in(root / folder / name)):
-                return found
+            if (root / folder / name).is_file() and (names := names_in(root / folder / name)):
+                return names
     return []

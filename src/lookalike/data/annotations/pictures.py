@@ -12,7 +12,7 @@ from lookalike.data.image.decode import SUFFIXES, Header, Unreadable, header
 _HEAD = 1 << 16
 
 
-class Dropped:
+class Omissions:
     """Kinds of things that were left out, how many, and where the first one is."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Pictures:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.paths = listed(root, SUFFIXES).files
-        self.dropped = Dropped()
+        self.omissions = Omissions()
         self._by_name: dict[str, list[str]] = {}
         self._by_stem: dict[str, list[str]] = {}
         for path in self.paths:
@@ -55,13 +55,13 @@ class Pictures:
         file = PurePosixPath(path)
         return self._nearest(self._by_stem.get(file.stem, []), file, path)
 
-    def _nearest(self, found: list[str], called: PurePosixPath, near: str) -> str | None:
+    def _nearest(self, candidates: list[str], called: PurePosixPath, near: str) -> str | None:
         words = splits_in(near)
 
         def fit(path: str) -> tuple[int, bool]:
             return _common(PurePosixPath(path).parent.parts, called.parent.parts), bool(splits_in(path) & words)
 
-        return max(found, key=fit, default=None)
+        return max(candidates, key=fit, default=None)
 
     def size(self, path: str) -> tuple[int, int] | None:
         """Upright (height, width) in pixels; None, and counted, where the picture cannot be read."""
@@ -71,11 +71,11 @@ class Pictures:
 
     def _read(self, path: str) -> tuple[int, int] | None:
         try:
-            found = self._header(path)
+            size = self._header(path)
         except Unreadable as unreadable:
-            self.dropped.add("pictures that cannot be read", f"{path} ({unreadable.reason})")
+            self.omissions.add("pictures that cannot be read", f"{path} ({unreadable.reason})")
             return None
-        return found.height, found.width
+        return size.height, size.width
 
     def _header(self, path: str) -> Header:
         """From the first bytes where they are enough: COCO's 118,000 pictures are 19 GB. Raises Unreadable."""

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lookalike.data.annotations.masks import Outline
-from lookalike.data.annotations.pictures import Dropped, Pictures
+from lookalike.data.annotations.pictures import Omissions, Pictures
 from lookalike.data.example import PictureSource
 from lookalike.data.formats.disk import Local
 from lookalike.data.formats.encoded import FileStore
@@ -33,7 +33,7 @@ class Thing(NamedTuple):
 
 
 @dataclass
-class Stated:
+class RawAnnotations:
     """What the files of one kind state."""
 
     things: dict[str, list[Thing]] = field(default_factory=dict)  # by the path of a listed picture
@@ -84,21 +84,21 @@ class Annotated:
         return Annotated(self.root, scenes, self.classes, self.joints, self.bones, {}, self.notes)
 
 
-def annotated(pictures: Pictures, stated: Stated) -> Annotated:
+def annotated(pictures: Pictures, raw: RawAnnotations) -> Annotated:
     """The records of all pictures that can be read, with every object that has an area in its picture."""
-    classes = tuple(sorted(stated.classes | {thing.name for things in stated.things.values() for thing in things}))
+    classes = tuple(sorted(raw.classes | {thing.name for things in raw.things.values() for thing in things}))
     numbers = {name: i for i, name in enumerate(classes)}
     scenes = [
-        _scene(path, size, things, numbers, len(stated.joints), pictures.dropped)
-        for path, things in sorted(stated.things.items())
+        _scene(path, size, things, numbers, len(raw.joints), pictures.omissions)
+        for path, things in sorted(raw.things.items())
         if (size := pictures.size(path)) is not None
     ]
     rows = {scene.path: row for row, scene in enumerate(scenes)}
     splits = {
-        name: tuple(sorted(rows[path] for path in set(paths) if path in rows)) for name, paths in stated.splits.items()
+        name: tuple(sorted(rows[path] for path in set(paths) if path in rows)) for name, paths in raw.splits.items()
     }
-    notes = pictures.dropped.notes()
-    return Annotated(pictures.root, tuple(scenes), classes, stated.joints, stated.bones, splits, notes)
+    notes = pictures.omissions.notes()
+    return Annotated(pictures.root, tuple(scenes), classes, raw.joints, raw.bones, splits, notes)
 
 
 def _scene(
@@ -107,14 +107,14 @@ def _scene(
     things: Sequence[Thing],
     numbers: Mapping[str, int],
     joints: int,
-    dropped: Dropped,
+    omissions: Omissions,
 ) -> Scene:
     height, width = size
     boxes = np.array([thing.box for thing in things], dtype=np.float64).reshape(-1, 4)
     boxes = np.nan_to_num(boxes, nan=0.0, posinf=0.0, neginf=0.0).clip(0, [width, height, width, height])
     sides = boxes[:, 2:] - boxes[:, :2]
     good = np.asarray((sides > 0).all(1))
-    dropped.add("objects without an area in their picture", path, int((~good).sum()))
+    omissions.add("objects without an area in their picture", path, int((~good).sum()))
     kept = [thing for thing, fits in zip(things, good) if fits]
     areas = [_area(thing.area, side) for thing, side in zip(kept, sides[good])]
     return Scene(
@@ -131,21 +131,21 @@ def _scene(
     )
 
 
-def _area(stated: float | None, side: Numbers) -> float:
+def _area(area: float | None, side: Numbers) -> float:
     """The stated area where it is a number above 0."""
-    return float(stated) if stated is not None and 0 < stated < np.inf else float(side.prod())
+    return float(area) if area is not None and 0 < area < np.inf else float(side.prod())
 
 
-def _points(stated: Sequence[Sequence[Sequence[float]]], joints: int, size: tuple[int, int]) -> Numbers:
+def _points(lists: Sequence[Sequence[Sequence[float]]], joints: int, size: tuple[int, int]) -> Numbers:
     """(N, K, 3); a point that is no number, or lies outside of the picture, is not known."""
-    found = np.zeros((len(stated), joints, 3))
-    for row, points in zip(found, stated):
-        if len(points) == joints and joints:
-            row[:] = np.array(points, dtype=np.float64)
+    points = np.zeros((len(lists), joints, 3))
+    for row, values in zip(points, lists):
+        if len(values) == joints and joints:
+            row[:] = np.array(values, dtype=np.float64)
     height, width = size
     with np.errstate(invalid="ignore"):
-        x, y, known = found[..., 0], found[..., 1], found[..., 2]
-        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height) & (known > 0)
-    found[~inside] = 0
-    found[..., 2] = np.where(inside, np.clip(np.nan_to_num(known), HIDDEN, VISIBLE), 0)
-    return found
+        x, y, visibility = points[..., 0], points[..., 1], points[..., 2]
+        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height) & (visibility > 0)
+    points[~inside] = 0
+    points[..., 2] = np.where(inside, np.clip(np.nan_to_num(visibility), HIDDEN, VISIBLE), 0)
+    return points

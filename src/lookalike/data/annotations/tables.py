@@ -12,7 +12,7 @@ import scipy.io
 
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.annotations.pictures import Pictures
-from lookalike.data.annotations.record import VISIBLE, Numbers, Stated, Thing
+from lookalike.data.annotations.record import VISIBLE, Numbers, RawAnnotations, Thing
 from lookalike.data.formats.files import limit_cells
 
 PADDING = 0.1  # of its longer side, around the known points of somebody without a box
@@ -30,25 +30,25 @@ _CLASSES = ("class", "label", "name")
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
-def matlab(pictures: Pictures, file: Path) -> Stated:
+def matlab(pictures: Pictures, file: Path) -> RawAnnotations:
     """A table (K, 3, N) of x, y and whether the point is seen: the picture whose name ends in number n is row n - 1.
 
     A point that lies outside of its picture is not known, whatever the table says. Raises UserError.
     """
     table = _table(file)
     count = table.shape[0]
-    stated = Stated(joints=LEEDS if count == len(LEEDS) else tuple(str(i) for i in range(count)))
-    stated.bones = _BONES if count == len(LEEDS) else ()
+    raw = RawAnnotations(joints=LEEDS if count == len(LEEDS) else tuple(str(i) for i in range(count)))
+    raw.bones = _BONES if count == len(LEEDS) else ()
     for path in pictures.paths:
         number = re.search(r"(\d{1,9})$", PurePosixPath(path).stem)
         row = int(number[1]) - 1 if number else -1
         size = pictures.size(path) if 0 <= row < table.shape[2] else None
         if size is not None:
-            points = known(table[:, :, row], size)
-            stated.things[path] = [Thing(around(points), PERSON, points=points.tolist())]
+            points = inside_only(table[:, :, row], size)
+            raw.things[path] = [Thing(around(points), PERSON, points=points.tolist())]
         elif not 0 <= row < table.shape[2]:
-            pictures.dropped.add(f"pictures that have no row in {file.name}", path)
-    return stated
+            pictures.omissions.add(f"pictures that have no row in {file.name}", path)
+    return raw
 
 
 def _table(file: Path) -> Numbers:
@@ -57,8 +57,8 @@ def _table(file: Path) -> Numbers:
         shapes = {name: shape for name, shape, kind in scipy.io.whosmat(file) if len(shape) == 3 and kind != "cell"}
         name = next((name for name, shape in shapes.items() if shape[1] == 3 and np.prod(shape) <= _MOST), None)
         if name is None:
-            there = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "none"
-            raise UserError(f"{file}: no array of shape (points, 3, pictures) in it; of three sides: {there}", BAD_DATA)
+            names = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "none"
+            raise UserError(f"{file}: no array of shape (points, 3, pictures) in it; of three sides: {names}", BAD_DATA)
         return np.asarray(scipy.io.loadmat(file, variable_names=[name])[name], dtype=np.float64)
     except UserError:
         raise
@@ -67,27 +67,27 @@ def _table(file: Path) -> Numbers:
         raise UserError(f"{file}: no MATLAB file that can be read ({reason}); fetch it again", BAD_DATA) from None
 
 
-def known(points: Numbers, size: tuple[int, int]) -> Numbers:
+def inside_only(points: Numbers, size: tuple[int, int]) -> Numbers:
     """(K, 3) the same points, 0 where they are not seen or lie outside of a picture of ``size`` (height, width)."""
     height, width = size
-    x, y, seen = points[:, 0], points[:, 1], points[:, 2]
+    x, y, visibility = points[:, 0], points[:, 1], points[:, 2]
     with np.errstate(invalid="ignore"):
-        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height) & (seen > 0)
+        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height) & (visibility > 0)
     return np.where(inside[:, None], np.stack([x, y, np.full(len(x), VISIBLE)], 1), 0.0)
 
 
 def around(points: Numbers) -> tuple[float, float, float, float]:
     """The extent of the known points (K, 3) and ``PADDING``; of no area where none is known."""
-    seen = points[points[:, 2] > 0, :2]
-    if not len(seen):
+    visible = points[points[:, 2] > 0, :2]
+    if not len(visible):
         return (0.0, 0.0, 0.0, 0.0)
-    low, high = seen.min(0), seen.max(0)
+    low, high = visible.min(0), visible.max(0)
     room = PADDING * float((high - low).max())
     left, top, right, bottom = map(float, (*(low - room), *(high + room)))
     return left, top, right, bottom
 
 
-def comma_separated(pictures: Pictures, file: Path) -> Stated:
+def comma_separated(pictures: Pictures, file: Path) -> RawAnnotations:
     """A row an object: a path; NAME_x, NAME_y and, if you like, NAME_v for points; xmin, ymin, xmax, ymax; class.
 
     An empty cell is a point that is not known. Raises UserError.
@@ -100,14 +100,14 @@ def comma_separated(pictures: Pictures, file: Path) -> Stated:
         raise UserError(
             f"{file}: its first line names no path, or neither NAME_x and NAME_y nor xmin to ymax", BAD_DATA
         )
-    stated = Stated(joints=joints)
+    raw = RawAnnotations(joints=joints)
     for row in rows:
         path = pictures.find(row[path_column], file.name)
         if path is None:
-            pictures.dropped.add(f"rows of {file.name} whose picture is not in the folder", row[path_column])
+            pictures.omissions.add(f"rows of {file.name} whose picture is not in the folder", row[path_column])
         elif (size := pictures.size(path)) is not None:
-            stated.things.setdefault(path, []).append(_thing(row, joints, size))
-    return stated
+            raw.things.setdefault(path, []).append(_thing(row, joints, size))
+    return raw
 
 
 def _rows(file: Path) -> list[dict[str, str]]:
@@ -125,11 +125,11 @@ def _rows(file: Path) -> list[dict[str, str]]:
 
 
 def _thing(row: Mapping[str, str], joints: Sequence[str], size: tuple[int, int]) -> Thing:
-    stated = [[_number(row.get(f"{name}_{part}", "")) for part in "xyv"] for name in joints]
-    points = np.array(stated, dtype=np.float64).reshape(-1, 3)
+    values = [[_number(row.get(f"{name}_{part}", "")) for part in "xyv"] for name in joints]
+    points = np.array(values, dtype=np.float64).reshape(-1, 3)
     if joints and f"{joints[0]}_v" not in row:
         points[:, 2] = VISIBLE
-    points = known(np.nan_to_num(points, nan=-1.0), size)
+    points = inside_only(np.nan_to_num(points, nan=-1.0), size)
     left, top, right, bottom = (_number(row.get(side, "")) for side in _SIDES)
     boxed = all(side in row for side in _SIDES)
     name = next((row[column] for column in _CLASSES if row.get(column)), PERSON if joints else "object")

@@ -6,7 +6,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from lookalike.data.annotations.pictures import Pictures
-from lookalike.data.annotations.record import Stated, Thing
+from lookalike.data.annotations.record import RawAnnotations, Thing
 from lookalike.data.formats.disk import Local
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION
 from lookalike.data.image.decode import Unreadable
@@ -15,28 +15,28 @@ _MOST = 4 << 20  # bytes of one file: a picture with 10,000 objects takes 3 MB
 _SETS = {"train": TRAIN, "val": VALIDATION, "test": TEST}
 
 
-def voc(pictures: Pictures, files: list[str]) -> Stated:
+def voc(pictures: Pictures, files: list[str]) -> RawAnnotations:
     """What the files, relative to the root, state; those that cannot be read are counted."""
-    stated = Stated()
+    raw = RawAnnotations()
     by_stem: dict[str, str] = {}
     for file in files:
         try:
             tree = parsed(Local(pictures.root).whole(file))
         except Unreadable as unreadable:
-            pictures.dropped.add("files that cannot be read", f"{file} ({unreadable.reason})")
+            pictures.omissions.add("files that cannot be read", f"{file} ({unreadable.reason})")
             continue
         name = (tree.findtext("filename") or "").strip()
         path = (pictures.find(name, file) if name else None) or pictures.beside(file)
         if path is None:
-            pictures.dropped.add("files whose picture is not in the folder", file)
+            pictures.omissions.add("files whose picture is not in the folder", file)
         elif (size := pictures.size(path)) is not None:
             by_stem[Path(file).stem] = path
             if _fits(tree, size):
-                stated.things[path] = [thing for part in tree.iter("object") if (thing := _thing(part)) is not None]
+                raw.things[path] = [thing for part in tree.iter("object") if (thing := _thing(part)) is not None]
             else:
-                pictures.dropped.add("pictures of another size than their annotations state", path)
-    stated.splits = _sets(pictures.root, by_stem)
-    return stated
+                pictures.omissions.add("pictures of another size than their annotations state", path)
+    raw.splits = _sets(pictures.root, by_stem)
+    return raw
 
 
 def parsed(data: bytes) -> ElementTree.Element:
@@ -73,11 +73,11 @@ def _fits(tree: ElementTree.Element, size: tuple[int, int]) -> bool:
 
 def _sets(root: Path, by_stem: dict[str, str]) -> dict[str, list[str]]:
     """The lists of ImageSets/Main, of which those of single classes are none."""
-    found: dict[str, list[str]] = {}
+    splits: dict[str, list[str]] = {}
     for name, split in _SETS.items():
         try:
             lines = (root / "ImageSets" / "Main" / f"{name}.txt").read_text("utf-8", "replace").split("\n")
         except OSError:
             continue
-        found[split] = [by_stem[stem] for line in lines if (stem := line.strip()) in by_stem]
-    return found
+        splits[split] = [by_stem[stem] for line in lines if (stem := line.strip()) in by_stem]
+    return splits

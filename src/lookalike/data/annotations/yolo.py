@@ -12,31 +12,31 @@ import numpy as np
 
 from lookalike.data.annotations.masks import Polygons
 from lookalike.data.annotations.pictures import Pictures
-from lookalike.data.annotations.record import Stated, Thing
+from lookalike.data.annotations.record import RawAnnotations, Thing
 from lookalike.data.formats.disk import Local
 from lookalike.data.image.decode import Unreadable
 
 NAMES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names", "_darknet.labels")
 
 
-def yolo(pictures: Pictures, files: Sequence[str], names: Sequence[str]) -> Stated:
+def yolo(pictures: Pictures, files: Sequence[str], names: Sequence[str]) -> RawAnnotations:
     """What the files, relative to the root, state; a picture without a file is left out, one with an empty file not."""
-    stated = Stated(classes=set(names))
+    raw = RawAnnotations(classes=set(names))
     for file in files:
         path = pictures.beside(file)
         size = pictures.size(path) if path is not None else None
         if path is None:
-            pictures.dropped.add("files whose picture is not in the folder", file)
+            pictures.omissions.add("files whose picture is not in the folder", file)
         elif size is not None:
             try:
                 lines = Local(pictures.root).whole(file).decode("utf-8", "replace").splitlines()
             except Unreadable as unreadable:
-                pictures.dropped.add("files that cannot be read", f"{file} ({unreadable.reason})")
+                pictures.omissions.add("files that cannot be read", f"{file} ({unreadable.reason})")
                 continue
             things = [_thing(line.split(), names, *size) for line in lines if line.strip()]
-            stated.things[path] = [thing for thing in things if thing is not None]
-            pictures.dropped.add("lines that are no object", file, things.count(None))
-    return stated
+            raw.things[path] = [thing for thing in things if thing is not None]
+            pictures.omissions.add("lines that are no object", file, things.count(None))
+    return raw
 
 
 def _thing(words: Sequence[str], names: Sequence[str], height: int, width: int) -> Thing | None:

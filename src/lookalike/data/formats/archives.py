@@ -83,7 +83,7 @@ class Archives:
 
 def rows_by_folder(names: Sequence[str]) -> dict[str, list[int]]:
     """The rows of each split by the first folder of their names; {} where these are not divided."""
-    splits = {name: split for split, found in by_split(names, folder_split).items() for name in found}
+    splits = {name: split for split, paths in by_split(names, folder_split).items() for name in paths}
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(names):
         if name in splits:
@@ -93,8 +93,8 @@ def rows_by_folder(names: Sequence[str]) -> dict[str, list[int]]:
 
 def class_folders(names: Sequence[str], below: int) -> list[Value | None]:
     """The folder that names each picture's class; none at all unless every picture lies in one of two or more."""
-    found: list[Value | None] = [class_folder(name, below) for name in names]
-    return found if None not in found and len(set(found)) > 1 else [None] * len(names)
+    folders: list[Value | None] = [class_folder(name, below) for name in names]
+    return folders if None not in folders and len(set(folders)) > 1 else [None] * len(names)
 
 
 def class_folder(path: str, below: int) -> str | None:
@@ -181,11 +181,11 @@ class _TarIndex:
         """One member, to where it belongs."""
         if member.isdir():
             return
-        given = printable(member.name)
-        name, refused = plain(given)
+        shown = printable(member.name)
+        name, refused = plain(shown)
         refused = refused or (_refused_in_tar(member, length) if name else None)
         if refused is not None:
-            self.unlisted[f"{self.path}/{given}"] = refused
+            self.unlisted[f"{self.path}/{shown}"] = refused
         elif name:
             key, suffix = _keyed(name)
             last = suffix[suffix.rfind(".") :]
@@ -275,10 +275,10 @@ def _number(data: bytes) -> Value | None:
 def _described(data: bytes) -> Value | None:
     """The first label that a .json names, a whole number or a word, else None."""
     try:
-        found: Any = json.loads(data)
+        description: Any = json.loads(data)
     except (ValueError, RecursionError):
         return None
-    values = [found.get(name) for name in ("cls", *LABELS)] if isinstance(found, dict) else []
+    values = [description.get(name) for name in ("cls", *LABELS)] if isinstance(description, dict) else []
     label = next((v for v in values if isinstance(v, int | str) and not isinstance(v, bool)), None)
     return label.encode("utf-8", "backslashreplace").decode()[:200] if isinstance(label, str) else label
 
@@ -290,19 +290,19 @@ class Zip:
         """Raises UserError where there is no central directory to read."""
         self.path, self._file, self._disk = printable(path), path, disk
         self.unlisted: dict[str, str] = {}
-        found: dict[str, ZipInfo] = {}
+        members: dict[str, ZipInfo] = {}
         try:
             with disk.file(path) as file, ZipFile(file) as archive:
                 for info in archive.infolist():
-                    self._sort(info, found)
+                    self._sort(info, members)
         except (OSError, ValueError, BadZipFile, NotImplementedError, struct.error) as error:
             reason = str(error) or type(error).__name__
             raise UserError(
                 f"{disk.name(path)}: no zip archive that can be read ({reason}); fetch it again", BAD_DATA
             ) from None
-        self.names = list(found)
-        self.values: list[Value | None] = [None] * len(found)
-        self._members = array("q", (number for info in found.values() for number in _numbers(info)))
+        self.names = list(members)
+        self.values: list[Value | None] = [None] * len(members)
+        self._members = array("q", (number for info in members.values() for number in _numbers(info)))
 
     def read(self, index: int) -> bytes:
         """The bytes of one picture; raises Unreadable."""
@@ -317,7 +317,7 @@ class Zip:
             raise Unreadable("damaged in the archive: size or checksum is not what the directory says")
         return data
 
-    def _sort(self, info: ZipInfo, found: dict[str, ZipInfo]) -> None:
+    def _sort(self, info: ZipInfo, members: dict[str, ZipInfo]) -> None:
         """One member, to where it belongs; of members of one name the last counts."""
         name, refused = plain(info.filename)
         if info.is_dir() or not info.filename.lower().endswith(SUFFIXES):
@@ -326,7 +326,7 @@ class Zip:
         if refused is not None:
             self.unlisted[f"{self.path}/{info.filename}"] = refused
         elif name:
-            found[name] = info
+            members[name] = info
 
 
 def _refused_in_zip(info: ZipInfo) -> str | None:

@@ -14,7 +14,7 @@ FOR_TEXT = "text wants a recipe for text, such as --recipe simcse"
 BROKEN = (OSError, ValueError, LookupError, pa.ArrowException)  # what pyarrow raises for files that are damaged
 
 
-class Columns(NamedTuple):
+class PictureColumns(NamedTuple):
     """Which columns hold what; ``names`` are the classes as Hugging Face's metadata states them."""
 
     image: str
@@ -24,26 +24,26 @@ class Columns(NamedTuple):
     names: list[str] | None
 
 
-def columns_of(schema: Any) -> Columns | None:
+def columns_of(schema: Any) -> PictureColumns | None:
     """The image and label columns of an Arrow schema; None where no column can hold pictures."""
     features = _features(schema)
     image = next((f for f in _preferred(schema, features, "Image", ("image", "img")) if _holds_bytes(f.type)), None)
     if image is None:
         return None
     label = next((f for f in _preferred(schema, features, "ClassLabel", LABELS) if _labels(f, features)), None)
-    stated = features.get(label.name, {}).get("names") if label is not None else None
+    names = features.get(label.name, {}).get("names") if label is not None else None
     nested = pa.types.is_struct(image.type)
     has_path = nested and image.type.get_field_index("path") >= 0
-    return Columns(image.name, nested, has_path, label.name if label is not None else None, stated)
+    return PictureColumns(image.name, nested, has_path, label.name if label is not None else None, names)
 
 
 def _features(schema: Any) -> dict[str, Any]:
     """What Hugging Face's metadata says of each column; {} where there is none that can be read."""
     try:
-        found = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, ValueError, TypeError):
         return {}
-    return {k: v for k, v in found.items() if isinstance(v, dict)} if isinstance(found, dict) else {}
+    return {k: v for k, v in features.items() if isinstance(v, dict)} if isinstance(features, dict) else {}
 
 
 def _preferred(schema: Any, features: dict[str, Any], kind: str, names: Sequence[str]) -> list[Any]:

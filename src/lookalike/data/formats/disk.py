@@ -73,12 +73,12 @@ class Local(NamedTuple):
         try:
             with self.file(path) as file:
                 file.seek(start)
-                found = file.read(length)
+                data = file.read(length)
         except (OSError, ValueError) as error:
             raise Unreadable(_reason(error)) from None
-        if len(found) != length:
+        if len(data) != length:
             raise Unreadable(f"{printable(path)} ends before byte {start + length}")
-        return found
+        return data
 
     def whole(self, path: str) -> bytes:
         """All bytes of one file; raises Unreadable."""

@@ -105,8 +105,8 @@ class Encoded:
         """Upright (height, width) in pixels, without decoding where that can be; raises Unreadable."""
         if isinstance(self.store, Sized):
             return self.store.size(row)
-        found = header(self.store.read(row))
-        return found.height, found.width
+        head = header(self.store.read(row))
+        return head.height, head.width
 
     def read(self, row: int) -> bytes:
         """The bytes of one picture; raises Unreadable."""
@@ -136,15 +136,23 @@ class Divided:
 
 
 def numbered(values: Sequence[Value | None], names: Sequence[str] | None = None) -> tuple[list[int], list[str]]:
-    """(N,) labels and their classes; None and negative numbers are no label.
+    """(N,) labels and their classes; None, negative numbers and an index are no label.
 
     Numbers that index the stated ``names`` stay as they are; all else is numbered in its sorted order.
     """
-    found = sorted({v for v in values if _is_label(v)}, key=lambda v: (isinstance(v, str), v))
-    if names is not None and all(isinstance(v, int) and v < len(names) for v in found):
+    if names is None and is_numbering(values):
+        return [-1] * len(values), []
+    classes = sorted({v for v in values if _is_label(v)}, key=lambda v: (isinstance(v, str), v))
+    if names is not None and all(isinstance(v, int) and v < len(names) for v in classes):
         return [v if isinstance(v, int) and v >= 0 else -1 for v in values], list(names)
-    number: dict[Value | None, int] = {v: i for i, v in enumerate(found)}
-    return [number.get(v, -1) for v in values], [str(v) for v in found]
+    number: dict[Value | None, int] = {v: i for i, v in enumerate(classes)}
+    return [number.get(v, -1) for v in values], [str(v) for v in classes]
+
+
+def is_numbering(values: Sequence[Value | None]) -> bool:
+    """Whether what passes for labels numbers the rows, from 0 or 1 on, as the index of a table does."""
+    first = values[0] if len(values) > 2 else None
+    return first in (0, 1) and all(value == row for row, value in enumerate(values, first))
 
 
 def _is_label(value: Value | None) -> bool:

@@ -147,8 +147,8 @@ class _Walk:
         """Linked files, without those whose target is listed under its own name (a stat each, so only if any)."""
         if not self.links:
             return []
-        known = {_identity(os.stat(os.path.join(self.root, path))) for path in self.files}
-        return [path for path in self.links if _identity(os.stat(os.path.join(self.root, path))) not in known]
+        listed_files = {_identity(os.stat(os.path.join(self.root, path))) for path in self.files}
+        return [path for path in self.links if _identity(os.stat(os.path.join(self.root, path))) not in listed_files]
 
 
 def _why_no_file(entry: os.DirEntry[str]) -> str:
@@ -161,8 +161,8 @@ def _why_no_file(entry: os.DirEntry[str]) -> str:
     return "a FIFO" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "not a regular file"
 
 
-def _identity(found: os.stat_result) -> tuple[int, int]:
-    return found.st_dev, found.st_ino
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def printable(path: str) -> str:
@@ -195,13 +195,13 @@ def by_split(files: Sequence[str], split: Callable[[str], str | None]) -> dict[s
     A class folder may be called ``train`` too. So names count as splits where all of them are, or where train stands
     beside another split; files outside of every split are then left out.
     """
-    found: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     stray = False
     for path in files:
         name = split(path)
         if name is None:
             stray = True
         else:
-            found.setdefault(name, []).append(path)
-    divided = found and (not stray or (TRAIN in found and len(found) > 1))
-    return {name: found[name] for name in (TRAIN, VALIDATION, TEST) if name in found} if divided else {}
+            groups.setdefault(name, []).append(path)
+    divided = groups and (not stray or (TRAIN in groups and len(groups) > 1))
+    return {name: groups[name] for name in (TRAIN, VALIDATION, TEST) if name in groups} if divided else {}

@@ -19,19 +19,21 @@ def snapshot(data: str, suffixes: Sequence[str]) -> Path:
 
     Files are data, no code in a repository is run. HF_HUB_OFFLINE=1 reads the cache alone. Raises UserError.
     """
-    found = _NAME.fullmatch(data.removeprefix(PREFIX))
-    if found is None or ".." in data:
+    match = _NAME.fullmatch(data.removeprefix(PREFIX))
+    if match is None or ".." in data:
         raise UserError(
             f"{data}: no name of a dataset; write hub:owner/name, hub:owner/name/folder or ...@revision", USAGE
         )
-    folder = found["folder"].strip("/")
-    wanted = [f"{folder}/*{suffix}" if folder else f"*{suffix}" for s in suffixes for suffix in (s, s.upper())]
+    folder = match["folder"].strip("/")
+    patterns = [f"{folder}/*{suffix}" if folder else f"*{suffix}" for s in suffixes for suffix in (s, s.upper())]
     try:
-        where = snapshot_download(found["name"], repo_type="dataset", revision=found["revision"], allow_patterns=wanted)
+        folder_of_snapshot = snapshot_download(
+            match["name"], repo_type="dataset", revision=match["revision"], allow_patterns=patterns
+        )
     except Exception as error:  # of HTTP, of the Hub and of the cache: a dozen classes that change with its versions
         reason = (str(error).splitlines() or [""])[0][:200]
         raise UserError(f"{data} cannot be fetched ({type(error).__name__}: {reason})", IO) from None
-    root = Path(where) / folder
+    root = Path(folder_of_snapshot) / folder
     if not root.is_dir():
         raise UserError(f"{data}: there is no picture, table or archive in it; see its files on the Hub", BAD_DATA)
     return root

@@ -24,7 +24,7 @@ _PATHS = ("path", "image", "file", "file_name", "filename", "filepath", "image_p
 _LOOKS = 1000  # paths of which one must be there: a text that is no list of pictures is said to be none
 
 
-class Row(NamedTuple):
+class ListedPicture(NamedTuple):
     """One line."""
 
     path: str
@@ -37,7 +37,7 @@ class PathList(FileStore):
 
     def __init__(self, file: Path) -> None:
         """Raises UserError where the list cannot be read, holds no path, or none of its first leads anywhere."""
-        rows: dict[str, Row] = {}
+        rows: dict[str, ListedPicture] = {}
         for row in _rows(file):
             if row.path:
                 rows.setdefault(printable(row.path), row)
@@ -55,21 +55,21 @@ class PathList(FileStore):
                 self.splits.setdefault(split, []).append(i)
 
 
-def _rows(file: Path) -> list[Row]:
+def _rows(file: Path) -> list[ListedPicture]:
     """The lines of a list; raises UserError. Bytes that are no UTF-8 are kept, since a file's name may hold them."""
     try:
         with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
             if file.suffix.lower() == ".csv":
                 limit_cells()
                 return list(_table(file, csv.reader(lines)))
-            return [Row(line.rstrip("\r\n")) for line in lines]
+            return [ListedPicture(line.rstrip("\r\n")) for line in lines]
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; check its permissions", BAD_DATA) from None
     except csv.Error as error:
         raise UserError(f"{file}: no table that can be read ({error}); mend it", BAD_DATA) from None
 
 
-def _table(file: Path, lines: Iterator[list[str]]) -> Iterator[Row]:
+def _table(file: Path, lines: Iterator[list[str]]) -> Iterator[ListedPicture]:
     """The rows of a .csv; raises UserError where its head names no column of paths."""
     head = {name.strip().lower(): i for i, name in enumerate(next(lines, []))}
     path, label, split = (_column(head, names) for names in (_PATHS, LABELS, ("split",)))
@@ -78,8 +78,8 @@ def _table(file: Path, lines: Iterator[list[str]]) -> Iterator[Row]:
             f"{file}: its first line names no column {', '.join(_PATHS[:4])}; add one; {FOR_TEXT}", BAD_DATA
         )
     for cells in lines:
-        found = [cells[i] if i is not None and i < len(cells) else "" for i in (path, label, split)]
-        yield Row(found[0], found[1].strip(), found[2].strip())
+        cell = [cells[i] if i is not None and i < len(cells) else "" for i in (path, label, split)]
+        yield ListedPicture(cell[0], cell[1].strip(), cell[2].strip())
 
 
 def _column(head: Mapping[str, int], names: Sequence[str]) -> int | None:
@@ -88,7 +88,7 @@ def _column(head: Mapping[str, int], names: Sequence[str]) -> int | None:
 
 def _values(labels: Sequence[str]) -> list[Value | None]:
     """Labels as whole numbers if all of them are, else as words; an empty one is none."""
-    stated = [label for label in labels if label]
-    if all(label.removeprefix("-").isdecimal() and len(label) < 20 for label in stated):
+    present = [label for label in labels if label]
+    if all(label.removeprefix("-").isdecimal() and len(label) < 20 for label in present):
         return [int(label) if label else None for label in labels]
     return [printable(label) if label else None for label in labels]

@@ -73,7 +73,7 @@ def folder_store(
     return FileStore(disk, files, labels, [printable(name) for name in classes], listing.unreadable)
 
 
-class Found(NamedTuple):
+class KindFiles(NamedTuple):
     """The files of one kind, and how many others there are: pictures, and files of other kinds."""
 
     files: list[str]
@@ -85,7 +85,7 @@ class Kind(NamedTuple):
     """Files that hold many pictures. ``open`` gives None where others beside them are meant; raises UserError."""
 
     suffixes: tuple[str, ...]
-    open: Callable[[Disk, Found], Divided | None]
+    open: Callable[[Disk, KindFiles], Divided | None]
 
 
 def find(data: str | os.PathLike[str]) -> Place[PictureSource]:
@@ -98,13 +98,13 @@ def find(data: str | os.PathLike[str]) -> Place[PictureSource]:
         parent, _, name = data.rpartition("/")
         remote = name and name.lower().partition("?")[0].endswith(_ALL)
         return _of_file(Remote(parent), name) if remote else _in_folder(Remote(data), data)
-    root = _there(Path(data))
+    root = _existing(Path(data))
     if (root / CANVASES).is_file():
         return Cache(root)
     return _in_folder(Local(root), str(root)) if root.is_dir() else _of_file(Local(root.parent), root.name)
 
 
-def _there(root: Path) -> Path:
+def _existing(root: Path) -> Path:
     """The file or folder, which may be looked into; raises UserError."""
     try:
         if root.is_dir():
@@ -121,7 +121,7 @@ def _frame_folders(folders: FrameFolders) -> Divided:
     root = Path(folders.where)
     if folders.where.lower().endswith(lists.SUFFIXES):
         return folders.listed(root.parent, lists.PathList(root))
-    disk = Remote(folders.where) if "://" in folders.where else Local(_there(root))
+    disk = Remote(folders.where) if "://" in folders.where else Local(_existing(root))
     listing = disk.listed(SUFFIXES)
     if not listing.files:
         raise UserError(_nothing(folders.where, listing), BAD_DATA)
@@ -138,7 +138,7 @@ def _of_file(disk: Disk, name: str) -> Place[PictureSource]:
             return video_files(disk, VideoList.of(listed))
         return Divided(listed, listed.splits, partial(stamps_of_files, disk.file, listed.files))
     for kind in KINDS:
-        if lower.endswith(kind.suffixes) and (place := kind.open(disk, Found(files, 0, 0))) is not None:
+        if lower.endswith(kind.suffixes) and (place := kind.open(disk, KindFiles(files, 0, 0))) is not None:
             return place
     raise UserError(
         f"{disk.name(name)}: a file that is no .parquet, .arrow, .tar, .zip, .txt, .csv or video; "
@@ -149,46 +149,46 @@ def _of_file(disk: Disk, name: str) -> Place[PictureSource]:
 
 def _expanded(name: str) -> list[str]:
     """The names that a range in braces stands for: WebDataset's word for shards on a server that lists nothing."""
-    found = re.fullmatch(r"([^{}]*)\{(\d{1,9})\.\.(\d{1,9})\}([^{}]*)", name)
-    if found is None:
+    match = re.fullmatch(r"([^{}]*)\{(\d{1,9})\.\.(\d{1,9})\}([^{}]*)", name)
+    if match is None:
         return [name]
-    before, first, last, after = found.groups()
+    before, first, last, after = match.groups()
     return [f"{before}{number:0{len(first)}}{after}" for number in range(int(first), int(last) + 1)] or [name]
 
 
 def _in_folder(disk: Disk, name: str) -> Place[PictureSource]:
     """The first kind of the table that the folder holds, else its pictures."""
-    found = disk.listed((*SUFFIXES, *_ALL))
-    pictures = [path for path in found.files if path.lower().endswith(SUFFIXES)]
+    listing = disk.listed((*SUFFIXES, *_ALL))
+    pictures = [path for path in listing.files if path.lower().endswith(SUFFIXES)]
     for kind in KINDS:
-        files = [path for path in found.files if path.lower().endswith(kind.suffixes)]
-        others = len(found.files) - len(files) - len(pictures)
-        if files and (place := kind.open(disk, Found(files, len(pictures), others))) is not None:
-            return place.beside(found.unreadable)
+        files = [path for path in listing.files if path.lower().endswith(kind.suffixes)]
+        others = len(listing.files) - len(files) - len(pictures)
+        if files and (place := kind.open(disk, KindFiles(files, len(pictures), others))) is not None:
+            return place.beside(listing.unreadable)
     if not pictures:
-        raise UserError(_nothing(name, found), BAD_DATA)
-    return Folder(disk, found._replace(files=pictures))
+        raise UserError(_nothing(name, listing), BAD_DATA)
+    return Folder(disk, listing._replace(files=pictures))
 
 
-def _parquet(disk: Disk, found: Found) -> Divided | None:
+def _parquet(disk: Disk, kind: KindFiles) -> Divided | None:
     groups = RowGroups()
-    files = _each(disk, found.files, lambda path: ParquetFile(disk, path, groups))
-    if (place := _tables(disk, files, found)) is not None:
+    files = _each(disk, kind.files, lambda path: ParquetFile(disk, path, groups))
+    if (place := _tables(disk, files, kind)) is not None:
         advise(files.values())
     return place
 
 
-def _arrow(disk: Disk, found: Found) -> Divided | None:
+def _arrow(disk: Disk, kind: KindFiles) -> Divided | None:
     if not isinstance(disk, Local):
-        raise UserError(f"{disk.name(found.files[0])}: Arrow files are mapped into memory; copy them here", BAD_DATA)
-    files = saved(disk.root, found.files)
-    return _tables(disk, {path: ArrowFile(disk.root / path) for path in files}, found) if files else None
+        raise UserError(f"{disk.name(kind.files[0])}: Arrow files are mapped into memory; copy them here", BAD_DATA)
+    files = saved(disk.root, kind.files)
+    return _tables(disk, {path: ArrowFile(disk.root / path) for path in files}, kind) if files else None
 
 
-def _tables(disk: Disk, files: Mapping[str, TableFile], found: Found) -> Divided | None:
+def _tables(disk: Disk, files: Mapping[str, TableFile], kind: KindFiles) -> Divided | None:
     """Tables with pictures go before picture files, a few of which a dataset's repository often holds too."""
     names = [path for path, file in files.items() if columns_of(file.schema) is not None]
-    if not names and found.pictures + found.others:
+    if not names and kind.pictures + kind.others:
         return None
     splits = by_split(names or list(files), table_split)
     names = sorted(chain(*splits.values())) or names or list(files)
@@ -199,14 +199,14 @@ def _tables(disk: Disk, files: Mapping[str, TableFile], found: Found) -> Divided
     return Divided(store, rows, partial(stamps_of_files, disk.file, names, LONG_PIECE))
 
 
-def _tars(disk: Disk, found: Found) -> Divided | None:
+def _tars(disk: Disk, kind: KindFiles) -> Divided | None:
     """Shards go before pictures where they are as many: a backup beside photos is no data, nor is a logo."""
-    return _archives(TarShard, disk, found.files) if len(found.files) >= found.pictures else None
+    return _archives(TarShard, disk, kind.files) if len(kind.files) >= kind.pictures else None
 
 
-def _zips(disk: Disk, found: Found) -> Divided | None:
+def _zips(disk: Disk, kind: KindFiles) -> Divided | None:
     """Zip archives count where there is nothing else."""
-    return None if found.pictures + found.others else _archives(Zip, disk, found.files)
+    return None if kind.pictures + kind.others else _archives(Zip, disk, kind.files)
 
 
 def _archives(kind: type[TarShard] | type[Zip], disk: Disk, files: Sequence[str]) -> Divided:
@@ -218,15 +218,15 @@ def _archives(kind: type[TarShard] | type[Zip], disk: Disk, files: Sequence[str]
     return Divided(store, store.splits, partial(stamps_of_files, disk.file, divided or files, LONG_PIECE))
 
 
-def _videos(disk: Disk, found: Found) -> Divided | None:
+def _videos(disk: Disk, kind: KindFiles) -> Divided | None:
     """Videos go before pictures where they are as many: a poster beside each is no data."""
-    return video_files(disk, VideoList.in_folders(found.files)) if len(found.files) >= found.pictures else None
+    return video_files(disk, VideoList.in_folders(kind.files)) if len(kind.files) >= kind.pictures else None
 
 
-def _compressed(disk: Disk, found: Found) -> Divided | None:
-    if found.pictures + found.others:
+def _compressed(disk: Disk, kind: KindFiles) -> Divided | None:
+    if kind.pictures + kind.others:
         return None
-    where = disk.name(found.files[0])
+    where = disk.name(kind.files[0])
     raise UserError(f"{where}: a compressed tar cannot be read at random; decompress it, or extract it", BAD_DATA)
 
 
@@ -247,16 +247,16 @@ KINDS = (
 _ALL = tuple(suffix for kind in KINDS for suffix in kind.suffixes)
 
 
-def _nothing(name: str, found: Listing) -> str:
+def _nothing(name: str, listing: Listing) -> str:
     """The message for a folder without a picture."""
-    if found.unreadable:
-        folder, reason = next(iter(found.unreadable.items()))
-        count = len(found.unreadable)
+    if listing.unreadable:
+        folder, reason = next(iter(listing.unreadable.items()))
+        count = len(listing.unreadable)
         return f"{name}: no picture, and {count} entries cannot be read, first {folder} ({reason}); check permissions"
-    if not found.others:
+    if not listing.others:
         return f"{name}: the folder is empty; name one that holds pictures (.jpg, .png, .webp, ...), tables or archives"
     return (
-        f"{name}: no picture among its {found.others} files; "
+        f"{name}: no picture among its {listing.others} files; "
         "pictures end in .jpg, .png, .webp, ..., videos in .mp4, .mkv, ..., tables in .parquet, archives in .tar or "
         f".zip; {FOR_TEXT}"
     )

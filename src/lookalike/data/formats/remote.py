@@ -40,11 +40,11 @@ class Remote(NamedTuple):
         system, root = _opened(self.url)
         root = root.rstrip("/") + "/"
         try:  # not ``find``, which leaves out the folders that it cannot list
-            walk = self._asked(lambda: list(system.walk(root, on_error="raise")))
+            walk = self._retried(lambda: list(system.walk(root, on_error="raise")))
         except OSError as error:
             raise UserError(f"{self.url}: {error}; look at the address", BAD_DATA) from None
-        found = (f"{folder.rstrip('/')}/{name}" for folder, _, files in walk for name in files)
-        names = [path.removeprefix(root) for path in found if path.startswith(root)]  # a page may link elsewhere
+        paths = (f"{folder.rstrip('/')}/{name}" for folder, _, files in walk for name in files)
+        names = [path.removeprefix(root) for path in paths if path.startswith(root)]  # a page may link elsewhere
         shown = [name for name in names if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))]
         files = sorted(name for name in shown if name.lower().endswith(tuple(suffixes)))
         return Listing(files, len(shown) - len(files), {})
@@ -56,32 +56,32 @@ class Remote(NamedTuple):
     def size(self, path: str) -> int:
         """Bytes of one file; raises FileNotFoundError and UserError."""
         system, root = _opened(self.url)
-        found = self._asked(lambda: system.size(_joined(root, path)))
-        if found is None:
+        size = self._retried(lambda: system.size(_joined(root, path)))
+        if size is None:
             raise UserError(f"{self.name(path)}: the server does not tell its size; copy the file here", IO)
-        return int(found)
+        return int(size)
 
     def span(self, path: str, start: int, length: int) -> bytes:
         """Exactly ``length`` bytes from ``start`` on; raises Unreadable and UserError."""
         try:
-            found = self.fetch(path, start, start + length) if length else b""
+            data = self.fetch(path, start, start + length) if length else b""
         except OSError as error:
             raise Unreadable(str(error)) from None
-        if len(found) > length:
+        if len(data) > length:
             raise UserError(f"{self.name(path)}: the server gives no parts of files; copy the data here", IO)
-        if len(found) < length:
+        if len(data) < length:
             raise Unreadable(f"{printable(path)} ends before byte {start + length}")
-        return found
+        return data
 
     def whole(self, path: str) -> bytes:
         """All bytes of one file; raises Unreadable and UserError."""
         try:
-            found = self.fetch(path, 0, MAX_BYTES + 1)
+            data = self.fetch(path, 0, MAX_BYTES + 1)
         except OSError as error:
             raise Unreadable(str(error)) from None
-        if len(found) > MAX_BYTES:
+        if len(data) > MAX_BYTES:
             raise Unreadable(f"more bytes than the limit of {MAX_BYTES}")
-        return found
+        return data
 
     def name(self, path: str) -> str:
         """The address."""
@@ -90,14 +90,14 @@ class Remote(NamedTuple):
     def fetch(self, path: str, start: int, end: int) -> bytes:
         """The bytes from ``start`` to ``end``, fewer at the end of the file; raises OSError and UserError."""
         system, root = _opened(self.url)
-        return bytes(self._asked(lambda: system.cat_file(_joined(root, path), start=start, end=end)))
+        return bytes(self._retried(lambda: system.cat_file(_joined(root, path), start=start, end=end)))
 
-    def _asked(self, ask: Callable[[], Any]) -> Any:
+    def _retried(self, request: Callable[[], Any]) -> Any:
         """What the disk answers; raises OSError for a lasting refusal, UserError when it cannot be reached."""
         waits = iter(_WAITS)
         while True:
             try:
-                return ask()
+                return request()
             except Exception as error:  # every protocol has classes of its own
                 if (lasting := _lasting(error)) is not None:
                     raise lasting from None

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.formats.columns import BROKEN, FOR_TEXT, Columns, columns_of, field
+from lookalike.data.formats.columns import BROKEN, FOR_TEXT, PictureColumns, columns_of, field
 from lookalike.data.formats.disk import Disk, Local
 from lookalike.data.formats.encoded import numbered
 from lookalike.data.formats.files import printable
@@ -48,7 +48,7 @@ class TableFile(Protocol):
     def column(self, name: str) -> list[Any]:
         """All values of one small column, or of one field of a struct (``image.path``); raises UserError."""
 
-    def picture(self, columns: Columns, row: int) -> bytes | None:
+    def picture(self, columns: PictureColumns, row: int) -> bytes | None:
         """The bytes of one row, None where it has none; raises BROKEN."""
 
 
@@ -75,17 +75,17 @@ class Tables:
         """The bytes of one picture; raises Unreadable."""
         file = bisect.bisect_right(self._starts, row) - 1
         try:
-            found = self._files[file].picture(self._columns, row - self._starts[file])
+            data = self._files[file].picture(self._columns, row - self._starts[file])
         except BROKEN as error:
             raise Unreadable(f"{type(error).__name__}: {_reason(error)}") from None
-        if found is None:
+        if data is None:
             raise Unreadable("the table holds no bytes for this row")
-        return found
+        return data
 
 
-def _same_columns(files: Iterable[TableFile]) -> Columns:
+def _same_columns(files: Iterable[TableFile]) -> PictureColumns:
     """The columns of the first file, which every other file must have too; raises UserError."""
-    found: Columns | None = None
+    common: PictureColumns | None = None
     for file in files:
         columns = columns_of(file.schema)
         if columns is None:
@@ -94,20 +94,20 @@ def _same_columns(files: Iterable[TableFile]) -> Columns:
                 f"pictures are a binary column or a struct of bytes and path; {FOR_TEXT}",
                 BAD_DATA,
             )
-        if found is None:
-            found = columns
-        elif (columns.image, columns.nested) != (found.image, found.nested):
+        if common is None:
+            common = columns
+        elif (columns.image, columns.nested) != (common.image, common.nested):
             raise UserError(f"{file.where}: its columns differ from its neighbours'; keep one table a folder", BAD_DATA)
-        elif columns.label != found.label:
-            found = found._replace(label=None)  # a split without labels; comparing classes across is then impossible
+        elif columns.label != common.label:
+            common = common._replace(label=None)  # a split without labels; comparing classes across is then impossible
         if not columns.has_path:
-            found = found._replace(has_path=False)
-    if found is None:
+            common = common._replace(has_path=False)
+    if common is None:
         raise ValueError("no file")
-    return found
+    return common
 
 
-def _paths(files: Mapping[str, TableFile], columns: Columns) -> list[str]:
+def _paths(files: Mapping[str, TableFile], columns: PictureColumns) -> list[str]:
     """The stored path of each row where all of these differ, else ``file#row``."""
     if columns.has_path:
         stored = [path for file in files.values() for path in file.column(f"{columns.image}.path")]
@@ -116,7 +116,7 @@ def _paths(files: Mapping[str, TableFile], columns: Columns) -> list[str]:
     return [f"{printable(name)}#{row}" for name, file in files.items() for row in range(file.rows)]
 
 
-def _labelled(files: Sequence[TableFile], columns: Columns) -> tuple[list[int], list[str]]:
+def _labelled(files: Sequence[TableFile], columns: PictureColumns) -> tuple[list[int], list[str]]:
     """(N,) labels, and the classes of all files."""
     if columns.label is None:
         return [-1] * sum(file.rows for file in files), []
@@ -186,7 +186,7 @@ class ParquetFile:
                 f"{self.where}: column {name} cannot be read ({_reason(error)}); fetch the file again", BAD_DATA
             ) from None
 
-    def picture(self, columns: Columns, row: int) -> bytes | None:
+    def picture(self, columns: PictureColumns, row: int) -> bytes | None:
         """The bytes of one row; raises BROKEN."""
         group = bisect.bisect_right(self.starts, row) - 1
         name = f"{columns.image}.bytes" if columns.nested else columns.image
@@ -233,12 +233,12 @@ class ArrowFile:
         """All values of one column, or of one field of a struct."""
         return field(self._table.column(name.partition(".")[0]), name).to_pylist()  # type: ignore[no-any-return]
 
-    def picture(self, columns: Columns, row: int) -> bytes | None:
+    def picture(self, columns: PictureColumns, row: int) -> bytes | None:
         """The bytes of one row."""
         column = self._table.column(columns.image)
         chunk = bisect.bisect_right(self.starts, row) - 1  # an index into the whole column walks over its chunks
-        found = column.chunk(chunk)[row - self.starts[chunk]]
-        return (found["bytes"] if columns.nested and found.is_valid else found).as_py()  # type: ignore[no-any-return]
+        value = column.chunk(chunk)[row - self.starts[chunk]]
+        return (value["bytes"] if columns.nested and value.is_valid else value).as_py()  # type: ignore[no-any-return]
 
     @cached_property
     def _table(self) -> Any:
@@ -269,8 +269,8 @@ def saved(root: Path, files: list[str]) -> list[str]:
 def _state(folder: Path) -> set[str] | None:
     """The file names in ``state.json``; None where there is no such file. Raises UserError."""
     try:
-        found = json.loads((folder / "state.json").read_bytes())
-        return {str(file["filename"]) for file in found["_data_files"]}
+        state = json.loads((folder / "state.json").read_bytes())
+        return {str(file["filename"]) for file in state["_data_files"]}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):

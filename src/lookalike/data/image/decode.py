@@ -106,13 +106,13 @@ def _silent_libtiff() -> Iterator[None]:
 @cache
 def _libtiff_handlers() -> list[Callable[[int | None], int | None]]:
     """What sets each of libtiff's two handlers, and returns the address of the one before."""
-    library, found = ctypes.CDLL(_imaging.__file__), []
+    library, handlers = ctypes.CDLL(_imaging.__file__), []
     for name in ("TIFFSetWarningHandler", "TIFFSetErrorHandler"):
         with suppress(AttributeError):
             handler = getattr(library, name)
             handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
-            found.append(handler)
-    return found
+            handlers.append(handler)
+    return handlers
 
 
 _quiet, _quiet_tiff = _Quiet(_no_warnings), _Quiet(_silent_libtiff)
@@ -121,11 +121,11 @@ _TIFF = (b"II", b"MM")  # how files begin that libtiff may read
 
 def decode(data: bytes, side: int) -> Canvas:
     """The picture in ``data`` as a canvas of ``side`` pixels; raises Unreadable and nothing else."""
-    found = jpeg.frame(data)
-    if found is not None and 0 < found.height * found.width <= MAX_PIXELS:
-        pixels = jpeg.pixels(data, found, side)
+    frame = jpeg.frame(data)
+    if frame is not None and 0 < frame.height * frame.width <= MAX_PIXELS:
+        pixels = jpeg.pixels(data, frame, side)
         if pixels is not None:
-            return _canvas(torch.from_numpy(pixels), (found.width, found.height), found.orientation, side)
+            return _canvas(torch.from_numpy(pixels), (frame.width, frame.height), frame.orientation, side)
     with _opened(data) as image:
         return squash(image, side)
 
@@ -193,7 +193,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
         raise Unreadable("no picture, or its first bytes are damaged") from None
     except Exception as error:
-        raise Unreadable(_line(error)) from None
+        raise Unreadable(one_line(error)) from None
 
 
 def _refuse_huge(width: int, height: int) -> None:
@@ -208,7 +208,7 @@ def _too_many(count: str) -> str:
     return f"{count} pixels are more than the limit of {MAX_PIXELS // 1_000_000} million"
 
 
-def _line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """The error in one line without addresses, which would differ from process to process."""
     text = re.sub(r"\s+", " ", re.sub(r" at 0x[0-9a-f]+", "", str(error))).strip()[:200]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -219,10 +219,10 @@ def _orientation(image: Image.Image) -> int:
     if image.format == "JPEG" and "exif" not in image.info and "xmp" not in image.info:
         return 1  # getexif would spend a tenth of a small picture's time to say so
     try:
-        found = image.getexif().get(jpeg.ORIENTATION, 1)
+        orientation = image.getexif().get(jpeg.ORIENTATION, 1)
     except Exception:
         return 1
-    return found if isinstance(found, int) else 1
+    return orientation if isinstance(orientation, int) else 1
 
 
 def _upright(planes: Tensor, orientation: int) -> Tensor:

@@ -46,9 +46,9 @@ def frame(data: bytes) -> Frame | None:
             return None
         if marker == 0xE1:
             exif = data[place + 4 : end]
-            if exif.startswith(_XMP) or (found := _orientation(exif)) is None:
+            if exif.startswith(_XMP) or (read := _orientation(exif)) is None:
                 return None  # XMP may hold an orientation too
-            orientation = found
+            orientation = read
         place = end
     return None
 
@@ -67,10 +67,10 @@ def _orientation(segment: bytes) -> int | None:
     exif = Image.Exif()
     try:
         exif.load(segment)
-        found = exif.get(ORIENTATION, 1)
+        orientation = exif.get(ORIENTATION, 1)
     except Exception:
         return None
-    return found if isinstance(found, int) else None
+    return orientation if isinstance(orientation, int) else None
 
 
 def reduction(height: int, width: int, side: int) -> int:
@@ -83,10 +83,10 @@ def reduction(height: int, width: int, side: int) -> int:
     return next(divisor for divisor in (8, 4, 2, 1) if divisor <= max(scale, 1))
 
 
-def pixels(data: bytes, found: Frame, side: int) -> Any | None:
+def pixels(data: bytes, size: Frame, side: int) -> Any | None:
     """(H, W, 3) uint8, reduced for a canvas of ``side``; None where the decoder finds anything to complain about."""
-    divisor = reduction(found.height, found.width, side)
-    least = (-(-found.height // divisor), -(-found.width // divisor))
+    divisor = reduction(size.height, size.width, side)
+    least = (-(-size.height // divisor), -(-size.width // divisor))
     try:
         return simplejpeg.decode_jpeg(data, "RGB", min_height=least[0], min_width=least[1])
     except (ValueError, RuntimeError):

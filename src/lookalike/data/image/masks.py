@@ -46,7 +46,7 @@ class Scenes(NamedTuple):
         return decoded(Local(self.root).whole(self.masks[row]))
 
 
-class Pairs(NamedTuple):
+class MaskedPhotos(NamedTuple):
     """What segmentation learns from, what it is asked, and the photos that nobody has drawn a mask for."""
 
     reference: Scenes
@@ -72,7 +72,7 @@ def decoded(data: bytes) -> Tensor:
     return torch.from_numpy(numbers)
 
 
-def pairs(data: str) -> Pairs:
+def pairs(data: str) -> MaskedPhotos:
     """Train against test, else validation, else a fifth by hash; raises UserError where no photo has a mask."""
     root = Path(data)
     if not root.is_dir():
@@ -95,7 +95,7 @@ def pairs(data: str) -> Pairs:
     )
     beside = {name.rpartition("/")[0] for name in both}  # other folders hold what is no photo: instances, previews
     left = sorted(name for name in photos.keys() - masks.keys() if name.rpartition("/")[0] in beside)
-    return Pairs(reference, query, [printable(photos[name]) for name in left])
+    return MaskedPhotos(reference, query, [printable(photos[name]) for name in left])
 
 
 def sorted_out(files: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -117,10 +117,10 @@ def common(path: str) -> tuple[str, bool]:
     parts, masked = [], False
     for part, words in [*((folder, _FOLDER) for folder in folders), (stem, _STEM)]:
         rest = part
-        while found := words[1].fullmatch(rest):
-            rest, masked = found["rest"], True
-        if rest == part and (found := words[0].fullmatch(rest)):
-            rest = found["rest"]
+        while match := words[1].fullmatch(rest):
+            rest, masked = match["rest"], True
+        if rest == part and (match := words[0].fullmatch(rest)):
+            rest = match["rest"]
         parts += [rest] if rest else []
     return "/".join(parts), masked
 
@@ -128,35 +128,35 @@ def common(path: str) -> tuple[str, bool]:
 def _divided(root: Path, files: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Sorted rows of the reference and of the queries."""
     splits = _listed_splits(root, files) or _named_splits(files)
-    query = TEST if TEST in splits else VALIDATION
-    if TRAIN in splits and query in splits:
-        return torch.tensor(splits[TRAIN]), torch.tensor(splits[query])
-    reference, asked = split_by_hash([printable(path) for path in files], torch.zeros(len(files), dtype=torch.long))
-    if not len(asked):
-        raise UserError(f"{root}: one photo with a mask is not enough to learn from and to ask", BAD_DATA)
-    return reference, asked
+    test = TEST if TEST in splits else VALIDATION
+    if TRAIN in splits and test in splits:
+        return torch.tensor(splits[TRAIN]), torch.tensor(splits[test])
+    reference, query = split_by_hash([printable(path) for path in files], torch.zeros(len(files), dtype=torch.long))
+    if not len(query):
+        raise UserError(f"{root}: one photo with a mask is not enough to train and to test on", BAD_DATA)
+    return reference, query
 
 
 def _named_splits(files: Sequence[str]) -> dict[str, list[int]]:
     """Rows by the outermost folder that names a split, once the words for photos are gone."""
-    found: dict[str, list[int]] = {}
+    splits: dict[str, list[int]] = {}
     for row, path in enumerate(files):
         names = [split_of(part) for part in common(path)[0].split("/")[:-1]]
         name = next((name for name in names if name), None)
         if name:
-            found.setdefault(name, []).append(row)
-    return found
+            splits.setdefault(name, []).append(row)
+    return splits
 
 
 def _listed_splits(root: Path, files: Sequence[str]) -> Mapping[str, list[int]]:
     """Rows by the lists of Pascal VOC, where they are."""
     stems = {Path(path).stem: row for row, path in enumerate(files)}
-    found: dict[str, list[int]] = {}
+    splits: dict[str, list[int]] = {}
     for path in sorted((root / "ImageSets" / "Segmentation").glob("*.txt")):
         name, rows = (
             split_of(path.stem),
             [stems[s] for s in path.read_text("utf-8", "surrogateescape").split() if s in stems],
         )
         if path.stem in ("train", "val", "test") and name and rows:
-            found[name] = sorted(rows)
-    return found
+            splits[name] = sorted(rows)
+    return splits

@@ -67,19 +67,19 @@ class _Facts(NamedTuple):
 def survey(source: PictureSource, workers: int, progress: Callable[[int], None] = lambda _: None) -> Survey:
     """Look at every row of ``source``, about 250 bytes of memory and the time to decode each."""
     tasks = (range(i, min(i + _TASK, len(source))) for i in range(0, len(source), _TASK))
-    found: list[_Facts] = []
+    every: list[_Facts] = []
     for _, part in ordered(partial(_look_at, source, largest(source, SIDE)), tasks, workers):
-        found += part
+        every += part
         progress(len(part))
     return Survey(
-        Counter(facts.kind for facts in found if facts.kind),
-        np.array([(facts.height, facts.width) for facts in found], np.int64).reshape(-1, 2),
-        np.array([facts.length for facts in found], np.int64),
-        np.array([facts.content for facts in found], np.uint64),
-        np.array([facts.look for facts in found], np.uint64),
-        np.frombuffer(b"".join(facts.thumb for facts in found), np.uint8).reshape(-1, 3 * THUMB**2),
-        np.array([facts.gray for facts in found], np.bool_),
-        {row: facts.bad for row, facts in enumerate(found) if facts.bad is not None},
+        Counter(facts.kind for facts in every if facts.kind),
+        np.array([(facts.height, facts.width) for facts in every], np.int64).reshape(-1, 2),
+        np.array([facts.length for facts in every], np.int64),
+        np.array([facts.content for facts in every], np.uint64),
+        np.array([facts.look for facts in every], np.uint64),
+        np.frombuffer(b"".join(facts.thumb for facts in every), np.uint8).reshape(-1, 3 * THUMB**2),
+        np.array([facts.gray for facts in every], np.bool_),
+        {row: facts.bad for row, facts in enumerate(every) if facts.bad is not None},
     )
 
 
@@ -111,8 +111,8 @@ def _facts(source: PictureSource, row: int, side: int) -> _Facts:
     if source.read is not None:
         try:
             data = source.read(row)
-            found = header(data)
-            kind = f"{found.kind} {found.mode}"
+            head = header(data)
+            kind = f"{head.kind} {head.mode}"
             example = whole(decode(data, side), -1, "")
         except Unreadable as unreadable:
             example = broken(side, -1, "", unreadable.reason)
