@@ -38,7 +38,7 @@ QUICK = Segmentation(steps=8, batch=2, group=2, size=32, crop=32, width=8, strid
 
 
 def start() -> Trained:
-    recipe = tiny(16)
+    recipe = tiny.fitted(16)
     return Trained(recipe, placed(recipe.build(16).encoder), 0)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -25,11 +24,11 @@ from lookalike.curate.prepare import prepare as make_cache
 from lookalike.curate.preview import preview as draw_preview
 from lookalike.data.source import open_source
 from lookalike.evaluation import compare as comparing
-from lookalike.recipes.recipe import Length, Recipe
+from lookalike.recipes.recipe import Recipe
 from lookalike.report.comparison import markdown
 from lookalike.report.comparison import write as write_comparison
 from lookalike.report.hits import hits_page, pictures
-from lookalike.train.pretrain import Asked, carry_out, chosen
+from lookalike.train.pretrain import Request, carry_out, length_of, recipe_for
 from lookalike.train.screen import Screen
 from lookalike.train.trained import embed_data, load, write_embeddings
 
@@ -104,19 +103,13 @@ def settings_of(command: Compare, rest: Sequence[str]) -> list[tuple[str, str]]:
 
 def pretrain(command: Pretrain, rest: Sequence[str], began: float) -> int:
     """Exit code 0, or 128 and the number of the signal that stopped the run."""
-    lengths = [command.epochs, command.minutes, command.steps]
-    if sum(value is not None for value in lengths) > 1:
-        raise UserError("choose one of --minutes, --epochs and --steps")
-    if any(value is not None and not 0 < value < math.inf for value in lengths):
-        raise UserError("--minutes, --epochs and --steps must be above 0")
-    at_least(command, workers=0, memory=0, max_bad=0, save_every=1)
     done = carry_out(
-        Asked(
+        Request(
             data=command.data,
             out=Path(command.out),
             recipe=command.recipe,
-            length=Length(*lengths) if any(lengths) else None,  # type: ignore[arg-type]
-            overrides=overrides(command, rest),
+            length=length_of(command.minutes, command.epochs, command.steps),
+            settings=overrides(command, rest),
             split=command.split,
             overwrite=command.overwrite,
             init_from=Path(command.init_from) if command.init_from else None,
@@ -217,8 +210,9 @@ def preview(command: Preview, rest: Sequence[str]) -> int:
     """Writes the sheet."""
     at_least(command, rows=1, epoch=0)
     source = open_source(command.data, command.split)
-    asked = Asked(command.data, Path(command.out), command.recipe, overrides=overrides(command, rest))
-    recipe = chosen(asked, source)
+    request = Request(command.data, Path(command.out), command.recipe, settings=overrides(command, rest))
+    with Screen("preview") as screen:
+        recipe = recipe_for(request, source, screen.say)
     count = draw_preview(source, recipe, Path(command.out), command.rows, command.epoch)
     with Screen("preview") as screen:
         screen.say(f"{count} pictures and their views by {recipe.name} in {command.out}")

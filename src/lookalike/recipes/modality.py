@@ -28,7 +28,7 @@ TOKENIZER = "tokenizer.json"
 def reads_text(recipe: Recipe | str | None) -> bool:
     """Whether a recipe, or the one of a name, is for text."""
     if isinstance(recipe, str):
-        return recipe in RECIPES and reads_text(RECIPES[recipe](1 << 20, 32))
+        return recipe in RECIPES and reads_text(RECIPES[recipe])
     return recipe is not None and isinstance(recipe.pretext, SameSentence)
 
 
@@ -39,7 +39,7 @@ def has_words(recipe: Recipe) -> bool:
 
 def finder(recipe: Recipe | str | None) -> Finder:
     """How the data of a recipe is opened."""
-    named = RECIPES[recipe](1 << 20, 32) if isinstance(recipe, str) and recipe in RECIPES else recipe
+    named = RECIPES[recipe] if isinstance(recipe, str) and recipe in RECIPES else recipe
     if not isinstance(named, Recipe):
         return place_of
     if isinstance(named.pretext, Captions):

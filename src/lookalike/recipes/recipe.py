@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,7 +14,7 @@ from lookalike.learn.dictionary import InBatch, MemoryBank, Neighbours, Queue
 from lookalike.learn.keys import EndToEnd, Momentum, Stored
 from lookalike.learn.labelled import Classes, CrossEntropy, Labelled
 from lookalike.learn.learner import Learner
-from lookalike.learn.objective import DCL, NCE, InfoNCE, SupCon
+from lookalike.learn.objective import DCL, NCE, InfoNCE, Objective, SupCon
 from lookalike.learn.optim import LARS, SGD, AdamW, Cosine, Linear, Muon, Steps
 from lookalike.learn.per_direction import QueueEach
 from lookalike.metrics.knn import Knn
@@ -33,6 +34,9 @@ from lookalike.pretext.image import OneView, TwoViews
 from lookalike.pretext.mask import Masked
 from lookalike.pretext.text import Cloze, Pairs, SameSentence
 from lookalike.pretext.video import TwoClips, TwoFrames
+from lookalike.recipes.parts import Backbone, DictionaryPart
+
+DictionaryValue = Queue | InBatch | MemoryBank | Neighbours | QueueEach | Classes | DictionaryPart
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,15 @@ class Length:
         return Length(minutes=self.minutes) if self.minutes is not None else replace(self, stages=())
 
 
+def unchanged(recipe: Recipe) -> Recipe:
+    """As it is."""
+    return recipe
+
+
+def silent(sentence: str) -> None:
+    """Nobody is told."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What is learned, how, and for how long; two runs of one recipe on the same data and machine are equal."""
@@ -95,15 +108,24 @@ class Recipe:
     pretext: TwoViews | OneView | Masked | TwoFrames | TwoClips | SameSentence | Pairs | Cloze | Captions
     canvas: int = 256  # side in pixels at which pictures are kept before they are cropped
     model: (
-        ResNet | SmallResNet | ViT | Timm | VideoResNet | SmallVideoResNet | Transformer | HuggingFace | TwoTowers
+        ResNet
+        | SmallResNet
+        | ViT
+        | Timm
+        | VideoResNet
+        | SmallVideoResNet
+        | Transformer
+        | HuggingFace
+        | TwoTowers
+        | Backbone
     ) = ResNet()  # noqa: RUF009
     head: MLP = MLP()  # noqa: RUF009
     whiten: bool = False  # the backbone ends in a map, fitted without labels, that decorrelates its features
     predictor: MLP | None = None  # between the query's head and the query (MoCo v3)
     reconstruction: Decoder | Words | None = None  # rebuilds what the query does not see (MAE, BERT)
     keys: Momentum | EndToEnd | Stored | Labelled | Alone = Momentum()  # noqa: RUF009
-    dictionary: Queue | InBatch | MemoryBank | Neighbours | QueueEach | Classes = Queue()  # noqa: RUF009
-    objective: InfoNCE | DCL | SupCon | NCE | CrossEntropy = InfoNCE()  # noqa: RUF009
+    dictionary: DictionaryValue = Queue()  # noqa: RUF009
+    objective: InfoNCE | DCL | SupCon | NCE | CrossEntropy | Objective = InfoNCE()  # noqa: RUF009
     optimizer: SGD | LARS | AdamW | Muon = SGD()  # noqa: RUF009
     schedule: Cosine | Linear | Steps = Steps()  # noqa: RUF009
     length: Length = Length(epochs=200)
@@ -152,15 +174,36 @@ class Recipe:
             raise UserError(f"{self.name} makes no two views of a picture, and this is made for pictures")
         return self.pretext
 
-    def fitted(self, examples: int) -> Recipe:
-        """The recipe for this many examples; refuses what cannot work."""
-        if self.batch > examples:
-            advice = f"try --batch {2 ** max(1, (examples // 4).bit_length() - 1)}" if examples >= 4 else "add examples"
-            raise UserError(f"a batch of {self.batch} is larger than the data, {examples} examples: {advice}", BAD_DATA)
+    def fitted(
+        self,
+        examples: int,
+        side: int = 32,
+        change: Callable[[Recipe], Recipe] = unchanged,
+        tell: Callable[[str], None] = silent,
+    ) -> Recipe:
+        """The recipe for this many examples, whose pictures have a median short side of ``side`` pixels.
+
+        What depends on the data is decided here alone. ``change`` applies what a person sets, which holds against the
+        recipe's own numbers; ``tell`` gets a sentence for each of either that cannot stay. Raises UserError.
+        """
+        advised = 2 ** max(1, (examples // 4).bit_length() - 1)
+        default = self
+        if self.batch > examples >= 4:
+            default = replace(self, batch=advised, group=min(self.group, max(2, advised // 2)))
+        recipe = change(default)
+        if recipe.batch > examples:
+            advice = f"try --batch {advised}" if examples >= 4 else "add examples"
+            message = f"a batch of {recipe.batch} is larger than the data, {examples} examples: {advice}"
+            raise UserError(message, BAD_DATA)
         for name, least in {"batch": 2, "group": 1, "canvas": 1, "checkups": 0, "slices": 1}.items():
-            if getattr(self, name) < least:
+            if getattr(recipe, name) < least:
                 raise UserError(f"{name} must be at least {least}")
-        return replace(self, dictionary=self.dictionary.fitted(examples))
+        if recipe.batch == default.batch < self.batch:
+            tell(f"batches of {recipe.batch}, not {self.batch} as {self.name} has them: there are {examples} examples")
+        dictionary = recipe.dictionary.fitted(examples)
+        if default.dictionary != recipe.dictionary != dictionary:
+            tell(f"{dictionary}, not {recipe.dictionary}: a query must not meet an earlier key of its own example")
+        return replace(recipe, dictionary=dictionary)
 
     def guess(self, examples: int) -> float:
         """The loss of scoring all entries alike, and of painting nothing: what a run starts near."""

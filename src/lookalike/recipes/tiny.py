@@ -8,22 +8,18 @@ from lookalike.learn.dictionary import Queue
 from lookalike.models.image import SmallResNet
 from lookalike.pretext.image import TwoViews
 from lookalike.recipes.images import small
-from lookalike.recipes.recipe import Length, Recipe
+from lookalike.recipes.recipe import Length
 
-
-def tiny(examples: int = 1797, side: int = 16) -> Recipe:
-    """``small`` at 16 pixels with a few thousand weights; 30 steps."""
-    recipe = small(max(examples, 16), side)
-    view = replace(recipe.pictures.first, size=16)
-    return replace(
-        recipe,
-        name="tiny",
-        pretext=TwoViews(view),
-        canvas=16,
-        model=SmallResNet(widths=(8, 16), blocks=(1, 1), kernel=4, stride=2),
-        batch=16,
-        group=8,
-        dictionary=Queue(64),
-        length=Length(steps=30),
-        checkups=2,
-    ).fitted(examples)
+tiny = replace(
+    small.fitted(examples=50_000),
+    name="tiny",
+    pretext=TwoViews(replace(small.pictures.first, size=16)),
+    canvas=16,
+    model=SmallResNet(widths=(8, 16), blocks=(1, 1), kernel=4, stride=2),
+    batch=16,
+    group=8,
+    dictionary=Queue(64),
+    length=Length(steps=30),
+    checkups=2,
+)
+"""``small`` at 16 pixels with a few thousand weights; 30 steps."""
