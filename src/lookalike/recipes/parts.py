@@ -7,6 +7,7 @@ network or a function is kept for as long as the process lives, and is handed ov
 from __future__ import annotations
 
 import copy
+import inspect
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass
@@ -41,7 +42,7 @@ class Backbone(Protocol):
     """What ``model`` may be."""
 
     def build(self, group: int) -> tuple[nn.Module, int]:
-        """A module that maps ``pixels`` (B, 3, S, S) to features (B, F), and F; BatchNorm in groups of ``group``."""
+        """A module that maps pictures (B, 3, S, S) to features (B, F), and F; ``group`` examples share statistics."""
 
 
 @runtime_checkable
@@ -91,15 +92,13 @@ class Network:
     @classmethod
     def of(cls, net: nn.Module, size: int = 64) -> Network:
         """Keep ``net`` for ``build``, once it has encoded two pictures of ``size`` pixels. Raises UserError."""
-        before, name = net.training, type(net).__name__
+        name, net = type(net).__name__, copy.deepcopy(net).cpu()
         try:
             with torch.no_grad():
-                out = net.eval()(torch.zeros(2, 3, size, size, device=next(net.parameters()).device))
-        except (RuntimeError, TypeError, ValueError, StopIteration) as error:
-            reason = (str(error).splitlines() or ["it has no weights"])[0]
+                out = copy.deepcopy(net).eval()(torch.zeros(2, 3, size, size))
+        except (RuntimeError, TypeError, ValueError) as error:
+            reason = (str(error).splitlines() or ["?"])[0]
             raise UserError(f"model: {name} takes no pictures (2, 3, {size}, {size}): {reason}") from error
-        finally:
-            net.train(before)
         if not isinstance(out, Tensor) or out.dim() != 2:
             shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise UserError(
@@ -111,13 +110,20 @@ class Network:
         return spec
 
     def build(self, group: int) -> tuple[nn.Module, int]:
-        """A copy of it as it was handed over, BatchNorm in groups of ``group`` examples. Raises UserError."""
+        """A copy of it as it was handed over. Raises UserError."""
         if self not in _networks:
             raise UserError(
                 f"the backbone of this run is a network of your own, {self.name}: give one of the same shapes, "
                 "lookalike.load(RUN, model=...)"
             )
-        return Pixels(group_norms(copy.deepcopy(_networks[self]), group)), self.features
+        net = copy.deepcopy(_networks[self]).to(torch.get_default_device())  # meta, where only shapes are made
+        return net, self.features
+
+
+def adapted(net: nn.Module, group: int) -> nn.Module:
+    """A network of a person's own as the encoder calls it, by keyword, and BatchNorm in groups of ``group`` examples."""
+    by_keyword = "pixels" in inspect.signature(net.forward).parameters
+    return group_norms(net if by_keyword else Pixels(net), group)
 
 
 # ---- a function that was handed over ----

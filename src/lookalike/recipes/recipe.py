@@ -34,7 +34,7 @@ from lookalike.pretext.image import OneView, TwoViews
 from lookalike.pretext.mask import Masked
 from lookalike.pretext.text import Cloze, Pairs, SameSentence
 from lookalike.pretext.video import TwoClips, TwoFrames
-from lookalike.recipes.parts import Backbone, DictionaryPart
+from lookalike.recipes.parts import PARTS, Backbone, DictionaryPart, adapted
 
 DictionaryValue = Queue | InBatch | MemoryBank | Neighbours | QueueEach | Classes | DictionaryPart
 
@@ -144,6 +144,8 @@ class Recipe:
             raise UserError(f"recipe {self.name} makes no sense: {nonsense}")
         reseed(self.seed, 0)
         backbone, features = self.model.build(self.group)
+        if type(self.model) in PARTS.values():
+            backbone = adapted(backbone, self.group)
         whitening = Whitening(features) if self.whiten else None
         encoder = Encoder(backbone, self.head.build(features, self.group), whitening, self.computes_in())
         dim = self.head.widths[-1] if self.head.widths else features

@@ -153,7 +153,7 @@ def _readable(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(typing.get_args(hint))
     if kinds := _kinds(hint):
-        return "one of " + ", ".join(kinds)
+        return f"one of {', '.join(kinds)}, or a part of your own (see lookalike.part)"
     return getattr(hint, "__name__", None) or str(hint)
 
 
@@ -186,13 +186,11 @@ def model_named(name: str) -> ResNet | Timm:
     """A backbone by its name: ``torchvision:resnet50``, ``timm:convnext_tiny``, or either without its library."""
     library, _, own = name.rpartition(":")
     if library not in ("", "torchvision", "timm"):
-        raise UserError(f"--model {name}: the library is torchvision or timm")
+        raise UserError(f"model {name!r}: the library is torchvision or timm")
     if library == "torchvision" or (not library and own.startswith(("resnet", "resnext", "wide_resnet"))):
         if own not in torchvision.models.list_models():
-            raise UserError(f"--model {name}: torchvision has no {own}; {meant(own, torchvision.models.list_models())}")
+            raise UserError(f"model: torchvision has no {own}; {meant(own, torchvision.models.list_models())}")
         return ResNet(own)
     if not timm.is_model(own):
-        raise UserError(
-            f"--model {name}: timm has no {own}; {meant(own, timm.list_models(), 'see timm.list_models()')}"
-        )
+        raise UserError(f"model: timm has no {own}; {meant(own, timm.list_models(), 'see timm.list_models()')}")
     return Timm(own)

@@ -70,7 +70,7 @@ class Request(NamedTuple):
         for path, value in self.settings:
             if path == "view":
                 recipe = with_view(recipe, value)  # type: ignore[arg-type]
-            elif isinstance(value, nn.Module):
+            elif path == "model" and isinstance(value, nn.Module):
                 recipe = with_network(recipe, value)
             else:
                 recipe = override(recipe, path, value)
