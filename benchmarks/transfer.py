@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from lookalike.evaluation.compare import Comparison, asked, compare
+from lookalike.evaluation.compare import Comparison, compare
 from lookalike.report.charts import Axis, number, ticks
 from lookalike.report.comparison import points, write
 from lookalike.report.style import CSS
@@ -30,19 +31,20 @@ class Row(NamedTuple):
     task: str
     trials: int
     title: str
-    settings: Mapping[str, str] = {}
+    settings: Mapping[str, Any] = {}
     metric: str | None = None  # another of the task's numbers, from the same trials
 
 
 ONE, TEN, HALF = (
-    {"share": share, "steps": steps, "rates": rates, "batch": batch}
+    {"shares": (share,), "steps": steps, "rates": rates, "batch": batch}
     for share, steps, rates, batch in (
-        ("0.01", "60", "1e-4,1e-3", "64"),
-        ("0.1", "150", "1e-4,1e-3", "64"),
-        ("0.5", "40", "1e-3", "32"),
+        (0.01, 60, (1e-4, 1e-3), 64),
+        (0.1, 150, (1e-4, 1e-3), 64),
+        (0.5, 40, (1e-3,), 32),
     )
 )
-COCO, POSES = {"steps": "200"}, {"steps": "600"}
+COCO, POSES = {"steps": 200}, {"steps": 600}
+MASKS = COCO | {"masks": True}
 ROWS = {
     "knn": Row("imagenette128", "knn", 5, "imagenette128, kNN"),
     "probe": Row("imagenette128", "probe", 5, "imagenette128, linear probe"),
@@ -51,10 +53,10 @@ ROWS = {
     "ten": Row("imagenette128", "finetune", 3, "imagenette128, tuned on 10 % of the labels", TEN),
     "clothing_few": Row("clothing_small", "fewshot", 20, "clothing, 5 labels a class"),
     "clothing": Row("clothing_small", "finetune", 20, "clothing, tuned on half of the labels", HALF),
-    "raccoon": Row("raccoon", "detect", 3, "raccoon, box AP", {"steps": "200"}),
-    "camvid": Row("camvid/CamVid", "segment", 5, "camvid, mIoU", {"steps": "150", "void": "11"}),
-    "coco_boxes": Row("coco_mini", "masks", 3, "coco_mini, box AP of 80 classes", COCO, "AP"),
-    "coco_masks": Row("coco_mini", "masks", 3, "coco_mini, mask AP of 80 classes", COCO),
+    "raccoon": Row("raccoon", "detect", 3, "raccoon, box AP", {"steps": 200}),
+    "camvid": Row("camvid/CamVid", "segment", 5, "camvid, mIoU", {"steps": 150, "void": (11,)}),
+    "coco_boxes": Row("coco_mini", "detect", 3, "coco_mini, box AP of 80 classes", MASKS, "AP"),
+    "coco_masks": Row("coco_mini", "detect", 3, "coco_mini, mask AP of 80 classes", MASKS),
     "coco_people": Row("coco_mini", "keypoints", 3, "coco_mini, box AP of people", COCO, "AP"),
     "coco_points": Row("coco_mini", "keypoints", 3, "coco_mini, keypoint AP", COCO),
     "coco_pck": Row("coco_mini", "keypoints", 3, "coco_mini, PCK@0.1", COCO, "PCK"),
@@ -70,9 +72,9 @@ def measured(row: Row, runs: Sequence[str], own: Path, data: Path, out: Path) ->
     there = own / row.data.split("/")[0]
     every = [*runs, str(there)] if there.is_dir() else runs
     folder = out / row.data.replace("/", "-")
-    settings = list(row.settings.items())
-    wanted = asked(every, str(data / row.data), row.task, settings, row.trials, out=folder, metric=row.metric)
-    found = compare(wanted, say=lambda line: print(f"{row.title}: {line}", flush=True))
+    say = partial(print, f"{row.title}:", flush=True)
+    about = {"trials": row.trials, "metric": row.metric, "out": folder, "say": say}
+    found = compare(every, str(data / row.data), row.task, **about, **row.settings)
     write(found, folder)
     return found
 

@@ -34,7 +34,7 @@ from lookalike.data.windows import order_of
 from lookalike.metrics.fewshot import interval
 from lookalike.metrics.knn import Knn
 from lookalike.metrics.probe import LinearProbe
-from lookalike.metrics.retrieval import Retrieval
+from lookalike.metrics.retrieval import retrieval
 from lookalike.recipes import recipe_named
 from lookalike.recipes.recipe import Length, Recipe
 from lookalike.train.loop import backward, batches, begun
@@ -147,7 +147,7 @@ def measured(run: Path, data: str, untrained: bool = False) -> dict[str, float]:
         reference, query = (part.in_clips(seconds) for part in both)
         table = (reference.features, reference.labels, query.features, query.labels)
         found[f"{unit} knn"] = Knn(k).accuracy(*table)
-        found[f"{unit} map"] = Retrieval().measured(*table).mean_average_precision
+        found[f"{unit} map"] = retrieval(*table).mean_average_precision
         found[f"{unit} probe"] = LinearProbe().fit(*table[:2]).accuracy(*table[2:])
     return found
 

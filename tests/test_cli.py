@@ -169,7 +169,7 @@ def test_what_it_does_not_know_or_cannot_do(
 
 
 @pytest.mark.parametrize(
-    ("verb", "hint"), [("pretrian", "did you mean pretrain?"), ("qqqq", "there are demo, pretrain")]
+    ("verb", "hint"), [("pretrian", "did you mean pretrain?"), ("qqqq", "the verbs are demo, pretrain")]
 )
 def test_a_verb_that_does_not_exist(say: Callable[..., Said], verb: str, hint: str) -> None:
     refused(say(verb, "pictures", "--out", "run"), 2, f"unknown verb {verb!r}", hint)

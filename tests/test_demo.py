@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import lookalike.cli.demo
-from lookalike.cli.demo import FEW, compared, demo, pixels
+from lookalike.cli.demo import DRAWS, compared, demo, pixels
 from lookalike.data.source import open_source
 from lookalike.models.image import SmallResNet
 from lookalike.recipes import recipe_named
@@ -30,7 +30,7 @@ def test_demo_prints_the_table_and_writes_the_report(tmp_path: Path, capsys: pyt
     for wanted in ("raw pixels", "untrained network", "pretrained network", "1 label a class", "10 labels a class"):
         assert wanted in said
         assert wanted in text
-    assert f"{FEW.draws} draws" in " ".join(said.split())
+    assert f"{DRAWS} draws" in " ".join(said.split())
     assert "report.html" in said
     rows = compared(tmp_path / "demo").rows
     assert list(rows) == ["raw pixels", "untrained network", "pretrained network"]

@@ -23,7 +23,7 @@ from lookalike.data.formats.files import listed
 from lookalike.data.loader import Loader
 from lookalike.data.source import open_source
 from lookalike.learn.learner import Learner
-from lookalike.metrics.fewshot import Fewshot, interval
+from lookalike.metrics.fewshot import by_means, interval
 from lookalike.metrics.knn import Knn
 from lookalike.models.encoder import Encoder
 from lookalike.models.features import embed, evaluating, settle
@@ -124,8 +124,8 @@ def test_fewshot_draws_exactly_n_of_each_class_and_the_same_whatever_the_feature
     labels = torch.arange(count) % classes
     drawn = []
     for features in (torch.eye(count), torch.eye(count).flip(1)):
-        spec = Fewshot((n,), draws=1, seed=3)
-        hits = [spec.accuracies(features, labels, features[i : i + 1], labels[i : i + 1])[n].mean for i in range(count)]
+        queries = [(features[i : i + 1], labels[i : i + 1]) for i in range(count)]
+        hits = [by_means(features, labels, *query, (n,), draws=1, seed=3)[n].mean for query in queries]
         drawn.append([i for i in range(count) if hits[i] == 1.0 and labels[i] != 0])  # class 0 is what a miss guesses
     assert drawn[0] == drawn[1]
     assert [sum(int(labels[i]) == c for i in drawn[0]) for c in range(1, classes)] == [n] * (classes - 1)
@@ -135,11 +135,12 @@ def test_fewshot_draws_anew_each_time_and_uses_all_of_a_small_class() -> None:
     generator = torch.Generator().manual_seed(0)
     reference, queries = unit(generator, 200, 4), unit(generator, 100, 4)
     labels, truth = torch.arange(200) % 5, torch.randint(5, (100,), generator=generator)
-    one = Fewshot((1, 40), draws=8).accuracies(reference, labels, queries, truth)
+    table = (reference, labels, queries, truth)
+    one = by_means(*table, (1, 40), draws=8)
     assert one[1].half > 0
     assert one[40].half == 0  # all 40 of each class: nothing is left to draw
-    assert Fewshot((1, 40), draws=8).accuracies(reference, labels, queries, truth) == one
-    assert Fewshot((1,), draws=8, seed=1).accuracies(reference, labels, queries, truth)[1] != one[1]
+    assert by_means(*table, (1, 40), draws=8) == one
+    assert by_means(*table, (1,), draws=8, seed=1)[1] != one[1]
     means = torch.stack([F.normalize(reference[labels == c].mean(0), dim=0) for c in range(5)])
     assert one[40].mean == pytest.approx(((queries @ means.T).argmax(1) == truth).double().mean().item())
 

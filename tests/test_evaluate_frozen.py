@@ -17,11 +17,11 @@ from torch.nn import functional as F
 from lookalike.data.loader import Loader
 from lookalike.data.source import open_source
 from lookalike.evaluation.paper import PaperProbe
-from lookalike.metrics.clusters import Clusters
-from lookalike.metrics.fewshot import Shares, drawn
+from lookalike.metrics.clusters import agreement
+from lookalike.metrics.fewshot import by_shares, drawn
 from lookalike.metrics.knn import largest, products
 from lookalike.metrics.probe import LinearProbe, folds
-from lookalike.metrics.retrieval import Retrieval
+from lookalike.metrics.retrieval import retrieval
 from lookalike.models.encoder import Encoder
 from lookalike.recipes import tiny
 from lookalike.types import Canvases
@@ -118,10 +118,8 @@ def test_other_numbers_for_the_classes_change_nothing_else(seed: int, names: lis
     assert torch.equal(other[plain.predict(asked)], renamed.predict(asked))
     assert torch.equal(folds(labels, 0), folds(other[labels], 0))
     assert torch.equal(drawn(labels, 0.3, 0), drawn(other[labels], 0.3, 0))
-    assert Retrieval().measured(rows, labels, asked, truth) == Retrieval().measured(
-        rows, other[labels], asked, other[truth]
-    )
-    few, many = (Clusters(2, 1).agreement(rows, some) for some in (labels, other[labels]))
+    assert retrieval(rows, labels, asked, truth) == retrieval(rows, other[labels], asked, other[truth])
+    few, many = (agreement(rows, some, 2, 1) for some in (labels, other[labels]))
     assert few.nmi.mean == pytest.approx(many.nmi.mean)
     assert few.ari.mean == pytest.approx(many.ari.mean)
 
@@ -134,9 +132,9 @@ def test_a_class_that_only_queries_have_counts_as_wrong_and_moves_no_other_answe
     assert probe.accuracy(asked, stranger) == pytest.approx(
         float(((probe.predict(asked) == truth) & (truth != 3)).double().mean())
     )
-    known, all_known = (Retrieval().measured(rows, labels, asked, some) for some in (stranger, truth))
-    assert (known.asked, all_known.asked) == (60, 80)
-    without = Retrieval().measured(rows, labels, asked[truth != 3], truth[truth != 3])
+    known, all_known = (retrieval(rows, labels, asked, some) for some in (stranger, truth))
+    assert (known.queries, all_known.queries) == (60, 80)
+    without = retrieval(rows, labels, asked[truth != 3], truth[truth != 3])
     assert known.recall == without.recall
     assert known.mean_average_precision == pytest.approx(without.mean_average_precision)
 
@@ -164,18 +162,18 @@ def test_every_class_is_spread_evenly_over_the_parts(sizes: list[int], seed: int
 def test_more_labels_are_worth_more_and_draws_differ() -> None:
     rows, labels = blobs(200, spread=0.8)
     asked, truth = blobs(200, spread=0.8, seed=1)
-    spec = Shares((0.02, 0.5), draws=4, probe=LinearProbe((0.1,)))
-    found = spec.accuracies(rows, labels, asked, truth)
+    probe = LinearProbe((0.1,))
+    found = by_shares(rows, labels, asked, truth, (0.02, 0.5), draws=4, probe=probe)
     assert found[0.5].mean > found[0.02].mean
     assert found[0.02].half > 0
-    assert spec.accuracies(rows, labels, asked, truth) == found
+    assert by_shares(rows, labels, asked, truth, (0.02, 0.5), draws=4, probe=probe) == found
 
 
 # Clusters
 
 
 def test_fewer_pictures_apart_than_classes_are_no_error() -> None:
-    assert Clusters(2).agreement(torch.ones(6, 3), torch.arange(6)).classes == 6
+    assert agreement(torch.ones(6, 3), torch.arange(6), 2).classes == 6
 
 
 # The paper's probe

@@ -22,7 +22,7 @@ from lookalike.evaluation.precision import (
     overlaps,
     voc_precision,
 )
-from lookalike.evaluation.scenes import Seen, pasted
+from lookalike.evaluation.scenes import Detections, pasted
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 SIDE, CLASSES = 120, 3
@@ -59,7 +59,7 @@ def drawn_scene(draw: np.random.Generator, joints: int) -> Scene:
     )
 
 
-def drawn_answer(draw: np.random.Generator, scene: Scene) -> Seen:
+def drawn_answer(draw: np.random.Generator, scene: Scene) -> Detections:
     """Objects of the scene moved a little, some twice, and boxes of nothing; scores on a coarse grid, so with ties."""
     near = np.repeat(np.arange(len(scene)), draw.integers(0, 3, len(scene)))
     extra = int(draw.integers(0, 4))
@@ -73,10 +73,10 @@ def drawn_answer(draw: np.random.Generator, scene: Scene) -> Seen:
     points[..., :2] += draw.normal(0, 4, points[..., :2].shape)
     order = np.argsort(-(scores := np.round(draw.random(count), 1)), kind="stable")
     masks = torch.tensor(draw.random((count, 1, 8, 8)) ** 0.3, dtype=torch.float32)
-    return Seen(boxes[order], labels[order], scores[order], masks, points[order])
+    return Detections(boxes[order], labels[order], scores[order], masks, points[order])
 
 
-def official(scenes: list[Scene], found: list[Seen], kind: str) -> list[float]:
+def official(scenes: list[Scene], found: list[Detections], kind: str) -> list[float]:
     """AP, AP50, AP75 by pycocotools, from lists that this test writes itself."""
     coco = pytest.importorskip("pycocotools.coco")
     evaluation = pytest.importorskip("pycocotools.cocoeval")
@@ -141,7 +141,7 @@ def test_nothing_found_and_nothing_there_are_zero() -> None:
     draw = np.random.default_rng(0)
     scenes = [drawn_scene(draw, 3) for _ in range(3)]
     no_box = np.zeros((0, 4))
-    nothing = Seen(no_box, np.zeros(0, np.int64), np.zeros(0), torch.zeros(0, 1, 8, 8), np.zeros((0, 3, 3)))
+    nothing = Detections(no_box, np.zeros(0, np.int64), np.zeros(0), torch.zeros(0, 1, 8, 8), np.zeros((0, 3, 3)))
     some = np.zeros(0, dtype=np.int64)
     empty = Scene("a", SIDE, SIDE, no_box, some, some > 0, some > 0, some * 1.0, (), np.zeros((0, 3, 3)))
     for truth, found in ((scenes, [nothing] * 3), ([empty], [drawn_answer(draw, empty)]), ([empty], [nothing])):
@@ -150,7 +150,7 @@ def test_nothing_found_and_nothing_there_are_zero() -> None:
         assert voc_precision(truth, found, CLASSES) == correct_points(truth, found) == 0.0
 
 
-def by_definition(scenes: list[Scene], found: list[Seen]) -> float:
+def by_definition(scenes: list[Scene], found: list[Detections]) -> float:
     """VOC's AP50 from its own words: at every recall the best precision at that recall or above, and the area."""
     every = []
     for number in range(CLASSES):
@@ -218,9 +218,9 @@ def test_points_count_within_reach_of_the_box_that_found_their_object() -> None:
     scene = Scene("a", 100, 100, boxes, flat, flat > 0, flat > 0, flat + 1.0, (None, None), points)
     moved = points.copy()
     moved[0, 1, 0] += 4.1  # the extent of the first is 20: reach 2 at 0.1
-    said = Seen(boxes, flat, np.array([0.9, 0.8]), None, moved)
+    said = Detections(boxes, flat, np.array([0.9, 0.8]), None, moved)
     assert correct_points([scene], [said], 0.1) == pytest.approx(4 / 5)
     assert correct_points([scene], [said], 0.3) == 1.0
-    one = Seen(boxes[:1], flat[:1], np.array([0.9]), None, points[:1])
+    one = Detections(boxes[:1], flat[:1], np.array([0.9]), None, points[:1])
     assert correct_points([scene], [one], 0.1) == pytest.approx(2 / 5)
     assert matched(boxes, np.array([[0.0, 0, 39, 40], [0, 0, 40, 40], [61, 60, 100, 100]])) == [0, 2]

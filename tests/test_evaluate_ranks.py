@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from lookalike.cli import evaluation as asked
-from lookalike.cli import evaluations
 from lookalike.core import sharding
 from lookalike.core.progress import silent
 from lookalike.data.source import reference_and_query
+from lookalike.evaluation.evaluate import evaluate
 from lookalike.train import trained
 from lookalike.train.trained import Part, load
 from tests.ranks import ranks
@@ -20,9 +19,10 @@ from tests.test_compare import pictures, runs  # noqa: F401  (fixtures)
 from tests.test_report import pictures as noise
 
 
-def report(command: asked.Frozen) -> dict[str, Any] | None:
-    """What this rank would write."""
-    return evaluations.frozen(command)
+def measured(*arguments: Any, **settings: Any) -> dict[str, Any]:
+    """What this rank finds."""
+    result = evaluate(*arguments, workers=0, **settings)
+    return {**result.numbers, **result.facts}
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -33,12 +33,11 @@ def test_one_process_and_several_find_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(trained, "_CHUNK", 5)  # 32 and 16 pictures: seven chunks, and four
-    knn, retrieve = asked.Knn(runs[0], str(pictures), workers=0, k=3), asked.Retrieve(runs[0], str(pictures), workers=0)
-    for command in (knn, retrieve)[: 4 // world]:
-        alone = report(command)
-        first, *others = ranks(world, report, command)
+    for task in ("knn", "retrieve")[: 4 // world]:
+        alone = measured(runs[0], str(pictures), task)
+        first, *others = ranks(world, measured, runs[0], str(pictures), task)
         assert first == alone
-        assert others == [None] * (world - 1)
+        assert others == [{}] * (world - 1)
         assert (first["queries"], first["reference"]) == (16, 32)
 
 

@@ -21,11 +21,11 @@ from lookalike.cli.main import main
 from lookalike.data.loader import Loader
 from lookalike.data.source import open_source
 from lookalike.evaluation.paper import PaperProbe
-from lookalike.metrics.clusters import Clusters
+from lookalike.metrics.clusters import agreement
 from lookalike.metrics.fewshot import drawn
 from lookalike.metrics.knn import Knn
 from lookalike.metrics.probe import LinearProbe
-from lookalike.metrics.retrieval import Retrieval, sorted_hits
+from lookalike.metrics.retrieval import retrieval, sorted_hits
 from lookalike.models.features import raw
 from lookalike.recipes import tiny
 from lookalike.train.trained import load
@@ -110,8 +110,8 @@ def test_retrieval_is_the_loop_that_the_definition_says(rows: int) -> None:
         if ranks:
             firsts.append(ranks[0])
             precisions.append(sum((found + 1) / (rank + 1) for found, rank in enumerate(ranks)) / len(ranks))
-    measured = Retrieval((1, 3, 10)).measured(reference, labels, queries, truth)
-    assert measured.asked == len(firsts) > 0
+    measured = retrieval(reference, labels, queries, truth, (1, 3, 10))
+    assert measured.queries == len(firsts) > 0
     assert measured.mean_average_precision == pytest.approx(np.mean(precisions), abs=1e-9)
     for k, recall in measured.recall.items():
         assert recall == pytest.approx(np.mean([first < k for first in firsts]))
@@ -131,12 +131,12 @@ def test_classes_that_are_clusters_agree_wholly_and_random_labels_by_chance() ->
     features, labels = blobs(0, 90)
     features = F.normalize(features, dim=1)
     for names in (labels, NAMES[labels]):
-        found = Clusters(draws=2).agreement(features, names)
+        found = agreement(features, names, draws=2)
         assert found.classes == 3
         assert (found.nmi.mean, found.ari.mean) == (pytest.approx(1.0), pytest.approx(1.0))
         assert found.nmi.half == pytest.approx(0.0)
     chance = labels[torch.randperm(90, generator=torch.Generator().manual_seed(0))]
-    assert abs(Clusters(draws=2).agreement(features, chance).ari.mean) < 0.1
+    assert abs(agreement(features, chance, draws=2).ari.mean) < 0.1
 
 
 @pytest.mark.parametrize("share", [1e-6, 0.1, 0.5, 1.0])

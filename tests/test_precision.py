@@ -22,10 +22,10 @@ from lookalike.learn.dictionary import InBatch, MemoryBank, Neighbours, Queue
 from lookalike.learn.entries import Entries
 from lookalike.learn.objective import DCL, NCE, InfoNCE, Objective, SupCon, log_sum_exp, top1
 from lookalike.learn.optim import Muon, orthogonalised
-from lookalike.metrics.fewshot import Fewshot
+from lookalike.metrics.fewshot import by_means
 from lookalike.metrics.knn import Knn, products
 from lookalike.metrics.probe import LinearProbe
-from lookalike.metrics.retrieval import Retrieval
+from lookalike.metrics.retrieval import retrieval
 from lookalike.metrics.spearman import spearman
 from lookalike.models.encoder import unit
 from lookalike.models.features import embed, evaluating, means, settle
@@ -169,10 +169,10 @@ CASES: dict[str, Callable[[], Any]] = {
     "knn": lambda: Knn(5).predict(rows(K, 2), torch.arange(K) % 3, rows(B)),
     "probe": lambda: LinearProbe((0.1,)).fit(rows(K, 2), torch.arange(K) % 3).scores(rows(B)),
     "fewshot": lambda: torch.tensor(
-        Fewshot((1, 2), 3).accuracies(rows(K, 2), torch.arange(K) % 3, rows(99), torch.arange(99) % 3)[2]
+        by_means(rows(K, 2), torch.arange(K) % 3, rows(99), torch.arange(99) % 3, (1, 2), 3)[2]
     ),
     "retrieval": lambda: torch.tensor(
-        Retrieval().measured(rows(K, 2), torch.arange(K) % 3, rows(9), torch.arange(9) % 3).mean_average_precision
+        retrieval(rows(K, 2), torch.arange(K) % 3, rows(9), torch.arange(9) % 3).mean_average_precision
     ),
     "means": lambda: means(rows(B), torch.arange(B) % 2, 2),
     "spearman": lambda: torch.tensor(spearman(rows(1)[0], rows(1, 1)[0])),

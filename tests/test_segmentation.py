@@ -23,8 +23,10 @@ from lookalike.core.errors import UserError
 from lookalike.core.seeding import uniforms
 from lookalike.data.image.decode import Unreadable
 from lookalike.data.image.masks import MOST, decoded, pairs
+from lookalike.evaluation.result import Resources
 from lookalike.evaluation.segment import segmented
-from lookalike.evaluation.segmentation import VOID, Classes, Confusion, Segmentation, crops, cut, mean_loss, photos
+from lookalike.evaluation.segmentation import VOID, Classes, Confusion, crops, cut, mean_loss, photos
+from lookalike.evaluation.settings import Segment
 from lookalike.models.dense import dilated
 from lookalike.models.image import Pixels, SmallResNet, Timm
 from lookalike.pretext.image import ImageView
@@ -34,7 +36,8 @@ from tests.conftest import Said
 from tests.test_cli import refused
 from tests.test_report import Checked
 
-QUICK = Segmentation(steps=8, batch=2, group=2, size=32, crop=32, width=8, stride=4)
+QUICK = Segment(steps=8, batch=2, size=32, crop=32, width=8, stride=4)
+HERE = Resources()
 
 
 def start() -> Trained:
@@ -148,7 +151,7 @@ def test_a_network_that_is_no_resnet_is_refused() -> None:
 
 
 def test_crops_of_photo_and_mask_show_the_same_place() -> None:
-    spec, size = Segmentation(size=64, crop=48), torch.tensor([[90, 120]])
+    spec, size = Segment(size=64, crop=48), torch.tensor([[90, 120]])
     rows, columns = torch.meshgrid(torch.arange(90), torch.arange(120), indexing="ij")
     mask = (rows // 15 * 8 + columns // 15).long()
     pixels = (mask[None] * torch.tensor([5, 3, 2])[:, None, None]).to(torch.uint8)[None]
@@ -169,35 +172,36 @@ def test_crops_of_photo_and_mask_show_the_same_place() -> None:
 
 def test_it_learns_and_what_classes_are_called_changes_nothing_else(tmp_path: Path) -> None:
     trained, names = start(), (9, 4)
-    spec = Segmentation(steps=30, batch=4, group=4, size=32, crop=32, width=16, stride=4)
+    spec = Segment(steps=30, batch=4, size=32, crop=32, width=16, stride=4)
     before = {name: part.numpy().tobytes() for name, part in trained.encoder.state_dict().items()}
-    plain = segmented(trained, str(scenes(tmp_path / "plain")), spec).scores
-    other = segmented(trained, str(scenes(tmp_path / "other", names=names)), spec).scores
+    plain = segmented(spec, trained, str(scenes(tmp_path / "plain")), HERE).scores
+    other = segmented(spec, trained, str(scenes(tmp_path / "other", names=names)), HERE).scores
     assert plain.miou > 0.6
     assert {names[name]: value for name, value in plain.iou.items()} == other.iou
     assert plain.accuracy == other.accuracy
-    assert segmented(trained, str(tmp_path / "plain"), spec, seed=1).scores != plain
+    assert segmented(replace(spec, seed=1), trained, str(tmp_path / "plain"), HERE).scores != plain
     assert {name: part.numpy().tobytes() for name, part in trained.encoder.state_dict().items()} == before
 
 
 def test_a_fit_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     trained, root, fits = start(), str(scenes(tmp_path / "scenes")), tmp_path / "fit"
     spec = replace(QUICK, steps=4)
-    whole = segmented(trained, root, spec).scores
+    whole = segmented(spec, trained, root, HERE).scores
 
     def stop(what: str, done: int, total: int) -> None:
         if (what, done) == ("tuning", 2):
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(SystemExit) as stopped:
-        segmented(trained, root, spec, progress=stop, folder=fits)
+        segmented(spec, trained, root, Resources(stop, folder=fits))
     assert stopped.value.code == 143
     steps: list[tuple[str, int]] = []
-    again = segmented(trained, root, spec, progress=lambda what, done, _: steps.append((what, done)), folder=fits)
+    kept = Resources(lambda what, done, _: steps.append((what, done)), folder=fits)
+    again = segmented(spec, trained, root, kept)
     assert [done for what, done in steps if what == "tuning"] == [3, 4]
     assert again.scores == whole
     with pytest.raises(UserError, match="holds a fit of another seed: choose another --out"):
-        segmented(trained, root, spec, seed=1, folder=fits)
+        segmented(replace(spec, seed=1), trained, root, kept)
 
 
 def test_void_masks_and_broken_files_are_no_numbers(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from lookalike.core.errors import UserError
 from lookalike.data.loader import Loader
 from lookalike.data.order import Order
 from lookalike.data.source import open_source, reference_and_query
-from lookalike.evaluation.finetune import Finetune
+from lookalike.evaluation.finetune import tune
+from lookalike.evaluation.settings import Finetune
 from lookalike.learn.labelled import Classes, CrossEntropy
 from lookalike.learn.objective import InfoNCE
 from lookalike.models.heads import MLP
@@ -87,11 +88,11 @@ def test_tuning_the_whole_network_improves_on_frozen_features(tmp_path: Path) ->
     loaders = [Loader(part.at(trained.recipe.canvas), workers=0) for part in reference_and_query("digits")]
     before = {name: part.clone() for name, part in trained.encoder.state_dict().items()}
     spec = Finetune(shares=(0.1,), rates=(1e-3,), steps=100, draws=2)
-    found = spec.measured(trained, *loaders, tmp_path / "fits")[0.1]
+    found = tune(spec, trained, *loaders, tmp_path / "fits")[0.1]
     assert found.tuned.mean > found.frozen.mean > 0.8
     assert found.labels == pytest.approx(len(loaders[0]) / 10, abs=5)
     assert all(torch.equal(part, before[name]) for name, part in trained.encoder.state_dict().items())
-    again = spec.measured(trained, *loaders, tmp_path / "fits")[0.1]  # nothing is left to do
+    again = tune(spec, trained, *loaders, tmp_path / "fits")[0.1]  # nothing is left to do
     assert (again.tuned.mean, again.frozen.mean) == (found.tuned.mean, found.frozen.mean)
 
 

@@ -21,10 +21,11 @@ from lookalike.cli.main import main
 from lookalike.core.errors import UserError
 from lookalike.data.annotations.open import learned_and_asked, open_annotated
 from lookalike.data.annotations.record import Annotated
-from lookalike.evaluation.detect import Fitted, detector, fit
-from lookalike.evaluation.detector import Anchors, Detection, Instances, Ready
-from lookalike.evaluation.keypoints import Keypoints
-from lookalike.evaluation.scenes import Look, in_mirror, looks, picture, seen, truth
+from lookalike.evaluation.detect import Fitted, fit, untrained
+from lookalike.evaluation.detector import Anchors, Ready, build
+from lookalike.evaluation.result import Resources
+from lookalike.evaluation.scenes import Look, detections, in_mirror, looks, picture, truth
+from lookalike.evaluation.settings import Boxes, Detect, Keypoints
 from lookalike.models.image import ResNet, SmallResNet, Timm
 from lookalike.models.norm import GroupedBatchNorm2d
 from lookalike.models.pyramid import pyramid
@@ -37,10 +38,11 @@ pytest.importorskip("faster_coco_eval")
 
 SMALL: dict[str, Any] = {"steps": 2, "batch": 4, "size": 64, "longest": 96, "width": 8, "hidden": 16, "group": 4}
 SMALL |= {"rois": 8, "proposals": 20}
-KINDS: dict[str, Detection] = {
-    "boxes": Detection(**SMALL),
-    "c4": Detection(**SMALL, neck="c4"),
-    "masks": Instances(**SMALL),
+HERE = Resources(workers=0)  # without worker processes
+KINDS: dict[str, Boxes] = {
+    "boxes": Detect(**SMALL),
+    "c4": Detect(**SMALL, neck="c4"),
+    "masks": Detect(**SMALL, masks=True),
     "points": Keypoints(**SMALL, convolutions=1),
 }
 
@@ -66,7 +68,7 @@ def start() -> Trained:
 
 def same(a: Fitted, b: Fitted) -> bool:
     """Whether everything that was found is equal to the bit."""
-    fields = [(getattr(x, name), getattr(y, name)) for x, y in zip(a.seen, b.seen) for name in x._fields]
+    fields = [(getattr(x, name), getattr(y, name)) for x, y in zip(a.detections, b.detections) for name in x._fields]
     return a.metrics == b.metrics and all(
         (x is None and y is None) or np.array_equal(np.asarray(x), np.asarray(y)) for x, y in fields
     )
@@ -77,13 +79,13 @@ def test_a_fit_repeats_and_leaves_the_start_as_it_was(
     start: Trained, parts: tuple[Annotated, Annotated], kind: str
 ) -> None:
     before = {name: part.clone() for name, part in start.encoder.state_dict().items()}
-    spec = replace(KINDS[kind], lr=1e-2)
-    first, second = (fit(start, *parts, spec, 3, workers=0) for _ in range(2))
+    spec = replace(KINDS[kind], lr=1e-2, seed=3)
+    first, second = (fit(spec, start, *parts, HERE) for _ in range(2))
     assert same(first, second)
-    assert kind != "boxes" or not same(first, fit(start, *parts, spec, 4, workers=0))
+    assert kind != "boxes" or not same(first, fit(replace(spec, seed=4), start, *parts, HERE))
     assert all(math.isfinite(value) and 0 <= value <= 1 for value in first.metrics.values())
-    assert all(np.isfinite(answer.boxes).all() for answer in first.seen)
-    assert len(first.seen) == 4
+    assert all(np.isfinite(answer.boxes).all() for answer in first.detections)
+    assert len(first.detections) == 4
     extra = {"masks": {"mask_AP", "mask_AP50", "mask_AP75"}, "points": {"keypoint_AP", "PCK"}}.get(kind, set())
     assert first.metrics.keys() >= {"AP", "AP50", "AP75", "VOC_AP50"} | extra
     assert all(torch.equal(part, before[name]) for name, part in start.encoder.state_dict().items())
@@ -91,28 +93,29 @@ def test_a_fit_repeats_and_leaves_the_start_as_it_was(
 
 def test_a_fit_goes_on_where_it_was_stopped(start: Trained, parts: tuple[Annotated, Annotated], tmp_path: Path) -> None:
     spec = replace(KINDS["boxes"], steps=4)
-    whole = fit(start, *parts, spec, workers=0)
+    whole = fit(spec, start, *parts, HERE)
 
     def stop(what: str, done: int, total: int) -> None:
         if (what, done) == ("fitting", 2):
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(SystemExit) as stopped:
-        fit(start, *parts, spec, progress=stop, folder=tmp_path, workers=0)
+        fit(spec, start, *parts, Resources(stop, workers=0, folder=tmp_path))
     assert stopped.value.code == 143
     steps: list[int] = []
-    again = fit(start, *parts, spec, progress=lambda what, done, _: steps.append(done), folder=tmp_path, workers=0)
+    kept = Resources(lambda what, done, _: steps.append(done), workers=0, folder=tmp_path)
+    again = fit(spec, start, *parts, kept)
     assert steps[0] == 3
     assert same(whole, again)
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
-    for changed in (replace(spec, lr=1.0), spec):
+    for changed in (replace(spec, lr=1.0), replace(spec, seed=1)):
         with pytest.raises(UserError, match="choose another --out"):
-            fit(start, *parts, changed, seed=int(changed is spec), folder=tmp_path, workers=0)
+            fit(changed, start, *parts, kept)
 
 
 def test_something_is_learned(start: Trained, parts: tuple[Annotated, Annotated]) -> None:
     spec = replace(KINDS["boxes"], steps=20, lr=1e-2, width=16)
-    assert fit(start, *parts, spec, workers=0).metrics["AP50"] > 0.2
+    assert fit(spec, start, *parts, HERE).metrics["AP50"] > 0.2
 
 
 def test_pictures_that_break_after_they_were_listed_are_not_asked(start: Trained, tmp_path: Path) -> None:
@@ -120,8 +123,8 @@ def test_pictures_that_break_after_they_were_listed_are_not_asked(start: Trained
     for path in (parts[0].scenes[0].path, parts[1].scenes[0].path):
         data = (tmp_path / path).read_bytes()
         (tmp_path / path).write_bytes(data[: len(data) // 2])
-    done = fit(start, *parts, replace(KINDS["boxes"], steps=1), workers=0)
-    assert len(done.seen) == len(done.asked.scenes) == 3
+    done = fit(replace(KINDS["boxes"], steps=1), start, *parts, HERE)
+    assert len(done.detections) == len(done.pictures.scenes) == 3
 
 
 # What is shown
@@ -160,7 +163,7 @@ def test_a_picture_is_shown_in_its_own_shape() -> None:
 @given(st.integers(1, 3000), st.integers(1, 3000), st.floats(0, 0.999), st.floats(0, 0.999))
 def test_sizes_stay_within_their_limits(height: int, width: int, grow: float, turn: float) -> None:
     scene: Any = type("Scene", (), {"height": height, "width": width})
-    spec = Detection(size=100, longest=160, jitter=1.25)
+    spec = Detect(size=100, jitter=1.25)  # the long side at most 160
     (look,) = looks(spec, [scene], torch.tensor([[grow, turn]]))
     assert max(look[:2]) <= 161
     assert min(look[:2]) <= 126
@@ -172,7 +175,7 @@ def test_what_is_found_is_told_in_pixels_of_the_picture(parts: tuple[Annotated, 
     scene, look = parts[1].scenes[0], Look(24, 32)
     found = {"boxes": torch.tensor([[1.0, 2, 3, 4]]), "labels": torch.tensor([2]), "scores": torch.tensor([0.5])}
     found |= {"keypoints": torch.tensor([[[1.0, 2, 1]]]), "keypoints_scores": torch.tensor([[7.0]])}
-    told = seen(found, scene, look)
+    told = detections(found, scene, look)
     assert told.boxes.tolist() == [[2, 4, 6, 8]]
     assert told.labels.tolist() == [1]
     assert told.points is not None
@@ -236,14 +239,14 @@ def test_a_transformer_has_no_pyramid(model: Any) -> None:
 
 def test_c4_wants_stages_that_come_apart() -> None:
     with pytest.raises(UserError, match="--neck fpn"):
-        KINDS["c4"].build(Timm("resnet10t").build(4)[0], 2)
+        build(KINDS["c4"], Timm("resnet10t").build(4)[0], 2)
 
 
 @pytest.mark.parametrize("kind", ["boxes", "c4"])
 def test_every_layer_learns_and_new_ones_are_normalised_in_groups(
     start: Trained, parts: tuple[Annotated, Annotated], kind: str
 ) -> None:
-    model = detector(start, parts[0], KINDS[kind], 0)
+    model = untrained(KINDS[kind], start, parts[0])
     assert all(parameter.requires_grad for parameter in model.parameters())
     old = {id(module) for module in start.encoder.modules()}
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
@@ -309,12 +312,15 @@ def test_the_verbs_print_write_and_draw(
     assert "http" not in text.replace("http-equiv", "")
 
 
-def test_one_line_says_what_is_wrong(say: Callable[..., tuple[int, str, str]], scenery: Path, tmp_path: Path) -> None:
+def test_one_line_says_what_is_wrong(
+    say: Callable[..., tuple[int, str, str]], run: Path, scenery: Path, tmp_path: Path
+) -> None:
     for command, word in (
-        (("detect", tmp_path, tmp_path / "none"), "no folder"),
-        (("detect", tmp_path, tmp_path), "no annotations"),
+        (("detect", run, tmp_path / "none"), "no folder"),
+        (("detect", run, tmp_path), "no annotations"),
         (("detect", tmp_path, scenery), "is not a run"),
-        (("keypoints", tmp_path, scenery, "--annotations", tmp_path / "x.json"), "no such file"),
+        (("detect", scenery, run), "swap them"),
+        (("keypoints", run, scenery, "--annotations", tmp_path / "x.json"), "no such file"),
         (("detect", tmp_path, scenery, "--steps", "0"), "--steps must be at least 1"),
     ):
         code, _, err = say("evaluate", *command, "--page", tmp_path / "page.html")

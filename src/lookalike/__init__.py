@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lookalike.core.errors import UserError
     from lookalike.curate.search import search
+    from lookalike.evaluation.compare import compare
+    from lookalike.evaluation.evaluate import evaluate
     from lookalike.recipes import RECIPES, recipe_named
     from lookalike.recipes.parts import part
     from lookalike.recipes.recipe import Recipe
@@ -25,7 +27,9 @@ __all__ = [
     "Recipe",
     "UserError",
     "__version__",
+    "compare",
     "embed",
+    "evaluate",
     "load",
     "part",
     "pretrain",
@@ -38,7 +42,9 @@ _HOMES = {
     "RECIPES": ("lookalike.recipes", "RECIPES"),
     "Recipe": ("lookalike.recipes.recipe", "Recipe"),
     "UserError": ("lookalike.core.errors", "UserError"),
+    "compare": ("lookalike.evaluation.compare", "compare"),
     "embed": ("lookalike.train.trained", "embed_data"),
+    "evaluate": ("lookalike.evaluation.evaluate", "evaluate"),
     "load": ("lookalike.train.trained", "load"),
     "part": ("lookalike.recipes.parts", "part"),
     "pretrain": ("lookalike.train.pretrain", "pretrain"),
@@ -57,7 +63,7 @@ def __getattr__(name: str) -> Any:
         import_module("lookalike.core.errors").refuse_platform()
     module, own_name = _HOMES[name]
     value = getattr(import_module(module), own_name)
-    return import_module("lookalike.core.errors").naming(value) if hasattr(value, "__code__") else value
+    return import_module("lookalike.core.errors").naming(value, name) if hasattr(value, "__code__") else value
 
 
 def __dir__() -> list[str]:

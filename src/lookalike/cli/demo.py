@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lookalike.data.loader import Loader
 from lookalike.data.source import Source, open_source, reference_and_query
-from lookalike.metrics.fewshot import Fewshot, Interval
+from lookalike.metrics.fewshot import Interval, by_means
 from lookalike.models.features import settle
 from lookalike.recipes.digits import digits
 from lookalike.recipes.recipe import Recipe
@@ -22,7 +22,7 @@ from lookalike.train.screen import Screen
 from lookalike.train.trained import Trained, load
 
 DATA = "digits"
-FEW = Fewshot(labels=(1, 5, 10), draws=100)
+LABELS, DRAWS = (1, 5, 10), 100
 LEAD = (
     "1,797 handwritten digits of 8 × 8 pixels, learned from without a single label. "
     "Then a few labels a class decide how well new digits are named."
@@ -52,10 +52,10 @@ def compared(out: Path) -> Accuracies:
         "pretrained network": by_network(load(out), reference, query),
     }
     caption = (
-        f"Accuracy on {len(query)} digits by the nearest class mean. Mean and 95 % interval over {FEW.draws} draws of "
+        f"Accuracy on {len(query)} digits by the nearest class mean. Mean and 95 % interval over {DRAWS} draws of "
         f"the labelled digits from the {len(reference)} others; every row has the same draws."
     )
-    columns = [f"{count} label{'s' if count > 1 else ''} a class" for count in FEW.labels]
+    columns = [f"{count} label{'s' if count > 1 else ''} a class" for count in LABELS]
     return Accuracies("Accuracy with few labels", columns, rows, caption)
 
 
@@ -71,13 +71,13 @@ def by_network(trained: Trained, reference: Source, query: Source) -> list[Inter
     if trained.step == 0 and trained.encoder.whitening is not None:
         whole = Loader(open_source(DATA, side=trained.recipe.canvas), workers=0)
         settle(trained.encoder, trained.views(whole, torch.arange(len(whole))))
-    known, asked = (trained.features(loader) for loader in loaders)
-    return few(known, asked, reference, query)
+    known, queries = (trained.features(loader) for loader in loaders)
+    return few(known, queries, reference, query)
 
 
-def few(known: Tensor, asked: Tensor, reference: Source, query: Source) -> list[Interval]:
+def few(known: Tensor, queries: Tensor, reference: Source, query: Source) -> list[Interval]:
     """Mean and interval for each number of labels."""
-    return list(FEW.accuracies(known, reference.labels, asked, query.labels).values())
+    return list(by_means(known, reference.labels, queries, query.labels, LABELS, DRAWS).values())
 
 
 def as_text(table: Accuracies) -> Table:

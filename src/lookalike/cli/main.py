@@ -8,45 +8,67 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import Annotated, get_args
+from functools import partial
+from typing import Any, NoReturn
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, subcommand
+from tyro.conf import FlagCreatePairsOff
 
+import lookalike
 from lookalike.cli.data import Doctor, Embed, Prepare, Preview, Search
-from lookalike.cli.evaluation import Compare, Evaluation
+from lookalike.cli.evaluation import Compare, Evaluate, evaluations
+from lookalike.cli.flags import Verb, one_of
 from lookalike.cli.training import Demo, Pretrain, Supervised
-from lookalike.cli.transfer import Transfer
-from lookalike.core.errors import IO, USAGE, UserError, meant, refuse_platform
+from lookalike.core.errors import IO, UserError, meant, refuse_platform
+from lookalike.evaluation.settings import evaluation_named
 
 DEVICE = "LOOKALIKE_DEVICE"
 """As ``devices`` names it, which imports torch."""
 
 PROGRAM = """Learns, without labels, which things look alike.
 
-First: lookalike demo. Then: lookalike pretrain PHOTOS --out runs/first --minutes 10. Each verb has its own --help."""
+Begin with: lookalike demo. Then: lookalike pretrain PHOTOS --out runs/first --minutes 10. Each verb has its own --help.
 
-Command = (
-    Annotated[Demo, subcommand("demo")]
-    | Annotated[Pretrain, subcommand("pretrain")]
-    | Annotated[Supervised, subcommand("supervised")]
-    | Annotated[Evaluation | Transfer, subcommand("evaluate", description="Measure what was learned.")]
-    | Annotated[Compare, subcommand("compare")]
-    | Annotated[Embed, subcommand("embed")]
-    | Annotated[Search, subcommand("search")]
-    | Annotated[Prepare, subcommand("prepare")]
-    | Annotated[Doctor, subcommand("doctor")]
-    | Annotated[Preview, subcommand("preview")]
-)
+--version prints the version. --tyro-print-completion bash (or zsh, tcsh) prints a script for shell completion."""
+
+VERBS: dict[str, Any] = {
+    "demo": Demo,
+    "pretrain": Pretrain,
+    "supervised": Supervised,
+    "evaluate": Evaluate,
+    "compare": Compare,
+    "embed": Embed,
+    "search": Search,
+    "prepare": Prepare,
+    "doctor": Doctor,
+    "preview": Preview,
+}
 
 
-def refuse_unknown_verb(arguments: Sequence[str]) -> None:
-    """Exit with one line that names the nearest verb, where the parser would only list them all."""
-    verbs = [option.__metadata__[0].name for option in get_args(Command)]
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in verbs:
-        hint = meant(arguments[0], verbs, f"there are {', '.join(verbs)}; see lookalike --help")
-        print(f"lookalike: unknown verb {arguments[0]!r}; {hint}", file=sys.stderr)
-        sys.exit(USAGE)
+def flags_of(verb: str, below: str | None, whole: bool) -> Any:
+    """The dataclass of a verb; those below ``evaluate`` in a union."""
+    return evaluations(below, whole) if verb == "evaluate" else VERBS[verb]
+
+
+def parsed(arguments: Sequence[str]) -> tuple[Verb, list[str]]:
+    """The command, and what the parser does not know. Raises UserError for a verb that does not exist."""
+    verb, below = (*arguments, None, None)[:2]
+    if verb is not None and not verb.startswith("-") and verb not in VERBS:
+        hint = meant(verb, VERBS, f"the verbs are {', '.join(VERBS)}; see lookalike --help")
+        raise UserError(f"unknown verb {verb!r}; {hint}")
+    if verb == "evaluate" and below is not None and not below.startswith("-"):
+        evaluation_named(below)
+    whole = any(argument.startswith("--tyro-") for argument in arguments)  # a script for shell completion
+    types = {name: (partial(flags_of, name, below, whole), kind) for name, kind in VERBS.items()}
+    found: tuple[Verb, list[str]] = tyro.cli(
+        one_of(types, verb, whole),
+        prog="lookalike",
+        description=PROGRAM,
+        args=arguments,
+        return_unknown_args=True,
+        config=(FlagCreatePairsOff,),
+    )
+    return found
 
 
 def ready_streams() -> None:
@@ -69,35 +91,42 @@ def drain() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def refused(error: UserError, arguments: Sequence[str]) -> NoReturn:
+    """Exit with one line, or with the traceback if there is --debug."""
+    if "--debug" in arguments:
+        raise error
+    print(f"lookalike: {error}", file=sys.stderr)
+    sys.exit(error.code)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, run the verb, and exit with its code; an error is one line unless ``--debug``."""
     began = time.perf_counter()  # before torch is imported, for which a person waits, too
+    arguments = sys.argv[1:] if arguments is None else arguments
     ready_streams()
-    refuse_unknown_verb(sys.argv[1:] if arguments is None else arguments)
-    command, rest = tyro.cli(
-        Command,
-        prog="lookalike",
-        description=PROGRAM,
-        args=arguments,
-        return_unknown_args=True,
-        config=(FlagCreatePairsOff,),
-    )
-    if command.device is not None:
-        os.environ[DEVICE] = command.device
+    if list(arguments) == ["--version"]:
+        print(lookalike.__version__)
+        sys.exit(0)
     try:
+        command, rest = parsed(arguments)
+    except UserError as error:
+        refused(error, arguments)
+    except BrokenPipeError:  # nobody reads the help any more
+        drain()
+        sys.exit(0)
+    try:
+        if command.device is not None:
+            os.environ[DEVICE] = command.device
         refuse_platform()
         code = importlib.import_module("lookalike.cli.verbs").run(command, rest, began)
         drain()
         sys.exit(code)
     except UserError as error:
-        if command.debug:
-            raise
-        print(f"lookalike: {error}", file=sys.stderr)
-        sys.exit(error.code)
+        refused(error, arguments)
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
-        if command.debug:
+        if "--debug" in arguments:
             raise
         what = f"{error.filename}: {error.strerror}" if error.filename else error
         print(f"lookalike: {what}: nothing that was saved is lost; --debug shows where", file=sys.stderr)

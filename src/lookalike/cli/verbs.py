@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
+
+import tyro
+from tyro.conf import FlagCreatePairsOff
 
 from lookalike.cli.data import Doctor, Embed, Prepare, Preview, Search
 from lookalike.cli.demo import demo
-from lookalike.cli.evaluation import Compare, Measured
-from lookalike.cli.evaluations import evaluate, write_report
-from lookalike.cli.main import Command
+from lookalike.cli.evaluation import Compare, Evaluate, EvaluateFit, EvaluateScenes
+from lookalike.cli.flags import Verb
 from lookalike.cli.training import Demo, Pretrain, Supervised
 from lookalike.core import dist
-from lookalike.core.checks import at_least
 from lookalike.core.errors import UserError, meant
-from lookalike.core.files import refuse_unwritable, write_atomically
+from lookalike.core.files import refuse_unwritable, write_atomically, write_json
 from lookalike.curate import search as searching
 from lookalike.curate.diagnosis import diagnose
 from lookalike.curate.doctor import examine
@@ -24,18 +26,27 @@ from lookalike.curate.prepare import prepare as make_cache
 from lookalike.curate.preview import preview as draw_preview
 from lookalike.data.source import open_source
 from lookalike.evaluation import compare as comparing
+from lookalike.evaluation import evaluate as measuring
+from lookalike.evaluation.result import Result
+from lookalike.evaluation.segment import Segmented
+from lookalike.evaluation.settings import Evaluation, configured
+from lookalike.recipes import recipe_of
 from lookalike.recipes.recipe import Recipe
+from lookalike.recipes.serialize import flat
 from lookalike.report.comparison import markdown
 from lookalike.report.comparison import write as write_comparison
+from lookalike.report.found import write_page
 from lookalike.report.hits import hits_page, pictures
+from lookalike.report.scenes import scenes_page
 from lookalike.train.pretrain import Request, carry_out, length_of, recipe_for
 from lookalike.train.screen import Screen
 from lookalike.train.trained import embed_data, load, write_embeddings
 
 _FIELDS = [field.name for field in fields(Recipe)]
+_DETECTIONS = 24  # pictures of a page of boxes or points
 
 
-def run(command: Command, rest: Sequence[str], began: float) -> int:
+def run(command: Verb, rest: Sequence[str], began: float) -> int:
     """Carry out one parsed command, given at ``began``; ``rest`` is what the parser did not know. The exit code."""
     match command:
         case Pretrain():
@@ -46,7 +57,7 @@ def run(command: Command, rest: Sequence[str], began: float) -> int:
             return compare(command, rest)
     refuse_unknown(command, rest)
     match command:
-        case Measured():
+        case Evaluate():
             return evaluate(command)
         case Embed():
             return embed(command)
@@ -58,103 +69,203 @@ def run(command: Command, rest: Sequence[str], began: float) -> int:
             return doctor(command)
         case Demo():
             return demo(Path(command.out), command.overwrite)
+    raise TypeError(command)
 
 
-def refuse_unknown(command: object, rest: Sequence[str], others: Iterable[str] = ()) -> None:
+# What a person wrote
+
+
+def flags(command: Any) -> list[str]:
+    """The names of all flags of a verb."""
+    own = [field.name for field in fields(command) if field.name != "settings"]
+    settings = getattr(command, "settings", None)
+    return own if settings is None else own + [field.name for field in fields(settings)]
+
+
+def refuse_unknown(command: Verb, rest: Sequence[str], others: Iterable[str] = ()) -> None:
     """A flag that the verb does not have, with the nearest that it has, or of ``others``."""
     if rest:
-        names = [*(field.name for field in fields(command)), *others]  # type: ignore[arg-type]
-        known = [f"--{name.replace('_', '-')}" for name in names]
+        known = [f"--{name.replace('_', '-')}" for name in (*flags(command), *others)]
         raise UserError(f"unknown argument {rest[0]!r}; {meant(rest[0].split('=')[0], known, 'see --help')}")
 
 
 def overrides(command: Pretrain | Preview, rest: Sequence[str]) -> list[tuple[str, str]]:
     """(path, text) for each ``--FIELD.PATH VALUE`` or ``--FIELD.PATH=VALUE``."""
-    found, items = [], list(rest)
+    pairs, items = [], list(rest)
     while items:
         name = items.pop(0)
         if not name.startswith("--"):
             refuse_unknown(command, [name])
         path, equals, text = name.removeprefix("--").partition("=")
-        if "." not in path and path.replace("-", "_") not in _FIELDS:
+        path = path.replace("-", "_")
+        if "." not in path and path not in _FIELDS:
+            refuse_short(path, command.recipe)
             refuse_unknown(command, [name], _FIELDS)
         if not equals:
             if not items or items[0].startswith("--"):
                 refuse_unknown(command, [name])
             text = items.pop(0)
-        found.append((path.replace("-", "_"), text))
-    return found
+        pairs.append((path, text))
+    return pairs
 
 
-def settings_of(command: Compare, rest: Sequence[str]) -> list[tuple[str, str]]:
-    """(name, text) for each ``--NAME VALUE...`` or ``--NAME=VALUE`` of a task; several values are a list."""
-    found: list[tuple[str, str]] = []
-    for item in rest:
-        if item.startswith("--"):
-            name, _, text = item.removeprefix("--").partition("=")
-            found.append((name.replace("-", "_"), text))
-        elif not found:
-            refuse_unknown(command, [item])
-        else:
-            name, text = found[-1]
-            found[-1] = name, f"{text},{item}" if text else item
-    return found
+def refuse_short(name: str, recipe: str | None) -> None:
+    """The last word of a field's path, such as ``--lr``, with the whole path."""
+    paths = [path for path in flat(recipe_of(recipe or "small")) if path.split(".")[-1] == name]
+    if paths:
+        raise UserError(f"unknown argument '--{name}'; did you mean {' or '.join(f'--{path}' for path in paths[:3])}?")
+
+
+def is_run(path: str) -> bool:
+    """Whether a path is the folder of a run."""
+    return (Path(path) / "recipe.json").is_file()
+
+
+def refuse_swapped(run: str, data: str) -> None:
+    """Raise UserError for RUN and DATA in the wrong order."""
+    if is_run(data) and not is_run(run):
+        raise UserError(f"{data} is a run and {run} is data: swap them")
+
+
+def refuse_run(data: str, verb: str) -> None:
+    """Raise UserError for a run where DATA belongs."""
+    if is_run(data):
+        raise UserError(f"{data} is a run, not data: lookalike {verb} needs pictures, texts or videos")
+
+
+# Training
 
 
 def pretrain(command: Pretrain, rest: Sequence[str], began: float) -> int:
     """Exit code 0, or 128 and the number of the signal that stopped the run."""
-    done = carry_out(
-        Request(
-            data=command.data,
-            out=Path(command.out),
-            recipe=command.recipe,
-            length=length_of(command.minutes, command.epochs, command.steps),
-            settings=overrides(command, rest),
-            split=command.split,
-            overwrite=command.overwrite,
-            init_from=Path(command.init_from) if command.init_from else None,
-            max_bad=command.max_bad,
-            workers=command.workers,
-            memory=command.memory,
-            save_every=command.save_every,
-            allow_data_change=command.allow_data_change,
-            quiet=command.quiet,
-            supervised=isinstance(command, Supervised),
-            extend=command.extend,
-        ),
-        began,
+    refuse_run(command.data, "pretrain")
+    same = ("recipe", "split", "overwrite", "max_bad", "workers", "memory", "save_every", "allow_data_change", "quiet")
+    request = Request(
+        data=command.data,
+        out=Path(command.out),
+        length=length_of(command.minutes, command.epochs, command.steps),
+        settings=overrides(command, rest),
+        init_from=Path(command.init_from) if command.init_from else None,
+        supervised=isinstance(command, Supervised),
+        extend=command.extend,
+        **{name: getattr(command, name) for name in same},
     )
+    done = carry_out(request, began)
     return 128 + done.signal if done.signal else 0
+
+
+def preview(command: Preview, rest: Sequence[str]) -> int:
+    """Writes the sheet."""
+    refuse_run(command.data, "preview")
+    source = open_source(command.data, command.split)
+    request = Request(command.data, Path(command.out), command.recipe, settings=overrides(command, rest))
+    with Screen("preview") as screen:
+        recipe = recipe_for(request, source, screen.say)
+        count = draw_preview(source, recipe, Path(command.out), command.rows, command.epoch)
+        screen.say(f"{count} pictures and their views by {recipe.name} in {command.out}")
+    return 0
+
+
+# Measuring
+
+
+def evaluate(command: Evaluate[Evaluation]) -> int:
+    """Prints and writes what the command measures."""
+    spec, page = command.settings, None
+    if isinstance(command, EvaluateScenes):
+        page = Path(command.page or f"{spec.NAME}.html")
+    refuse_unwritable(command.json)
+    refuse_unwritable(str(page) if page else None)
+    refuse_swapped(command.run, command.data)
+    with measuring.processes(spec), Screen(spec.NAME, quiet=not dist.first()) as screen:
+        result = measuring.evaluate(
+            command.run,
+            command.data,
+            spec,
+            untrained=command.untrained,
+            weights=command.weights,
+            precision=command.precision,
+            out=command.out if isinstance(command, EvaluateFit) else None,
+            workers=command.workers,
+            progress=screen.work,
+            say=screen.say,
+        )
+        for line in result.lines:
+            screen.say(line)
+        if page is not None:
+            draw(page, command, result)
+            screen.say(f"written: {page}")
+    if command.json and result.numbers:
+        also = {name: getattr(command, name) for name in ("untrained", "weights", "run", "data", "precision")}
+        write_json(Path(command.json), result.record() | also)
+    return 0
+
+
+def draw(page: Path, command: Evaluate[Evaluation], result: Result) -> None:
+    """The pictures, their annotations and the predictions."""
+    if isinstance(result.detail, Segmented):
+        text = scenes_page(result.detail, f"segmentation of {command.data} by {command.run}", str(result))
+        write_atomically(page, text.encode("utf-8", "replace"))
+        return
+    about = {name: str(value) for name, value in result.settings.items()}
+    about |= {"run": command.run, "data": command.data, "weights": command.weights or "its own"}
+    title = f"{command.settings.NAME} · {Path(command.data).name}"
+    shown = result.detail.pictures, result.detail.detections
+    write_page(page, title, str(result), *shown, about, _DETECTIONS)
 
 
 def compare(command: Compare, rest: Sequence[str]) -> int:
     """Prints and writes the table."""
-    at_least(command, trials=1)
-    if not command.runs:
-        raise UserError("name a run at least: lookalike compare RUN... --on DATA --task knn")
-    if dist.started() > 1:
-        raise UserError("compare runs in one process: leave out torchrun")
-    settings = settings_of(command, rest)
-    out = Path(command.out)
-    wanted = comparing.asked(
-        command.runs, command.on, command.task, settings, command.trials, command.weights, out, command.metric
-    )
+    spec = settings_of(command, rest)
     with Screen("compare") as screen:
         try:
-            found = comparing.compare(wanted, screen.work, screen.say)
+            table = comparing.compare(
+                command.runs,
+                command.on,
+                spec,
+                trials=command.trials,
+                weights=command.weights,
+                metric=command.metric,
+                out=command.out,
+                progress=screen.work,
+                say=screen.say,
+            )
         except (KeyboardInterrupt, SystemExit):
-            screen.say(f"stopped: finished trials are kept in {command.out}, and the same command goes on")
+            screen.say(f"stopped: finished trials are kept in {command.out}, and the same command continues")
             raise
-        screen.say("\n" + markdown(found))
-        for path in write_comparison(found, wanted.out):
+        screen.say("\n" + markdown(table))
+        for path in write_comparison(table, Path(command.out)):
             screen.say(f"written: {path}")
     return 0
 
 
+def settings_of(command: Compare, rest: Sequence[str]) -> Evaluation:
+    """The task with the settings that the parser did not know, read as ``lookalike evaluate TASK`` reads them."""
+    default = configured(command.task, {}, trials=True)
+    spec: Evaluation
+    spec, unknown = tyro.cli(
+        type(default),
+        args=rest,
+        default=default,
+        prog=f"lookalike compare --task {command.task}",
+        return_unknown_args=True,
+        config=(FlagCreatePairsOff,),
+    )
+    if unknown and unknown[0].startswith("--"):
+        name = unknown[0].split("=")[0]
+        known = [f"--{field.name.replace('_', '-')}" for field in fields(spec)]
+        raise UserError(f"{command.task} has no setting {name!r}; {meant(name, known)}")
+    refuse_unknown(command, unknown)
+    return spec
+
+
+# Embeddings and data
+
+
 def embed(command: Embed) -> int:
     """Writes the table."""
-    at_least(command, workers=0, clip=1e-3)
     refuse_unwritable(command.out)
+    refuse_swapped(command.run, command.data)
     trained = load(command.run, precision=command.precision)
     with dist.together(), Screen("embed", not dist.first()) as screen:
         table = embed_data(trained, command.data, command.layer, command.workers, screen.work, command.clip)
@@ -166,39 +277,36 @@ def embed(command: Embed) -> int:
 
 def search(command: Search) -> int:
     """Prints what was found, and writes it."""
-    at_least(command, top=1)
     refuse_unwritable(command.json)
     refuse_unwritable(command.page)
     if not command.queries:
-        raise UserError("name a query at least: a path of the table, a picture file, or a sentence")
+        raise UserError("name at least one query: a path in the table, a picture file, or a sentence")
     data = (command.data or searching.learned_from(command.where, command.run)) if command.page else None
     if command.page and data is None:
-        raise UserError(f"--page wants the pictures that {command.where} was made of: name them with --data")
+        raise UserError(f"--page needs the pictures that {command.where} was made from: name them with --data")
     with Screen("search") as screen:
         found = searching.search(command.where, command.queries, command.top, command.run, screen.work)
         for query, hits in zip(command.queries, found):
             screen.say(query)
             for hit in hits:
                 screen.say(f"  {hit.cosine:.4f}  {hit.path}")
+        if command.page and data is not None:
+            text = hits_page(command.where, command.queries, found, pictures(data, command.queries, found))
+            write_atomically(Path(command.page), text.encode("utf-8", "replace"))
+            screen.say(f"written: {command.page}")
     rows = [{"query": query, "hits": [hit._asdict() for hit in hits]} for query, hits in zip(command.queries, found)]
-    write_report(command.json, {"found": rows, "where": command.where, "run": command.run})
-    if command.page and data is not None:
-        made = hits_page(command.where, command.queries, found, pictures(data, command.queries, found))
-        write_atomically(Path(command.page), made.encode("utf-8", "replace"))
-        screen.say(f"written: {command.page}")
+    write_record(command.json, {"found": rows, "where": command.where, "run": command.run})
     return 0
 
 
 def prepare(command: Prepare) -> int:
     """Writes the cache."""
-    at_least(command, size=1, jpeg=1, workers=0)
-    if command.jpeg is not None and command.jpeg > 95:
-        raise UserError("--jpeg must be at most 95: above that files grow and pictures do not change")
+    refuse_run(command.data, "prepare")
     with Screen("prepare", command.quiet) as screen:
-        asked = (command.size, command.split, command.jpeg, command.workers)
-        done = make_cache(command.data, Path(command.out), *asked, progress=screen.work)
+        settings = (command.size, command.split, command.jpeg, command.workers)
+        done = make_cache(command.data, Path(command.out), *settings, progress=screen.work)
         size = f"{sum(shard.bytes for shard in done.shards) / 1e9:.2f} GB in {len(done.shards)} shards"
-        screen.say(f"{done.rows} canvases of {done.side} px, {size}, in {command.out}")
+        screen.say(f"{done.rows} pictures of {done.side} px, {size}, in {command.out}")
         if done.bad:
             path, reason = next(iter(done.bad.items()))
             where = Path(command.out) / "bad_files.csv"
@@ -206,52 +314,27 @@ def prepare(command: Prepare) -> int:
     return 0
 
 
-def preview(command: Preview, rest: Sequence[str]) -> int:
-    """Writes the sheet."""
-    at_least(command, rows=1, epoch=0)
-    source = open_source(command.data, command.split)
-    request = Request(command.data, Path(command.out), command.recipe, settings=overrides(command, rest))
-    with Screen("preview") as screen:
-        recipe = recipe_for(request, source, screen.say)
-    count = draw_preview(source, recipe, Path(command.out), command.rows, command.epoch)
-    with Screen("preview") as screen:
-        screen.say(f"{count} pictures and their views by {recipe.name} in {command.out}")
-    return 0
-
-
 def doctor(command: Doctor) -> int:
     """Prints and writes what was found."""
-    at_least(command, workers=0)
     refuse_unwritable(command.json)
-    if command.data is None:
-        return machine(command.json)
-    if (Path(command.data) / "recipe.json").is_file():
-        return doctor_of_run(command)
     with Screen("doctor") as screen:
-        found = examine(command.data, command.split, command.workers, not command.quick, screen.work)
-        for line in found.lines():
+        if command.data is None:
+            record: dict[str, Any] = dict(about_machine())
+            lines: Iterable[str] = (f"{name}: {value}" for name, value in record.items())
+        elif is_run(command.data):
+            diagnosis = diagnose(Path(command.data), command.workers)
+            record, lines = diagnosis.plain(), diagnosis.lines()
+        else:
+            found = examine(command.data, command.split, command.workers, not command.quick, screen.work)
+            record = found.plain()
+            lines = (*found.lines(), *(f"written: {path}" for path in found.write(Path(command.out))))
+        for line in lines:
             screen.say(line)
-        for path in found.write(Path(command.out)):
-            screen.say(f"written: {path}")
-    write_report(command.json, found.plain())
+    write_record(command.json, record)
     return 0
 
 
-def doctor_of_run(command: Doctor) -> int:
-    """What a run is and how it does."""
-    found = diagnose(Path(str(command.data)), command.workers)
-    with Screen("doctor") as screen:
-        for line in found.lines():
-            screen.say(line)
-    write_report(command.json, found.plain())
-    return 0
-
-
-def machine(json: str | None) -> int:
-    """What this machine has."""
-    report = about_machine()
-    with Screen("doctor") as screen:
-        for name, value in report.items():
-            screen.say(f"{name}: {value}")
-    write_report(json, dict(report))
-    return 0
+def write_record(path: str | None, record: dict[str, Any]) -> None:
+    """``--json``."""
+    if path:
+        write_json(Path(path), record)

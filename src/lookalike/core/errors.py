@@ -35,15 +35,15 @@ def meant(word: str, names: Iterable[str], otherwise: str | None = None) -> str:
 
 
 @cache
-def naming(function: Callable[P, Value]) -> Callable[P, Value]:
-    """``function``, which answers an argument that it does not have with the nearest one that it has."""
+def naming(function: Callable[P, Value], name: str) -> Callable[P, Value]:
+    """``function``, known as ``name``; an argument that it does not have is answered with the nearest that it has."""
     parameters = inspect.signature(function).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
 
     @wraps(function)
     def checked(*args: P.args, **options: P.kwargs) -> Value:
-        if wrong := [name for name in options if name not in parameters and not takes_any]:
-            raise TypeError(f"{function.__name__}() has no argument {wrong[0]!r}; {meant(wrong[0], parameters)}")
+        if wrong := [option for option in options if option not in parameters and not takes_any]:
+            raise TypeError(f"{name}() has no argument {wrong[0]!r}; {meant(wrong[0], parameters)}")
         return function(*args, **options)
 
     return checked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -11,9 +12,10 @@ from torch.nn import functional as F
 
 from lookalike.core.devices import moved, uploaded
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.core.progress import Progress
 from lookalike.data.source import Data, reference_and_query
-from lookalike.metrics.retrieval import Retrieval, Retrieved
+from lookalike.evaluation import settings
+from lookalike.evaluation.result import Resources, Result
+from lookalike.metrics.retrieval import Retrieved, retrieval
 from lookalike.models.features import embed
 from lookalike.pretext.captions import Captions
 from lookalike.pretext.text import plain
@@ -25,7 +27,7 @@ _CHUNK = 500  # pictures that are encoded at a time
 
 
 class Matched(NamedTuple):
-    """Each of N pictures asks all captions, and each of their N * V captions all pictures."""
+    """Each of N pictures searches all captions, and each of their N * V captions all pictures."""
 
     captions: Retrieved  # that pictures found
     pictures: Retrieved  # that captions found
@@ -33,36 +35,48 @@ class Matched(NamedTuple):
     each: int  # captions a picture: V
 
 
-def matched(trained: Trained, data: Data, workers: int | None, progress: Progress) -> Matched:
+def captions(spec: settings.CaptionRetrieval, model: Trained, data: Data, resources: Resources) -> Result:
+    """Recall of captions by pictures, and of pictures by captions."""
+    both = matched(spec, model, data, resources)
+    lines = [
+        f"a picture finds one of its captions: {both.captions.words()} of {both.rows * both.each} (step {model.step})",
+        f"a caption finds its picture: {both.pictures.words()} of {both.rows} (step {model.step})",
+    ]
+    numbers = {f"picture_recall_{k}": share for k, share in both.captions.recall.items()}
+    numbers |= {f"caption_recall_{k}": share for k, share in both.pictures.recall.items()}
+    numbers["recall"] = numbers[f"caption_recall_{spec.at[0]}"]
+    return spec.result(numbers, {"step": model.step, "pictures": both.rows, "captions_each": both.each}, lines)
+
+
+def matched(spec: settings.CaptionRetrieval, model: Trained, data: Data, resources: Resources) -> Matched:
     """On test, else validation, else a fifth, by cosines of the head's outputs; raises UserError."""
-    if not isinstance(trained.recipe.pretext, Captions):
-        raise UserError(f"{trained.recipe.name} knows no captions: name a run of moco_captions")
-    _, asked = reference_and_query(data, find=finder(trained.recipe))
-    if getattr(asked, "texts", None) is None:
+    if not isinstance(model.recipe.pretext, Captions):
+        raise UserError(f"{model.recipe.name} was not trained on captions: name a run of moco_captions")
+    _, source = reference_and_query(data, find=finder(model.recipe))
+    if getattr(source, "texts", None) is None:
         raise UserError(f"{data} has no captions: a file with caption in its name, .json, .csv or .tsv", BAD_DATA)
-    loader = trained.loader(asked, workers)
-    chunks = torch.split(torch.arange(len(loader)), _CHUNK)
-    encoded = partial(embed, trained.encoder, layer="head")
-    seen, said, done = [], [], 0
-    for rows, material in loader.batches(chunks):
+    loader = model.loader(source, resources.workers)
+    encoded = partial(embed, model.encoder, layer="head")
+    pictures, texts, done = [], [], 0
+    for rows, material in loader.batches(torch.split(torch.arange(len(loader)), _CHUNK)):
         material = moved(material)
-        seen.append(encoded([trained.recipe.pretext.evaluation(material)]))
-        said.append(torch.stack([encoded([uploaded(view)]) for view in _captions(material)], 1))
+        pictures.append(encoded([model.recipe.pretext.evaluation(material)]))
+        texts.append(torch.stack([encoded([uploaded(view)]) for view in _captions(material)], 1))
         done += len(rows)
-        progress("embedding", done, len(loader))
+        resources.progress("embedding", done, len(loader))
     good = torch.tensor(readable(loader))
-    return _both_ways(torch.cat(seen)[good], torch.cat(said)[good])
+    return _both_ways(torch.cat(pictures)[good], torch.cat(texts)[good], spec.at)
 
 
 def _captions(material: Captioned) -> list[View]:
     """Each of the V captions of all pictures, whole; nothing drops out."""
-    said = material.said()
-    return [plain(said, number) for number in range(said.lengths.shape[1])]
+    texts = material.said()
+    return [plain(texts, number) for number in range(texts.lengths.shape[1])]
 
 
-def _both_ways(seen: Tensor, said: Tensor) -> Matched:
+def _both_ways(pictures: Tensor, texts: Tensor, at: Sequence[int]) -> Matched:
     """From unit rows of pictures (N, D) and of their captions (N, V, D)."""
-    number, flat = torch.arange(len(seen)), F.normalize(said.flatten(0, 1), dim=1)
-    owner = number.repeat_interleave(said.shape[1])
-    find = Retrieval().measured
-    return Matched(find(flat, owner, seen, number), find(seen, number, flat, owner), len(seen), said.shape[1])
+    number, flat = torch.arange(len(pictures)), F.normalize(texts.flatten(0, 1), dim=1)
+    owner = number.repeat_interleave(texts.shape[1])
+    by_picture = retrieval(flat, owner, pictures, number, at)
+    return Matched(by_picture, retrieval(pictures, number, flat, owner, at), len(pictures), texts.shape[1])

@@ -1,31 +1,37 @@
-"""``lookalike compare``: several starts, one recipe, repeated trials; each finished trial is a file and is kept."""
+"""``lookalike compare``: several models, one evaluation, repeated trials; each finished trial is a file and is kept."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from lookalike.core import dist
 from lookalike.core.errors import UserError, meant
 from lookalike.core.files import write_json
+from lookalike.core.isolation import isolated
 from lookalike.core.progress import Progress, silent
 from lookalike.data.fingerprint import regular, stamps_of_files
 from lookalike.data.formats.files import listed
-from lookalike.evaluation.tasks import TASKS, Task
+from lookalike.evaluation.result import Resources, plain
+from lookalike.evaluation.settings import Evaluation, configured
 from lookalike.learn.labelled import CrossEntropy
 from lookalike.metrics.fewshot import Interval, interval
-from lookalike.recipes.serialize import flat, replaced, to_plain
+from lookalike.recipes.serialize import to_plain
 from lookalike.train.run import read_recipe
 from lookalike.train.trained import Trained, load
 
+Numbers = Mapping[str, float]
 
-class Row(NamedTuple):
-    """One start."""
+
+class Outcome(NamedTuple):
+    """Of one model."""
 
     name: str
     values: Sequence[float]  # of the metric, by trial
@@ -43,19 +49,31 @@ class Row(NamedTuple):
             return "tie"
         return "win" if self.against.mean > 0 else "loss"
 
+    def record(self) -> dict[str, Any]:
+        """All numbers, as JSON."""
+        mean, half = (None, None) if self.against is None else self.against
+        differences = {"difference": mean, "difference_interval": half, "verdict": self.verdict()}
+        own = {"name": self.name, "values": tuple(self.values), "mean": self.mean.mean, "interval": self.mean.half}
+        numbers = {name: plain(value) for name, value in (own | differences).items()}
+        return numbers | {"others": {name: plain(tuple(cell)) for name, cell in self.others.items()}}
+
 
 class Comparison(NamedTuple):
-    """All starts on one task."""
+    """All models on one task."""
 
     task: str
     data: str
     metric: str
-    rows: Sequence[Row]
+    rows: Sequence[Outcome]
     baseline: str
     supervised: bool  # whether the baseline was trained with labels; else it is the untrained network
     trials: int
     draws: str | None  # what a trial draws; None where nothing is drawn
     settings: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        rows = [f"{row.name}: {row.mean.mean:.2%} ± {row.mean.half:.2%}, {row.verdict()}" for row in self.rows]
+        return "\n".join([f"{self.metric} of {self.task} on {self.data}, trials: {self.trials}", *rows])
 
     def caption(self) -> str:
         """What the numbers are, so that they can be read without this program."""
@@ -65,52 +83,35 @@ class Comparison(NamedTuple):
             drawn = f"one trial, which draws {self.draws}: no interval, and no verdict"
         else:
             drawn = (
-                f"mean and 95 % interval (Student's t) over {self.trials} trials, which draw {self.draws}; every start "
+                f"mean and 95 % interval (Student's t) over {self.trials} trials, which draw {self.draws}; every model "
                 "has the same draws and the same settings, and differences are taken trial by trial"
             )
         base = (
-            f"Differences are from {self.baseline}, which labels trained."
+            f"Differences are from {self.baseline}, which was trained with labels."
             if self.supervised
-            else "Supervised: missing, since none of the runs was made by lookalike supervised; "
-            "differences are from the untrained network."
+            else "None of the runs was made by lookalike supervised: differences are from the untrained network."
         )
         return (
             f"{self.metric} of {self.task} on {self.data}: {drawn}. {base} "
-            "Each start is one network: intervals do not say how much another pretraining would differ."
+            "Each row is one network: intervals do not say how much another pretraining would differ."
         )
 
     def settings_line(self) -> str:
         """``k 200, share 0.5``."""
-        return ", ".join(f"{name} {value}" for name, value in self.settings.items())
+        return ", ".join(f"{name} {plain(value)}" for name, value in self.settings.items())
 
-    def plain(self) -> dict[str, Any]:
-        """All numbers, for JSON, which has no NaN."""
+    def record(self) -> dict[str, Any]:
+        """All numbers, as JSON."""
+        about = ("task", "data", "metric", "baseline", "supervised", "trials")
         return {
-            **{name: getattr(self, name) for name in ("task", "data", "metric", "baseline", "supervised", "trials")},
-            "settings": dict(self.settings),
-            "starts": [
-                {
-                    "name": row.name,
-                    "values": list(row.values),
-                    "mean": row.mean.mean,
-                    "interval": finite(row.mean.half),
-                    "difference": None if row.against is None else row.against.mean,
-                    "difference_interval": None if row.against is None else finite(row.against.half),
-                    "verdict": row.verdict(),
-                    "others": {name: [finite(cell.mean), finite(cell.half)] for name, cell in row.others.items()},
-                }
-                for row in self.rows
-            ],
+            **{name: getattr(self, name) for name in about},
+            "settings": {name: plain(value) for name, value in self.settings.items()},
+            "models": [row.record() for row in self.rows],
         }
 
 
-def finite(value: float) -> float | None:
-    """None for what JSON cannot say."""
-    return value if math.isfinite(value) else None
-
-
 class Start(NamedTuple):
-    """Weights to begin from."""
+    """A model that is compared: the network of a run, with the run's weights or others."""
 
     name: str
     run: str
@@ -119,62 +120,20 @@ class Start(NamedTuple):
 
     @property
     def supervised(self) -> bool:
-        """Whether labels trained it, by this project."""
+        """Whether it was trained with labels, by this project."""
         own = not self.untrained and self.weights is None
         return own and isinstance(read_recipe(Path(self.run) / "recipe.json").objective, CrossEntropy)
 
-    def load(self) -> Trained:
-        """The network."""
-        return load(self.run, self.untrained, self.weights)
-
     def title(self) -> str:
-        """The name, and whether labels made it."""
+        """The name, and whether labels were used."""
         return f"{self.name} (supervised)" if self.supervised and "supervised" not in self.name else self.name
 
 
-class Asked(NamedTuple):
-    """A comparison; the first run gives the network of ``random`` and of ``weights``."""
-
-    runs: Sequence[str]
-    data: str
-    task: str
-    settings: Any
-    metric: str  # of the task's numbers the one that starts are compared by
-    trials: int = 5
-    weights: Sequence[str] = ()
-    out: Path = Path("compare")
-
-
-def asked(
-    runs: Sequence[str],
-    data: str,
-    task: str,
-    overrides: Sequence[tuple[str, str]] = (),
-    trials: int = 5,
-    weights: Sequence[str] = (),
-    out: Path = Path("compare"),
-    metric: str | None = None,
-) -> Asked:
-    """What a person asks, checked; ``overrides`` are fields of the task's settings. Raises UserError."""
-    if task not in TASKS:
-        raise UserError(f"no task {task!r}; {meant(task, TASKS)}")
-    settings = TASKS[task].settings
-    for name, text in overrides:
-        if name not in flat(settings):
-            there = [f"--{path.replace('_', '-')}" for path in flat(settings)]
-            raise UserError(f"{task} has no setting {name!r}; {meant('--' + name, there)}")
-        settings = replaced(settings, name, text)
-    trials = trials if TASKS[task].repeats(settings) else 1
-    return Asked(runs, data, task, settings, metric or TASKS[task].metric, trials, weights, out)
-
-
-def starts(asked: Asked) -> list[Start]:
-    """Random first, then weights of others, runs with labels, and the other runs."""
-    named = names(asked.runs)
-    runs = sorted((Start(name, run) for run, name in named.items()), key=lambda start: not start.supervised)
-    first = asked.runs[0]
-    others = [Start(name, first, weights=file) for file, name in names(asked.weights).items()]
-    return [Start("random", first, untrained=True), *others, *runs]
+def starts(runs: Sequence[str], weights: Sequence[str] = ()) -> list[Start]:
+    """The untrained network of the first run, that network with ``weights`` of others, supervised runs, other runs."""
+    own = sorted((Start(name, run) for run, name in names(runs).items()), key=lambda start: not start.supervised)
+    others = [Start(name, runs[0], weights=file) for file, name in names(weights).items()]
+    return [Start("random", runs[0], untrained=True), *others, *own]
 
 
 def names(paths: Sequence[str]) -> dict[str, str]:
@@ -186,31 +145,85 @@ def names(paths: Sequence[str]) -> dict[str, str]:
     }
 
 
-def compare(asked: Asked, progress: Progress = silent, say: Callable[[str], None] = lambda _: None) -> Comparison:
-    """Every trial of every start, or what is there of it; the same call continues. Raises UserError."""
-    task, there = TASKS[asked.task], starts(asked)
-    asked.out.mkdir(parents=True, exist_ok=True)
-    data = fingerprint_of_data(asked.data)
-    found = {}
-    for number, start in enumerate(there):
-        trained = start.load()
-        marks = {"start": fingerprint(trained), "data": data, "settings": to_plain(asked.settings), "task": asked.task}
-        trials = []
-        for seed in range(asked.trials):
-            where = f"{start.name}, trial {seed + 1} of {asked.trials}"
-            progress("trials", number * asked.trials + seed, len(there) * asked.trials)
-            file = asked.out / "trials" / f"{asked.task}-{key(marks | {'seed': seed})}.json"
-            held = kept(file, marks | {"seed": seed}, task.metric)
-            numbers = held or task.measure(trained, asked.data, asked.settings, seed, named(progress, where))
-            if held is None:
-                keep(file, marks | {"seed": seed, "name": start.name}, numbers)
-            if asked.metric not in numbers:
-                raise UserError(f"{asked.task} gives no number {asked.metric!r}; {meant(asked.metric, numbers)}")
-            say(f"{where}: {asked.metric} {numbers[asked.metric]:.2%}{' (kept from before)' if held else ''}")
-            trials.append(numbers)
-        found[start] = trials
-    progress("trials", len(there) * asked.trials, len(there) * asked.trials)
-    return judged(asked, task, found)
+@isolated()
+def compare(
+    models: Sequence[str | Path],
+    data: str | Path,
+    task: str | Evaluation = "knn",
+    *,
+    trials: int = 5,
+    weights: Sequence[str] = (),
+    metric: str | None = None,
+    out: str | Path | None = None,
+    workers: int | None = None,
+    progress: Progress = silent,
+    say: Callable[[str], None] = lambda _: None,
+    **settings: Any,
+) -> Comparison:
+    """Evaluate runs in repeated trials, which draw alike for each: ``compare(["runs/a", "runs/b"], "photos", "knn")``.
+
+    ``task`` and ``settings`` are those of ``evaluate``, with the value's own defaults for trials (``TRIALS``). Compared
+    are the untrained network of the first run, that network with ``weights`` of others, and the runs. Finished trials
+    are kept in ``out``, and the same call goes on. Raises UserError.
+    """
+    spec = configured(task, settings, trials=True) if isinstance(task, str) else replace(task, **settings)
+    if not models:
+        raise UserError("name at least one run: lookalike compare RUN... --on DATA --task knn")
+    if dist.started() > 1:
+        raise UserError("compare runs in one process: leave out torchrun")
+    say_defaults(spec, say)
+    every = starts([str(model) for model in models], weights)
+    plan = Plan(spec, str(data), trials if spec.repeats else 1, metric or spec.metric, Path(out) if out else None)
+    resources, data_mark = Resources(progress, workers=workers), fingerprint_of_data(str(data))
+    return judged(plan, {start: plan.measured(start, data_mark, resources, say) for start in every})
+
+
+def say_defaults(spec: Evaluation, say: Callable[[str], None]) -> None:
+    """Say what differs from the defaults of ``evaluate``, so that trials differ, or are short."""
+    others = [name for name, value in spec.TRIALS.items() if getattr(spec, name) == value]
+    if others:
+        words = (f"{name} {plain(getattr(spec, name))} (not {plain(getattr(type(spec), name))})" for name in others)
+        say(f"defaults for trials, other than those of lookalike evaluate {spec.NAME}: {', '.join(words)}")
+
+
+class Plan(NamedTuple):
+    """What is measured of each model."""
+
+    spec: Evaluation
+    data: str
+    trials: int
+    metric: str
+    out: Path | None
+
+    def measured(
+        self, start: Start, data: str, resources: Resources, say: Callable[[str], None]
+    ) -> list[Mapping[str, float]]:
+        """The numbers of every trial: kept from before, or measured now."""
+        model = load(start.run, start.untrained, start.weights)
+        marks = {"start": fingerprint(model), "data": data, "task": self.spec.NAME}
+        shared, numbers = dict[Any, Any](), []
+        for seed in range(self.trials):
+            where = f"{start.name}, trial {seed + 1} of {self.trials}"
+            mine = replace(resources, progress=named(resources.progress, where), cache=shared)
+            trial = replace(self.spec, seed=self.spec.seed + seed) if self.spec.repeats else self.spec  # type: ignore[attr-defined, call-arg]
+            kept, found = self.trial(trial, model, marks | {"settings": trial.settings()}, start.name, mine)
+            say(f"{where}: {self.metric} {found[self.metric]:.2%}{' (kept from before)' if kept else ''}")
+            numbers.append(found)
+        return numbers
+
+    def trial(
+        self, spec: Evaluation, model: Trained, marks: Mapping[str, Any], name: str, resources: Resources
+    ) -> tuple[bool, Numbers]:
+        """The numbers of one trial, and whether they were kept from before."""
+        file = self.out / "trials" / f"{spec.NAME}-{key(marks)}.json" if self.out else None
+        before = None if file is None else kept(file, marks, spec.metric)
+        numbers = before or spec.run(model, self.data, resources).numbers
+        if file is not None and before is None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, {**marks, "name": name, "numbers": dict(numbers)})
+        if self.metric not in numbers:
+            raise UserError(f"{spec.NAME} gives no number {self.metric!r}; {meant(self.metric, numbers)}")
+        return before is not None, numbers
 
 
 def named(progress: Progress, where: str) -> Progress:
@@ -218,33 +231,21 @@ def named(progress: Progress, where: str) -> Progress:
     return lambda what, done, total: progress(f"{where}: {what}", done, total)
 
 
-def judged(asked: Asked, task: Task, found: Mapping[Start, Sequence[Mapping[str, float]]]) -> Comparison:
-    """The table: each start's mean, and its paired difference from the baseline in words."""
-    labelled = [start for start in found if start.supervised]
-    baseline = labelled[0] if labelled else next(iter(found))
-    base = [trial[asked.metric] for trial in found[baseline]]
+def judged(plan: Plan, measured: Mapping[Start, Sequence[Numbers]]) -> Comparison:
+    """The table: each model's mean, and its paired difference from the baseline in words."""
+    labelled = [start for start in measured if start.supervised]
+    baseline = labelled[0] if labelled else next(iter(measured))
+    base = [trial[plan.metric] for trial in measured[baseline]]
     rows = []
-    for start, trials in found.items():
-        values = [trial[asked.metric] for trial in trials]
+    for start, trials in measured.items():
+        values = [trial[plan.metric] for trial in trials]
         against = None if start == baseline else interval([a - b for a, b in zip(values, base)])
-        others = {name: interval([trial[name] for trial in trials]) for name in common(trials) if name != asked.metric}
-        rows.append(Row(start.title(), values, interval(values), against, others))
-    return Comparison(
-        asked.task,
-        asked.data,
-        asked.metric,
-        rows,
-        baseline.title(),
-        bool(labelled),
-        asked.trials,
-        task.draws if task.repeats(asked.settings) else None,
-        flat(asked.settings),
-    )
-
-
-def common(trials: Sequence[Mapping[str, float]]) -> Iterator[str]:
-    """The names that every trial has a number for."""
-    return (name for name in trials[0] if all(name in trial for trial in trials))
+        common = [name for name in trials[0] if name != plan.metric and all(name in trial for trial in trials)]
+        others = {name: interval([trial[name] for trial in trials]) for name in common}
+        rows.append(Outcome(start.title(), values, interval(values), against, others))
+    draws = plan.spec.DRAWS if plan.spec.repeats else None
+    about = (baseline.title(), bool(labelled), plan.trials, draws, plan.spec.settings())
+    return Comparison(plan.spec.NAME, plan.data, plan.metric, rows, *about)
 
 
 def key(marks: Mapping[str, Any]) -> str:
@@ -255,24 +256,18 @@ def key(marks: Mapping[str, Any]) -> str:
 def kept(file: Path, marks: Mapping[str, Any], metric: str) -> dict[str, float] | None:
     """The numbers of a finished trial; None where there are none, or the file is not whole."""
     try:
-        held = json.loads(file.read_bytes())
-        numbers = {str(name): float(value) for name, value in held["numbers"].items()}
-        same = all(held[name] == value for name, value in json.loads(json.dumps(marks)).items())
+        record = json.loads(file.read_bytes())
+        numbers = {str(name): float(value) for name, value in record["numbers"].items()}
+        same = all(record[name] == value for name, value in json.loads(json.dumps(marks)).items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return numbers if same and math.isfinite(numbers.get(metric, math.nan)) else None
 
 
-def keep(file: Path, marks: Mapping[str, Any], numbers: Mapping[str, float]) -> None:
-    """A finished trial, published by rename."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, {**marks, "numbers": dict(numbers)})
-
-
-def fingerprint(trained: Trained) -> str:
+def fingerprint(model: Trained) -> str:
     """Of the weights, and of how pictures are shown to them."""
-    digest = hashlib.sha256(json.dumps(to_plain(trained.recipe), sort_keys=True).encode())
-    for name, part in trained.encoder.state_dict().items():
+    digest = hashlib.sha256(json.dumps(to_plain(model.recipe), sort_keys=True).encode())
+    for name, part in model.encoder.state_dict().items():
         digest.update(name.encode() + part.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 

@@ -1,13 +1,11 @@
-"""Transfer to boxes, masks and points: a detector is tuned on the pictures of one part and asked about another."""
+"""Transfer to boxes, masks and points: a detector is trained on the pictures of one part and tested on another."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,20 +15,20 @@ from torch import Tensor, nn
 from lookalike.core.devices import device, moved, placed
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.memory import keep_freed
-from lookalike.core.progress import Progress, silent
 from lookalike.core.seeding import reseed
 from lookalike.data.annotations.canvases import canvases
 from lookalike.data.annotations.open import learned_and_asked, open_annotated
 from lookalike.data.annotations.record import Annotated
 from lookalike.data.loader import Loader
 from lookalike.data.order import Order
-from lookalike.evaluation.detector import Detection, Instances
-from lookalike.evaluation.keypoints import Keypoints
+from lookalike.data.source import Data
+from lookalike.evaluation.detector import build
 from lookalike.evaluation.precision import coco_precision, correct_points, tools, voc_precision
-from lookalike.evaluation.scenes import Look, Seen, Truth, drawn, in_mirror, looks, picture, seen, truth
+from lookalike.evaluation.result import Resources, Result
+from lookalike.evaluation.scenes import Detections, Look, Truth, detections, drawn, in_mirror, looks, picture, truth
+from lookalike.evaluation.settings import Boxes, Detect, Keypoints
 from lookalike.learn import optim
 from lookalike.learn.optim import AdamW, Cosine
-from lookalike.recipes.serialize import to_plain
 from lookalike.train.fit import Fit, carried_out, weights_of
 from lookalike.train.trained import Trained
 
@@ -41,92 +39,104 @@ _STEEP = 10.0  # the norm to which a larger gradient is cut: single steps of det
 
 
 class Fitted(NamedTuple):
-    """What came of one fit, and what it was asked."""
+    """What came of one fit."""
 
     metrics: dict[str, float]
-    asked: Annotated  # the pictures that could be read
-    seen: list[Seen]
+    pictures: Annotated  # of the test part, those that could be read
+    detections: list[Detections]
     learned: int  # pictures
 
 
-def measure(trained: Trained, data: str, spec: Detection, seed: int, progress: Progress) -> dict[str, float]:
-    """One trial: the numbers of a fit on the training part of ``data``, asked about the rest of it."""
-    found = open_annotated(data, points=isinstance(spec, Keypoints))
-    return fit(trained, *learned_and_asked(found), spec, seed, progress).metrics
+def detect(spec: Boxes, model: Trained, data: Data, resources: Resources) -> Result:
+    """Average precision of boxes, and of masks or points, of a detector trained from ``model``."""
+    tools()
+    annotated = open_annotated(str(data), spec.annotations, points=isinstance(spec, Keypoints))
+    for note in annotated.notes:
+        resources.say(f"left out: {note}")
+    if isinstance(spec, Keypoints) and in_mirror(annotated.joints) is None:
+        resources.say("no picture is mirrored in training, since the names of the points do not say left and right")
+    done = fit(spec, model, *learned_and_asked(annotated), resources)
+    facts = {"step": model.step, "pictures": len(done.pictures.scenes), "learned": done.learned}
+    line = f"{words(done.metrics)} on {facts['pictures']} pictures, trained on {done.learned} (step {model.step})"
+    return spec.result(done.metrics, facts, [line], done)
 
 
-def fit(
-    trained: Trained,
-    learned: Annotated,
-    asked: Annotated,
-    spec: Detection,
-    seed: int = 0,
-    progress: Progress = silent,
-    folder: Path | None = None,
-    workers: int | None = None,
-) -> Fitted:
-    """Tune a detector from ``trained``, which stays as it is, to ``learned``, and ask it about ``asked``.
+def words(metrics: Mapping[str, float]) -> str:
+    """All numbers in one line."""
+    parts = [f"box AP {metrics['AP']:.2%} (AP50 {metrics['AP50']:.2%}, AP75 {metrics['AP75']:.2%})"]
+    for name in ("mask", "keypoint"):
+        if f"{name}_AP" in metrics:
+            parts.append(f"{name} AP {metrics[f'{name}_AP']:.2%} (AP50 {metrics[f'{name}_AP50']:.2%})")
+    parts.append(f"PCK@{ALPHA:g} {metrics['PCK']:.2%}" if "PCK" in metrics else f"VOC AP50 {metrics['VOC_AP50']:.2%}")
+    return ", ".join(parts)
 
-    A function of its arguments alone. With ``folder`` it is saved there, and the same call goes on where it stopped.
+
+def fit(spec: Boxes, model: Trained, learned: Annotated, asked: Annotated, resources: Resources) -> Fitted:
+    """Train a detector from ``model``, which stays as it is, on ``learned``, and test it on ``asked``.
+
+    A function of its arguments alone. With a folder it is saved there, and the same call goes on where it stopped.
     Metrics are in 0..1. Raises UserError.
     """
-    tools()
-    if isinstance(spec, Instances) and not any(outline for scene in learned.scenes for outline in scene.outlines):
-        raise UserError("masks want annotations with outlines, such as COCO's or YOLO's polygons", BAD_DATA)
+    if has_masks(spec) and not any(outline for scene in learned.scenes for outline in scene.outlines):
+        raise UserError("--masks needs annotations with outlines, such as COCO's or YOLO's polygons", BAD_DATA)
     keep_freed()
-    model = _Fit(trained, learned, spec, seed, progress, workers).run(folder)
-    found, good = _answers(model, trained, asked, spec, progress, workers)
-    whole = asked.some(good)
-    return Fitted(metrics(whole, found, spec), whole, found, len(learned.scenes))
+    detector = _Fit(spec, model, learned, resources).run()
+    found, good = _detections(detector, spec, model, asked, resources)
+    pictures = asked.some(good)
+    return Fitted(metrics(spec, pictures, found), pictures, found, len(learned.scenes))
 
 
-def metrics(asked: Annotated, found: Sequence[Seen], spec: Detection) -> dict[str, float]:
+def metrics(spec: Boxes, pictures: Annotated, found: Sequence[Detections]) -> dict[str, float]:
     """All numbers that ``spec`` asks for, in 0..1: COCO's AP, AP50 and AP75, VOC's AP50 by area, PCK."""
-    asks = (asked.scenes, found, len(asked.classes))
-    numbers = coco_precision(*asks, "bbox") | {"VOC_AP50": voc_precision(*asks)}
-    if isinstance(spec, Instances):
-        numbers |= {f"mask_{name}": value for name, value in coco_precision(*asks, "segm").items()}
+    table = (pictures.scenes, found, len(pictures.classes))
+    numbers = coco_precision(*table, "bbox") | {"VOC_AP50": voc_precision(*table)}
+    if has_masks(spec):
+        numbers |= {f"mask_{name}": value for name, value in coco_precision(*table, "segm").items()}
     if isinstance(spec, Keypoints):
-        numbers |= {f"keypoint_{name}": value for name, value in coco_precision(*asks, "keypoints").items()}
-        numbers |= {"PCK": correct_points(asked.scenes, found, ALPHA)}
+        numbers |= {f"keypoint_{name}": value for name, value in coco_precision(*table, "keypoints").items()}
+        numbers |= {"PCK": correct_points(pictures.scenes, found, ALPHA)}
     return numbers
 
 
-@dataclass(frozen=True)
-class _Fit:
+class _Fit(NamedTuple):
     """One fit, from its start or from where it was left."""
 
-    trained: Trained
+    spec: Boxes
+    model: Trained
     learned: Annotated
-    spec: Detection
-    seed: int
-    progress: Progress
-    workers: int | None
+    resources: Resources
 
-    def run(self, folder: Path | None) -> nn.Module:
-        """The tuned detector."""
-        model = detector(self.trained, self.learned, self.spec, self.seed)
-        optimizer = AdamW(self.spec.lr, self.spec.decay).build(model, 256)
+    def run(self) -> nn.Module:
+        """The trained detector."""
+        spec = self.spec
+        detector = untrained(spec, self.model, self.learned)
+        optimizer = AdamW(spec.lr, spec.decay).build(detector, 256)
 
         def losses(done: int) -> Iterator[float]:
             for step, (images, truths) in enumerate(self._batches(done), done + 1):
-                yield self._step(step, model, optimizer, images, truths)
+                yield self._step(step, detector, optimizer, images, truths)
 
-        start, data = weights_of(self.trained.encoder.backbone), digest(self.learned)
-        marks = {"spec": to_plain(self.spec), "seed": self.seed, "start": start, "data": data}
-        carried_out(Fit(model, optimizer, self.spec.steps, losses), folder, marks, partial(self.progress, "fitting"))
-        return model.eval()
+        start, data = weights_of(self.model.encoder.backbone), digest(self.learned)
+        marks = spec.settings() | {"start": start, "data": data}
+        training = Fit(detector, optimizer, spec.steps, losses)
+        carried_out(training, self.resources.folder, marks, partial(self.resources.progress, "fitting"))
+        return detector.eval()
 
     def _step(
-        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, images: list[Tensor], truths: list[Truth]
+        self,
+        step: int,
+        detector: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        images: list[Tensor],
+        truths: list[Truth],
     ) -> float:
-        reseed(self.seed, step)  # which boxes are learned from is drawn
+        reseed(self.spec.seed, step)  # which boxes are learned from is drawn
         optim.apply(Cosine(warmup=0.1), optimizer, (step - 1) / self.spec.steps)
         optimizer.zero_grad()
-        losses: dict[str, Tensor] = model(images, truths)
+        losses: dict[str, Tensor] = detector(images, truths)
         loss = torch.stack(list(losses.values())).sum()
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(model.parameters(), _STEEP)
+        norm = nn.utils.clip_grad_norm_(detector.parameters(), _STEEP)
         if not math.isfinite(float(loss.detach() + norm)):
             raise UserError(
                 f"the loss of step {step} is {loss.item()}, its gradient {norm.item()}: lower --lr", BAD_DATA
@@ -139,34 +149,37 @@ class _Fit:
         spec, scenes = self.spec, self.learned.scenes
         swapped = in_mirror(self.learned.joints)
         mirror = swapped is not None or not isinstance(spec, Keypoints)
-        order = Order(len(scenes), min(spec.batch, len(scenes)), self.seed)
-        loader = Loader(canvases(self.learned, spec.longest), workers=self.workers, max_bad=1.0)
+        order = Order(len(scenes), min(spec.batch, len(scenes)), spec.seed)
+        loader = Loader(canvases(self.learned, spec.long_side), workers=self.resources.workers, max_bad=1.0)
         steps = range(done, spec.steps)
         for step, (rows, material) in zip(steps, loader.batches(map(order.rows, steps))):
-            views = looks(spec, [scenes[row] for row in rows], drawn(self.seed, order.epoch(step), rows), mirror)
+            views = looks(spec, [scenes[row] for row in rows], drawn(spec.seed, order.epoch(step), rows), mirror)
             images, truths = [], []
             for row, canvas, look in zip(rows.tolist(), moved(material).pixels, views):
-                found = truth(
-                    scenes[row], look, swapped or range(len(self.learned.joints)), isinstance(spec, Instances)
-                )
+                target = truth(scenes[row], look, swapped or range(len(self.learned.joints)), has_masks(spec))
                 if row in loader.bad_rows:  # another picture stands in its place
-                    canvas, found = torch.zeros_like(canvas), {name: part[:0] for name, part in found.items()}
-                images.append(_shown(self.trained, canvas, look))
-                truths.append({name: part.to(device()) for name, part in found.items()})
+                    canvas, target = torch.zeros_like(canvas), {name: part[:0] for name, part in target.items()}
+                images.append(_shown(self.model, canvas, look))
+                truths.append({name: part.to(device()) for name, part in target.items()})
             yield images, truths
 
 
-def detector(trained: Trained, learned: Annotated, spec: Detection, seed: int) -> nn.Module:
+def has_masks(spec: Boxes) -> bool:
+    """Whether masks are predicted."""
+    return isinstance(spec, Detect) and spec.masks
+
+
+def untrained(spec: Boxes, model: Trained, learned: Annotated) -> nn.Module:
     """A detector whose new layers have weights that the seed decides, ready to learn."""
-    reseed(seed)
-    model: nn.Module = spec.build(trained.encoder.backbone, len(learned.classes), len(learned.joints))
-    return placed(model.requires_grad_()).train()
+    reseed(spec.seed)
+    detector: nn.Module = build(spec, model.encoder.backbone, len(learned.classes), len(learned.joints))
+    return placed(detector.requires_grad_()).train()
 
 
-def digest(found: Annotated) -> str:
+def digest(annotated: Annotated) -> str:
     """Of everything that is learned from."""
-    state = hashlib.sha256(repr((found.classes, found.joints)).encode())
-    for scene in found.scenes:
+    state = hashlib.sha256(repr((annotated.classes, annotated.joints)).encode())
+    for scene in annotated.scenes:
         state.update(repr((scene.path, scene.height, scene.width)).encode("utf-8", "surrogateescape"))
         for part in (scene.boxes, scene.labels, scene.crowd, scene.points):
             state.update(np.ascontiguousarray(part).tobytes())
@@ -175,24 +188,23 @@ def digest(found: Annotated) -> str:
 
 
 @torch.no_grad()
-def _answers(
-    model: nn.Module, trained: Trained, asked: Annotated, spec: Detection, progress: Progress, workers: int | None
-) -> tuple[list[Seen], list[int]]:
-    """What the detector says of every picture that can be read, each alone, and the rows of these."""
-    loader = Loader(canvases(asked, spec.longest), workers=workers, max_bad=1.0)
-    rows = torch.arange(len(loader))
-    found: list[Seen] = []
-    for chunk, material in loader.batches(torch.split(rows, 32)):
+def _detections(
+    detector: nn.Module, spec: Boxes, model: Trained, asked: Annotated, resources: Resources
+) -> tuple[list[Detections], list[int]]:
+    """What the detector finds in every picture that can be read, each alone, and the rows of these."""
+    loader = Loader(canvases(asked, spec.long_side), workers=resources.workers, max_bad=1.0)
+    found: list[Detections] = []
+    for chunk, material in loader.batches(torch.split(torch.arange(len(loader)), 32)):
         for row, canvas in zip(chunk.tolist(), moved(material).pixels):
             scene = asked.scenes[row]
             (look,) = looks(spec, [scene], None)
-            (said,) = model([_shown(trained, canvas, look)])
-            found.append(seen(said, scene, look))
-            progress("asking", len(found), len(loader))
+            (output,) = detector([_shown(model, canvas, look)])
+            found.append(detections(output, scene, look))
+            resources.progress("testing", len(found), len(loader))
     good = [row for row in range(len(loader)) if row not in loader.bad_rows]
     return [found[row] for row in good], good
 
 
-def _shown(trained: Trained, canvas: Tensor, look: Look) -> Tensor:
-    view = trained.recipe.pictures.first
+def _shown(model: Trained, canvas: Tensor, look: Look) -> Tensor:
+    view = model.recipe.pictures.first
     return picture(canvas, look, view.mean, view.std)

@@ -1,16 +1,15 @@
 """Detectors on a pretrained backbone: torchvision's Faster and Mask R-CNN, small enough for a processor.
 
 As in the MoCo paper (arXiv 1911.05722, section 4.2) everything is tuned, BatchNorm too, whose statistics come from
-groups of a fixed number of pictures, and the new layers have BatchNorm as well; all starts have one schedule.
+groups of a fixed number of pictures, and the new layers have BatchNorm as well; all models have one schedule.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,96 +17,91 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import initLevelMapper
 
 from lookalike.core.errors import UserError
+from lookalike.evaluation.settings import Boxes, Detect, Keypoints
 from lookalike.models.norm import GroupedBatchNorm2d
 from lookalike.models.pyramid import Pyramid, pyramid
 
 LEVELS = 4  # the coarsest of a backbone that are used, as the paper's C2 to C5
 
 
-@dataclass(frozen=True)
-class Detection:
-    """Faster R-CNN (arXiv 1506.01497) on a feature pyramid (arXiv 1612.03144), or on the last stage but one (C4)."""
+def build(spec: Boxes, backbone: nn.Module, classes: int, joints: int = 0) -> FasterRCNN:
+    """Faster R-CNN (arXiv 1506.01497) on a feature pyramid (arXiv 1612.03144), or on the last stage but one (C4).
 
-    steps: int = 300
-    batch: int = 8
-    lr: float = 1e-3  # of AdamW
-    decay: float = 0.05
-    size: int = 160  # of the short side in pixels
-    longest: int = 256  # of the long side at most, for which the short one gives way
-    jitter: float = 1.25  # pictures are learned from up to so many times larger or smaller
-    neck: Literal["fpn", "c4"] = "fpn"
-    width: int = 64  # of the new layers
-    hidden: int = 256
-    group: int = 8  # pictures whose statistics BatchNorm shares
-    rois: int = 32  # boxes of a picture from which a step learns
-    proposals: int = 200
-    anchors: tuple[float, ...] = (2.0, 4.0)  # sides in strides of their level
-
-    def build(self, backbone: nn.Module, classes: int, joints: int = 0) -> FasterRCNN:
-        """Copies the backbone; the rest has random weights. It takes a list of pictures that are ready, see ``Ready``.
-
-        Raises UserError for a backbone that has no pyramid, or does not come apart as C4 wants it.
-        """
-        levels = pyramid(backbone, self.group)
-        neck = C4(levels, self) if self.neck == "c4" else FPN(levels, self)
-        model = self._boxes(neck, classes)
-        for name, module in self.extra(neck, classes, joints).items():
-            setattr(model.roi_heads, name, module)
-        model.transform = Ready()
-        return model
-
-    def extra(self, neck: FPN | C4, classes: int, joints: int) -> dict[str, nn.Module]:
-        """Heads beside the one for boxes, by the names that torchvision's RoIHeads have for them."""
-        return {}
-
-    def _boxes(self, neck: FPN | C4, classes: int) -> FasterRCNN:
-        sides = [tuple(anchor * stride for anchor in self.anchors) for stride in neck.every_stride]
-        if self.neck == "c4":  # all sizes on its one level
-            sides = [tuple(sorted({side for level in sides for side in level}))]
-        return FasterRCNN(
-            neck,
-            rpn_anchor_generator=Anchors(sides, neck.strides),
-            rpn_pre_nms_top_n_train=2 * self.proposals,
-            rpn_pre_nms_top_n_test=2 * self.proposals,
-            rpn_post_nms_top_n_train=self.proposals,
-            rpn_post_nms_top_n_test=self.proposals,
-            rpn_batch_size_per_image=4 * self.rois,
-            box_roi_pool=neck.pool(7 if self.neck == "fpn" else 14),
-            box_head=neck.box_head(),
-            box_predictor=FastRCNNPredictor(neck.box_width, classes + 1),
-            box_batch_size_per_image=self.rois,
-        )
+    Copies the backbone; the rest has random weights. It takes a list of pictures that are ready, see ``Ready``. Raises
+    UserError for a backbone that has no pyramid, or does not come apart as C4 needs it.
+    """
+    levels = pyramid(backbone, spec.grouped)
+    neck = C4(levels, spec) if spec.neck == "c4" else FPN(levels, spec)
+    model = _faster_rcnn(spec, neck, classes)
+    for name, module in _heads(spec, neck, classes, joints).items():
+        setattr(model.roi_heads, name, module)
+    model.transform = Ready()
+    return model
 
 
-@dataclass(frozen=True)
-class Instances(Detection):
-    """Mask R-CNN (arXiv 1703.06870): a mask for each box."""
+def _faster_rcnn(spec: Boxes, neck: FPN | C4, classes: int) -> FasterRCNN:
+    sides = [tuple(anchor * stride for anchor in spec.anchors) for stride in neck.every_stride]
+    if spec.neck == "c4":  # all sizes on its one level
+        sides = [tuple(sorted({side for level in sides for side in level}))]
+    return FasterRCNN(
+        neck,
+        rpn_anchor_generator=Anchors(sides, neck.strides),
+        rpn_pre_nms_top_n_train=2 * spec.proposals,
+        rpn_pre_nms_top_n_test=2 * spec.proposals,
+        rpn_post_nms_top_n_train=spec.proposals,
+        rpn_post_nms_top_n_test=spec.proposals,
+        rpn_batch_size_per_image=4 * spec.rois,
+        box_roi_pool=neck.pool(7 if spec.neck == "fpn" else 14),
+        box_head=neck.box_head(),
+        box_predictor=FastRCNNPredictor(neck.box_width, classes + 1),
+        box_batch_size_per_image=spec.rois,
+    )
 
-    def extra(self, neck: FPN | C4, classes: int, joints: int) -> dict[str, nn.Module]:
-        """Pooling and two convolutions, without BatchNorm: how many boxes there are to normalise over is chance."""
-        return {
-            "mask_roi_pool": neck.pool(14),
-            "mask_head": MaskRCNNHeads(neck.out_channels, [self.width] * 2, 1),
-            "mask_predictor": MaskRCNNPredictor(self.width, self.width, classes + 1),
-        }
+
+def _heads(spec: Boxes, neck: FPN | C4, classes: int, joints: int) -> dict[str, nn.Module]:
+    """Heads beside the one for boxes, by the names that torchvision's RoIHeads have for them.
+
+    Mask R-CNN (arXiv 1703.06870) has two convolutions here, without BatchNorm: how many boxes there are to normalise
+    over is chance. Of Keypoint R-CNN (section 5), each point is one cell of a 56 × 56 map of its box.
+    """
+    heads: dict[str, nn.Module] = {}
+    if isinstance(spec, Detect) and spec.masks:
+        heads["mask_roi_pool"] = neck.pool(14)
+        heads["mask_head"] = MaskRCNNHeads(neck.out_channels, [spec.width] * 2, 1)
+        heads["mask_predictor"] = MaskRCNNPredictor(spec.width, spec.width, classes + 1)
+    if isinstance(spec, Keypoints):
+        heads["keypoint_roi_pool"] = neck.pool(14)
+        heads["keypoint_head"] = KeypointRCNNHeads(neck.out_channels, [spec.width] * spec.convolutions)
+        heads["keypoint_predictor"] = _PointMaps(spec.width, joints)
+    return heads
+
+
+class _PointMaps(KeypointRCNNPredictor):  # type: ignore[misc]  # torchvision is not typed
+    """torchvision's, whose loss wants the memory layout that convolutions are not fastest in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(R, C, 14, 14) → (R, K, 56, 56)."""
+        maps: Tensor = super().forward(x)
+        return maps.contiguous()
 
 
 class FPN(nn.Module):
     """A backbone's coarsest levels, joined from the top down, and one more that is pooled."""
 
-    def __init__(self, levels: Pyramid, spec: Detection) -> None:
+    def __init__(self, levels: Pyramid, spec: Boxes) -> None:
         super().__init__()
         self.levels, self.spec, self.out_channels = levels, spec, spec.width
         strides = levels.strides[-LEVELS:]
         self.strides = self.every_stride = [*strides, 2 * strides[-1]]
         self.names = [str(i) for i in range(len(strides))]
-        norm = partial(GroupedBatchNorm2d, group=spec.group)
+        norm = partial(GroupedBatchNorm2d, group=spec.grouped)
         self.fpn = FeaturePyramidNetwork(levels.widths[-LEVELS:], spec.width, LastLevelMaxPool(), norm)
         self.box_width = spec.hidden
 
@@ -121,8 +115,8 @@ class FPN(nn.Module):
         return pooled(self.names, side, self.strides[:-1])
 
     def box_head(self) -> nn.Module:
-        """One convolution and one hidden layer; its BatchNorm sees the boxes of ``spec.group`` pictures."""
-        norm = partial(GroupedBatchNorm2d, group=self.spec.group * self.spec.rois)
+        """One convolution and one hidden layer; its BatchNorm sees the boxes of ``spec.grouped`` pictures."""
+        norm = partial(GroupedBatchNorm2d, group=self.spec.grouped * self.spec.rois)
         head: nn.Module = FastRCNNConvFCHead((self.spec.width, 7, 7), [self.spec.width], [self.spec.hidden], norm)
         return head
 
@@ -130,15 +124,15 @@ class FPN(nn.Module):
 class C4(nn.Module):
     """All stages but the last, which is the head of every box, with one more BatchNorm behind it as in the paper."""
 
-    def __init__(self, levels: Pyramid, spec: Detection) -> None:
+    def __init__(self, levels: Pyramid, spec: Boxes) -> None:
         super().__init__()
         if not hasattr(levels, "stages"):
-            raise UserError("--neck c4 wants stages that come apart, which those of timm do not: choose --neck fpn")
+            raise UserError("--neck c4 needs separate stages, which timm's backbones do not have: choose --neck fpn")
         *trunk, self._last = levels.stages
         self.trunk, self.spec, self.out_channels = nn.Sequential(*trunk), spec, levels.widths[-2]
         self.strides, self.every_stride = levels.strides[-2:-1], levels.strides[-LEVELS:]
         self.box_width = levels.widths[-1]
-        self._last_group = spec.group * spec.rois
+        self._last_group = spec.grouped * spec.rois
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) → one map."""
@@ -197,6 +191,6 @@ class Ready(nn.Module):
             row[:, : image.shape[1], : image.shape[2]] = image
         return ImageList(batch, [(image.shape[1], image.shape[2]) for image in images]), truths
 
-    def postprocess(self, found: list[dict[str, Tensor]], *_: object) -> list[dict[str, Tensor]]:
+    def postprocess(self, results: list[dict[str, Tensor]], *_: object) -> list[dict[str, Tensor]]:
         """As it is."""
-        return found
+        return results

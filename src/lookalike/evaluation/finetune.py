@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
@@ -18,23 +19,29 @@ from lookalike.core.progress import Progress, silent
 from lookalike.data.fingerprint import stamps_of, to_table
 from lookalike.data.loader import Loaded, Loader
 from lookalike.data.rows import Rows
+from lookalike.data.source import Data
+from lookalike.evaluation import settings
+from lookalike.evaluation.lines import half, intervals, named, say_missing
+from lookalike.evaluation.paper import loader_of
+from lookalike.evaluation.result import Resources, Result
 from lookalike.learn.learner import Learner
 from lookalike.learn.optim import AdamW, Cosine
 from lookalike.metrics.fewshot import Interval, drawn, interval
-from lookalike.metrics.probe import Linear, LinearProbe, folds
+from lookalike.metrics.probe import LinearClassifier, LinearProbe, folds
 from lookalike.models.features import embed, raw
 from lookalike.pretext.image import OneView
 from lookalike.recipes.labelled import with_labels
+from lookalike.recipes.modality import refuse_text
 from lookalike.recipes.recipe import Length, Recipe
 from lookalike.train import checkpoint
 from lookalike.train.loop import Finished, train
 from lookalike.train.run import Run, check_same
-from lookalike.train.trained import Trained, readable
+from lookalike.train.trained import Trained, labelled_parts, readable
 from lookalike.types import Canvases
 
 
 class Tuned(NamedTuple):
-    """With one share of the labels: accuracy before, by a probe on frozen features, and after; the rate chosen."""
+    """With one share of the labels: accuracy of a probe on the frozen features, and after fine-tuning; the rate."""
 
     frozen: Interval
     tuned: Interval
@@ -51,102 +58,120 @@ class Some(Loader):
 
     def batches(self, rows_of_steps: Iterable[Tensor]) -> Generator[Loaded[Canvases], None, None]:
         """The pixels of each step's rows (B,), which count among these."""
-        asked = list(rows_of_steps)
-        for mine, found in zip(asked, self._loader.batches(self._rows[rows] for rows in asked)):
-            yield Loaded(mine, found.material)
+        steps = list(rows_of_steps)
+        for rows, loaded in zip(steps, self._loader.batches(self._rows[rows] for rows in steps)):
+            yield Loaded(rows, loaded.material)
 
 
-@dataclass(frozen=True)
-class Finetune:
-    """The head starts as the linear probe of the frozen features (arXiv 2202.10054), then everything learns.
+def finetune(spec: settings.Finetune, model: Trained, data: Data, resources: Resources) -> Result:
+    """Accuracy for each share of the labels, beside a linear probe with the same labels.
 
-    AdamW with a cosine schedule, on the first view's crops and mirror images. The rate is the one of ``rates`` that
-    predicts a fifth of the labels best which the fit did not see, in the first of ``draws`` draws of a share.
+    The head starts as the linear probe of the frozen features (arXiv 2202.10054), then everything learns. The rate is
+    the one that predicts best a fifth of the labels that the fit did not see, in the first draw of a share.
     """
-
-    shares: tuple[float, ...] = (1.0, 0.1, 0.01)
-    rates: tuple[float, ...] = (1e-4, 1e-3)
-    steps: int = 200
-    batch: int = 64
-    draws: int = 3
-    decay: float = 0.05
-    seed: int = 0
-
-    def recipe(self, recipe: Recipe, classes: int, examples: int, rate: float, seed: int) -> Recipe:
-        """What one fit is: the model of ``recipe`` as a classifier."""
-        batch = max(2, min(self.batch, examples))
-        return replace(
-            with_labels(recipe, classes),
-            name=f"finetuned_{recipe.name}",
-            pretext=OneView(recipe.pictures.crops()),
-            whiten=False,
-            optimizer=AdamW(rate * 256 / batch, self.decay),
-            schedule=Cosine(warmup=0.1),
-            length=Length(steps=self.steps),
-            batch=batch,
-            window=None,
-            group=max(2, min(recipe.group, batch // 2)),
-            slices=1,
-            checkups=0,
-            seed=seed,
-        ).fitted(examples)
-
-    def measured(
-        self, trained: Trained, reference: Loader, query: Loader, folder: Path, progress: Progress = silent
-    ) -> dict[float, Tuned]:
-        """For each share, from the labelled pictures of ``reference`` to those of ``query``; fits go below ``folder``.
-
-        The same call again continues what was interrupted.
-        """
-        features = raw(trained.encoder, trained.views(reference, torch.arange(len(reference)))).cpu()
-        asked = raw(trained.encoder, trained.views(query, torch.arange(len(query)))).cpu()
-        good, right = torch.tensor(readable(reference)), torch.tensor(readable(query))
-        task = _Task(self, trained, reference, features, folder, progress)
-        ask = (Some(query, right), asked[right], query.source.labels[right])
-        return {share: self._share(share, task, good, ask) for share in self.shares}
-
-    def _share(self, share: float, task: _Task, good: Tensor, ask: tuple[Loader, Tensor, Tensor]) -> Tuned:
-        query, asked, truth = ask
-        labels = task.loader.source.labels
-        draws = [good[drawn(labels[good], share, self.seed + draw)] for draw in range(self.draws)]
-        rate = self._rate(share, task, draws[0])
-        before, after = [], []
-        for draw, rows in enumerate(draws):
-            probe = LinearProbe().fit(task.features[rows], labels[rows])
-            learner = task.fitted(probe, rows, rate, draw, f"{share:g} of the labels, draw {draw + 1}")
-            before.append(probe.accuracy(asked, truth))
-            after.append(task.accuracy(learner, query, probe.classes, truth))
-        return Tuned(interval(before), interval(after), rate, len(draws[0]))
-
-    def _rate(self, share: float, task: _Task, rows: Tensor) -> float:
-        """The best on a held-out fifth; where that would be nothing, the lowest."""
-        labels = task.loader.source.labels[rows]
-        held = folds(labels, self.seed) == 0
-        if len(self.rates) == 1 or not bool(held.any()) or bool(held.all()):
-            return min(self.rates)
-        fit, others = rows[~held], Some(task.loader, rows[held])
-        probe = LinearProbe().fit(task.features[fit], labels[~held])
-        found = {}
-        for rate in sorted(self.rates):
-            learner = task.fitted(probe, fit, rate, 0, f"{share:g} of the labels, choosing the rate, {rate:g}")
-            found[rate] = task.accuracy(learner, others, probe.classes, labels[held])
-        return max(found, key=lambda rate: found[rate])
+    refuse_text(model.recipe, "fine-tuning")
+    reference, query = labelled_parts(model, data)
+    say_missing(reference.labels, query.labels, resources)
+    loaders = loader_of(reference, model, resources.workers), loader_of(query, model, resources.workers)
+    kept = nullcontext(resources.folder) if resources.folder else TemporaryDirectory(prefix="lookalike-")
+    with kept as folder:
+        tuned = tune(spec, model, *loaders, Path(folder), resources.progress)
+    lines = [
+        f"{share:.0%} of the labels ({one.labels}): accuracy {one.tuned.mean:.2%}{half(one.tuned, '.2%')} fine-tuned "
+        f"(rate {one.rate:g}), {one.frozen.mean:.2%}{half(one.frozen, '.2%')} frozen (n = {spec.draws} draws)"
+        for share, one in tuned.items()
+    ]
+    numbers = intervals({f"interval_{named(share)}": one.tuned for share, one in tuned.items()})
+    for share, one in reversed(tuned.items()):  # the last ones are those of the first share
+        values = {"accuracy": one.tuned.mean, "frozen": one.frozen.mean, "rate": one.rate}
+        numbers |= {f"{name}_{named(share)}": value for name, value in values.items()} | values
+    return spec.result(numbers, {"step": model.step, "queries": len(query)}, lines)
 
 
-class _Task(NamedTuple):
+def tune(
+    spec: settings.Finetune, model: Trained, reference: Loader, query: Loader, folder: Path, progress: Progress = silent
+) -> dict[float, Tuned]:
+    """For each share, from the labelled pictures of ``reference`` to those of ``query``; fits go below ``folder``.
+
+    The same call again continues what was interrupted.
+    """
+    features = raw(model.encoder, model.views(reference, torch.arange(len(reference)))).cpu()
+    queries = raw(model.encoder, model.views(query, torch.arange(len(query)))).cpu()
+    good, right = torch.tensor(readable(reference)), torch.tensor(readable(query))
+    test = Queries(Some(query, right), queries[right], query.source.labels[right])
+    tuning = Tuning(spec, model, reference, features, folder, progress)
+    return {share: tuning.share(share, good, test) for share in spec.shares}
+
+
+def classifier(spec: settings.Finetune, recipe: Recipe, classes: int, examples: int, rate: float, seed: int) -> Recipe:
+    """One fit: the model of ``recipe`` as a classifier, by AdamW on the first view's crops and mirror images."""
+    batch = max(2, min(spec.batch, examples))
+    return replace(
+        with_labels(recipe, classes),
+        name=f"finetuned_{recipe.name}",
+        pretext=OneView(recipe.pictures.crops()),
+        whiten=False,
+        optimizer=AdamW(rate * 256 / batch, spec.decay),
+        schedule=Cosine(warmup=0.1),
+        length=Length(steps=spec.steps),
+        batch=batch,
+        window=None,
+        group=max(2, min(recipe.group, batch // 2)),
+        slices=1,
+        checkups=0,
+        seed=seed,
+    ).fitted(examples)
+
+
+class Queries(NamedTuple):
+    """What is predicted: pictures, their features (Q, F), and their labels (Q,)."""
+
+    loader: Loader
+    features: Tensor
+    labels: Tensor
+
+
+class Tuning(NamedTuple):
     """What every fit starts from."""
 
-    spec: Finetune
-    trained: Trained
+    spec: settings.Finetune
+    model: Trained
     loader: Loader
     features: Tensor  # (N, F) of the pictures of ``loader``, as the backbone gives them
     folder: Path
     progress: Progress
 
-    def fitted(self, probe: Linear, rows: Tensor, rate: float, draw: int, what: str) -> Learner:
+    def share(self, share: float, good: Tensor, test: Queries) -> Tuned:
+        """With a share of the labels of the rows ``good``."""
+        spec, labels = self.spec, self.loader.source.labels
+        draws = [good[drawn(labels[good], share, spec.seed + draw)] for draw in range(spec.draws)]
+        rate = self.rate(share, draws[0])
+        before, after = [], []
+        for draw, rows in enumerate(draws):
+            probe = LinearProbe().fit(self.features[rows], labels[rows])
+            learner = self.fit(probe, rows, rate, draw, f"{share:g} of the labels, draw {draw + 1}")
+            before.append(probe.accuracy(test.features, test.labels))
+            after.append(self.accuracy(learner, test.loader, probe.classes, test.labels))
+        return Tuned(interval(before), interval(after), rate, len(draws[0]))
+
+    def rate(self, share: float, rows: Tensor) -> float:
+        """The best on a held-out fifth; where that would be nothing, the lowest."""
+        rates, labels = self.spec.rates, self.loader.source.labels[rows]
+        held_out = folds(labels, self.spec.seed) == 0
+        if len(rates) == 1 or not bool(held_out.any()) or bool(held_out.all()):
+            return min(rates)
+        fit, others = rows[~held_out], Some(self.loader, rows[held_out])
+        probe = LinearProbe().fit(self.features[fit], labels[~held_out])
+        accuracy = {}
+        for rate in sorted(rates):
+            learner = self.fit(probe, fit, rate, 0, f"{share:g} of the labels, choosing the rate, {rate:g}")
+            accuracy[rate] = self.accuracy(learner, others, probe.classes, labels[held_out])
+        return max(accuracy, key=lambda rate: accuracy[rate])
+
+    def fit(self, probe: LinearClassifier, rows: Tensor, rate: float, draw: int, what: str) -> Learner:
         """The network tuned to the pictures at ``rows``, from the backbone and ``probe`` on."""
-        loader = Some(self.loader, rows)
-        recipe = self.spec.recipe(self.trained.recipe, len(probe.classes), len(rows), rate, self.spec.seed + draw)
+        loader, seed = Some(self.loader, rows), self.spec.seed + draw
+        recipe = classifier(self.spec, self.model.recipe, len(probe.classes), len(rows), rate, seed)
         with begun(self.folder / what.replace(" ", "-").replace(",", ""), recipe, loader, self._start(probe)) as run:
             done: Finished = train(
                 recipe, run, loader, watch=lambda pulse: self.progress(what, pulse.step, pulse.total)
@@ -158,13 +183,13 @@ class _Task(NamedTuple):
 
     def accuracy(self, learner: Learner, query: Loader, classes: Tensor, truth: Tensor) -> float:
         """The share of pictures whose label the whole network predicts."""
-        views = self.trained.views(query, torch.arange(len(query)))
+        views = self.model.views(query, torch.arange(len(query)))
         logits = embed(learner.encoder, views, "head")  # of unit norm, which moves no maximum
         return float((classes[logits.argmax(1)] == truth).double().mean())
 
-    def _start(self, probe: Linear) -> dict[str, Tensor]:
+    def _start(self, probe: LinearClassifier) -> dict[str, Tensor]:
         """The weights to begin with."""
-        backbone = {f"backbone.{name}": part for name, part in self.trained.encoder.backbone.state_dict().items()}
+        backbone = {f"backbone.{name}": part for name, part in self.model.encoder.backbone.state_dict().items()}
         return {**backbone, "head.0.weight": probe.weight.float(), "head.0.bias": probe.bias.float()}
 
 
@@ -177,14 +202,14 @@ def begun(folder: Path, recipe: Recipe, loader: Loader, weights: dict[str, Tenso
             start.update(part.cpu().numpy().tobytes())
     about = {"examples": len(loader), "start": start.hexdigest()}
     with Run(folder) as run:
-        held = run.recipe()
-        if held is None:
+        begun_with = run.recipe()
+        if begun_with is None:
             learner = recipe.build(len(loader))
             learner.encoder.load_state_dict(weights)
             checkpoint.save(run.checkpoints, 0, learner, recipe.optimizer.build(learner, recipe.batch))
             run.begin(recipe, about, to_table(stamps_of(loader.source)))
         else:
-            check_same(folder, held, recipe)
+            check_same(folder, begun_with, recipe)
             if {name: run.data().get(name) for name in about} != about:
                 raise UserError(f"{folder} began from other weights or labels: choose another --out", BAD_DATA)
         yield run

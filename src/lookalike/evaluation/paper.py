@@ -10,12 +10,52 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lookalike.core.devices import full_precision, moved
+from lookalike.core.errors import UserError
 from lookalike.data.loader import Loader
 from lookalike.data.order import Order
-from lookalike.metrics.probe import Linear
+from lookalike.data.rows import Rows
+from lookalike.data.source import Data, Source
+from lookalike.evaluation import settings
+from lookalike.evaluation.lines import say_missing
+from lookalike.evaluation.result import Resources, Result
+from lookalike.metrics.fewshot import drawn
+from lookalike.metrics.probe import LinearClassifier
 from lookalike.models.encoder import Encoder
-from lookalike.models.features import evaluating
+from lookalike.models.features import evaluating, raw
 from lookalike.pretext.image import ImageView
+from lookalike.recipes.modality import refuse_text
+from lookalike.train.trained import Trained, labelled_parts, readable
+
+
+def probe(spec: settings.Probe, model: Trained, data: Data, resources: Resources) -> Result:
+    """Accuracy on the pictures of the queries that can be read."""
+    if spec.layer != "backbone":
+        raise UserError("the paper's probe uses the backbone: leave out --layer")
+    refuse_text(model.recipe, "the paper's probe")
+    reference, query = labelled_parts(model, data)
+    if spec.share < 1:
+        reference = Rows(reference, drawn(reference.labels, spec.share, spec.seed))
+    say_missing(reference.labels, query.labels, resources)
+    loaders = [loader_of(source, model, resources.workers) for source in (reference, query)]
+    sgd = PaperProbe(spec.epochs, spec.lr, seed=spec.seed)
+    view = model.recipe.pictures.crops()
+    classifier = sgd.fit(
+        model.encoder, loaders[0], view, lambda done, total: resources.progress("probing", done, total)
+    )
+    features = raw(model.encoder, model.views(loaders[1], torch.arange(len(query)))).cpu()
+    good = torch.tensor(readable(loaders[1]))
+    accuracy = classifier.accuracy(features[good], query.labels[good])
+    line = (
+        f"linear probe accuracy {accuracy:.2%} on {len(good)} pictures after {spec.epochs} epochs of {len(reference)} "
+        f"(paper's protocol, lr {spec.lr:g}, step {model.step})"
+    )
+    facts = {"step": model.step, "queries": len(good), "reference": len(reference)}
+    return spec.result({"accuracy": accuracy}, facts, [line])
+
+
+def loader_of(source: Source, model: Trained, workers: int | None) -> Loader:
+    """All pictures of ``source``, however many cannot be read."""
+    return Loader(source.at(model.recipe.canvas), workers=workers, max_bad=1.0)
 
 
 @dataclass(frozen=True)
@@ -35,7 +75,7 @@ class PaperProbe:
     @full_precision()
     def fit(
         self, encoder: Encoder, loader: Loader, view: ImageView, progress: Callable[[int, int], None] = lambda *_: None
-    ) -> Linear:
+    ) -> LinearClassifier:
         """To the labelled pictures of ``loader``; nothing of ``encoder`` changes. Whole batches alone, each epoch."""
         classes, numbers = torch.unique(loader.source.labels, return_inverse=True)
         order = Order(len(loader), min(self.batch, len(loader)), self.seed)
@@ -56,7 +96,7 @@ class PaperProbe:
             progress(step + 1, total)
         assert layer is not None
         weight, bias = layer.weight.detach().cpu().double(), layer.bias.detach().cpu().double()
-        return Linear(classes, weight, bias, 0.0)
+        return LinearClassifier(classes, weight, bias, 0.0)
 
     def share(self, epoch: int) -> float:
         """Of the learning rate."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from lookalike.core.errors import UserError
 from lookalike.data.annotations.record import Scene
-from lookalike.evaluation.scenes import Seen, pasted
+from lookalike.evaluation.scenes import Detections, pasted
 
 Numbers = npt.NDArray[np.float64]
 Kind = Literal["bbox", "segm", "keypoints"]
@@ -27,24 +27,26 @@ def tools() -> Any:
         import faster_coco_eval
     except ImportError:
         raise UserError(
-            "boxes, masks and points want the package faster-coco-eval: pip install 'lookalike[detect]'"
+            "boxes, masks and points need the package faster-coco-eval: pip install 'lookalike[detect]'"
         ) from None
     return faster_coco_eval
 
 
-def coco_precision(scenes: Sequence[Scene], found: Sequence[Seen], classes: int, kind: Kind) -> dict[str, float]:
+def coco_precision(
+    scenes: Sequence[Scene], detections: Sequence[Detections], classes: int, kind: Kind
+) -> dict[str, float]:
     """COCO's AP, AP50 and AP75 in 0..1, the mean over the classes that ``scenes`` have; 0 where they have none.
 
     Ignored objects count as crowds do. Points have COCO's tolerances if they are its 17, else the mean of those.
     """
     package = tools()
     truth = package.COCO(_plain(scenes, classes), print_function=_silent)
-    said = truth.loadRes([one for i, seen in enumerate(found) for one in _results(i, scenes[i], seen, kind)])
+    results = truth.loadRes([row for i, one in enumerate(detections) for row in _results(i, scenes[i], one, kind)])
     joints = scenes[0].points.shape[1] if scenes else 0
     sigmas = [s / 1000 for s in _COCO_POINTS]
     sigmas = sigmas if joints == len(sigmas) else [float(np.mean(sigmas))] * joints
     counted = package.COCOeval_faster(
-        truth, said, kind, print_function=_silent, kpt_oks_sigmas=sigmas if kind == "keypoints" else None
+        truth, results, kind, print_function=_silent, kpt_oks_sigmas=sigmas if kind == "keypoints" else None
     )
     counted.evaluate()
     counted.accumulate()
@@ -83,21 +85,21 @@ def _plain(scenes: Sequence[Scene], classes: int) -> dict[str, Any]:
     }
 
 
-def _results(i: int, scene: Scene, seen: Seen, kind: Kind) -> list[dict[str, Any]]:
+def _results(i: int, scene: Scene, found: Detections, kind: Kind) -> list[dict[str, Any]]:
     """What was found in one picture, as COCO's tools take it."""
-    masks = pasted(seen, scene.height, scene.width) if kind == "segm" else None
-    made = []
-    for j in range(len(seen.scores)):
-        one: dict[str, Any] = {"image_id": i, "category_id": int(seen.labels[j]) + 1, "score": float(seen.scores[j])}
+    masks = pasted(found, scene.height, scene.width) if kind == "segm" else None
+    rows = []
+    for j in range(len(found.scores)):
+        one: dict[str, Any] = {"image_id": i, "category_id": int(found.labels[j]) + 1, "score": float(found.scores[j])}
         if masks is not None:
             one["segmentation"] = tools().mask.encode(np.asfortranarray(masks[j], dtype=np.uint8))
         elif kind == "keypoints":
-            assert seen.points is not None
-            one["keypoints"] = seen.points[j].reshape(-1).tolist()
+            assert found.points is not None
+            one["keypoints"] = found.points[j].reshape(-1).tolist()
         else:
-            one["bbox"] = _sides(seen.boxes[j])
-        made.append(one)
-    return made
+            one["bbox"] = _sides(found.boxes[j])
+        rows.append(one)
+    return rows
 
 
 def _sides(box: Numbers) -> list[float]:
@@ -110,7 +112,9 @@ def _corners(box: Numbers) -> list[float]:
     return [left, top, right, top, right, bottom, left, bottom]
 
 
-def voc_precision(scenes: Sequence[Scene], found: Sequence[Seen], classes: int, points: int | None = None) -> float:
+def voc_precision(
+    scenes: Sequence[Scene], detections: Sequence[Detections], classes: int, points: int | None = None
+) -> float:
     """Pascal VOC's AP50: the mean over the classes that ``scenes`` have of ``average_precision``.
 
     A box that was found counts for the object that it overlaps most, once; on one that is ignored, or a crowd, it
@@ -119,13 +123,13 @@ def voc_precision(scenes: Sequence[Scene], found: Sequence[Seen], classes: int, 
     every = []
     for number in range(classes):
         hits, scores, total = [], [], 0
-        for scene, seen in zip(scenes, found):
-            mine, said = scene.labels == number, seen.labels == number
+        for scene, one in zip(scenes, detections):
+            mine, theirs = scene.labels == number, one.labels == number
             hard = (scene.ignored | scene.crowd)[mine]
             total += int((~hard).sum())
-            order = np.argsort(-seen.scores[said], kind="stable")
-            hits.append(_hits(scene.boxes[mine], hard, seen.boxes[said][order]))
-            scores.append(seen.scores[said][order])
+            order = np.argsort(-one.scores[theirs], kind="stable")
+            hits.append(_hits(scene.boxes[mine], hard, one.boxes[theirs][order]))
+            scores.append(one.scores[theirs][order])
         if total:
             every.append(average_precision(np.concatenate(hits), np.concatenate(scores), total, points))
     return float(np.mean(every)) if every else 0.0
@@ -169,7 +173,10 @@ def overlaps(a: Numbers, b: Numbers) -> Numbers:
 
 
 def correct_points(
-    scenes: Sequence[Scene], found: Sequence[Seen], alpha: float = 0.2, size: Callable[[Numbers], float] | None = None
+    scenes: Sequence[Scene],
+    detections: Sequence[Detections],
+    alpha: float = 0.2,
+    size: Callable[[Numbers], float] | None = None,
 ) -> float:
     """PCK: the share of known points that were found within ``alpha`` of the size of their object.
 
@@ -178,16 +185,16 @@ def correct_points(
     most and that has none yet; the points of an object without one are not found. 0 where no point is known.
     """
     right = known = 0
-    for scene, seen in zip(scenes, found):
+    for scene, one in zip(scenes, detections):
         objects = np.flatnonzero((scene.points[..., 2] > 0).any(1) & ~scene.crowd)
-        given = matched(scene.boxes[objects], seen.boxes)
+        given = matched(scene.boxes[objects], one.boxes)
         for row, j in zip(objects, given):
             points = scene.points[row]
             visible = points[:, 2] > 0
             known += int(visible.sum())
-            if j is not None and seen.points is not None:
+            if j is not None and one.points is not None:
                 reach = alpha * (size(points) if size else extent(points))
-                away = np.linalg.norm(seen.points[j, :, :2] - points[:, :2], axis=1)
+                away = np.linalg.norm(one.points[j, :, :2] - points[:, :2], axis=1)
                 right += int((away[visible] <= reach).sum())
     return right / known if known else 0.0
 

@@ -16,7 +16,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from lookalike.core.seeding import uniforms
 from lookalike.data.annotations.record import Scene
-from lookalike.evaluation.detector import Detection
+from lookalike.evaluation.settings import Boxes
 
 Truth = dict[str, Tensor]
 _VIEW = 7  # the stream of draws: no other here asks for it
@@ -30,7 +30,7 @@ class Look(NamedTuple):
     mirrored: bool = False
 
 
-class Seen(NamedTuple):
+class Detections(NamedTuple):
     """What a detector says of one picture, in pixels of the picture as it was; the surest first."""
 
     boxes: npt.NDArray[np.float64]  # (M, 4) left, top, right, bottom
@@ -40,16 +40,16 @@ class Seen(NamedTuple):
     points: npt.NDArray[np.float64] | None = None  # (M, K, 3) x, y, score
 
 
-def looks(spec: Detection, scenes: Sequence[Scene], draws: Tensor | None, mirror: bool = True) -> list[Look]:
+def looks(spec: Boxes, scenes: Sequence[Scene], draws: Tensor | None, mirror: bool = True) -> list[Look]:
     """Whole pictures at ``spec.size``; with ``draws`` (B, 2) resized and mirrored at random."""
-    found = []
+    shown = []
     for i, scene in enumerate(scenes):
         grow, turn = (0.5, 1.0) if draws is None else draws[i].tolist()
         scale = spec.jitter ** (2 * grow - 1) * spec.size / min(scene.height, scene.width)
-        scale = min(scale, spec.longest / max(scene.height, scene.width))
+        scale = min(scale, spec.long_side / max(scene.height, scene.width))
         height, width = (max(1, round(scale * side)) for side in (scene.height, scene.width))
-        found.append(Look(height, width, mirror and turn < 0.5))
-    return found
+        shown.append(Look(height, width, mirror and turn < 0.5))
+    return shown
 
 
 def drawn(seed: int, epoch: int, rows: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def truth(scene: Scene, look: Look, swapped: Sequence[int], masks: bool) -> Trut
         boxes[:, [0, 2]] = look.width - boxes[:, [2, 0]]
         points = points[:, list(swapped)]
         points[..., 0] = np.where(points[..., 2] > 0, look.width - points[..., 0], 0)
-    found = {
+    targets = {
         "boxes": torch.tensor(boxes, dtype=torch.float32),
         "labels": torch.tensor(scene.labels[rows] + 1),  # 0 is the background
         "keypoints": torch.tensor(points, dtype=torch.float32),
@@ -88,45 +88,45 @@ def truth(scene: Scene, look: Look, swapped: Sequence[int], masks: bool) -> Trut
     if masks:
         shapes = [_mask(scene, row, look) for row in rows.tolist()]
         every = np.stack(shapes) if shapes else np.zeros((0, look.height, look.width), dtype=bool)
-        found["masks"] = torch.tensor(every[:, :, ::-1].copy() if look.mirrored else every, dtype=torch.uint8)
+        targets["masks"] = torch.tensor(every[:, :, ::-1].copy() if look.mirrored else every, dtype=torch.uint8)
     # The network's float32 must not make a line of a thin box.
-    sides = found["boxes"][:, 2:] - found["boxes"][:, :2]
-    return {name: part[(sides > 0.1).all(1)] for name, part in found.items()}
+    sides = targets["boxes"][:, 2:] - targets["boxes"][:, :2]
+    return {name: part[(sides > 0.1).all(1)] for name, part in targets.items()}
 
 
 def _mask(scene: Scene, row: int, look: Look) -> npt.NDArray[np.bool_]:
     outline = scene.outlines[row]
     if outline is not None:
         return outline.mask(look.height, look.width)
-    found = np.zeros((look.height, look.width), dtype=bool)
+    mask = np.zeros((look.height, look.width), dtype=bool)
     scale = np.tile([look.width / scene.width, look.height / scene.height], 2)
     left, top, right, bottom = scene.boxes[row] * scale
-    found[math.floor(top) : math.ceil(bottom), math.floor(left) : math.ceil(right)] = True
-    return found
+    mask[math.floor(top) : math.ceil(bottom), math.floor(left) : math.ceil(right)] = True
+    return mask
 
 
-def seen(found: dict[str, Tensor], scene: Scene, look: Look) -> Seen:
+def detections(output: dict[str, Tensor], scene: Scene, look: Look) -> Detections:
     """What torchvision's detector gives for one picture, in its own pixels."""
     scale = np.array([scene.width / look.width, scene.height / look.height])
-    boxes = found["boxes"].double().cpu().numpy() * np.tile(scale, 2)
+    boxes = output["boxes"].double().cpu().numpy() * np.tile(scale, 2)
     points = None
-    if "keypoints" in found:
-        where = found["keypoints"].double().cpu().numpy()[..., :2] * scale
-        points = np.concatenate([where, found["keypoints_scores"].double().cpu().numpy()[..., None]], 2)
-    return Seen(
+    if "keypoints" in output:
+        places = output["keypoints"].double().cpu().numpy()[..., :2] * scale
+        points = np.concatenate([places, output["keypoints_scores"].double().cpu().numpy()[..., None]], 2)
+    return Detections(
         boxes,
-        found["labels"].cpu().numpy() - 1,
-        found["scores"].double().cpu().numpy(),
-        found["masks"].cpu() if "masks" in found else None,
+        output["labels"].cpu().numpy() - 1,
+        output["scores"].double().cpu().numpy(),
+        output["masks"].cpu() if "masks" in output else None,
         points,
     )
 
 
-def pasted(seen: Seen, height: int, width: int) -> npt.NDArray[np.bool_]:
+def pasted(detections: Detections, height: int, width: int) -> npt.NDArray[np.bool_]:
     """(M, height, width) the masks in the whole picture."""
-    assert seen.masks is not None
-    boxes = torch.tensor(seen.boxes, dtype=torch.float32)
-    whole = paste_masks_in_image(seen.masks, boxes, (height, width))[:, 0] if len(boxes) else torch.zeros(0, 1, 1)
+    assert detections.masks is not None
+    boxes = torch.tensor(detections.boxes, dtype=torch.float32)
+    whole = paste_masks_in_image(detections.masks, boxes, (height, width))[:, 0] if len(boxes) else torch.zeros(0, 1, 1)
     return (whole > 0.5).numpy()
 
 

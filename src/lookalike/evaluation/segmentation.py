@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from lookalike.data.image.decode import Unreadable
 from lookalike.data.image.masks import MOST, Scenes
 from lookalike.data.loader import Loader
 from lookalike.data.order import Order
+from lookalike.evaluation.settings import Segment
 from lookalike.models.dense import Segmenter
 from lookalike.models.encoder import Encoder
 from lookalike.models.features import evaluating
@@ -26,44 +26,21 @@ from lookalike.pretext.image import ImageView
 from lookalike.types import Canvases
 
 VOID = -1
-"""In place of a class's number: this pixel is neither learned from nor asked."""
+"""In place of a class's number: this pixel is neither trained on nor tested."""
 
 _DRAWS = 8  # the number of the view whose draws place the crops
 _FINER = 1.5  # canvases over ``size``, for crops that enlarge
 _COARSER = 2  # px of a crop for one pixel of the loss: a quarter of its cost, and masks are no finer than that
 
 
-@dataclass(frozen=True)
-class Segmentation:
-    """One schedule for every start: SGD, the rate a tenth from ``drops`` of the steps on, random scale, crop, mirror.
+def loss_side(spec: Segment) -> int:
+    """Pixels of a crop, a side, at which the loss is taken."""
+    return max(1, spec.crop // _COARSER)
 
-    The paper has 256 channels, crops of 513 px, batches of 16, a rate of 0.003 and 30,000 steps. A crop is never larger
-    than the picture, where the paper pads.
-    """
 
-    steps: int = 300
-    batch: int = 8
-    group: int = 8  # examples that share BatchNorm statistics, in the backbone and in the new layers
-    size: int = 192  # px of the short side at which whole pictures are seen
-    crop: int = 160
-    scale: tuple[float, float] = (0.5, 2.0)
-    stride: int = 16  # px of a picture for one place of the map, at most
-    width: int = 64  # channels of the head
-    dilation: int = 2  # of its convolutions, which then reach over as much of a crop as with 6 and 513 px
-    lr: float = 0.05
-    momentum: float = 0.9
-    decay: float = 1e-4
-    drops: tuple[float, ...] = (0.7, 0.9)
-    void: tuple[int, ...] = (255,)  # numbers in masks that are no class
-
-    @property
-    def asked(self) -> int:
-        """Pixels of a crop, a side, at which the loss is taken."""
-        return max(1, self.crop // _COARSER)
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step, from 0."""
-        return self.lr * math.prod(0.1 for drop in self.drops if step >= drop * self.steps)
+def rate(spec: Segment, step: int) -> float:
+    """The learning rate of a step, from 0."""
+    return spec.lr * math.prod(0.1 for drop in spec.drops if step >= drop * spec.steps)
 
 
 class Classes(NamedTuple):
@@ -84,8 +61,8 @@ class Classes(NamedTuple):
         return cls(ids, table)
 
 
-class Seen(NamedTuple):
-    """One query: numbers (H, W) of its mask, VOID where nothing is asked, and what the network says there."""
+class Prediction(NamedTuple):
+    """One query: numbers (H, W) of its mask, VOID where nothing is tested, and the predicted classes."""
 
     row: int
     truth: Tensor
@@ -117,7 +94,7 @@ def readable(scenes: Scenes, row: int) -> Tensor | None:
         return None
 
 
-def loader_of(scenes: Scenes, spec: Segmentation) -> Loader:
+def loader_of(scenes: Scenes, spec: Segment) -> Loader:
     """The photos, however many cannot be read."""
     return Loader(scenes.source.at(round(_FINER * spec.size)), max_bad=1.0)
 
@@ -125,36 +102,35 @@ def loader_of(scenes: Scenes, spec: Segmentation) -> Loader:
 class Learning(NamedTuple):
     """A segmenter that learns from ``scenes``; ``view`` says how pixels are normalised."""
 
-    spec: Segmentation
+    spec: Segment
     model: Segmenter
     optimizer: torch.optim.Optimizer
     scenes: Scenes
     classes: Classes
     view: ImageView
-    seed: int
     precision: Precision
 
     def losses(self, done: int) -> Iterator[float]:
         """Each next one is a step that was taken, from ``done`` on: a function of the seed and the step."""
         spec, loader = self.spec, loader_of(self.scenes, self.spec)
-        order = Order(len(loader), batch_of(spec, self.scenes), self.seed)
+        order = Order(len(loader), batch_of(spec, self.scenes), spec.seed)
         self.model.train()
         steps = range(done, spec.steps)
         for step, (rows, canvases) in zip(steps, loader.batches(map(order.rows, steps))):
             for group in self.optimizer.param_groups:
-                group["lr"] = spec.rate(step)
-            boxes, flip = crops(spec, canvases.sizes, uniforms(self.seed, order.epoch(step), rows, _DRAWS, 4))
+                group["lr"] = rate(spec, step)
+            boxes, flip = crops(spec, canvases.sizes, uniforms(spec.seed, order.epoch(step), rows, _DRAWS, 4))
             # Another photo stands in the place of one that cannot be read.
             masks = [None if row in loader.bad_rows else readable(self.scenes, row) for row in rows.tolist()]
             truth = [
-                cut(mask, self.classes.table, size, box, turned, spec.asked)
+                cut(mask, self.classes.table, size, box, turned, loss_side(spec))
                 for mask, size, box, turned in zip(masks, canvases.sizes, boxes, flip.tolist())
             ]
             yield self._step(photos(moved(canvases), boxes, flip, spec.crop, self.view), torch.stack(truth))
 
     def _step(self, pixels: Tensor, truth: Tensor) -> float:
         with autocast(self.precision, pixels.device.type):
-            logits = self.model(pixels, (self.spec.asked, self.spec.asked))
+            logits = self.model(pixels, (loss_side(self.spec),) * 2)
         loss = mean_loss(logits, truth.to(logits.device))
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -162,33 +138,31 @@ class Learning(NamedTuple):
         return float(loss.detach())
 
 
-def learning(
-    spec: Segmentation, encoder: Encoder, scenes: Scenes, classes: Classes, view: ImageView, seed: int
-) -> Learning:
+def learning(spec: Segment, encoder: Encoder, scenes: Scenes, classes: Classes, view: ImageView) -> Learning:
     """From ``encoder``, of which nothing changes; raises UserError."""
     if not classes.ids:
         raise UserError("every pixel of the masks is void: there is no class to learn; see --void", BAD_DATA)
-    model = placed(begun(spec, encoder, len(classes.ids), batch_of(spec, scenes), seed))
+    model = placed(begun(spec, encoder, len(classes.ids), batch_of(spec, scenes)))
     optimizer = torch.optim.SGD(model.parameters(), spec.lr, spec.momentum, weight_decay=spec.decay)
-    return Learning(spec, model, optimizer, scenes, classes, view, seed, encoder.precision)
+    return Learning(spec, model, optimizer, scenes, classes, view, encoder.precision)
 
 
-def batch_of(spec: Segmentation, scenes: Scenes) -> int:
+def batch_of(spec: Segment, scenes: Scenes) -> int:
     """Photos a step: no more than there are."""
     return min(spec.batch, len(scenes))
 
 
-def begun(spec: Segmentation, encoder: Encoder, classes: int, batch: int, seed: int) -> Segmenter:
+def begun(spec: Segment, encoder: Encoder, classes: int, batch: int) -> Segmenter:
     """The backbone with a new head that the seed decides."""
     with torch.inference_mode(), evaluating(encoder):
         features = encoder.backbone(pixels=torch.zeros(1, 3, 64, 64, device=device())).shape[1]
-    reseed(seed, 1)
+    reseed(spec.seed, 1)
     return Segmenter(
-        encoder.backbone, features, classes, spec.width, spec.dilation, spec.stride, min(spec.group, batch)
+        encoder.backbone, features, classes, spec.width, spec.dilation, spec.stride, min(spec.grouped, batch)
     )
 
 
-def crops(spec: Segmentation, sizes: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+def crops(spec: Segment, sizes: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
     """Boxes (B, 4) float64 top, left, height, width in pixels of pictures of ``sizes`` (B, 2); which are mirrored."""
     low, high = spec.scale
     draws, whole = draws.double(), sizes.double()
@@ -224,13 +198,13 @@ def mean_loss(logits: Tensor, truth: Tensor) -> Tensor:
 
 
 def guesses(
-    spec: Segmentation,
+    spec: Segment,
     model: Segmenter,
     scenes: Scenes,
     classes: Classes,
     view: ImageView,
     progress: Callable[[int, int], None] = lambda *_: None,
-) -> Iterator[Seen]:
+) -> Iterator[Prediction]:
     """What the network says of every query that can be read, at the resolution of its mask."""
     loader = loader_of(scenes, spec)
     model.eval()
@@ -242,7 +216,7 @@ def guesses(
             continue
         with torch.inference_mode(), full_precision():
             logits = model(whole(moved(canvases), spec.size, view), (mask.shape[0], mask.shape[1]))
-        yield Seen(row, mask, logits[0].argmax(0).cpu())
+        yield Prediction(row, mask, logits[0].argmax(0).cpu())
 
 
 def whole(canvases: Canvases, size: int, view: ImageView) -> Tensor:
@@ -259,22 +233,22 @@ class Confusion:
 
     def __init__(self, classes: Classes, void: tuple[int, ...]) -> None:
         self.classes, self.counts = classes, torch.zeros(MOST, len(classes.ids), dtype=torch.long)
-        self._asked = torch.ones(MOST, dtype=torch.bool)
-        self._asked[list(void)] = False
+        self._counted = torch.ones(MOST, dtype=torch.bool)
+        self._counted[list(void)] = False
 
     def add(self, truth: Tensor, guess: Tensor) -> None:
         """The numbers of a mask (H, W), and the classes that were guessed."""
-        asked = self._asked[truth]
-        numbers = truth[asked] * len(self.classes.ids) + guess[asked]
+        counted = self._counted[truth]
+        numbers = truth[counted] * len(self.classes.ids) + guess[counted]
         self.counts += torch.bincount(numbers, minlength=self.counts.numel()).view_as(self.counts)
 
     def scores(self) -> Scores:
-        """Raises UserError where no pixel was asked."""
-        there = self.counts.sum(1).nonzero()[:, 0].tolist()
-        if not there:
-            raise UserError("every pixel of the masks that are asked is void, or no picture can be read", BAD_DATA)
+        """Raises UserError where no pixel counts."""
+        numbers = self.counts.sum(1).nonzero()[:, 0].tolist()
+        if not numbers:
+            raise UserError("every pixel of the test masks is void, or no picture can be read", BAD_DATA)
         given, iou, right = self.counts.sum(0), {}, 0
-        for number in there:
+        for number in numbers:
             at = int(self.classes.table[number])  # a class that was never learned has none
             hit = int(self.counts[number, at]) if at >= 0 else 0
             union = int(self.counts[number].sum()) + (int(given[at]) if at >= 0 else 0) - hit

@@ -1,4 +1,4 @@
-"""Pairs of texts with scores, as an evaluation reads them."""
+"""Semantic textual similarity: pairs of texts with scores."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from lookalike.data.formats.files import TEST, TRAIN, VALIDATION
 from lookalike.data.rows import Rows
 from lookalike.data.source import EVERYTHING, Data, Source, open_source, splits_of
 from lookalike.data.text.source import find_text
+from lookalike.evaluation import settings
+from lookalike.evaluation.result import Resources, Result
+from lookalike.metrics.spearman import spearman
 from lookalike.models.features import Layer, embed
 from lookalike.pretext.text import SameSentence, plain
 from lookalike.train.trained import Trained, whiten_untrained
@@ -29,31 +32,44 @@ class Scored(NamedTuple):
         return len(self.scores)
 
 
-def scored(trained: Trained, data: Data, split: str | None) -> tuple[Scored, str]:
+def sts(spec: settings.Sts, model: Trained, data: Data, _: Resources) -> Result:
+    """Spearman's rank correlation of cosines with scores."""
+    pairs, split = scored(model, data, spec.split)
+    first, second = (texts_embedded(model, pairs, number, spec.layer) for number in (0, 1))
+    correlation = spearman((first * second).sum(1), pairs.scores)
+    line = (
+        f"STS: Spearman {correlation:.4f} between cosines and the scores of {len(pairs)} pairs, {split} "
+        f"({spec.layer}, step {model.step})"
+    )
+    facts = {"step": model.step, "pairs": len(pairs), "split": split}
+    return spec.result({"spearman": correlation}, facts, [line])
+
+
+def scored(model: Trained, data: Data, split: str | None) -> tuple[Scored, str]:
     """The scored pairs of ``split``, else of test, of validation or all, and which they are; raises UserError.
 
     A network that was never trained is whitened, where its recipe says so, by texts of train, or of all.
     """
-    if not isinstance(trained.recipe.pretext, SameSentence):
-        raise UserError(f"{trained.recipe.name} is for pictures: name a run of a recipe for text, such as simcse")
+    if not isinstance(model.recipe.pretext, SameSentence):
+        raise UserError(f"{model.recipe.name} is for pictures: name a run of a recipe for text, such as simcse")
     find = partial(find_text, pairs=True)
     if split is not None:
         source = open_source(data, split, find=find)
     else:
-        found = splits_of(data, find=find)
-        split = next((name for name in (TEST, VALIDATION) if name in found), next(iter(found)))
-        source = found[split]
+        splits = splits_of(data, find=find)
+        split = next((name for name in (TEST, VALIDATION) if name in splits), next(iter(splits)))
+        source = splits[split]
     scores = getattr(source, "scores", torch.empty(0))
     rows = scores.isfinite().nonzero()[:, 0]
     if len(rows) < 2:
         raise UserError(f"{data} has no scores: name its columns as {data}:first,second,score", BAD_DATA)
-    if trained.step == 0:
+    if model.step == 0:
         singles = splits_of(data, find=find_text)
-        whiten_untrained(trained, singles.get(TRAIN) or next(iter(singles.values())))
+        whiten_untrained(model, singles.get(TRAIN) or next(iter(singles.values())))
     return Scored(Rows(source, rows), scores[rows]), split if split != EVERYTHING else "all of them"
 
 
-def texts_embedded(trained: Trained, pairs: Scored, number: int, layer: Layer) -> Tensor:
+def texts_embedded(model: Trained, pairs: Scored, number: int, layer: Layer) -> Tensor:
     """(N, F) unit rows of the first (0) or second (1) text of each pair."""
-    batches = trained.loader(pairs.source).batches(torch.split(torch.arange(len(pairs)), 500))
-    return embed(trained.encoder, (uploaded(plain(found.material, number)) for found in batches), layer)
+    batches = model.loader(pairs.source).batches(torch.split(torch.arange(len(pairs)), 500))
+    return embed(model.encoder, (uploaded(plain(batch.material, number)) for batch in batches), layer)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -24,26 +23,25 @@ class Agreement(NamedTuple):
     classes: int
 
 
-@dataclass(frozen=True)
-class Clusters:
-    """k-means (k-means++ starts, the best of ``starts`` by its own loss) over ``draws`` seeds."""
+def agreement(
+    features: Tensor,
+    labels: Tensor,
+    draws: int = 5,
+    starts: int = 3,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Agreement:
+    """Of unit rows (N, F) with labels (N,), which only count the classes and judge the result.
 
-    draws: int = 5
-    starts: int = 3
-    seed: int = 0
-
-    def agreement(
-        self, features: Tensor, labels: Tensor, progress: Callable[[int], None] = lambda _: None
-    ) -> Agreement:
-        """Of unit rows (N, F) with labels (N,); labels only count the classes and judge the result."""
-        classes = len(torch.unique(labels))
-        found = []
-        for draw in range(self.draws):
-            model = KMeans(classes, n_init=self.starts, random_state=self.seed + draw)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than classes: some are empty
-                parts = model.fit_predict(features.numpy())
-            names = labels.numpy()
-            found.append((normalized_mutual_info_score(names, parts), adjusted_rand_score(names, parts)))
-            progress(1)
-        return Agreement(interval([nmi for nmi, _ in found]), interval([ari for _, ari in found]), classes)
+    k-means with k-means++ starts, the best of ``starts`` by its own loss, over ``draws`` seeds.
+    """
+    classes, names = len(torch.unique(labels)), labels.numpy()
+    scores = []
+    for draw in range(draws):
+        model = KMeans(classes, n_init=starts, random_state=seed + draw)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than classes: some are empty
+            parts = model.fit_predict(features.numpy())
+        scores.append((normalized_mutual_info_score(names, parts), adjusted_rand_score(names, parts)))
+        progress(1)
+    return Agreement(interval([nmi for nmi, _ in scores]), interval([ari for _, ari in scores]), classes)

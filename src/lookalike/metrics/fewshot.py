@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -24,61 +23,49 @@ class Interval(NamedTuple):
     half: float
 
 
-@dataclass(frozen=True)
-class Fewshot:
-    """Nearest class mean on unit features (prototypes, arXiv 1703.05175), over ``draws`` draws of the labels."""
+def by_means(
+    reference: Tensor, labels: Tensor, queries: Tensor, truth: Tensor, counts: Sequence[int], draws: int, seed: int = 0
+) -> dict[int, Interval]:
+    """Accuracy by the nearest class mean (prototypes, arXiv 1703.05175) for each number of labels a class.
 
-    labels: tuple[int, ...] = (1, 5, 10)  # a class
-    draws: int = 20
-    seed: int = 0
-
-    def accuracies(self, reference: Tensor, labels: Tensor, queries: Tensor, truth: Tensor) -> dict[int, Interval]:
-        """For each number of labels, from unit rows (N, F) with labels (N,) to queries (Q, F).
-
-        The same seed draws the same examples, whatever the features: that pairs comparisons.
-        """
-        return {n: self._repeated(n, reference, labels, queries, truth) for n in self.labels}
-
-    def _repeated(self, n: int, reference: Tensor, labels: Tensor, queries: Tensor, truth: Tensor) -> Interval:
-        found = [self._one(n, draw, reference, labels, queries, truth) for draw in range(self.draws)]
-        return interval(found)
-
-    @full_precision()
-    def _one(self, n: int, draw: int, reference: Tensor, labels: Tensor, queries: Tensor, truth: Tensor) -> float:
-        order = uniforms(self.seed, draw, torch.arange(len(labels)), n, 1)[:, 0].argsort()
-        classes = torch.unique(labels)
-        chosen = [order[labels[order] == c][:n] for c in classes]
-        means = torch.stack([F.normalize(reference[rows].mean(0), dim=0) for rows in chosen])
-        return float((classes[(queries @ means.T).argmax(1)] == truth).double().mean())
+    From unit rows (N, F) with labels (N,) to queries (Q, F), over so many draws of the labels. The same seed draws the
+    same examples, whatever the features: that pairs comparisons.
+    """
+    table = (reference, labels, queries, truth)
+    return {n: interval([_by_mean(*table, n, draw, seed) for draw in range(draws)]) for n in counts}
 
 
-@dataclass(frozen=True)
-class Shares:
-    """A linear probe fitted to a share of the labels of each class, at least one, over ``draws`` draws of them."""
+@full_precision()
+def _by_mean(reference: Tensor, labels: Tensor, queries: Tensor, truth: Tensor, n: int, draw: int, seed: int) -> float:
+    order = uniforms(seed, draw, torch.arange(len(labels)), n, 1)[:, 0].argsort()
+    classes = torch.unique(labels)
+    chosen = [order[labels[order] == c][:n] for c in classes]
+    means = torch.stack([F.normalize(reference[rows].mean(0), dim=0) for rows in chosen])
+    return float((classes[(queries @ means.T).argmax(1)] == truth).double().mean())
 
-    shares: tuple[float, ...] = (0.01, 0.1)
-    draws: int = 5
-    probe: LinearProbe = LinearProbe()  # noqa: RUF009  (frozen)
-    seed: int = 0
 
-    def accuracies(
-        self,
-        reference: Tensor,
-        labels: Tensor,
-        queries: Tensor,
-        truth: Tensor,
-        progress: Callable[[int], None] = lambda _: None,
-    ) -> dict[float, Interval]:
-        """For each share, from rows (N, F) with labels (N,) to queries (Q, F); the decay is chosen in each draw."""
-        found: dict[float, Interval] = {}
-        for share in self.shares:
-            right = []
-            for draw in range(self.draws):
-                rows = drawn(labels, share, self.seed + draw)
-                right.append(self.probe.fit(reference[rows], labels[rows]).accuracy(queries, truth))
-                progress(1)
-            found[share] = interval(right)
-        return found
+def by_shares(
+    reference: Tensor,
+    labels: Tensor,
+    queries: Tensor,
+    truth: Tensor,
+    shares: Sequence[float],
+    draws: int,
+    seed: int = 0,
+    probe: LinearProbe = LinearProbe(),  # noqa: B008  (frozen)
+    progress: Callable[[int], None] = lambda _: None,
+) -> dict[float, Interval]:
+    """Accuracy of a linear probe for each share of the labels of each class, at least one, over so many draws of them.
+
+    From rows (N, F) with labels (N,) to queries (Q, F); the probe chooses its decay in each draw.
+    """
+
+    def accuracy(share: float, draw: int) -> float:
+        rows = drawn(labels, share, seed + draw)
+        progress(1)
+        return probe.fit(reference[rows], labels[rows]).accuracy(queries, truth)
+
+    return {share: interval([accuracy(share, draw) for draw in range(draws)]) for share in shares}
 
 
 def drawn(labels: Tensor, share: float, seed: int) -> Tensor:

@@ -18,7 +18,7 @@ _MANY = 2000  # labels from which one held-out part is enough to choose by
 _LARGE = 1 << 27  # numbers in a table from which double precision would take too much memory
 
 
-class Linear(NamedTuple):
+class LinearClassifier(NamedTuple):
     """A fitted classifier: the class of x (F,) is that of the largest of ``weight`` x + ``bias``."""
 
     classes: Tensor  # (C,) the labels, sorted
@@ -52,7 +52,7 @@ class LinearProbe:
     iterations: int = 300
     seed: int = 0
 
-    def fit(self, reference: Tensor, labels: Tensor) -> Linear:
+    def fit(self, reference: Tensor, labels: Tensor) -> LinearClassifier:
         """To rows (N, F) with ``labels`` (N,), whatever numbers those are."""
         decay = self.choose(reference, labels) if len(self.decays) > 1 else self.decays[0]
         return self.at(decay, reference, labels)
@@ -71,7 +71,7 @@ class LinearProbe:
         return max(self.decays, key=lambda decay: right[decay])
 
     @full_precision()
-    def at(self, decay: float, reference: Tensor, labels: Tensor) -> Linear:
+    def at(self, decay: float, reference: Tensor, labels: Tensor) -> LinearClassifier:
         """Fitted with one decay; in single precision where the table is very large."""
         classes, numbers = torch.unique(labels.cpu(), return_inverse=True)
         rows = reference.cpu().to(torch.float32 if reference.numel() > _LARGE else torch.float64)
@@ -80,7 +80,7 @@ class LinearProbe:
             scale > 1e-8 * scale.max().clamp_min(1e-30), scale, torch.inf
         )  # a dead feature says nothing
         if len(classes) == 1:
-            return Linear(classes, torch.zeros(1, rows.shape[1]).double(), torch.zeros(1).double(), decay)
+            return LinearClassifier(classes, torch.zeros(1, rows.shape[1]).double(), torch.zeros(1).double(), decay)
         # scikit-learn's C is one over the decay of the sum, not of the mean.
         model = LogisticRegression(C=1 / (decay * len(rows)), max_iter=self.iterations, tol=1e-4)
         with warnings.catch_warnings():
@@ -90,7 +90,7 @@ class LinearProbe:
         if len(classes) == 2:  # one logit, of the second class against the first
             weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
         weight = weight / scale.double()
-        return Linear(classes, weight, bias - weight @ mean.double(), decay)
+        return LinearClassifier(classes, weight, bias - weight @ mean.double(), decay)
 
 
 def folds(labels: Tensor, seed: int, count: int = 5) -> Tensor:

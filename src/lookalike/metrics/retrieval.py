@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,44 +14,45 @@ _BLOCK = 8  # queries whose keys are sorted together: they stay in the cache
 
 
 class Retrieved(NamedTuple):
-    """Means over the ``asked`` queries whose class the reference has."""
+    """Means over the ``queries`` whose class the reference has."""
 
     recall: dict[int, float]  # k: the share of queries with one of their class among the k nearest
     mean_average_precision: float
-    asked: int
+    queries: int
+
+    def words(self) -> str:
+        """``recall@1 82.17%, recall@5 96.93%``."""
+        return ", ".join(f"recall@{k} {share:.2%}" for k, share in self.recall.items())
 
 
-@dataclass(frozen=True)
-class Retrieval:
-    """Recall at ``at``, and mean average precision over the whole reference; of equal cosines the earlier row leads."""
+def retrieval(
+    reference: Tensor,
+    labels: Tensor,
+    queries: Tensor,
+    truth: Tensor,
+    at: Sequence[int] = (1, 5, 10),
+    progress: Callable[[int], None] = lambda _: None,
+) -> Retrieved:
+    """Recall ``at`` each k, and mean average precision over the whole reference; the earlier of equal cosines leads.
 
-    at: tuple[int, ...] = (1, 5, 10)
-
-    def measured(
-        self,
-        reference: Tensor,
-        labels: Tensor,
-        queries: Tensor,
-        truth: Tensor,
-        progress: Callable[[int], None] = lambda _: None,
-    ) -> Retrieved:
-        """From unit rows ``queries`` (Q, F) with ``truth`` (Q,) in unit rows ``reference`` (N, F) with ``labels``."""
-        known = torch.isin(truth, labels)
-        queries, truth = queries[known], truth[known]
-        firsts, precisions, done = [], [], 0
-        for cosines in products(queries, reference):
-            for part in torch.split(cosines, _BLOCK):
-                alike = labels == truth[done : done + len(part), None]
-                first, precision = ranked(sorted_hits(part, alike))
-                firsts.append(first)
-                precisions.append(precision)
-                done += len(part)
-                progress(len(part))
-        if not firsts:
-            return Retrieved(dict.fromkeys(self.at, 0.0), 0.0, 0)
-        first = torch.cat(firsts)
-        recall = {k: float((first < k).double().mean()) for k in self.at}
-        return Retrieved(recall, float(torch.cat(precisions).mean()), len(first))
+    From unit rows ``queries`` (Q, F) with ``truth`` (Q,) in unit rows ``reference`` (N, F) with ``labels``.
+    """
+    known = torch.isin(truth, labels)
+    queries, truth = queries[known], truth[known]
+    firsts, precisions, done = [], [], 0
+    for cosines in products(queries, reference):
+        for part in torch.split(cosines, _BLOCK):
+            alike = labels == truth[done : done + len(part), None]
+            first, precision = ranked(sorted_hits(part, alike))
+            firsts.append(first)
+            precisions.append(precision)
+            done += len(part)
+            progress(len(part))
+    if not firsts:
+        return Retrieved(dict.fromkeys(at, 0.0), 0.0, 0)
+    first = torch.cat(firsts)
+    recall = {k: float((first < k).double().mean()) for k in at}
+    return Retrieved(recall, float(torch.cat(precisions).mean()), len(first))
 
 
 def sorted_hits(cosines: Tensor, alike: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Starts beside each other: a table in words, a plot, and a page that holds both."""
+"""Models beside each other: a table in words, a plot, and a page that holds both."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lookalike.core.files import write_atomically, write_json
 from lookalike.evaluation.compare import Comparison
-from lookalike.evaluation.tasks import TASKS
+from lookalike.evaluation.settings import EVALUATIONS
 from lookalike.metrics.fewshot import Interval
 from lookalike.report.charts import Axis, number, ticks
 from lookalike.report.page import page
@@ -18,9 +18,10 @@ from lookalike.report.tables import facts, percent, shown
 _LEFT, _PANEL, _GAP, _RIGHT, _TOP, _ROW, _BOTTOM = 190, 300, 40, 24, 30, 34, 44
 
 
-def cells_of(found: Comparison) -> Iterator[tuple[str, str, str, str]]:
-    """Start, metric, difference and verdict of each row, as text."""
-    for row in found.rows:
+def cells_of(comparison: Comparison) -> Iterator[tuple[str, str, str, str]]:
+    """Head, then model, metric, difference and verdict of each row, as text."""
+    yield "model", comparison.metric, f"difference from {comparison.baseline}, points", ""
+    for row in comparison.rows:
         yield row.name, percent(row.mean), "–" if row.against is None else points(row.against), row.verdict()
 
 
@@ -30,81 +31,78 @@ def points(cell: Interval) -> str:
     return f"{100 * cell.mean:+.1f}{half}".replace("-", "\N{MINUS SIGN}")
 
 
-def markdown(found: Comparison) -> str:
+def markdown(comparison: Comparison) -> str:
     """The table for a document."""
-    rows = [("start", found.metric, f"from {found.baseline}, points", ""), ("---",) * 4, *cells_of(found)]
-    lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
-    return "\n".join([*lines, "", found.caption(), "", f"Settings: {found.settings_line()}.", ""])
+    head, *rows = cells_of(comparison)
+    lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in (head, ("---",) * 4, *rows)]
+    return "\n".join([*lines, "", comparison.caption(), "", f"Settings: {comparison.settings_line()}.", ""])
 
 
-def comparison_page(found: Comparison) -> str:
+def comparison_page(comparison: Comparison) -> str:
     """One self-contained page."""
-    head = ("", found.metric, f"from {found.baseline}, points", "")
-    body = "".join(
-        f'<tr><th scope="row">{shown(name)}</th>{"".join(f"<td>{shown(cell)}</td>" for cell in cells)}</tr>\n'
-        for name, *cells in cells_of(found)
-    )
-    columns = "".join(f'<th scope="col">{shown(cell)}</th>' for cell in head)
-    table = f'<table class="accuracies"><thead><tr>{columns}</tr></thead>\n<tbody>{body}</tbody></table>'
-    title = f"{found.task} on {found.data}"
+    title = f"{comparison.task} on {comparison.data}"
     parts = [
         f"<h1>{shown(title)}</h1>",
-        f'<div class="wide">{table}</div>',
-        f'<p class="quiet">{shown(found.caption())}</p>',
-        f'<div class="panel">{plot(found)}</div>',
+        _table("accuracies", list(cells_of(comparison))),
+        f'<p class="quiet">{shown(comparison.caption())}</p>',
+        f'<div class="panel">{plot(comparison)}</div>',
         '<p class="quiet">Left: small dots are trials, the large one their mean with its interval. '
         "Right: the same of the differences, trial by trial; an interval that crosses the line is a tie.</p>",
-        f"<h2>Settings</h2>{facts(found.settings)}",
-        *others(found),
+        f"<h2>Settings</h2>{facts(comparison.settings)}",
+        *_others(comparison),
     ]
     return page(title, parts)
 
 
-def others(found: Comparison) -> Iterator[str]:
+def _table(kind: str, rows: Sequence[Sequence[str]]) -> str:
+    """The first row is the head, the first cell of each other row names it."""
+    head = "".join(f'<th scope="col">{shown(cell)}</th>' for cell in rows[0])
+    body = "".join(
+        f'<tr><th scope="row">{shown(name)}</th>{"".join(f"<td>{shown(cell)}</td>" for cell in cells)}</tr>\n'
+        for name, *cells in rows[1:]
+    )
+    return (
+        f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+    )
+
+
+def _others(comparison: Comparison) -> Iterator[str]:
     """The other numbers, where there are any."""
-    names = list(dict.fromkeys(name for row in found.rows for name in row.others))
-    if not names:
-        return
-    yield "<h2>Other numbers</h2>"
-    head = "".join(f'<th scope="col">{shown(row.name)}</th>' for row in found.rows)
-    body = ""
-    for name in names:
-        cells = (row.others.get(name) for row in found.rows)
-        shown_cells = "".join(f"<td>{'–' if cell is None else either(cell)}</td>" for cell in cells)
-        body += f'<tr><th scope="row">{shown(name)}</th>{shown_cells}</tr>\n'
-    table = f'<table class="facts"><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table>'
-    yield f'<div class="wide">{table}</div>'
+    if names := list(dict.fromkeys(name for row in comparison.rows for name in row.others)):
+        rows = [[name, *(_either(row.others.get(name)) for row in comparison.rows)] for name in names]
+        yield "<h2>Other numbers</h2>" + _table("facts", [["", *(row.name for row in comparison.rows)], *rows])
 
 
-def either(cell: Interval) -> str:
+def _either(cell: Interval | None) -> str:
     """A mean and its interval as they are."""
-    half = f" ± {cell.half:.2g}" if math.isfinite(cell.half) else ""
-    return f"{cell.mean:.3g}{half}"
+    if cell is None:
+        return "–"
+    return f"{cell.mean:.3g}{f' ± {cell.half:.2g}' if math.isfinite(cell.half) else ''}"
 
 
-def picture(found: Comparison) -> str:
+def picture(comparison: Comparison) -> str:
     """The plot as a file of its own."""
-    drawn = plot(found).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    drawn = plot(comparison).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
     return drawn.replace(">", f"><style>{CSS}</style>", 1)
 
 
-def plot(found: Comparison) -> str:
-    """Starts below each other: on the left their trials, on the right the differences from the baseline."""
-    height = _TOP + _ROW * len(found.rows) + _BOTTOM
+def plot(comparison: Comparison) -> str:
+    """Models below each other: on the left their trials, on the right the differences from the baseline."""
+    height = _TOP + _ROW * len(comparison.rows) + _BOTTOM
     width = _LEFT + 2 * _PANEL + _GAP + _RIGHT
     left, right = (_LEFT, _LEFT + _PANEL), (_LEFT + _PANEL + _GAP, _LEFT + 2 * _PANEL + _GAP)
-    base = next(row for row in found.rows if row.name == found.baseline).values
-    differences = [[a - b for a, b in zip(row.values, base)] for row in found.rows]
+    base = next(row for row in comparison.rows if row.name == comparison.baseline).values
+    differences = [[a - b for a, b in zip(row.values, base)] for row in comparison.rows]
     at = f'class="name" x="{_LEFT - 14}" dy="4" text-anchor="end"'
-    names = [f'<text {at} y="{_middle(i)}">{shown(_short(row.name))}</text>' for i, row in enumerate(found.rows)]
+    names = [f'<text {at} y="{_middle(i)}">{shown(_short(row.name))}</text>' for i, row in enumerate(comparison.rows)]
     parts = [
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{shown(found.metric)} of each start">',
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{shown(comparison.metric)} of each model">',
         *names,
-        *_panel(f"{found.metric}, %", left, [(row.values, row.mean) for row in found.rows], height, None),
+        *_panel(f"{comparison.metric}, %", left, [(row.values, row.mean) for row in comparison.rows], height, None),
         *_panel(
-            f"difference from {_short(found.baseline)}, points",
+            f"difference from {_short(comparison.baseline)}, points",
             right,
-            [(some, row.against) for some, row in zip(differences, found.rows)],
+            [(some, row.against) for some, row in zip(differences, comparison.rows)],
             height,
             0.0,
         ),
@@ -163,11 +161,12 @@ def _dots(values: Sequence[float], cell: Interval | None, axis: Axis, y: float) 
     yield f'<circle class="dot" cx="{at}" cy="{y}" r="5"><title>{100 * cell.mean:.2f}</title></circle>'
 
 
-def write(found: Comparison, out: Path) -> list[Path]:
+def write(comparison: Comparison, out: Path) -> list[Path]:
     """The table as text and numbers, the plot, and a page with both; where they are."""
-    name = found.task if found.metric == TASKS[found.task].metric else f"{found.task}-{found.metric}"
-    write_json(out / f"{name}.json", found.plain())
-    texts = {"md": markdown(found), "svg": picture(found), "html": comparison_page(found)}
+    task, metric = comparison.task, comparison.metric
+    name = task if metric == EVALUATIONS[task].METRIC else f"{task}-{metric}"
+    write_json(out / f"{name}.json", comparison.record())
+    texts = {"md": markdown(comparison), "svg": picture(comparison), "html": comparison_page(comparison)}
     for suffix, text in texts.items():
         write_atomically(out / f"{name}.{suffix}", text.encode("utf-8", "replace"))
     return [out / f"{name}.{suffix}" for suffix in ("json", *texts)]

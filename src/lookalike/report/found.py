@@ -15,7 +15,7 @@ from lookalike.curate.sheet import upright
 from lookalike.data.annotations.record import Annotated, Scene
 from lookalike.data.formats.disk import Local
 from lookalike.data.image.decode import Unreadable, decode
-from lookalike.evaluation.scenes import Seen, pasted
+from lookalike.evaluation.scenes import Detections, pasted
 from lookalike.report.page import page, photo
 from lookalike.report.tables import facts, shown
 
@@ -30,7 +30,13 @@ _SHEER = 0.45  # how much of a mask hides what is below
 
 
 def write_page(
-    path: Path, title: str, lead: str, asked: Annotated, found: Sequence[Seen], settings: Mapping[str, str], most: int
+    path: Path,
+    title: str,
+    lead: str,
+    asked: Annotated,
+    found: Sequence[Detections],
+    settings: Mapping[str, str],
+    most: int,
 ) -> None:
     """Up to ``most`` of the pictures that were asked, evenly: on the left what is there, on the right what was found.
 
@@ -54,19 +60,19 @@ def write_page(
         raise UserError(f"cannot write {path} ({error.strerror}): choose another --page") from None
 
 
-def _panel(asked: Annotated, scene: Scene, seen: Seen) -> str:
+def _panel(asked: Annotated, scene: Scene, seen: Detections) -> str:
     """Both pictures side by side, as one."""
     drawn = pair(asked, scene, seen)
     words = f"{scene.path}: {_said(asked, scene, seen)}"
     return f'<div class="panel">{photo(drawn, words)}<p class="quiet">{shown(words)}</p></div>'
 
 
-def _said(asked: Annotated, scene: Scene, seen: Seen) -> str:
+def _said(asked: Annotated, scene: Scene, seen: Detections) -> str:
     """How many objects there are and were found, in words for those who do not see the picture."""
     return f"{len(scene)} there, {len(_sure(seen))} found"
 
 
-def pair(asked: Annotated, scene: Scene, seen: Seen) -> Image.Image:
+def pair(asked: Annotated, scene: Scene, seen: Detections) -> Image.Image:
     """The picture twice: with its objects, and with those that were found."""
     photo = _photo(asked, scene)
     scale = photo.width / scene.width
@@ -81,7 +87,7 @@ def pair(asked: Annotated, scene: Scene, seen: Seen) -> Image.Image:
     was = Canvas(photo, scale)
     sure = _sure(seen)
     if seen.masks is not None:
-        some = Seen(seen.boxes[sure] * scale, seen.labels[sure], seen.scores[sure], seen.masks[sure])
+        some = Detections(seen.boxes[sure] * scale, seen.labels[sure], seen.scores[sure], seen.masks[sure])
         was.masks(list(pasted(some, photo.height, photo.width)), some.labels)
     for row in sure:
         label = int(seen.labels[row])
@@ -94,7 +100,7 @@ def pair(asked: Annotated, scene: Scene, seen: Seen) -> Image.Image:
     return both
 
 
-def _sure(seen: Seen) -> npt.NDArray[np.int64]:
+def _sure(seen: Detections) -> npt.NDArray[np.int64]:
     """Rows that are drawn: those with a high score, else the surest."""
     rows = np.flatnonzero(seen.scores >= SURE)
     return rows if len(rows) else np.arange(min(1, len(seen.scores)))

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from typing import NamedTuple, ParamSpec
+from typing import Annotated, NamedTuple, ParamSpec
 
 import torch
 from torch import nn
 
 from lookalike.core import dist
-from lookalike.core.checks import at_least
+from lookalike.core.checks import Limit, check_limits
 from lookalike.core.devices import Precision, computes_in_bf16, device, named_precision
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.files import UNFINISHED, write_atomically
@@ -55,10 +55,10 @@ class Request(NamedTuple):
     split: str | None = None
     overwrite: bool = False
     init_from: Path | None = None
-    max_bad: float = 0.01
-    workers: int = 2
-    memory: float = 4.0  # GiB
-    save_every: int | None = None
+    max_bad: Annotated[float, Limit(0)] = 0.01
+    workers: Annotated[int, Limit(0)] = 2
+    memory: Annotated[float, Limit(0)] = 4.0  # GiB
+    save_every: Annotated[int | None, Limit(1)] = None
     allow_data_change: bool = False
     quiet: bool = False
     supervised: bool = False  # train the recipe's backbone with labels instead
@@ -180,7 +180,7 @@ def carry_out(request: Request, began: float | None = None) -> Finished:
     Minutes count from ``began``, by the clock ``time.perf_counter``, or from now.
     """
     began = time.perf_counter() if began is None else began
-    at_least(request, workers=0, memory=0, max_bad=0, save_every=1)
+    check_limits(request)
     with dist.together():
         dist.on_first_rank(lambda: refuse_foreign(request.out))
         dist.on_first_rank(lambda: refuse_extending(request))

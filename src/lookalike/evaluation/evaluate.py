@@ -1,0 +1,58 @@
+"""One evaluation of one model: the function behind ``lookalike evaluate``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lookalike.core import dist
+from lookalike.core.devices import Precision
+from lookalike.core.errors import UserError
+from lookalike.core.isolation import isolated
+from lookalike.core.progress import Progress, silent
+from lookalike.data.source import Data
+from lookalike.evaluation.result import Resources, Result
+from lookalike.evaluation.settings import Evaluation, configured
+from lookalike.train.trained import Trained, load
+
+
+@isolated()
+def evaluate(
+    model: str | Path | Trained,
+    data: Data,
+    task: str | Evaluation = "knn",
+    *,
+    untrained: bool = False,
+    weights: str | None = None,
+    precision: Precision = "fp32",
+    out: str | Path | None = None,
+    workers: int | None = 2,
+    progress: Progress = silent,
+    say: Callable[[str], None] = lambda _: None,
+    **settings: Any,
+) -> Result:
+    """Measure ``model``, a run folder or what ``load`` gave, on ``data``: ``evaluate("runs/first", "photos", k=20)``.
+
+    ``task`` is the name of an evaluation, and ``settings`` are its fields (see ``settings.EVALUATIONS``); or it is
+    the value itself. ``untrained``, ``weights`` and ``precision`` are those of ``load``. A fit is saved in ``out``, and
+    the same call continues it. Under torchrun, processes but the first give no numbers. Raises UserError.
+    """
+    spec = configured(task, settings) if isinstance(task, str) else replace(task, **settings)
+    if untrained and weights:
+        raise UserError("choose one of --untrained and --weights")
+    resources = Resources(progress, say, workers, Path(out) if out else None)
+    with processes(spec):
+        trained = model if isinstance(model, Trained) else load(model, untrained, weights, precision)
+        return spec.run(trained, data, resources)
+
+
+@contextmanager
+def processes(spec: Evaluation) -> Iterator[None]:
+    """With those that torchrun started, if it did; raises UserError for what they cannot share."""
+    if dist.started() > 1 and not spec.runner.startswith("frozen:"):
+        raise UserError("this evaluation runs in one process: leave out torchrun")
+    with dist.together():
+        yield

@@ -1,0 +1,141 @@
+"""Evaluations of frozen features: kNN, a linear probe, few labels, retrieval, clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+from torch import Tensor
+
+from lookalike.core import dist
+from lookalike.data.source import Data
+from lookalike.evaluation import settings
+from lookalike.evaluation.lines import counting, half, intervals, named, say_missing
+from lookalike.evaluation.result import Resources, Result
+from lookalike.metrics.clusters import agreement
+from lookalike.metrics.fewshot import Interval, by_means, by_shares, drawn
+from lookalike.metrics.knn import Knn
+from lookalike.metrics.probe import LinearProbe
+from lookalike.metrics.retrieval import retrieval
+from lookalike.train.trained import Part, Trained, parts
+
+
+class Features(NamedTuple):
+    """Unit rows with labels: what is compared with, and the queries."""
+
+    reference: Part
+    query: Part
+    facts: dict[str, int]
+    where: str  # "backbone, step 100"
+    unit: str  # what a row is, in the plural
+
+    def table(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Rows and labels of the reference, rows and labels of the queries."""
+        return self.reference.features, self.reference.labels, self.query.features, self.query.labels
+
+
+def features(spec: settings.Frozen, model: Trained, data: Data, resources: Resources) -> Features | None:
+    """Each process of torchrun embeds a share of the examples; the first one alone gets them.
+
+    Of a ``settings.Sampled`` the reference is the share that is drawn.
+    """
+
+    def embedded() -> tuple[Part, Part]:
+        return parts(model, data, spec.layer, resources.workers, resources.progress, spec.clip)
+
+    reference, query = resources.once((spec.layer, spec.clip), embedded)
+    if not dist.first():
+        return None
+    if isinstance(spec, settings.Sampled) and spec.share < 1:
+        rows = drawn(reference.labels, spec.share, spec.seed)
+        paths = [reference.paths[row] for row in rows.tolist()]
+        reference = Part(reference.features[rows], reference.labels[rows], paths)
+    unit = "pieces of videos" if spec.clip else model.recipe.pretext.things
+    say_missing(reference.labels, query.labels, resources, unit)
+    facts = {"step": model.step, "queries": len(query.labels), "reference": len(reference.labels)}
+    return Features(reference, query, facts, f"{spec.layer}, step {model.step}", unit)
+
+
+Spec = TypeVar("Spec", bound=settings.Frozen)
+
+
+def on_features(
+    measure: Callable[[Spec, Features, Resources], Result],
+) -> Callable[[Spec, Trained, Data, Resources], Result]:
+    """From what is measured of features to what is measured of a model; no numbers in processes that only embed."""
+
+    def run(spec: Spec, model: Trained, data: Data, resources: Resources) -> Result:
+        table = features(spec, model, data, resources)
+        return spec.result({}, {}, []) if table is None else measure(spec, table, resources)
+
+    return run
+
+
+@on_features
+def knn(spec: settings.NearestNeighbours, table: Features, resources: Resources) -> Result:
+    """Accuracy of k nearest neighbours."""
+    accuracy = Knn(spec.k, spec.temperature).accuracy(*table.table())
+    line = (
+        f"kNN accuracy {accuracy:.2%} on {table.facts['queries']} {table.unit} against {table.facts['reference']} "
+        f"(k {spec.k}, temperature {spec.temperature:g}, {table.where})"
+    )
+    return spec.result({"accuracy": accuracy}, table.facts, [line])
+
+
+@on_features
+def probe(spec: settings.Probe, table: Features, resources: Resources) -> Result:
+    """Accuracy of a linear classifier at its optimum."""
+    classifier = LinearProbe().fit(table.reference.features, table.reference.labels)
+    accuracy = classifier.accuracy(table.query.features, table.query.labels)
+    line = (
+        f"linear probe accuracy {accuracy:.2%} on {table.facts['queries']} {table.unit}, fitted to "
+        f"{table.facts['reference']} (weight decay {classifier.decay:g}, chosen on held-out {table.unit} of the "
+        f"reference, {table.where})"
+    )
+    numbers = {"accuracy": accuracy, "decay": classifier.decay}
+    return spec.result(numbers, table.facts, [line])
+
+
+@on_features
+def fewshot(spec: settings.Fewshot, table: Features, resources: Resources) -> Result:
+    """Accuracy for each number of labels, and for each share."""
+    more = counting(resources, "fitting", spec.draws * len(spec.shares))
+    accuracies: dict[str, Interval] = {}
+    lines = []
+    few = by_means(*table.table(), spec.labels, spec.draws, spec.seed)
+    shares = by_shares(*table.table(), spec.shares, spec.draws, spec.seed, progress=more)
+    for amount, accuracy in [*few.items(), *shares.items()]:
+        words = f"{amount:.0%} of the labels" if isinstance(amount, float) else f"{amount} labels a class"
+        lines.append(f"{words}: accuracy {accuracy.mean:.2%}{half(accuracy, '.2%')} (n = {spec.draws} draws)")
+        accuracies[named(amount)] = accuracy
+    numbers = {f"accuracy_{name}": accuracy.mean for name, accuracy in accuracies.items()}
+    numbers |= intervals({f"interval_{name}": accuracy for name, accuracy in accuracies.items()})
+    numbers["accuracy"] = next(iter(numbers.values()))
+    return spec.result(numbers, table.facts, lines)
+
+
+@on_features
+def retrieve(spec: settings.Retrieve, table: Features, resources: Resources) -> Result:
+    """Recall and mean average precision."""
+    found = retrieval(*table.table(), spec.at, counting(resources, "sorting", table.facts["queries"]))
+    line = (
+        f"{found.words()}, mean average precision {found.mean_average_precision:.2%} over {found.queries} queries "
+        f"in {table.facts['reference']} {table.unit} ({table.where})"
+    )
+    numbers = {f"recall_{k}": share for k, share in found.recall.items()}
+    numbers["mean_average_precision"] = found.mean_average_precision
+    return spec.result(numbers, table.facts | {"asked": found.queries}, [line])
+
+
+@on_features
+def clusters(spec: settings.Clusters, table: Features, resources: Resources) -> Result:
+    """Agreement of clusters with classes."""
+    more = counting(resources, "clustering", spec.draws)
+    query = table.query
+    nmi, ari, classes = agreement(query.features, query.labels, spec.draws, spec.starts, spec.seed, more)
+    line = (
+        f"NMI {nmi.mean:.3f}{half(nmi, '.3f')}, ARI {ari.mean:.3f}{half(ari, '.3f')} of {classes} clusters of "
+        f"{table.facts['queries']} {table.unit} (n = {spec.draws} starts, {table.where})"
+    )
+    numbers = {"nmi": nmi.mean, "ari": ari.mean, **intervals({"nmi_interval": nmi, "ari_interval": ari})}
+    return spec.result(numbers, table.facts | {"classes": classes}, [line])
