@@ -113,7 +113,7 @@ def refuse_unloadable(recipe: Recipe) -> None:
     try:
         if from_plain(json.loads(json.dumps(to_plain(recipe)))) == recipe:
             return
-        reason = "its fields change in the file"
+        reason = "a field changes in the file, or a part has the name of one of the package"
     except (UserError, TypeError, ValueError) as error:
         reason = str(error)
     raise UserError(
