@@ -13,7 +13,7 @@ from lookalike.cli.demo import DRAWS, compared, demo, pixels
 from lookalike.data.source import open_source
 from lookalike.models.image import SmallResNet
 from lookalike.recipes import recipe_named
-from lookalike.recipes.digits import digits
+from lookalike.recipes.images import digits
 from lookalike.recipes.recipe import Length, Recipe
 from lookalike.train.loop import Finished
 

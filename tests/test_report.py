@@ -17,8 +17,8 @@ from PIL import Image
 from lookalike.core.errors import UserError
 from lookalike.curate.sample import RIGHT, WRONG, agreement, nearest_others, strip
 from lookalike.metrics.fewshot import Interval
+from lookalike.recipes.images import tiny
 from lookalike.recipes.recipe import Length
-from lookalike.recipes.tiny import tiny
 from lookalike.report import charts
 from lookalike.report.charts import Chart, Guide, svg, ticks
 from lookalike.report.page import report, write_report

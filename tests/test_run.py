@@ -29,10 +29,9 @@ from lookalike.models.heads import MLP
 from lookalike.models.image import ResNet, Timm
 from lookalike.models.vit import ViT
 from lookalike.recipes import RECIPES, recipe_named
-from lookalike.recipes.images import moco_cifar, moco_v1, moco_v2, small
+from lookalike.recipes.images import moco_cifar, moco_v1, moco_v2, small, tiny
 from lookalike.recipes.recipe import Length, Recipe, Stage
 from lookalike.recipes.serialize import KINDS, differences, flat, from_plain, override, to_plain
-from lookalike.recipes.tiny import tiny
 from lookalike.train.length import extended, to_the_end
 from lookalike.train.minutes import Budget, Clock
 from lookalike.train.monitor import Checkup
@@ -44,10 +43,10 @@ from tests.forks import digest
 PICTURES = torch.rand(48, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def asked(out: Path, *overrides: tuple[str, str], steps: int = 4, **more: object) -> Request:
-    light = (("model.widths", "4,8"), ("head.widths", "16"), *overrides)
-    fields = {"recipe": "tiny", "length": Length(steps=steps), "settings": light, "workers": 0, "quiet": True}
-    return Request(PICTURES, out, **fields | more)  # type: ignore[arg-type]
+def asked(out: Path, *settings: tuple[str, object], steps: int | None = 4, **more: object) -> Request:
+    light = {"model.widths": "4,8", "head.widths": "16", **dict(settings)}
+    options = {"recipe": "tiny", "steps": steps, "settings": light, "workers": 0, "quiet": True}
+    return Request(PICTURES, out, **options | more)  # type: ignore[arg-type]
 
 
 # Recipes
@@ -419,18 +418,18 @@ def test_the_check_up_and_the_log_leave_training_unaffected(tmp_path: Path) -> N
 
 def test_minutes_measured_once_are_no_other_setting_but_other_steps_are(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    carry_out(asked(run, length=Length(minutes=2, steps=3)))
-    assert carry_out(asked(run, length=Length(minutes=2))).total == 3
+    carry_out(asked(run, ("length", Length(minutes=2, steps=3))))
+    assert carry_out(asked(run, steps=None, minutes=2)).total == 3
     for other in (Length(minutes=3), Length(minutes=2, steps=4), Length(steps=3)):
         with pytest.raises(UserError, match=r"length\.(minutes|steps)"):
-            carry_out(asked(run, length=other))
+            carry_out(asked(run, ("length", other)))
 
 
 def test_other_data_is_refused_in_a_run_that_began(tmp_path: Path) -> None:
     run = tmp_path / "run"
     carry_out(asked(run))
     with pytest.raises(UserError, match=r"other data \(48 then, 47 now\)") as refused:
-        carry_out(asked(run)._replace(data=PICTURES[:47]))
+        carry_out(replace(asked(run), data=PICTURES[:47]))
     assert refused.value.code == BAD_DATA
     assert carry_out(asked(run)).step == 4
 
@@ -475,7 +474,7 @@ def test_minutes_that_are_too_few_are_refused_and_leave_room_for_others(tmp_path
         with pytest.raises(
             UserError, match=r"are 0 steps here: .* 30 steps need about [0-9.]+ minutes: --mi"
         ) as refused:
-            carry_out(asked(tmp_path / "run", length=Length(minutes=1e-5)))
+            carry_out(asked(tmp_path / "run", steps=None, minutes=1e-5))
         assert refused.value.code == USAGE
     assert carry_out(asked(tmp_path / "run", steps=2)).step == 2
 
@@ -514,7 +513,7 @@ def test_a_run_whose_pace_changes_gets_another_length_on_record_and_repeats_by_i
     assert [stage.total for stage in recipe.length.stages][-1] == done.step == done.total
     assert 20 <= done.total <= 40  # 30 would fill the minute, of which each look at the clock takes a little, too
     assert "slower than was measured" in (tmp_path / "run" / "train.log").read_text()
-    again = asked(tmp_path / "again")._replace(recipe=recipe, length=None, settings=())
+    again = replace(asked(tmp_path / "again"), recipe=recipe, steps=None, settings={})
     assert carry_out(again).step == done.step
     assert digest(tmp_path / "again") == digest(tmp_path / "run")
 
@@ -550,8 +549,8 @@ def test_the_momentum_of_keys_that_rises_counts_by_the_length_of_its_step() -> N
 
 def test_epochs_are_all_and_minutes_are_more(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    carry_out(asked(run, length=Length(epochs=1)))
-    assert carry_out(asked(run, length=Length(epochs=2), extend=True)).step == 6
+    carry_out(asked(run, steps=None, epochs=1))
+    assert carry_out(asked(run, steps=None, epochs=2, extend=True)).step == 6
     source = open_source(PICTURES)
     loader, recipe = Loader(source, workers=0), read_recipe(run / "recipe.json")
     with Run(run) as opened:
@@ -579,9 +578,9 @@ def test_what_cannot_be_made_longer_is_refused_and_nothing_changes(tmp_path: Pat
     began = (run / "recipe.json").read_bytes()
     for more, words in [
         ({"overwrite": True}, "choose one"),
-        ({"length": None}, "how long"),
+        ({"steps": None}, "how long"),
         ({"steps": 3}, "is 4 steps long, and --extend asks for 3"),
-        ({"steps": 8, "settings": (("seed", "1"),)}, r"other settings \((.*; )?seed: 0 -> 1"),
+        ({"steps": 8, "settings": {"seed": "1"}}, r"other settings \((.*; )?seed: 0 -> 1"),
     ]:
         with pytest.raises(UserError, match=words) as refused:
             carry_out(asked(run, **{"extend": True, **more}))  # type: ignore[arg-type]

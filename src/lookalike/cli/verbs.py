@@ -38,7 +38,7 @@ from lookalike.report.comparison import write as write_comparison
 from lookalike.report.found import write_page
 from lookalike.report.hits import hits_page, pictures
 from lookalike.report.scenes import scenes_page
-from lookalike.train.pretrain import Request, carry_out, length_of, recipe_for
+from lookalike.train.pretrain import Request, carry_out, recipe_for
 from lookalike.train.screen import Screen
 from lookalike.train.trained import embed_data, load, write_embeddings
 
@@ -139,15 +139,10 @@ def refuse_run(data: str, verb: str) -> None:
 def pretrain(command: Pretrain, rest: Sequence[str], began: float) -> int:
     """Exit code 0, or 128 and the number of the signal that stopped the run."""
     refuse_run(command.data, "pretrain")
-    same = ("recipe", "split", "overwrite", "max_bad", "workers", "memory", "save_every", "allow_data_change", "quiet")
+    same = [field.name for field in fields(Request) if hasattr(command, field.name)]
     request = Request(
-        data=command.data,
-        out=Path(command.out),
-        length=length_of(command.minutes, command.epochs, command.steps),
-        settings=overrides(command, rest),
-        init_from=Path(command.init_from) if command.init_from else None,
+        settings=dict(overrides(command, rest)),
         supervised=isinstance(command, Supervised),
-        extend=command.extend,
         **{name: getattr(command, name) for name in same},
     )
     done = carry_out(request, began)
@@ -158,7 +153,7 @@ def preview(command: Preview, rest: Sequence[str]) -> int:
     """Writes the sheet."""
     refuse_run(command.data, "preview")
     source = open_source(command.data, command.split)
-    request = Request(command.data, Path(command.out), command.recipe, settings=overrides(command, rest))
+    request = Request(command.data, command.out, recipe=command.recipe, settings=dict(overrides(command, rest)))
     with Screen("preview") as screen:
         recipe = recipe_for(request, source, screen.say)
         count = draw_preview(source, recipe, Path(command.out), command.rows, command.epoch)

@@ -167,7 +167,7 @@ def source_of(history: History) -> Source:
         raise UserError(f"the data ({data or 'unknown'}) is not on this machine")
     supervised = history.recipe.name.startswith("supervised_")
     split = None if split is None else str(split)
-    return opened_data(Request(data, Path(), history.recipe, split=split, supervised=supervised))
+    return opened_data(Request(data, Path(), recipe=history.recipe, split=split, supervised=supervised))
 
 
 def spread_of(folder: Path, source: Source, workers: int) -> Spread:

@@ -5,24 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lookalike.core.errors import UserError, meant
-from lookalike.recipes.captions import moco_captions
-from lookalike.recipes.digits import digits
-from lookalike.recipes.family import FAMILY, small_moco_v3, smaller
-from lookalike.recipes.images import moco_cifar, moco_v1, moco_v2, small
-from lookalike.recipes.masked import mae, masked_moco, small_mae
+from lookalike.recipes.family import FAMILY, small_mae, small_moco_v3, smaller
+from lookalike.recipes.images import digits, moco_cifar, moco_v1, moco_v2, small, tiny
 from lookalike.recipes.recipe import Recipe
 from lookalike.recipes.text import TEXT
-from lookalike.recipes.tiny import tiny
 from lookalike.recipes.video import VIDEO
 
-_PUBLISHED = (moco_v1, moco_v2, *FAMILY, masked_moco, mae)
+_PUBLISHED = (moco_v1, moco_v2, *FAMILY)
 
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         *(small, *_PUBLISHED, moco_cifar, digits, tiny, *TEXT),
         *(*map(smaller, _PUBLISHED), small_moco_v3, small_mae),  # the later of one name counts
-        *(*VIDEO, moco_captions),
+        *VIDEO,
     )
 }
 """As they are published; ``recipe.fitted(examples, side)`` is what a run on some data is."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
 from hashlib import blake2b
-from typing import Any, Protocol, TypeVar, dataclass_transform, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -60,7 +60,6 @@ class DictionaryPart(Protocol):
         """How many a query is scored against."""
 
 
-@dataclass_transform(frozen_default=True)
 def part(kind: Kind) -> Kind:
     """Register a frozen dataclass, which may then be a part of recipes; raises UserError for anything else.
 
@@ -156,16 +155,14 @@ class Transformed(ImageView):
     def views(self, canvases: Canvases, rows: Tensor, seed: int, epoch: int, numbers: Sequence[int]) -> list[View]:
         """The views of these numbers: what is random in each is a function of seed, epoch, row and number."""
         pictures = [_picture(pixels, size) for pixels, size in zip(canvases.pixels.cpu(), canvases.sizes.tolist())]
+        made = []
         with _generators():
-            return [self._numbered(pictures, rows, (seed, epoch), number, canvases) for number in numbers]
-
-    def _numbered(
-        self, pictures: Sequence[Image.Image], rows: Tensor, time: tuple[int, int], number: int, like: Canvases
-    ) -> View:
-        seeds = [hashed(*time, row, number) for row in rows.tolist()]
-        planes = torch.stack([self._view(picture, seed) for picture, seed in zip(pictures, seeds)], 1)
-        view = ops.normalised(planes, self.mean, self.std).permute(0, 3, 1, 2)
-        return {"pixels": view.to(like.pixels.device)}
+            for number in numbers:
+                seeds = [hashed(seed, epoch, row, number) for row in rows.tolist()]
+                planes = torch.stack([self._view(picture, each) for picture, each in zip(pictures, seeds)], 1)
+                view = ops.normalised(planes, self.mean, self.std).permute(0, 3, 1, 2)
+                made.append({"pixels": view.to(canvases.pixels.device)})
+        return made
 
     def _view(self, picture: Image.Image, seed: int) -> Tensor:
         """(3, S, S) from 0 to 1, as torch, numpy and random draw from ``seed``."""

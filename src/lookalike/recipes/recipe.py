@@ -207,6 +207,22 @@ class Recipe:
             tell(f"{dictionary}, not {recipe.dictionary}: a query must not meet an earlier key of its own example")
         return replace(recipe, dictionary=dictionary)
 
+    def with_labels(self, classes: int) -> Recipe:
+        """The recipe as a classifier: its model, first view, batches, optimizer, schedule and length, but one linear
+        layer and cross entropy. A step sees one view of each example, where momentum contrast encodes two.
+        """
+        return replace(
+            self,
+            name=f"supervised_{self.name}",
+            pretext=OneView(self.pictures.first, whole=self.pictures.whole),
+            head=MLP((classes,)),
+            predictor=None,
+            reconstruction=None,
+            keys=Labelled(),
+            dictionary=Classes(classes),
+            objective=CrossEntropy(),
+        )
+
     def guess(self, examples: int) -> float:
         """The loss of scoring all entries alike, and of painting nothing: what a run starts near."""
         contrast = self.keys.directions * self.objective.guess(self.dictionary.negatives(self.batch, examples))

@@ -1,4 +1,4 @@
-"""Recipes for text: a sentence is encoded twice under different dropout, or with the other text of its pair."""
+"""Recipes for text: a sentence under two dropout masks, the two texts of a pair, a picture and its caption."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from lookalike.learn.dictionary import InBatch, Queue
 from lookalike.learn.keys import EndToEnd, Momentum
 from lookalike.learn.objective import InfoNCE
 from lookalike.learn.optim import AdamW, Cosine, Linear
+from lookalike.learn.per_direction import QueueEach
 from lookalike.models.heads import MLP
 from lookalike.models.hugging_face import HuggingFace
+from lookalike.models.image import SmallResNet
 from lookalike.models.text import Transformer
+from lookalike.models.towers import TwoTowers
 from lookalike.models.words import Words
+from lookalike.pretext.captions import Captions
 from lookalike.pretext.text import Cloze, Pairs, SameSentence
-from lookalike.recipes.images import SmallRecipe
+from lookalike.recipes.images import SmallRecipe, small
 from lookalike.recipes.recipe import Length, Recipe
 
 simcse = SmallRecipe(
@@ -68,4 +72,25 @@ simcse_bert = Recipe(
 Name the encoder: --model.folder FOLDER. Published: Spearman 76.25 % over seven sets of similarities.
 """
 
-TEXT = (simcse, moco_text, text_pairs, mlm, simcse_bert)
+_tower = small.model
+assert isinstance(_tower, SmallResNet)
+
+moco_captions = replace(
+    small,
+    name="moco_captions",
+    pretext=Captions(replace(small.pictures.first, scale=(0.5, 1.0), jitter=0.0, gray=0.0), whole=small.pictures.whole),
+    model=TwoTowers(_tower, Transformer(width=_tower.widths[-1], depth=2)),
+    whiten=False,
+    keys=Momentum(0.99, symmetric=True, shuffle=False),  # a text's query has no statistics that a key could leak by
+    dictionary=QueueEach(4096),
+    optimizer=AdamW(lr=6e-4 * 256 / small.batch),
+    steady=True,  # 6e-4 a step whatever the batch: less does not learn
+    checkups=0,
+)
+"""A picture finds its caption among a queue of captions, and a caption its picture among a queue of pictures.
+
+As ALBEF's contrast (arXiv 2107.07651, section 3.2), with the network of ``small`` and a transformer that starts
+from nothing. Views keep their colours, which captions name.
+"""
+
+TEXT = (simcse, moco_text, text_pairs, mlm, simcse_bert, moco_captions)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, NamedTuple, ParamSpec
+from typing import Annotated, ParamSpec
 
 import torch
 from torch import nn
 
 from lookalike.core import dist
-from lookalike.core.checks import Limit, check_limits
+from lookalike.core.checks import POSITIVE, Limit, check_limits
 from lookalike.core.devices import Precision, computes_in_bf16, device, named_precision
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.files import UNFINISHED, write_atomically
@@ -26,7 +25,6 @@ from lookalike.data.text.tokenizer import Tokenizer, texts_of
 from lookalike.learn.labelled import Labelled
 from lookalike.pretext.image import ImageView
 from lookalike.recipes import recipe_of
-from lookalike.recipes.labelled import with_labels
 from lookalike.recipes.modality import TOKENIZER, finder, has_words, held_tokenizer, loader, reads_text, tokenizer_for
 from lookalike.recipes.parts import Backbone, Network, Transform, Transformed
 from lookalike.recipes.recipe import Length, Recipe
@@ -44,46 +42,80 @@ _MANY = 100_000  # examples from which a GPU's default is the paper's recipe
 P = ParamSpec("P")
 
 
-class Request(NamedTuple):
-    """What a person asks of ``pretrain``; ``recipe``, length, ``settings`` and ``init_from`` alone change weights."""
+@dataclass(frozen=True)
+class Request:
+    """Learn from ``data`` without labels into the run folder ``out``, or continue the run that is there.
+
+    ``recipe`` is a name or a value, by default ``small``, or ``moco_v2`` with a GPU and much data. Its length is one of
+    ``minutes``, ``epochs`` and ``steps``. ``model`` is ``"timm:NAME"``, ``"torchvision:NAME"``, a part or an
+    ``nn.Module`` that maps (B, 3, S, S) to (B, F); ``view`` is a part, or a function from a PIL picture to a view, as
+    torchvision's transforms are; ``settings`` sets other fields of the recipe by path, ``{"optimizer.lr": 0.1}``, to a
+    value or its text. The other arguments are as ``lookalike pretrain --help`` has them. Raises UserError.
+    The process keeps the memory that steps free.
+    """
 
     data: Data
-    out: Path
+    out: str | Path
+    _: KW_ONLY
     recipe: str | Recipe | None = None
-    length: Length | None = None
-    settings: Sequence[tuple[str, object]] = ()  # fields of the recipe by path, each with a value or its text
+    minutes: Annotated[float | None, POSITIVE] = None
+    steps: Annotated[int | None, POSITIVE] = None
+    epochs: Annotated[float | None, POSITIVE] = None
+    batch: int | None = None
+    model: str | Backbone | nn.Module | None = None
+    view: ImageView | Transform | None = None
+    settings: Mapping[str, object] = field(default_factory=dict)
     split: str | None = None
+    init_from: str | Path | None = None
     overwrite: bool = False
-    init_from: Path | None = None
-    max_bad: Annotated[float, Limit(0)] = 0.01
+    extend: bool = False  # make the run longer that is there: to so many epochs or steps in all, or by so many minutes
+    supervised: bool = False  # train the recipe's backbone with labels instead
     workers: Annotated[int, Limit(0)] = 2
     memory: Annotated[float, Limit(0)] = 4.0  # GiB
-    save_every: Annotated[int | None, Limit(1)] = None
+    max_bad: Annotated[float, Limit(0)] = 0.01  # share of pictures that may be unreadable
+    save_every: Annotated[int | None, Limit(1)] = None  # steps
     allow_data_change: bool = False
     quiet: bool = False
-    supervised: bool = False  # train the recipe's backbone with labels instead
-    extend: bool = False  # make the run longer that is there: to so many epochs or steps in all, or by so many minutes
+
+    def __post_init__(self) -> None:
+        check_limits(self)
+        if sum(value is not None for value in (self.minutes, self.epochs, self.steps)) > 1:
+            raise UserError("choose one of --minutes, --epochs and --steps")
+
+    @property
+    def folder(self) -> Path:
+        """That of the run."""
+        return Path(self.out)
+
+    @property
+    def length(self) -> Length | None:
+        """The one that is named; None where none is."""
+        length = Length(self.epochs, self.minutes, self.steps)
+        return None if length == Length() else length
 
     def change(self, recipe: Recipe) -> Recipe:
         """``recipe`` with the length and the fields that the person set. Raises UserError."""
-        recipe = recipe if self.length is None else replace(recipe, length=self.length)
-        for path, value in self.settings:
-            if path == "view":
-                recipe = with_view(recipe, value)  # type: ignore[arg-type]
-            elif path == "model" and isinstance(value, nn.Module):
-                recipe = with_network(recipe, value)
-            else:
-                recipe = override(recipe, path, value)
+        recipe = replace(recipe, length=self.length or recipe.length)
+        if self.batch is not None:
+            recipe = override(recipe, "batch", self.batch)
+        if self.model is not None:
+            recipe = with_model(recipe, self.model)
+        if self.view is not None:
+            recipe = with_view(recipe, self.view)
+        for path, value in self.settings.items():
+            recipe = override(recipe, path, value)
         return recipe
 
 
-def with_network(recipe: Recipe, net: nn.Module) -> Recipe:
-    """``recipe`` with a network that was handed over as its backbone. Raises UserError."""
+def with_model(recipe: Recipe, model: str | Backbone | nn.Module) -> Recipe:
+    """``recipe`` with another backbone, which may be a network that was handed over. Raises UserError."""
+    if not isinstance(model, nn.Module):
+        return override(recipe, "model", model)
     if dist.world() > 1:
         raise UserError(
-            "each process has a network of its own, and they must begin alike: register it, @lookalike.part"
+            "under torchrun each process would bring a network of its own: register the part, @lookalike.part"
         )
-    return replace(recipe, model=Network.of(net, recipe.pictures.first.size))
+    return replace(recipe, model=Network.of(model, recipe.pictures.first.size))
 
 
 def with_view(recipe: Recipe, view: ImageView | Transform) -> Recipe:
@@ -93,84 +125,26 @@ def with_view(recipe: Recipe, view: ImageView | Transform) -> Recipe:
     return replace(recipe, pretext=replace(views, first=first, second=None))
 
 
-def pretrain(
-    data: Data,
-    out: str | Path,
-    *,
-    recipe: str | Recipe | None = None,
-    minutes: float | None = None,
-    steps: int | None = None,
-    epochs: float | None = None,
-    batch: int | None = None,
-    model: str | Backbone | nn.Module | None = None,
-    view: ImageView | Transform | None = None,
-    settings: Mapping[str, object] | None = None,
-    split: str | None = None,
-    init_from: str | Path | None = None,
-    overwrite: bool = False,
-    extend: bool = False,
-    supervised: bool = False,
-    workers: int = 2,
-    memory: float = 4.0,
-    max_bad: float = 0.01,
-    save_every: int | None = None,
-    allow_data_change: bool = False,
-    quiet: bool = False,
-) -> Finished:
-    """Learn from ``data`` without labels into the run folder ``out``, or continue the run that is there.
+@dataclass(frozen=True)
+class SupervisedRequest(Request):
+    """Train the backbone of a recipe with labels, to compare with; the arguments are those of ``pretrain``."""
 
-    ``recipe`` is a name or a value, by default ``small``, or ``moco_v2`` with a GPU and much data. Its length is one of
-    ``minutes``, ``epochs`` and ``steps``. ``model`` is ``"timm:NAME"``, ``"torchvision:NAME"``, a part or an
-    ``nn.Module`` that maps (B, 3, S, S) to (B, F); ``view`` is a part, or a function from a PIL picture to a view, as
-    torchvision's transforms are; ``settings`` sets other fields by path, ``{"optimizer.lr": 0.1}``. ``memory`` is in
-    GiB, ``max_bad`` the share of pictures that may be unreadable. The other arguments are those of ``lookalike
-    pretrain``. Raises UserError. The process keeps the memory that steps free.
-    """
-    parts = {"batch": batch, "model": model, "view": view} | dict(settings or {})
-    return carry_out(
-        Request(
-            data=data,
-            out=Path(out),
-            recipe=recipe,
-            length=length_of(minutes, epochs, steps),
-            settings=[(path, value) for path, value in parts.items() if value is not None or path in (settings or {})],
-            split=split,
-            overwrite=overwrite,
-            init_from=Path(init_from) if init_from is not None else None,
-            max_bad=max_bad,
-            workers=workers,
-            memory=memory,
-            save_every=save_every,
-            allow_data_change=allow_data_change,
-            quiet=quiet,
-            supervised=supervised,
-            extend=extend,
-        )
-    )
+    supervised: bool = True
 
 
-def _with_labels(function: Callable[P, Finished]) -> Callable[P, Finished]:
-    """A function of the same arguments that trains with labels."""
+def _as_function(request: Callable[P, Request], name: str) -> Callable[P, Finished]:
+    """A function of the arguments of a request, which carries it out."""
 
-    @wraps(function, assigned=("__module__",))
-    def supervised(*args: P.args, **options: P.kwargs) -> Finished:
-        """Train the backbone of a recipe with labels, to compare with; the arguments are those of ``pretrain``."""
-        return function(*args, **{**options, "supervised": True})  # type: ignore[arg-type]
+    @wraps(request, assigned=("__module__", "__doc__"), updated=())
+    def run(*args: P.args, **options: P.kwargs) -> Finished:
+        return carry_out(request(*args, **options))
 
-    return supervised
-
-
-supervised = _with_labels(pretrain)
+    run.__name__ = run.__qualname__ = name
+    return run
 
 
-def length_of(minutes: float | None = None, epochs: float | None = None, steps: int | None = None) -> Length | None:
-    """The one of the three that is given; None where none is. Raises UserError."""
-    given = [value for value in (minutes, epochs, steps) if value is not None]
-    if len(given) > 1:
-        raise UserError("choose one of --minutes, --epochs and --steps")
-    if not all(0 < value < math.inf for value in given):
-        raise UserError("--minutes, --epochs and --steps must be above 0")
-    return Length(epochs, minutes, steps) if given else None
+pretrain = _as_function(Request, "pretrain")
+supervised = _as_function(SupervisedRequest, "supervised")
 
 
 @isolated()
@@ -180,17 +154,16 @@ def carry_out(request: Request, began: float | None = None) -> Finished:
     Minutes count from ``began``, by the clock ``time.perf_counter``, or from now.
     """
     began = time.perf_counter() if began is None else began
-    check_limits(request)
     with dist.together():
-        dist.on_first_rank(lambda: refuse_foreign(request.out))
+        dist.on_first_rank(lambda: refuse_foreign(request.folder))
         dist.on_first_rank(lambda: refuse_extending(request))
         source = opened_data(request)
         sentences: list[str] = []
         recipe = recipe_for(request, source, sentences.append)
         refuse_unloadable(recipe)
         if request.overwrite:
-            dist.on_first_rank(lambda: make_room(request.out))
-        with opened(request.out) as run, Screen(recipe.name, request.quiet or not dist.first()) as screen:
+            dist.on_first_rank(lambda: make_room(request.folder))
+        with opened(request.folder) as run, Screen(recipe.name, request.quiet or not dist.first()) as screen:
             for sentence in sentences:
                 screen.say(sentence)
             return begin_or_continue(request, recipe, source, run, screen, began)
@@ -219,7 +192,7 @@ def begin_or_continue(
         initialise(Path(request.init_from), recipe, run, reads)
     done = to_the_end(recipe, run, reads, checkup, screen.pulse, request.save_every, clock)
     note_all_bad(run, reads)
-    screen.say(summary(done, request.out))
+    screen.say(summary(done, request.folder))
     return done
 
 
@@ -271,8 +244,8 @@ def refuse_extending(request: Request) -> None:
         raise UserError("--extend makes a run longer and --overwrite starts it again: choose one")
     if request.length is None:
         raise UserError("--extend wants to know how long: --epochs or --steps in all, or --minutes more")
-    if not (request.out / "recipe.json").exists():
-        raise UserError(f"{request.out} holds no run that could be made longer: leave out --extend")
+    if not (request.folder / "recipe.json").exists():
+        raise UserError(f"{request.folder} holds no run that could be made longer: leave out --extend")
 
 
 def recipe_for(request: Request, source: Source, tell: Callable[[str], None] = lambda _: None) -> Recipe:
@@ -281,7 +254,7 @@ def recipe_for(request: Request, source: Source, tell: Callable[[str], None] = l
     recipe = request.recipe or ("moco_v2" if large else "small")
     recipe = recipe if isinstance(recipe, Recipe) else recipe_of(recipe)
     if request.supervised and not isinstance(recipe.keys, Labelled):
-        recipe = with_labels(recipe, len(torch.unique(source.labels)))
+        recipe = recipe.with_labels(len(torch.unique(source.labels)))
     side = 0 if reads_text(recipe) else native_side(source)
     return recipe.fitted(len(source), side, request.change, tell)
 
@@ -309,7 +282,7 @@ def refuse_other(request: Request, recipe: Recipe, recorded: Recipe, source: Sou
     changed = check_data(request, run, source)
     if changed or run.data().get("changed"):
         recipe = adjusted(request, recipe, recorded)
-    check_same(request.out, recorded, at_recorded_length(recipe, recorded, request.extend))
+    check_same(request.folder, recorded, at_recorded_length(recipe, recorded, request.extend))
     if changed:
         run.note(f"goes on with other data: {changed}")
         run.accept(about(request, source) | {"changed": True}, to_table(stamps_of(source)))
@@ -380,7 +353,7 @@ def begin(
     screen.say(
         f"{recipe.name}: {len(source)} examples, {about_steps}{recipe.length.total(len(source) // recipe.batch):,} "
         f"steps of {recipe.batch}{how_long}{processes}, {recipe.contrast()}, {recipe.pretext.shown()}, "
-        f"{recipe.precision}{' (emulated here, slowly: --precision fp32)' if emulated else ''}, into {request.out}"
+        f"{recipe.precision}{' (emulated here, slowly: --precision fp32)' if emulated else ''}, into {request.folder}"
     )
     return recipe, clock
 
