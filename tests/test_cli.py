@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import lookalike
-from lookalike.cli.main import main
+from lookalike.cli.main import VERBS, main
 from lookalike.core.errors import UserError
 from tests.forks import digest
 
@@ -323,6 +323,27 @@ def test_evaluations_of_what_is_no_run_or_has_no_labels(
 def test_debug_shows_where(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown recipe"):
         main(["pretrain", str(pictures), "--out", str(tmp_path / "run"), "--recipe", "none", "--debug"])
+
+
+def test_the_version_a_script_for_completion_and_a_line_for_each_verb(
+    say: Callable[..., Said], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert say("--version") == (0, f"{lookalike.__version__}\n", "")
+    command = [sys.executable, "-m", "lookalike", "--tyro-print-completion", "bash"]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    (tmp_path / "completion.sh").write_text(out)
+    script = f"source {tmp_path / 'completion.sh'} && complete -p lookalike"
+    found = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    assert (found.returncode, found.stderr) == (0, "")
+    for word in ("pretrain", "knn", "--temperature", "--save-every"):
+        assert word in out
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    listed = capsys.readouterr().out
+    assert "--version" in listed
+    assert "--tyro-print-completion" in listed
+    for verb in VERBS:
+        assert listed.count(f"• {verb} ") == 1
 
 
 # The package

@@ -17,7 +17,7 @@ from PIL import Image
 
 from lookalike.cli.main import main
 from lookalike.data.source import Data
-from lookalike.evaluation.compare import Comparison, Outcome, compare, names, starts
+from lookalike.evaluation.compare import Comparison, ModelScores, compare, names, starts
 from lookalike.evaluation.result import Resources, Result
 from lookalike.evaluation.settings import EVALUATIONS, Evaluation, Probe
 from lookalike.metrics.fewshot import interval
@@ -158,7 +158,7 @@ def test_a_new_evaluation_is_one_class_and_an_interrupted_comparison_goes_on(
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=8))
 def test_a_tie_is_a_difference_whose_interval_holds_0(differences: list[float]) -> None:
     found = interval(differences)
-    verdict = Outcome("a", differences, found, found, {}).verdict()
+    verdict = ModelScores("a", differences, found, found, {}).verdict()
     low, high = found.mean - found.half, found.mean + found.half
     assert verdict == ("tie" if low <= 0 <= high else "win" if low > 0 else "loss")
 
@@ -194,7 +194,7 @@ def test_it_says_no(say: Callable[..., Said], pictures: Path, runs: list[str], t
 
 def test_names_of_others_are_no_markup() -> None:
     rows = [
-        Outcome(name, [0.5, 0.6], interval([0.5, 0.6]), interval([0.0, 0.1]), {HOSTILE: interval([1.0, 2.0])})
+        ModelScores(name, [0.5, 0.6], interval([0.5, 0.6]), interval([0.0, 0.1]), {HOSTILE: interval([1.0, 2.0])})
         for name in (HOSTILE, "b")
     ]
     found = Comparison(HOSTILE, HOSTILE, HOSTILE, rows, "b", True, 2, HOSTILE, {HOSTILE: HOSTILE})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +15,8 @@ from torch.nn import functional as F
 
 from lookalike.data.loader import Loader
 from lookalike.data.source import open_source
-from lookalike.evaluation.paper import PaperProbe
+from lookalike.evaluation import paper
+from lookalike.evaluation.settings import Probe
 from lookalike.metrics.clusters import agreement
 from lookalike.metrics.fewshot import by_shares, drawn
 from lookalike.metrics.knn import largest, products
@@ -203,8 +203,8 @@ def test_the_papers_probe_learns_and_leaves_every_byte_of_the_encoder() -> None:
     before = digest(encoder)
     steps: list[tuple[int, int]] = []
     loader = Loader(open_source(Shades(), side=16), workers=0)
-    spec = PaperProbe(epochs=10, lr=1.0, batch=16)
-    probe = spec.fit(encoder, loader, recipe.pretext.crops(), lambda done, total: steps.append((done, total)))
+    spec = Probe(epochs=30, lr=3.0)
+    probe = paper.fit(spec, encoder, loader, recipe.pretext.crops(), lambda done, total: steps.append((done, total)))
     assert digest(encoder) == before
     assert encoder.training
     assert steps[-1] == (30, 30)
@@ -214,15 +214,9 @@ def test_the_papers_probe_learns_and_leaves_every_byte_of_the_encoder() -> None:
         encoder.eval()
         features = torch.cat([encoder.backbone(**view) for view in views])
     assert probe.accuracy(features, loader.source.labels) > 0.9
-    again = spec.fit(encoder, loader, recipe.pretext.crops())
+    again = paper.fit(spec, encoder, loader, recipe.pretext.crops())
     assert torch.equal(again.weight, probe.weight)
 
 
 def canvases(loader: Loader) -> list[Canvases]:
     return [material for _, material in loader.batches([torch.arange(len(loader))])]
-
-
-def test_the_papers_rate_falls_at_three_and_four_fifths_of_the_epochs() -> None:
-    spec = PaperProbe()
-    assert [round(spec.lr * spec.share(epoch), 9) for epoch in (0, 59, 60, 79, 80, 99)] == [30, 30, 3, 3, 0.3, 0.3]
-    assert replace(spec, epochs=10).share(6) == pytest.approx(0.1)

@@ -95,7 +95,7 @@ def test_the_page_shows_what_was_found(say: Say, photos: Path, run: Path, table:
     truth = np.asarray(Image.open(photos / "b" / "05.png"))
     np.testing.assert_allclose(pixels.mean((0, 1)), truth.mean((0, 1)), atol=8)  # JPEG
     assert say(*command, "--run", run)[0] == 0  # the run knows where its pictures were
-    refused(say(*command[:3], "--page", tmp_path / "found.html"), 2, "--page wants the pictures", "--data")
+    refused(say(*command[:3], "--page", tmp_path / "found.html"), 2, "--page needs the pictures", "--data")
     code, _, err = say(*command[:3], "--page", tmp_path / "found.html", "--data", tmp_path / "gone")
     assert (code, err.count("\n")) == (65, 1)
     assert "no page:" in err
@@ -111,7 +111,7 @@ def test_what_cannot_be_searched_is_refused_in_a_line(
     refused(say("search", table, tmp_path / "text.txt", "--run", run), 65, "text.txt: neither a path of the table nor")
     refused(say("search", table, tmp_path / "nobody.png", "--run", run), 65, "No such file")
     refused(say("search", tmp_path / "text.txt", picture), 65, "neither a run nor a table")
-    refused(say("search", table), 2, "name a query")
+    refused(say("search", table), 2, "name at least one query")
     refused(say("search", table, "a/04.png", "--top", 0), 2, "--top")
     shutil.copytree(run, moved := tmp_path / "moved")
     about = json.loads((moved / "environment.json").read_text())

@@ -25,7 +25,7 @@ from lookalike.data.image.decode import Unreadable
 from lookalike.data.image.masks import MOST, decoded, pairs
 from lookalike.evaluation.result import Resources
 from lookalike.evaluation.segment import segmented
-from lookalike.evaluation.segmentation import VOID, Classes, Confusion, crops, cut, mean_loss, photos
+from lookalike.evaluation.segmentation import VOID, Confusion, MaskClasses, crops, cut, mean_loss, photos
 from lookalike.evaluation.settings import Segment
 from lookalike.models.dense import dilated
 from lookalike.models.image import Pixels, SmallResNet, Timm
@@ -75,7 +75,7 @@ def test_mean_intersection_over_union_is_its_definition(seed: int, classes: int,
     ids = random.permutation(20)[: classes + 1]  # the last one was never learned
     table = torch.full((MOST,), VOID)
     table[ids[:classes].tolist()] = torch.arange(classes)
-    confusion = Confusion(Classes(ids[:classes].tolist(), table), (255,))
+    confusion = Confusion(MaskClasses(ids[:classes].tolist(), table), (255,))
     truths, guesses = [], []
     for _ in range(3):
         truth = ids[random.integers(0, classes + 1, (size, 2))]
@@ -210,13 +210,13 @@ def test_void_masks_and_broken_files_are_no_numbers(tmp_path: Path) -> None:
     Image.new("L", (40, 24), 255).save(root / "val" / "masks" / "7.png")
     (root / "train" / "masks" / "2.png").write_bytes(b"no mask")
     (root / "train" / "images" / "3.png").write_bytes(b"no photo")
-    found = segmented(start(), str(root), QUICK, keep=4)
+    found = segmented(QUICK, start(), str(root), HERE)
     assert 0 <= found.scores.miou <= 1
-    assert sum(one.truth.numel() for one, _ in found.seen) == 2 * 24 * 40
+    assert sum(one.truth.numel() for one, _ in found.predictions) == 2 * 24 * 40
     for path in root.glob("*/masks/*"):
         Image.new("L", (40, 24), 255).save(path)
     with pytest.raises(UserError, match="every pixel of the masks is void"):
-        segmented(start(), str(root), QUICK)
+        segmented(QUICK, start(), str(root), HERE)
 
 
 # Where masks come from

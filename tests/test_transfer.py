@@ -22,7 +22,7 @@ from lookalike.core.errors import UserError
 from lookalike.data.annotations.open import learned_and_asked, open_annotated
 from lookalike.data.annotations.record import Annotated
 from lookalike.evaluation.detect import Fitted, fit, untrained
-from lookalike.evaluation.detector import Anchors, Ready, build
+from lookalike.evaluation.detector import Anchors, Padded, build
 from lookalike.evaluation.result import Resources
 from lookalike.evaluation.scenes import Look, detections, in_mirror, looks, picture, truth
 from lookalike.evaluation.settings import Boxes, Detect, Keypoints
@@ -257,7 +257,7 @@ def test_every_layer_learns_and_new_ones_are_normalised_in_groups(
 
 def test_anchors_stand_at_the_true_strides() -> None:
     anchors = Anchors([(8.0,), (16.0,)], [4, 8])
-    images, _ = Ready()([torch.zeros(3, 21, 13), torch.zeros(3, 10, 18)])
+    images, _ = Padded()([torch.zeros(3, 21, 13), torch.zeros(3, 10, 18)])
     assert images.tensors.shape == (2, 3, 21, 18)
     (first, second) = anchors(images, [torch.zeros(2, 1, 6, 5), torch.zeros(2, 1, 3, 3)])
     assert torch.equal(first, second)

@@ -46,4 +46,4 @@ def one_of(verbs: Mapping[str, tuple[Callable[[], Any], Any]], chosen: str | Non
         text = inspect.getdoc(about) or ""
         note = subcommand(name, description=text if full else text.splitlines()[0])
         kinds.append(Annotated[flags() if full else Verb, note])
-    return Union[tuple(kinds)]  # noqa: UP007  (made when it is run)
+    return Union[tuple(kinds)]  # noqa: UP007  (a type that is built at run time)

@@ -60,7 +60,7 @@ def parsed(arguments: Sequence[str]) -> tuple[Verb, list[str]]:
         evaluation_named(below)
     whole = any(argument.startswith("--tyro-") for argument in arguments)  # a script for shell completion
     types = {name: (partial(flags_of, name, below, whole), kind) for name, kind in VERBS.items()}
-    found: tuple[Verb, list[str]] = tyro.cli(
+    command_and_rest: tuple[Verb, list[str]] = tyro.cli(
         one_of(types, verb, whole),
         prog="lookalike",
         description=PROGRAM,
@@ -68,7 +68,7 @@ def parsed(arguments: Sequence[str]) -> tuple[Verb, list[str]]:
         return_unknown_args=True,
         config=(FlagCreatePairsOff,),
     )
-    return found
+    return command_and_rest
 
 
 def ready_streams() -> None:

@@ -271,7 +271,7 @@ def embed(command: Embed) -> int:
 
 
 def search(command: Search) -> int:
-    """Prints what was found, and writes it."""
+    """Prints and writes the hits."""
     refuse_unwritable(command.json)
     refuse_unwritable(command.page)
     if not command.queries:
@@ -280,16 +280,16 @@ def search(command: Search) -> int:
     if command.page and data is None:
         raise UserError(f"--page needs the pictures that {command.where} was made from: name them with --data")
     with Screen("search") as screen:
-        found = searching.search(command.where, command.queries, command.top, command.run, screen.work)
-        for query, hits in zip(command.queries, found):
+        answers = searching.search(command.where, command.queries, command.top, command.run, screen.work)
+        for query, hits in zip(command.queries, answers):
             screen.say(query)
             for hit in hits:
                 screen.say(f"  {hit.cosine:.4f}  {hit.path}")
         if command.page and data is not None:
-            text = hits_page(command.where, command.queries, found, pictures(data, command.queries, found))
+            text = hits_page(command.where, command.queries, answers, pictures(data, command.queries, answers))
             write_atomically(Path(command.page), text.encode("utf-8", "replace"))
             screen.say(f"written: {command.page}")
-    rows = [{"query": query, "hits": [hit._asdict() for hit in hits]} for query, hits in zip(command.queries, found)]
+    rows = [{"query": query, "hits": [hit._asdict() for hit in hits]} for query, hits in zip(command.queries, answers)]
     write_record(command.json, {"found": rows, "where": command.where, "run": command.run})
     return 0
 
@@ -310,7 +310,7 @@ def prepare(command: Prepare) -> int:
 
 
 def doctor(command: Doctor) -> int:
-    """Prints and writes what was found."""
+    """Prints and writes the findings."""
     refuse_unwritable(command.json)
     with Screen("doctor") as screen:
         if command.data is None:
@@ -320,9 +320,9 @@ def doctor(command: Doctor) -> int:
             diagnosis = diagnose(Path(command.data), command.workers)
             record, lines = diagnosis.plain(), diagnosis.lines()
         else:
-            found = examine(command.data, command.split, command.workers, not command.quick, screen.work)
-            record = found.plain()
-            lines = (*found.lines(), *(f"written: {path}" for path in found.write(Path(command.out))))
+            examination = examine(command.data, command.split, command.workers, not command.quick, screen.work)
+            record = examination.plain()
+            lines = (*examination.lines(), *(f"written: {path}" for path in examination.write(Path(command.out))))
         for line in lines:
             screen.say(line)
     write_record(command.json, record)

@@ -24,13 +24,14 @@ from lookalike.evaluation.settings import Evaluation, configured
 from lookalike.learn.labelled import CrossEntropy
 from lookalike.metrics.fewshot import Interval, interval
 from lookalike.recipes.serialize import to_plain
+from lookalike.train.fit import weights_of
 from lookalike.train.run import read_recipe
 from lookalike.train.trained import Trained, load
 
 Numbers = Mapping[str, float]
 
 
-class Outcome(NamedTuple):
+class ModelScores(NamedTuple):
     """Of one model."""
 
     name: str
@@ -64,7 +65,7 @@ class Comparison(NamedTuple):
     task: str
     data: str
     metric: str
-    rows: Sequence[Outcome]
+    rows: Sequence[ModelScores]
     baseline: str
     supervised: bool  # whether the baseline was trained with labels; else it is the untrained network
     trials: int
@@ -173,7 +174,7 @@ def compare(
         raise UserError("compare runs in one process: leave out torchrun")
     say_defaults(spec, say)
     every = starts([str(model) for model in models], weights)
-    plan = Plan(spec, str(data), trials if spec.repeats else 1, metric or spec.metric, Path(out) if out else None)
+    plan = TrialPlan(spec, str(data), trials if spec.repeats else 1, metric or spec.metric, Path(out) if out else None)
     resources, data_mark = Resources(progress, workers=workers), fingerprint_of_data(str(data))
     return judged(plan, {start: plan.measured(start, data_mark, resources, say) for start in every})
 
@@ -186,7 +187,7 @@ def say_defaults(spec: Evaluation, say: Callable[[str], None]) -> None:
         say(f"defaults for trials, other than those of lookalike evaluate {spec.NAME}: {', '.join(words)}")
 
 
-class Plan(NamedTuple):
+class TrialPlan(NamedTuple):
     """What is measured of each model."""
 
     spec: Evaluation
@@ -206,9 +207,9 @@ class Plan(NamedTuple):
             where = f"{start.name}, trial {seed + 1} of {self.trials}"
             mine = replace(resources, progress=named(resources.progress, where), cache=shared)
             trial = replace(self.spec, seed=self.spec.seed + seed) if self.spec.repeats else self.spec  # type: ignore[attr-defined, call-arg]
-            kept, found = self.trial(trial, model, marks | {"settings": trial.settings()}, start.name, mine)
-            say(f"{where}: {self.metric} {found[self.metric]:.2%}{' (kept from before)' if kept else ''}")
-            numbers.append(found)
+            kept, trial_numbers = self.trial(trial, model, marks | {"settings": trial.settings()}, start.name, mine)
+            say(f"{where}: {self.metric} {trial_numbers[self.metric]:.2%}{' (kept from before)' if kept else ''}")
+            numbers.append(trial_numbers)
         return numbers
 
     def trial(
@@ -231,7 +232,7 @@ def named(progress: Progress, where: str) -> Progress:
     return lambda what, done, total: progress(f"{where}: {what}", done, total)
 
 
-def judged(plan: Plan, measured: Mapping[Start, Sequence[Numbers]]) -> Comparison:
+def judged(plan: TrialPlan, measured: Mapping[Start, Sequence[Numbers]]) -> Comparison:
     """The table: each model's mean, and its paired difference from the baseline in words."""
     labelled = [start for start in measured if start.supervised]
     baseline = labelled[0] if labelled else next(iter(measured))
@@ -242,7 +243,7 @@ def judged(plan: Plan, measured: Mapping[Start, Sequence[Numbers]]) -> Compariso
         against = None if start == baseline else interval([a - b for a, b in zip(values, base)])
         common = [name for name in trials[0] if name != plan.metric and all(name in trial for trial in trials)]
         others = {name: interval([trial[name] for trial in trials]) for name in common}
-        rows.append(Outcome(start.title(), values, interval(values), against, others))
+        rows.append(ModelScores(start.title(), values, interval(values), against, others))
     draws = plan.spec.DRAWS if plan.spec.repeats else None
     about = (baseline.title(), bool(labelled), plan.trials, draws, plan.spec.settings())
     return Comparison(plan.spec.NAME, plan.data, plan.metric, rows, *about)
@@ -266,10 +267,8 @@ def kept(file: Path, marks: Mapping[str, Any], metric: str) -> dict[str, float] 
 
 def fingerprint(model: Trained) -> str:
     """Of the weights, and of how pictures are shown to them."""
-    digest = hashlib.sha256(json.dumps(to_plain(model.recipe), sort_keys=True).encode())
-    for name, part in model.encoder.state_dict().items():
-        digest.update(name.encode() + part.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    recipe = json.dumps(to_plain(model.recipe), sort_keys=True)
+    return hashlib.sha256(f"{recipe} {weights_of(model.encoder)}".encode()).hexdigest()
 
 
 def fingerprint_of_data(data: str) -> str:

@@ -71,8 +71,8 @@ def words(metrics: Mapping[str, float]) -> str:
     return ", ".join(parts)
 
 
-def fit(spec: Boxes, model: Trained, learned: Annotated, asked: Annotated, resources: Resources) -> Fitted:
-    """Train a detector from ``model``, which stays as it is, on ``learned``, and test it on ``asked``.
+def fit(spec: Boxes, model: Trained, learned: Annotated, tested: Annotated, resources: Resources) -> Fitted:
+    """Train a detector from ``model``, which stays as it is, on ``learned``, and test it on ``tested``.
 
     A function of its arguments alone. With a folder it is saved there, and the same call goes on where it stopped.
     Metrics are in 0..1. Raises UserError.
@@ -81,20 +81,20 @@ def fit(spec: Boxes, model: Trained, learned: Annotated, asked: Annotated, resou
         raise UserError("--masks needs annotations with outlines, such as COCO's or YOLO's polygons", BAD_DATA)
     keep_freed()
     detector = _Fit(spec, model, learned, resources).run()
-    found, good = _detections(detector, spec, model, asked, resources)
-    pictures = asked.some(good)
-    return Fitted(metrics(spec, pictures, found), pictures, found, len(learned.scenes))
+    results, good = _detections(detector, spec, model, tested, resources)
+    pictures = tested.some(good)
+    return Fitted(metrics(spec, pictures, results), pictures, results, len(learned.scenes))
 
 
-def metrics(spec: Boxes, pictures: Annotated, found: Sequence[Detections]) -> dict[str, float]:
+def metrics(spec: Boxes, pictures: Annotated, results: Sequence[Detections]) -> dict[str, float]:
     """All numbers that ``spec`` asks for, in 0..1: COCO's AP, AP50 and AP75, VOC's AP50 by area, PCK."""
-    table = (pictures.scenes, found, len(pictures.classes))
+    table = (pictures.scenes, results, len(pictures.classes))
     numbers = coco_precision(*table, "bbox") | {"VOC_AP50": voc_precision(*table)}
     if has_masks(spec):
         numbers |= {f"mask_{name}": value for name, value in coco_precision(*table, "segm").items()}
     if isinstance(spec, Keypoints):
         numbers |= {f"keypoint_{name}": value for name, value in coco_precision(*table, "keypoints").items()}
-        numbers |= {"PCK": correct_points(pictures.scenes, found, ALPHA)}
+        numbers |= {"PCK": correct_points(pictures.scenes, results, ALPHA)}
     return numbers
 
 
@@ -189,20 +189,20 @@ def digest(annotated: Annotated) -> str:
 
 @torch.no_grad()
 def _detections(
-    detector: nn.Module, spec: Boxes, model: Trained, asked: Annotated, resources: Resources
+    detector: nn.Module, spec: Boxes, model: Trained, tested: Annotated, resources: Resources
 ) -> tuple[list[Detections], list[int]]:
     """What the detector finds in every picture that can be read, each alone, and the rows of these."""
-    loader = Loader(canvases(asked, spec.long_side), workers=resources.workers, max_bad=1.0)
-    found: list[Detections] = []
+    loader = Loader(canvases(tested, spec.long_side), workers=resources.workers, max_bad=1.0)
+    results: list[Detections] = []
     for chunk, material in loader.batches(torch.split(torch.arange(len(loader)), 32)):
         for row, canvas in zip(chunk.tolist(), moved(material).pixels):
-            scene = asked.scenes[row]
+            scene = tested.scenes[row]
             (look,) = looks(spec, [scene], None)
             (output,) = detector([_shown(model, canvas, look)])
-            found.append(detections(output, scene, look))
-            resources.progress("testing", len(found), len(loader))
+            results.append(detections(output, scene, look))
+            resources.progress("testing", len(results), len(loader))
     good = [row for row in range(len(loader)) if row not in loader.bad_rows]
-    return [found[row] for row in good], good
+    return [results[row] for row in good], good
 
 
 def _shown(model: Trained, canvas: Tensor, look: Look) -> Tensor:

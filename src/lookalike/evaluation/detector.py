@@ -34,7 +34,7 @@ LEVELS = 4  # the coarsest of a backbone that are used, as the paper's C2 to C5
 def build(spec: Boxes, backbone: nn.Module, classes: int, joints: int = 0) -> FasterRCNN:
     """Faster R-CNN (arXiv 1506.01497) on a feature pyramid (arXiv 1612.03144), or on the last stage but one (C4).
 
-    Copies the backbone; the rest has random weights. It takes a list of pictures that are ready, see ``Ready``. Raises
+    Copies the backbone; the rest has random weights. It takes a list of pictures that are ready, see ``Padded``. Raises
     UserError for a backbone that has no pyramid, or does not come apart as C4 needs it.
     """
     levels = pyramid(backbone, spec.grouped)
@@ -42,7 +42,7 @@ def build(spec: Boxes, backbone: nn.Module, classes: int, joints: int = 0) -> Fa
     model = _faster_rcnn(spec, neck, classes)
     for name, module in _heads(spec, neck, classes, joints).items():
         setattr(model.roi_heads, name, module)
-    model.transform = Ready()
+    model.transform = Padded()
     return model
 
 
@@ -177,7 +177,7 @@ class Anchors(AnchorGenerator):  # type: ignore[misc]  # torchvision is not type
         return [every] * len(images.image_sizes)
 
 
-class Ready(nn.Module):
+class Padded(nn.Module):
     """In the place of torchvision's transform: pictures are resized and normalised already, results stay as they are.
 
     Pictures of a batch are padded with 0 to the largest.

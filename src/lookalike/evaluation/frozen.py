@@ -117,14 +117,14 @@ def fewshot(spec: settings.Fewshot, table: Features, resources: Resources) -> Re
 @on_features
 def retrieve(spec: settings.Retrieve, table: Features, resources: Resources) -> Result:
     """Recall and mean average precision."""
-    found = retrieval(*table.table(), spec.at, counting(resources, "sorting", table.facts["queries"]))
+    hits = retrieval(*table.table(), spec.at, counting(resources, "sorting", table.facts["queries"]))
     line = (
-        f"{found.words()}, mean average precision {found.mean_average_precision:.2%} over {found.queries} queries "
+        f"{hits.words()}, mean average precision {hits.mean_average_precision:.2%} over {hits.queries} queries "
         f"in {table.facts['reference']} {table.unit} ({table.where})"
     )
-    numbers = {f"recall_{k}": share for k, share in found.recall.items()}
-    numbers["mean_average_precision"] = found.mean_average_precision
-    return spec.result(numbers, table.facts | {"asked": found.queries}, [line])
+    numbers = {f"recall_{k}": share for k, share in hits.recall.items()}
+    numbers["mean_average_precision"] = hits.mean_average_precision
+    return spec.result(numbers, table.facts | {"asked": hits.queries}, [line])
 
 
 @on_features

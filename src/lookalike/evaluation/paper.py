@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from lookalike.data.source import Data, Source
 from lookalike.evaluation import settings
 from lookalike.evaluation.lines import say_missing
 from lookalike.evaluation.result import Resources, Result
+from lookalike.learn.optim import Steps
 from lookalike.metrics.fewshot import drawn
 from lookalike.metrics.probe import LinearClassifier
 from lookalike.models.encoder import Encoder
@@ -25,6 +27,10 @@ from lookalike.models.features import evaluating, raw
 from lookalike.pretext.image import ImageView
 from lookalike.recipes.modality import refuse_text
 from lookalike.train.trained import Trained, labelled_parts, readable
+
+_BATCH, _MOMENTUM = 256, 0.9
+_SCHEDULE = Steps((0.6, 0.8))
+_AREA = (0.08, 1.0)  # of the crops
 
 
 def probe(spec: settings.Probe, model: Trained, data: Data, resources: Resources) -> Result:
@@ -37,11 +43,8 @@ def probe(spec: settings.Probe, model: Trained, data: Data, resources: Resources
         reference = Rows(reference, drawn(reference.labels, spec.share, spec.seed))
     say_missing(reference.labels, query.labels, resources)
     loaders = [loader_of(source, model, resources.workers) for source in (reference, query)]
-    sgd = PaperProbe(spec.epochs, spec.lr, seed=spec.seed)
-    view = model.recipe.pictures.crops()
-    classifier = sgd.fit(
-        model.encoder, loaders[0], view, lambda done, total: resources.progress("probing", done, total)
-    )
+    view, progress = model.recipe.pictures.crops(), partial(resources.progress, "probing")
+    classifier = fit(spec, model.encoder, loaders[0], view, progress)
     features = raw(model.encoder, model.views(loaders[1], torch.arange(len(query)))).cpu()
     good = torch.tensor(readable(loaders[1]))
     accuracy = classifier.accuracy(features[good], query.labels[good])
@@ -58,60 +61,50 @@ def loader_of(source: Source, model: Trained, workers: int | None) -> Loader:
     return Loader(source.at(model.recipe.canvas), workers=workers, max_bad=1.0)
 
 
-@dataclass(frozen=True)
-class PaperProbe:
+@full_precision()
+def fit(
+    spec: settings.Probe,
+    encoder: Encoder,
+    loader: Loader,
+    view: ImageView,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> LinearClassifier:
     """One linear layer on the backbone's output in evaluation mode, by SGD on random crops and mirror images.
 
-    ``lr`` is for 256 examples; it is a tenth from three fifths of the epochs on, and a hundredth from four fifths on.
+    To the labelled pictures of ``loader``, in whole batches; nothing of ``encoder`` changes. The rate is a tenth from
+    three fifths of the epochs on, and a hundredth from four fifths on.
     """
+    classes, numbers = torch.unique(loader.source.labels, return_inverse=True)
+    order = Order(len(loader), min(_BATCH, len(loader)), spec.seed)
+    total = spec.epochs * order.steps_per_epoch
+    layer, optimizer = None, None
+    for step, (rows, features) in enumerate(_batches(encoder, loader, replace(view, scale=_AREA), order, total)):
+        if layer is None or optimizer is None:
+            layer = started(features.shape[1], len(classes), spec.seed).to(features.device)
+            optimizer = torch.optim.SGD(layer.parameters(), spec.lr, _MOMENTUM)
+        for group in optimizer.param_groups:
+            group["lr"] = spec.lr * order.batch / 256 * _SCHEDULE.share(order.epoch(step) / spec.epochs)
+        good = torch.tensor([row not in loader.bad_rows for row in rows.tolist()])  # another stands in its place
+        optimizer.zero_grad()
+        logits = layer(features[good.to(features.device)])
+        loss = F.cross_entropy(logits, numbers[rows[good]].to(logits.device))
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        progress(step + 1, total)
+    assert layer is not None
+    weight, bias = layer.weight.detach().cpu().double(), layer.bias.detach().cpu().double()
+    return LinearClassifier(classes, weight, bias, 0.0)
 
-    epochs: int = 100
-    lr: float = 30.0
-    batch: int = 256
-    momentum: float = 0.9
-    scale: tuple[float, float] = (0.08, 1.0)  # area of the crops
-    seed: int = 0
 
-    @full_precision()
-    def fit(
-        self, encoder: Encoder, loader: Loader, view: ImageView, progress: Callable[[int, int], None] = lambda *_: None
-    ) -> LinearClassifier:
-        """To the labelled pictures of ``loader``; nothing of ``encoder`` changes. Whole batches alone, each epoch."""
-        classes, numbers = torch.unique(loader.source.labels, return_inverse=True)
-        order = Order(len(loader), min(self.batch, len(loader)), self.seed)
-        total = self.epochs * order.steps_per_epoch
-        layer, optimizer = None, None
-        for step, (rows, features) in enumerate(self._batches(encoder, loader, view, order, total)):
-            if layer is None or optimizer is None:
-                layer = started(features.shape[1], len(classes), self.seed).to(features.device)
-                optimizer = torch.optim.SGD(layer.parameters(), self.lr, self.momentum)
-            for group in optimizer.param_groups:
-                group["lr"] = self.lr * order.batch / 256 * self.share(order.epoch(step))
-            good = torch.tensor([row not in loader.bad_rows for row in rows.tolist()])  # another stands in its place
-            optimizer.zero_grad()
-            logits = layer(features[good.to(features.device)])
-            loss = F.cross_entropy(logits, numbers[rows[good]].to(logits.device))
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            progress(step + 1, total)
-        assert layer is not None
-        weight, bias = layer.weight.detach().cpu().double(), layer.bias.detach().cpu().double()
-        return LinearClassifier(classes, weight, bias, 0.0)
-
-    def share(self, epoch: int) -> float:
-        """Of the learning rate."""
-        return 0.1 ** ((epoch >= 0.6 * self.epochs) + (epoch >= 0.8 * self.epochs))
-
-    def _batches(
-        self, encoder: Encoder, loader: Loader, view: ImageView, order: Order, total: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows (B,) and their features (B, F), which other crops change in every epoch."""
-        view = replace(view, scale=self.scale)
-        for step, (rows, canvases) in enumerate(loader.batches(order.rows(step) for step in range(total))):
-            crops = view(moved(canvases), rows, self.seed, order.epoch(step), 0)
-            with evaluating(encoder):
-                features = encoder.raw(**crops).float()
-            yield rows, features.clone()  # no tensor of inference takes part in training
+def _batches(
+    encoder: Encoder, loader: Loader, view: ImageView, order: Order, total: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows (B,) and their features (B, F), which other crops change in every epoch."""
+    for step, (rows, canvases) in enumerate(loader.batches(order.rows(step) for step in range(total))):
+        crops = view(moved(canvases), rows, order.seed, order.epoch(step), 0)
+        with evaluating(encoder):
+            features = encoder.raw(**crops).float()
+        yield rows, features.clone()  # no tensor of inference takes part in training
 
 
 def started(features: int, classes: int, seed: int) -> nn.Linear:

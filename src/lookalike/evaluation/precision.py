@@ -1,8 +1,8 @@
-"""How well boxes, masks and points were found: average precision as COCO and Pascal VOC define it, and PCK."""
+"""How well boxes, masks and points match annotations: average precision as COCO and Pascal VOC define it, and PCK."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +18,7 @@ Kind = Literal["bbox", "segm", "keypoints"]
 _COCO_POINTS = (26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89)
 """How far people who annotate differ, in thousandths of the root of the area, for COCO's 17 points."""
 
-OVERLAP = 0.5  # of a box that was found with the one that it is counted for
+OVERLAP = 0.5  # of a detected box with the object that it counts for
 
 
 def tools() -> Any:
@@ -85,19 +85,23 @@ def _plain(scenes: Sequence[Scene], classes: int) -> dict[str, Any]:
     }
 
 
-def _results(i: int, scene: Scene, found: Detections, kind: Kind) -> list[dict[str, Any]]:
-    """What was found in one picture, as COCO's tools take it."""
-    masks = pasted(found, scene.height, scene.width) if kind == "segm" else None
+def _results(i: int, scene: Scene, result: Detections, kind: Kind) -> list[dict[str, Any]]:
+    """The detections of one picture, as COCO's tools take it."""
+    masks = pasted(result, scene.height, scene.width) if kind == "segm" else None
     rows = []
-    for j in range(len(found.scores)):
-        one: dict[str, Any] = {"image_id": i, "category_id": int(found.labels[j]) + 1, "score": float(found.scores[j])}
+    for j in range(len(result.scores)):
+        one: dict[str, Any] = {
+            "image_id": i,
+            "category_id": int(result.labels[j]) + 1,
+            "score": float(result.scores[j]),
+        }
         if masks is not None:
             one["segmentation"] = tools().mask.encode(np.asfortranarray(masks[j], dtype=np.uint8))
         elif kind == "keypoints":
-            assert found.points is not None
-            one["keypoints"] = found.points[j].reshape(-1).tolist()
+            assert result.points is not None
+            one["keypoints"] = result.points[j].reshape(-1).tolist()
         else:
-            one["bbox"] = _sides(found.boxes[j])
+            one["bbox"] = _sides(result.boxes[j])
         rows.append(one)
     return rows
 
@@ -112,12 +116,10 @@ def _corners(box: Numbers) -> list[float]:
     return [left, top, right, top, right, bottom, left, bottom]
 
 
-def voc_precision(
-    scenes: Sequence[Scene], detections: Sequence[Detections], classes: int, points: int | None = None
-) -> float:
+def voc_precision(scenes: Sequence[Scene], detections: Sequence[Detections], classes: int) -> float:
     """Pascal VOC's AP50: the mean over the classes that ``scenes`` have of ``average_precision``.
 
-    A box that was found counts for the object that it overlaps most, once; on one that is ignored, or a crowd, it
+    A detected box counts for the object that it overlaps most, once; on one that is ignored, or a crowd, it
     counts for nothing.
     """
     every = []
@@ -131,7 +133,7 @@ def voc_precision(
             hits.append(_hits(scene.boxes[mine], hard, one.boxes[theirs][order]))
             scores.append(one.scores[theirs][order])
         if total:
-            every.append(average_precision(np.concatenate(hits), np.concatenate(scores), total, points))
+            every.append(average_precision(np.concatenate(hits), np.concatenate(scores), total))
     return float(np.mean(every)) if every else 0.0
 
 
@@ -148,20 +150,18 @@ def _hits(truth: Numbers, hard: npt.NDArray[np.bool_], boxes: Numbers) -> Number
     return hits
 
 
-def average_precision(hits: Numbers, scores: Numbers, total: int, points: int | None = None) -> float:
-    """The area under precision, made monotone, over recall, as VOC has it from 2010 on; with ``points`` (11 in VOC
-    2007) the mean of precision at so many recalls. ``hits`` (M,) are 1, 0 or NaN, which is not counted.
+def average_precision(hits: Numbers, scores: Numbers, total: int) -> float:
+    """The area under precision, made monotone, over recall, as VOC has it from 2010 on.
+
+    ``hits`` (M,) are 1, 0 or NaN, which is not counted.
     """
     counted = ~np.isnan(hits)
     right = hits[counted][np.argsort(-scores[counted], kind="stable")]
-    found = np.cumsum(right)
-    recall = np.concatenate([[0.0], found / total])
-    precision = np.concatenate([found / np.arange(1, len(right) + 1), [0.0]])
+    hit = np.cumsum(right)
+    recall = np.concatenate([[0.0], hit / total])
+    precision = np.concatenate([hit / np.arange(1, len(right) + 1), [0.0]])
     precision = np.maximum.accumulate(precision[::-1])[::-1]  # at entry i: for a recall of i + 1 boxes or more
-    if points is None:
-        return float((np.diff(recall) * precision[:-1]).sum())
-    first = np.searchsorted(recall[1:], np.linspace(0, 1, points), side="left")
-    return float(precision[first].mean())
+    return float((np.diff(recall) * precision[:-1]).sum())
 
 
 def overlaps(a: Numbers, b: Numbers) -> Numbers:
@@ -172,17 +172,12 @@ def overlaps(a: Numbers, b: Numbers) -> Numbers:
     return np.asarray(shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-12))
 
 
-def correct_points(
-    scenes: Sequence[Scene],
-    detections: Sequence[Detections],
-    alpha: float = 0.2,
-    size: Callable[[Numbers], float] | None = None,
-) -> float:
+def correct_points(scenes: Sequence[Scene], detections: Sequence[Detections], alpha: float = 0.2) -> float:
     """PCK: the share of known points that were found within ``alpha`` of the size of their object.
 
-    The size is the longer side of the extent of its known points (Yang & Ramanan 2013), unless ``size`` tells it from
-    the points (K, 3). The boxes that were found, the surest first, are each counted for the object that they overlap
-    most and that has none yet; the points of an object without one are not found. 0 where no point is known.
+    The size is the longer side of the extent of its known points (Yang & Ramanan 2013). The detected boxes, the surest
+    first, are each counted for the object that they overlap most and that has none yet; the points of an object without
+    one are not found. 0 where no point is known.
     """
     right = known = 0
     for scene, one in zip(scenes, detections):
@@ -193,7 +188,7 @@ def correct_points(
             visible = points[:, 2] > 0
             known += int(visible.sum())
             if j is not None and one.points is not None:
-                reach = alpha * (size(points) if size else extent(points))
+                reach = alpha * extent(points)
                 away = np.linalg.norm(one.points[j, :, :2] - points[:, :2], axis=1)
                 right += int((away[visible] <= reach).sum())
     return right / known if known else 0.0
@@ -212,5 +207,5 @@ def matched(truth: Numbers, boxes: Numbers) -> list[int | None]:
 
 def extent(points: Numbers) -> float:
     """The longer side of what the known points (K, 3) reach over, at least a pixel."""
-    seen = points[points[:, 2] > 0, :2]
-    return max(1.0, float((seen.max(0) - seen.min(0)).max()))
+    known = points[points[:, 2] > 0, :2]
+    return max(1.0, float((known.max(0) - known.min(0)).max()))

@@ -11,7 +11,7 @@ from lookalike.data.image.masks import Scenes, pairs
 from lookalike.data.source import Data
 from lookalike.evaluation import settings
 from lookalike.evaluation.result import Resources, Result
-from lookalike.evaluation.segmentation import Classes, Confusion, Prediction, Scores, guesses, learning
+from lookalike.evaluation.segmentation import Confusion, MaskClasses, Prediction, Scores, guesses, learning
 from lookalike.train.fit import Fit, carried_out, weights_of
 from lookalike.train.trained import Trained
 
@@ -23,11 +23,11 @@ class Segmented(NamedTuple):
     """What was measured, on how much, and some predictions."""
 
     scores: Scores
-    classes: Classes
+    classes: MaskClasses
     reference: int
     queries: int
     unmasked: list[str]  # photos without a mask, which are left out
-    seen: list[tuple[Prediction, Example]]  # with their photos
+    predictions: list[tuple[Prediction, Example]]  # with their photos
 
 
 def segment(spec: settings.Segment, model: Trained, data: Data, resources: Resources) -> Result:
@@ -51,7 +51,7 @@ def segmented(spec: settings.Segment, model: Trained, data: Data, resources: Res
     With a folder the fit is kept there, and the same call goes on where it was stopped. Raises UserError.
     """
     scenes, view, progress = pairs(str(data)), model.recipe.pictures.first, resources.progress
-    classes = Classes.of(scenes.reference, spec.void, partial(progress, "reading masks"))
+    classes = MaskClasses.of(scenes.reference, spec.void, partial(progress, "reading masks"))
     learns = learning(spec, model.encoder, scenes.reference, classes, view)
     start, masks = weights_of(model.encoder.backbone), digest(scenes.reference, classes)
     marks = spec.settings() | {"start": start, "data": masks}
@@ -66,7 +66,7 @@ def segmented(spec: settings.Segment, model: Trained, data: Data, resources: Res
     return Segmented(confusion.scores(), classes, *counts, scenes.unmasked, shown)
 
 
-def digest(scenes: Scenes, classes: Classes) -> str:
+def digest(scenes: Scenes, classes: MaskClasses) -> str:
     """Of the photos and masks that are learned from, by name, and of what the masks hold."""
     names = repr((list(scenes.source.paths), list(scenes.masks), classes.ids))
     return hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()

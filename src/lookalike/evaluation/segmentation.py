@@ -43,14 +43,14 @@ def rate(spec: Segment, step: int) -> float:
     return spec.lr * math.prod(0.1 for drop in spec.drops if step >= drop * spec.steps)
 
 
-class Classes(NamedTuple):
+class MaskClasses(NamedTuple):
     """The numbers that masks use, in the order in which they were met: what they are called decides nothing."""
 
     ids: list[int]
     table: Tensor  # (MOST,) from a number in a mask to that of a class, VOID for others
 
     @classmethod
-    def of(cls, scenes: Scenes, void: tuple[int, ...], progress: Callable[[int, int], None]) -> Classes:
+    def of(cls, scenes: Scenes, void: tuple[int, ...], progress: Callable[[int, int], None]) -> MaskClasses:
         """Those of masks that can be read."""
         ids: list[int] = []
         for row in range(len(scenes)):
@@ -106,7 +106,7 @@ class Learning(NamedTuple):
     model: Segmenter
     optimizer: torch.optim.Optimizer
     scenes: Scenes
-    classes: Classes
+    classes: MaskClasses
     view: ImageView
     precision: Precision
 
@@ -138,7 +138,7 @@ class Learning(NamedTuple):
         return float(loss.detach())
 
 
-def learning(spec: Segment, encoder: Encoder, scenes: Scenes, classes: Classes, view: ImageView) -> Learning:
+def learning(spec: Segment, encoder: Encoder, scenes: Scenes, classes: MaskClasses, view: ImageView) -> Learning:
     """From ``encoder``, of which nothing changes; raises UserError."""
     if not classes.ids:
         raise UserError("every pixel of the masks is void: there is no class to learn; see --void", BAD_DATA)
@@ -201,7 +201,7 @@ def guesses(
     spec: Segment,
     model: Segmenter,
     scenes: Scenes,
-    classes: Classes,
+    classes: MaskClasses,
     view: ImageView,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Iterator[Prediction]:
@@ -231,7 +231,7 @@ def whole(canvases: Canvases, size: int, view: ImageView) -> Tensor:
 class Confusion:
     """How many pixels of each number in masks were given each class."""
 
-    def __init__(self, classes: Classes, void: tuple[int, ...]) -> None:
+    def __init__(self, classes: MaskClasses, void: tuple[int, ...]) -> None:
         self.classes, self.counts = classes, torch.zeros(MOST, len(classes.ids), dtype=torch.long)
         self._counted = torch.ones(MOST, dtype=torch.bool)
         self._counted[list(void)] = False

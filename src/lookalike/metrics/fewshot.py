@@ -77,10 +77,10 @@ def drawn(labels: Tensor, share: float, seed: int) -> Tensor:
 
 def interval(values: list[float]) -> Interval:
     """Mean and 95 % interval of independent draws, by Student's t."""
-    found = torch.tensor(values, dtype=torch.float64)
+    numbers = torch.tensor(values, dtype=torch.float64)
     if len(values) < 2:
-        return Interval(float(found.mean()), math.nan)
-    return Interval(float(found.mean()), _student(len(values) - 1) * float(found.std()) / math.sqrt(len(values)))
+        return Interval(float(numbers.mean()), math.nan)
+    return Interval(float(numbers.mean()), _student(len(values) - 1) * float(numbers.std()) / math.sqrt(len(values)))
 
 
 def _student(freedom: int) -> float:

@@ -67,8 +67,8 @@ def largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         values, columns = scores.topk(k, sorted=False)
         return values, columns
     maxima = scores[:, : groups * _GROUP].view(rows, _GROUP, groups).amax(1)
-    found = largest(maxima, k)[1]
-    inside = (found[:, None] + groups * torch.arange(_GROUP, device=scores.device)[:, None]).flatten(1)
+    groups_of_best = largest(maxima, k)[1]
+    inside = (groups_of_best[:, None] + groups * torch.arange(_GROUP, device=scores.device)[:, None]).flatten(1)
     left = torch.arange(groups * _GROUP, count, device=scores.device).expand(rows, -1)
     columns = torch.cat([inside, left], 1)
     values, chosen = scores.gather(1, columns).topk(k, sorted=False)

@@ -62,12 +62,12 @@ class LinearProbe:
         part = folds(labels, self.seed)
         right = dict.fromkeys(self.decays, 0.0)
         for fold in range(1 if len(labels) >= _MANY else 5):
-            fit, held = part != fold, part == fold
-            if not bool(held.any()) or not bool(fit.any()):
+            fit, held_out = part != fold, part == fold
+            if not bool(held_out.any()) or not bool(fit.any()):
                 continue
             for decay in self.decays:
-                found = self.at(decay, reference[fit], labels[fit]).predict(reference[held])
-                right[decay] += float((found == labels[held]).sum())
+                guesses = self.at(decay, reference[fit], labels[fit]).predict(reference[held_out])
+                right[decay] += float((guesses == labels[held_out]).sum())
         return max(self.decays, key=lambda decay: right[decay])
 
     @full_precision()

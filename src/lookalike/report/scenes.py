@@ -43,7 +43,7 @@ def seen(found: Segmented) -> Sequence[tuple[str, Image.Image, npt.NDArray[np.in
     """Path, photo, and the numbers of mask and guess as masks have them."""
     ids = np.array(found.classes.ids)
     rows = []
-    for one, example in found.seen:
+    for one, example in found.predictions:
         photo = upright(example.pixels, example.height, example.width, _SIDE)
         rows.append((example.path, photo, one.truth.numpy(), ids[one.guess.numpy()]))
     return rows

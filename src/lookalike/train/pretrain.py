@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from lookalike.core import dist
-from lookalike.core.checks import POSITIVE, Limit, check_limits
+from lookalike.core.checks import Limit, check_limits
 from lookalike.core.devices import Precision, computes_in_bf16, device, named_precision
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.files import UNFINISHED, write_atomically
@@ -58,9 +59,9 @@ class Request:
     out: str | Path
     _: KW_ONLY
     recipe: str | Recipe | None = None
-    minutes: Annotated[float | None, POSITIVE] = None
-    steps: Annotated[int | None, POSITIVE] = None
-    epochs: Annotated[float | None, POSITIVE] = None
+    minutes: float | None = None
+    steps: int | None = None
+    epochs: float | None = None
     batch: int | None = None
     model: str | Backbone | nn.Module | None = None
     view: ImageView | Transform | None = None
@@ -79,8 +80,11 @@ class Request:
 
     def __post_init__(self) -> None:
         check_limits(self)
-        if sum(value is not None for value in (self.minutes, self.epochs, self.steps)) > 1:
+        lengths = [value for value in (self.minutes, self.epochs, self.steps) if value is not None]
+        if len(lengths) > 1:
             raise UserError("choose one of --minutes, --epochs and --steps")
+        if not all(0 < value < math.inf for value in lengths):
+            raise UserError("--minutes, --epochs and --steps must be above 0")
 
     @property
     def folder(self) -> Path:
