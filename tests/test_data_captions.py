@@ -152,7 +152,7 @@ def test_what_makes_no_sense_is_refused_in_words() -> None:
     for recipe, words in {
         replace(small, pretext=captions.pretext): "two towers",
         replace(small, model=captions.model): "two towers",
-        replace(small, dictionary=captions.dictionary): "a queue for each direction wants two",
+        replace(small, dictionary=captions.dictionary): "a queue for each direction needs two",
     }.items():
         assert words in (meaningless(recipe) or "")
     with pytest.raises(UserError, match=r"model\.text\.width 64 must be"):

@@ -544,7 +544,7 @@ def test_the_momentum_of_keys_that_rises_counts_by_the_length_of_its_step() -> N
     assert [length.total_at(3, step) for step in (1, 6, 7, 9, 10, 11)] == [6, 6, 12, 12, 11, 11]
     assert length.total(3) == 11
     assert Length(epochs=2.0, stages=(Stage(4, 9),)).total_at(3, 4) == 6
-    assert length.asked == Length(steps=6)
+    assert length.original == Length(steps=6)
 
 
 def test_epochs_are_all_and_minutes_are_more(tmp_path: Path) -> None:

@@ -136,13 +136,13 @@ _transforms: dict[str, Transform] = {}
 class Transformed(ImageView):
     """A view that a function of a person's own makes of a picture; evaluations see whole pictures, as ever."""
 
-    transform: str = ""  # what it says of itself
+    transform: str = ""  # what the function is called
 
     @classmethod
     def of(cls, transform: Transform, like: ImageView) -> Transformed:
         """Keep ``transform`` for what follows, after a look at the size of its views. Raises UserError."""
-        said = repr(transform)
-        name = said if " at 0x" not in said else getattr(transform, "__qualname__", type(transform).__qualname__)
+        name = repr(transform)  # what a transform says of itself, or where that is an address, what it is called
+        name = getattr(transform, "__qualname__", type(transform).__qualname__) if " at 0x" in name else name
         _transforms[name] = transform
         with _generators():
             shape = tuple(cls(transform=name)._view(Image.new("RGB", (256, 192), (100, 120, 140)), 0).shape)
@@ -155,14 +155,14 @@ class Transformed(ImageView):
     def views(self, canvases: Canvases, rows: Tensor, seed: int, epoch: int, numbers: Sequence[int]) -> list[View]:
         """The views of these numbers: what is random in each is a function of seed, epoch, row and number."""
         pictures = [_picture(pixels, size) for pixels, size in zip(canvases.pixels.cpu(), canvases.sizes.tolist())]
-        made = []
+        views: list[View] = []
         with _generators():
             for number in numbers:
                 seeds = [hashed(seed, epoch, row, number) for row in rows.tolist()]
                 planes = torch.stack([self._view(picture, each) for picture, each in zip(pictures, seeds)], 1)
                 view = ops.normalised(planes, self.mean, self.std).permute(0, 3, 1, 2)
-                made.append({"pixels": view.to(canvases.pixels.device)})
-        return made
+                views.append({"pixels": view.to(canvases.pixels.device)})
+        return views
 
     def _view(self, picture: Image.Image, seed: int) -> Tensor:
         """(3, S, S) from 0 to 1, as torch, numpy and random draw from ``seed``."""

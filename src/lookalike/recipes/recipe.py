@@ -45,7 +45,7 @@ class Stage:
 
     after: int
     total: int
-    minutes: float | None = None  # by how many it was made longer, where minutes were asked for
+    minutes: float | None = None  # by how many it was made longer, if it was by minutes
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ class Length:
         return next((stage.minutes for stage in reversed(self.stages) if stage.minutes is not None), None)
 
     @property
-    def asked(self) -> Length:
-        """What the run was asked to be when it began."""
+    def original(self) -> Length:
+        """As the person set it when the run began."""
         return Length(minutes=self.minutes) if self.minutes is not None else replace(self, stages=())
 
 
@@ -97,7 +97,7 @@ def unchanged(recipe: Recipe) -> Recipe:
 
 
 def silent(sentence: str) -> None:
-    """Nobody is told."""
+    """Tells nobody."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class Recipe:
 
     @property
     def pictures(self) -> TwoViews:
-        """The pretext of a recipe for pictures; raises UserError for another, which what asks is not made for."""
+        """The pretext of a recipe for pictures; raises UserError for another."""
         if not isinstance(self.pretext, TwoViews):
             raise UserError(f"{self.name} makes no two views of a picture, and this is made for pictures")
         return self.pretext
@@ -305,7 +305,7 @@ def _of_kinds(recipe: Recipe) -> dict[str, bool]:
         "a picture and its caption go through two towers, which are for nothing else: model is TwoTowers": (
             isinstance(pretext, Captions) != isinstance(model, TwoTowers)
         ),
-        "a queue for each direction wants two: keys are Momentum, and symmetric": (
+        "a queue for each direction needs two directions: keys must be Momentum, and symmetric": (
             isinstance(recipe.dictionary, QueueEach) and recipe.keys.directions != 2
         ),
         "the two moments lie pretext.near to pretext.far seconds apart, from 0 on and the second not below the first": (
@@ -328,7 +328,7 @@ def _of_hidden(recipe: Recipe) -> dict[str, bool]:
         "words are named where tokens are hidden, alone: Cloze, a Transformer, Words and Alone belong together": (
             any(words) and not (all(words) and isinstance(recipe.model, Transformer) and alone)
         ),
-        "a decoder paints what is hidden, and nothing is: the pretext must be Masked, its share more": (
+        "a decoder paints what is hidden, and nothing is: the pretext must be Masked, with a larger share": (
             isinstance(decoder, Decoder) and not (isinstance(pretext, Masked) and pretext.seen() < pretext.patches())
         ),
         "without keys a decoder teaches alone: the head is MLP(()), with no predictor, and InBatch stores nothing": (

@@ -69,7 +69,7 @@ class Request:
     split: str | None = None
     init_from: str | Path | None = None
     overwrite: bool = False
-    extend: bool = False  # make the run longer that is there: to so many epochs or steps in all, or by so many minutes
+    extend: bool = False  # make an existing run longer: to so many epochs or steps in all, or by so many minutes
     supervised: bool = False  # train the recipe's backbone with labels instead
     workers: Annotated[int, Limit(0)] = 2
     memory: Annotated[float, Limit(0)] = 4.0  # GiB
@@ -129,7 +129,7 @@ def with_view(recipe: Recipe, view: ImageView | Transform) -> Recipe:
     return replace(recipe, pretext=replace(views, first=first, second=None))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SupervisedRequest(Request):
     """Train the backbone of a recipe with labels, to compare with; the arguments are those of ``pretrain``."""
 
@@ -201,7 +201,7 @@ def begin_or_continue(
 
 
 def opened_data(request: Request) -> Source:
-    """What to train on; labels are those of the reference part alone, since evaluations ask the others."""
+    """What to train on; with labels the reference part alone, since evaluations test on the other."""
     find = finder(request.recipe)
     if request.split is not None or not request.supervised:
         source = open_source(request.data, request.split, find=find)
@@ -211,7 +211,7 @@ def opened_data(request: Request) -> Source:
 
 
 def make_room(out: Path) -> None:
-    """Move an old run aside, but not while somebody trains there."""
+    """Move an old run aside, but not while another process trains it."""
     if (out / "recipe.json").exists():
         with Run(out):
             pass
@@ -241,7 +241,7 @@ def refuse_foreign(out: Path) -> None:
 
 
 def refuse_extending(request: Request) -> None:
-    """Only a run that is there is made longer, by a length that is named."""
+    """Raise UserError for what cannot be extended: no run, or by no length."""
     if not request.extend:
         return
     if request.overwrite:
@@ -304,7 +304,7 @@ def adjusted(request: Request, recipe: Recipe, recorded: Recipe) -> Recipe:
 
 def at_recorded_length(recipe: Recipe, recorded: Recipe, extend: bool = False) -> Recipe:
     """``recipe`` at the length that the run has, if its own is the one that the run began with, or is to grow."""
-    if extend or recipe.length in (recorded.length.asked, replace(recorded.length, stages=())):
+    if extend or recipe.length in (recorded.length.original, replace(recorded.length, stages=())):
         return replace(recipe, length=recorded.length)
     return recipe
 
