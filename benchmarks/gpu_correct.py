@@ -171,7 +171,7 @@ def material(name: str, folder: Path) -> tuple[Recipe, Loads]:
     """A small recipe, and a reader of data for it."""
     data = data_for(name, folder)
     source = data if isinstance(data, Arrays) else open_source(data, find=modality_of(name).find)
-    recipe = RECIPES[name](len(source), SIDE)
+    recipe = RECIPES[name].fitted(len(source), SIDE)
     batch = min(recipe.batch, BATCH if name != "video_moco_clips" else 16)
     recipe = replace(recipe, batch=batch, group=min(recipe.group, batch // 4), checkups=0).fitted(len(source))
     tokenizer = new_tokenizer(recipe, source) if modality_of(recipe).tokenizes else None
@@ -225,7 +225,7 @@ def views(records: Records, gpu: str, deadline: float, toy: bool) -> None:
     """The views of a batch on both, at the size of ImageNet, and what is left of it in a copy of the values."""
     count = 8 if toy else 64
     for name in ("small",) if toy else ("moco_v1", "moco_v2", "moco_v3", "simclr"):
-        recipe = RECIPES[name](1 << 20, 32 if toy else 224)
+        recipe = RECIPES[name].fitted(1 << 20, 32 if toy else 224)
         side = recipe.canvas
         source = Arrays(photos(count, side, side), None, [])
         reads = loader(recipe, source, None, workers=0)

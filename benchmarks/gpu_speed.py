@@ -246,7 +246,7 @@ def measured(recipe: Recipe, loader: Loader, plan: Plan) -> Found:
 
 def published(name: str, batch: int, toy: bool, precision: str = "bf16") -> Recipe:
     """A recipe at a batch; for a trial on a processor a hundredth of its size."""
-    recipe = replace(RECIPES[name](1_281_167, 224), batch=batch, precision=precision)  # type: ignore[arg-type]
+    recipe = replace(RECIPES[name].fitted(1_281_167, 224), batch=batch, precision=precision)  # type: ignore[arg-type]
     if not toy:
         return recipe
     pretext = recipe.pictures

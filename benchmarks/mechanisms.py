@@ -48,7 +48,7 @@ def mechanism(kind: str, size: int) -> Recipe:
 
     ``wide`` is a queue beside a batch as large, for what an example costs where steps are as long.
     """
-    small = replace(RECIPES["small"](EXAMPLES, 32), objective=InfoNCE(0.1))
+    small = replace(RECIPES["small"].fitted(EXAMPLES, 32), objective=InfoNCE(0.1))
     if kind in ("queue", "wide"):
         batch = size if kind == "wide" else small.batch
         return replace(small, keys=Momentum(0.99), dictionary=Queue(size), batch=batch)
@@ -61,7 +61,7 @@ def mechanism(kind: str, size: int) -> Recipe:
 def named(row: str) -> Recipe:
     """A recipe by its name, or ``queue:4096``, ``bank:4096``, ``batch:4096``."""
     kind, colon, size = row.partition(":")
-    return mechanism(kind, int(size)) if colon else RECIPES[row](EXAMPLES, 32)
+    return mechanism(kind, int(size)) if colon else RECIPES[row].fitted(EXAMPLES, 32)
 
 
 def batches(recipe: Recipe, canvases: Canvases) -> Iterator[Batch]:

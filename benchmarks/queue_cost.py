@@ -45,7 +45,7 @@ TIME_GOAL, MEMORY_GOAL = 1.05, 64 * MIB
 
 
 def recipe_of(size: int, batch: int) -> Recipe:
-    return replace(moco_cifar(EXAMPLES), head=MLP((512, DIM)), dictionary=Queue(size), batch=batch)
+    return replace(moco_cifar.fitted(EXAMPLES), head=MLP((512, DIM)), dictionary=Queue(size), batch=batch)
 
 
 def views(batch: int) -> Batch:

@@ -105,7 +105,7 @@ class Watched(Loader):
 def recipe_of(job: Job, examples: int) -> Recipe:
     """moco_cifar with the head, batch and plain SGD of lightly's example."""
     return replace(
-        moco_cifar(examples),
+        moco_cifar.fitted(examples),
         head=MLP((512, DIM)),
         keys=Momentum(MOMENTUM),
         dictionary=Queue(job.queue),

@@ -27,7 +27,7 @@ from lookalike.learn.optim import SGD, AdamW, Muon
 from lookalike.models.heads import MLP
 from lookalike.models.image import SmallResNet
 from lookalike.recipes import tiny
-from lookalike.recipes.recipe import Length, Recipe
+from lookalike.recipes.recipe import Recipe
 from lookalike.train import checkpoint
 from lookalike.train.pretrain import pretrain
 from lookalike.train.run import read_recipe
@@ -40,7 +40,7 @@ State = tuple[Learner, torch.optim.Optimizer]
 
 def recipe(optimizer: SGD | AdamW | Muon = AdamW()) -> Recipe:  # noqa: B008  (frozen)
     small = SmallResNet(widths=(4, 8), blocks=(1, 1), kernel=2, stride=2)
-    return replace(tiny(64, 8), model=small, head=MLP((16,)), dictionary=Queue(24), optimizer=optimizer)
+    return replace(tiny.fitted(64, 8), model=small, head=MLP((16,)), dictionary=Queue(24), optimizer=optimizer)
 
 
 def begun(spec: Recipe) -> State:
@@ -302,7 +302,7 @@ class Bomb:
 def test_no_pickle_is_ever_opened(tmp_path: Path) -> None:
     run, canary = tmp_path / "run", tmp_path / "canary"
     pictures = torch.rand(40, 8, 8)
-    finished = pretrain(pictures, run, tiny(40, 8), length=Length(steps=2), workers=0, quiet=True)
+    finished = pretrain(pictures, run, recipe=tiny, steps=2, workers=0, quiet=True)
     folder = run / "checkpoints" / "step-000000002"
     for name in ("learner.pt", "optimizer.pth", "state.pkl", "data.ckpt", ".metadata", "pytorch_model.bin"):
         (folder / name).write_bytes(pickle.dumps(Bomb(canary)))
@@ -315,7 +315,7 @@ def test_no_pickle_is_ever_opened(tmp_path: Path) -> None:
     assert path is not None
     assert not damaged
     checkpoint.load(path, *state)
-    again = pretrain(pictures, run, tiny(40, 8), length=Length(steps=2), workers=0, quiet=True)
+    again = pretrain(pictures, run, recipe=tiny, steps=2, workers=0, quiet=True)
     assert _opened == []
     assert not canary.exists()
     pickle.loads(pickle.dumps(Bomb(canary)))  # the ear hears, and the bomb works
@@ -347,9 +347,9 @@ def test_one_rank_asks_for_the_size_without_a_word_to_the_others() -> None:
 
 
 def test_a_run_that_its_disk_cannot_hold_does_not_begin(tmp_path: Path) -> None:
-    vast = [("model.widths", "4,4000000"), ("head.widths", "16")]  # 2,304 TB of kernels: only shapes are made
+    vast = {"model.widths": (4, 4_000_000), "head.widths": "16"}  # 2,304 TB of kernels: only shapes are made
     with pytest.raises(UserError, match=r"needs \d+ bytes for checkpoints and its disk has \d+ free: ") as refused:
-        pretrain(torch.rand(40, 8, 8), tmp_path / "run", "tiny", overrides=vast, workers=0, quiet=True)
+        pretrain(torch.rand(40, 8, 8), tmp_path / "run", recipe="tiny", settings=vast, workers=0, quiet=True)
     assert refused.value.code == IO
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.lock"]
 

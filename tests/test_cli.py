@@ -216,6 +216,22 @@ def test_a_folder_of_somebody_elses_files(
     assert snapshot(tmp_path) == before
 
 
+def test_a_published_recipe_trains_on_little_data_with_the_batch_that_fits(
+    say: Callable[..., Said], pictures: Path, tmp_path: Path
+) -> None:
+    light = ("--model", "timm:resnet10t", "--canvas", 16, "--pretext.first.size", 16, "--steps", 1, "--workers", 0)
+    code, printed, err = say("pretrain", pictures, "--out", tmp_path / "run", "--recipe", "moco_v2", *light)
+    assert (code, err) == (0, "")
+    assert "batches of 8, not 256 as moco_v2 has them: there are 60 examples" in printed
+    code, printed, _ = say(
+        "pretrain", pictures, "--out", tmp_path / "own", "--recipe", "moco_v2", *light, "--batch", 16
+    )
+    assert code == 0
+    assert "steps of 16" in printed
+    assert "batches of" not in printed
+    assert json.loads((tmp_path / "own" / "recipe.json").read_text())["model"]["name"] == "resnet10t"
+
+
 def test_other_settings_in_a_run_that_began(say: Callable[..., Said], pictures: Path, trained: Path) -> None:
     before = snapshot(trained)
     command = ("pretrain", pictures, "--out", trained, *LIGHT, "--steps", 4)
@@ -350,7 +366,7 @@ def test_the_version_a_script_for_completion_and_a_line_for_each_verb(
 
 
 def test_every_public_name_is_there_and_importing_costs_no_torch() -> None:
-    assert {"pretrain", "load", "embed", "Recipe", "RECIPES", "recipe_named", "UserError"} < set(lookalike.__all__)
+    assert {"pretrain", "load", "embed", "evaluate", "compare", "part", "UserError"} < set(lookalike.__all__)
     assert sorted(lookalike.__all__) == lookalike.__all__
     assert set(lookalike.__all__) <= set(dir(lookalike))
     for name in lookalike.__all__:

@@ -107,7 +107,7 @@ def test_a_changed_caption_is_noticed(album: Path) -> None:
 
 def test_data_without_captions_is_pictures_and_a_run_of_captions_wants_them(album: Path) -> None:
     (album / "captions.csv").unlink()
-    recipe = RECIPES["moco_captions"](64, 12)
+    recipe = RECIPES["moco_captions"].fitted(64, 12)
     source = open_source(album, find=find_captioned)
     material = next(loader(recipe, source, None, workers=0).batches([torch.tensor([0, 2])])).material
     assert isinstance(material, Canvases)
@@ -117,7 +117,7 @@ def test_data_without_captions_is_pictures_and_a_run_of_captions_wants_them(albu
 def test_a_picture_that_cannot_be_read_gives_its_place_and_its_caption_to_the_next(album: Path) -> None:
     pytest.importorskip("tokenizers", reason="tokenizers is not installed")
     (album / "a.png").write_bytes(b"nothing")
-    recipe = RECIPES["moco_captions"](64, 12)
+    recipe = RECIPES["moco_captions"].fitted(64, 12)
     tokenizer = Tokenizer.trained(["first second and last again"], 300, True)
     source = open_source(album, find=find_captioned)
     for budget in (0, 1 << 30):  # decoded in each step, and kept
@@ -130,7 +130,7 @@ def test_a_picture_that_cannot_be_read_gives_its_place_and_its_caption_to_the_ne
 
 
 def test_which_caption_is_said_depends_on_epoch_and_row_alone() -> None:
-    recipe = RECIPES["moco_captions"](64, 12)
+    recipe = RECIPES["moco_captions"].fitted(64, 12)
     rows, lengths = torch.arange(40), torch.ones(40, 5, dtype=torch.long)
     tokens = torch.arange(5).repeat(40, 1)[..., None]
     material = Captioned(torch.zeros(40, 3, 12, 12, dtype=torch.uint8), torch.full((40, 2), 12), tokens, lengths)
@@ -147,12 +147,12 @@ def test_which_caption_is_said_depends_on_epoch_and_row_alone() -> None:
 
 
 def test_what_makes_no_sense_is_refused_in_words() -> None:
-    captions, small = RECIPES["moco_captions"](5000, 32), RECIPES["small"](5000, 32)
+    captions, small = RECIPES["moco_captions"].fitted(5000, 32), RECIPES["small"].fitted(5000, 32)
     assert meaningless(captions) is None
     for recipe, words in {
         replace(small, pretext=captions.pretext): "two towers",
         replace(small, model=captions.model): "two towers",
-        replace(small, dictionary=captions.dictionary): "a queue for each direction wants two",
+        replace(small, dictionary=captions.dictionary): "a queue for each direction needs two",
     }.items():
         assert words in (meaningless(recipe) or "")
     with pytest.raises(UserError, match=r"model\.text\.width 64 must be"):

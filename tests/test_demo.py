@@ -13,14 +13,14 @@ from lookalike.cli.demo import DRAWS, compared, demo, pixels
 from lookalike.data.source import open_source
 from lookalike.models.image import SmallResNet
 from lookalike.recipes import recipe_named
-from lookalike.recipes.digits import digits
+from lookalike.recipes.images import digits
 from lookalike.recipes.recipe import Length, Recipe
 from lookalike.train.loop import Finished
 
 
 def short() -> Recipe:
     model = SmallResNet(widths=(8, 16), blocks=(1, 1), kernel=4, stride=2)
-    return replace(digits(), model=model, batch=32, length=Length(steps=12), checkups=2)
+    return replace(digits, model=model, batch=32, length=Length(steps=12), checkups=2)
 
 
 def test_demo_prints_the_table_and_writes_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,5 +54,5 @@ def test_a_signal_stops_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_the_recipe_has_a_fixed_length_and_a_name() -> None:
     recipe = recipe_named("digits", 1797, 8)
-    assert recipe == digits()
+    assert recipe == digits.fitted(1797)
     assert recipe.length.minutes is None

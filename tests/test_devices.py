@@ -42,7 +42,7 @@ NAMES = ["moco_v2", "moco_v3", *(name for name in RECIPES if name.startswith("sm
 
 @pytest.mark.parametrize("name", NAMES)
 def test_on_an_accelerator_every_tensor_of_a_step_is_there(name: str) -> None:
-    recipe = shrunk(RECIPES[name](EXAMPLES, 32))
+    recipe = shrunk(RECIPES[name].fitted(EXAMPLES, 32))
     learner = recipe.build(EXAMPLES).train()
     with FakeTensorMode():
         on_fake_cuda(learner)

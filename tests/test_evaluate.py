@@ -210,7 +210,7 @@ def test_the_monitor_of_a_training_model_sees_what_a_later_evaluation_sees() -> 
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[Recipe, Learner]:
-    recipe = replace(tiny(1797, 8), model=SmallResNet((8, 16), (1, 1), 2, 2), head=MLP((16, 8)))
+    recipe = replace(tiny.fitted(1797, 8), model=SmallResNet((8, 16), (1, 1), 2, 2), head=MLP((16, 8)))
     return recipe, recipe.build(1797)
 
 

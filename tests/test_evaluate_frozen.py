@@ -198,7 +198,7 @@ def digest(encoder: Encoder) -> str:
 
 
 def test_the_papers_probe_learns_and_leaves_every_byte_of_the_encoder() -> None:
-    recipe = tiny(48, 16)
+    recipe = tiny.fitted(48, 16)
     encoder = recipe.build(48).encoder.train()
     before = digest(encoder)
     steps: list[tuple[int, int]] = []

@@ -88,7 +88,7 @@ def test_a_linear_probe_separates_what_can_be_separated_whatever_the_labels_are_
 
 def test_the_papers_probe_changes_nothing_of_the_network() -> None:
     source = open_source("digits")
-    recipe = tiny(len(source))
+    recipe = tiny.fitted(len(source))
     encoder = recipe.build(len(source)).encoder.train()
     before = {name: part.numpy().tobytes() for name, part in encoder.state_dict().items()}
     loader = Loader(source, recipe.canvas, workers=0)

@@ -24,7 +24,6 @@ from torch import Tensor
 import lookalike
 from lookalike.core.isolation import isolated
 from lookalike.data.source import open_source
-from lookalike.recipes.recipe import Length
 from tests.forks import digest
 
 
@@ -49,9 +48,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def work(data: Any, out: Path, workers: int = 0, quiet: bool = True) -> Worked:
     """Every function of the package that computes; ``workers`` decode each batch when it is asked for."""
-    fields = [("precision", "fp32")]
-    asked = {"overrides": fields, "length": Length(steps=3), "workers": workers, "quiet": quiet}
-    lookalike.pretrain(data, out, "tiny", memory=0 if workers else 1, **asked)
+    settings, memory = {"precision": "fp32"}, 0 if workers else 1
+    lookalike.pretrain(
+        data, out, recipe="tiny", settings=settings, steps=3, memory=memory, workers=workers, quiet=quiet
+    )
     trained = lookalike.load(out)
     table = lookalike.embed(trained, data, workers=workers)
     features = trained.features(trained.loader(open_source(data), workers))

@@ -22,7 +22,7 @@ LAUNCHES = {
 
 @pytest.fixture(scope="module")
 def tally() -> Tally:
-    return count(moco_v2())
+    return count(moco_v2)
 
 
 def test_no_part_of_a_step_launches_more_than_it_did(tally: Tally) -> None:

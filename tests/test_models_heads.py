@@ -52,10 +52,10 @@ def test_all_norms_end_in_one_without_scale_and_shift_as_in_moco_v3() -> None:
 
 
 def test_moco_v3s_predictor_has_no_bias_and_simcses_head_ends_in_tanh() -> None:
-    predictor = RECIPES["moco_v3"]().predictor
+    predictor = RECIPES["moco_v3"].predictor
     assert predictor is not None
     assert all(layer.bias is None for layer in predictor.build(256, 4) if isinstance(layer, nn.Linear))
-    head = RECIPES["simcse_bert"]().head.build(768)
+    head = RECIPES["simcse_bert"].head.build(768)
     assert [type(layer) for layer in head] == [nn.Linear, nn.Tanh]
     assert head[0].bias is not None
 

@@ -197,7 +197,7 @@ def test_schedules() -> None:
 
 def test_the_rate_of_supcon_is_that_of_its_code_to_a_hundredth_of_the_full_one() -> None:
     """SupContrast's util.py: ten epochs up to where a cosine over all epochs then is; ours begins after the rise."""
-    share = RECIPES["supcon"](50_000, 32).schedule.share
+    share = RECIPES["supcon"].fitted(50_000, 32).schedule.share
     floor = 0.1**3
 
     def cosine(epoch: float) -> float:

@@ -105,7 +105,7 @@ def test_a_mask_that_cannot_be_is_refused(wrong: dict[str, float]) -> None:
 
 
 def small(name: str, **more: object) -> Recipe:
-    recipe = RECIPES[name](50_000, 32)
+    recipe = RECIPES[name].fitted(50_000, 32)
     model = replace(recipe.model, width=16, depth=1, heads=2)
     return replace(recipe, model=model, batch=8, group=4, **more)  # type: ignore[arg-type]
 
@@ -147,7 +147,7 @@ def test_only_what_is_seen_is_computed() -> None:
 
 
 NONSENSE = {
-    "only a ViT leaves patches out": lambda r: replace(r, model=RECIPES["small"](50_000, 32).model),
+    "only a ViT leaves patches out": lambda r: replace(r, model=RECIPES["small"].fitted(50_000, 32).model),
     "model.patch must be pretext.patch": lambda r: replace(r, model=replace(r.model, patch=6)),
     "nothing is: the pretext must be Masked": lambda r: replace(r, pretext=TwoViews(VIEW)),
     "its share more": lambda r: replace(r, pretext=replace(r.pretext, share=0.0)),

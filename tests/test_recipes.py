@@ -28,16 +28,16 @@ def test_a_network_that_is_no_resnet_is_refused_in_words(zero_init: bool) -> Non
 
 
 def test_residual_branches_begin_at_zero_where_the_code_has_them_so() -> None:
-    begin = {name for name in ("moco_v1", "moco_v2", "simclr", "nnclr", "moco_v3") if RECIPES[name]().model.zero_init}
+    begin = {name for name in ("moco_v1", "moco_v2", "simclr", "nnclr", "moco_v3") if RECIPES[name].model.zero_init}
     assert begin == {"simclr", "nnclr", "moco_v3"}
 
 
 def test_moco_v3_decays_as_its_config_says() -> None:
     """CONFIG.md: 1e-6 at 100 and 300 epochs, 1.5e-6 at 1,000 alone; and AdamW is given all parameters of the ViT."""
-    recipe = RECIPES["moco_v3"]()
+    recipe = RECIPES["moco_v3"]
     assert (recipe.length.epochs, recipe.optimizer.weight_decay) == (300, 1e-6)
-    backbone = ViTBackbone(RECIPES["moco_v3_vit"]().model)
-    (group,) = RECIPES["moco_v3_vit"]().optimizer.build(backbone, 4096).param_groups
+    backbone = ViTBackbone(RECIPES["moco_v3_vit"].model)
+    (group,) = RECIPES["moco_v3_vit"].optimizer.build(backbone, 4096).param_groups
     learning = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     assert group["weight_decay"] == 0.1
     assert {id(p) for p in group["params"]} == {id(p) for p in learning}
@@ -50,7 +50,7 @@ def test_supcons_loss_is_that_of_its_code_with_the_temperature_over_the_base_one
     log_p = logits - logits.logsumexp(1, keepdim=True)
     alike = (label.repeat(2)[:, None] == label.repeat(2)) & ~torch.eye(16, dtype=torch.bool)
     expected = -(0.1 / 0.07) * (log_p.masked_fill(~alike, 0).sum(1) / alike.sum(1)).mean()
-    recipe = RECIPES["supcon"](50_000, 32)
+    recipe = RECIPES["supcon"].fitted(50_000, 32)
     dictionary = recipe.dictionary.build(8, 100)
     pairs = [(views[:8], views[8:]), (views[8:], views[:8])]
     found = [recipe.objective(query, dictionary.look_up(query, key, label)) for query, key in pairs]
@@ -58,5 +58,5 @@ def test_supcons_loss_is_that_of_its_code_with_the_temperature_over_the_base_one
 
 
 def test_simcse_falls_in_a_straight_line() -> None:
-    share = RECIPES["simcse_bert"](1_000_000, 0).schedule.share
+    share = RECIPES["simcse_bert"].fitted(1_000_000, 0).schedule.share
     assert [share(progress) for progress in (0.0, 0.5, 1.0)] == [1, 0.5, 0]

@@ -17,8 +17,8 @@ from PIL import Image
 from lookalike.core.errors import UserError
 from lookalike.curate.sample import RIGHT, WRONG, agreement, nearest_others, strip
 from lookalike.metrics.fewshot import Interval
+from lookalike.recipes.images import tiny
 from lookalike.recipes.recipe import Length
-from lookalike.recipes.tiny import tiny
 from lookalike.report import charts
 from lookalike.report.charts import Chart, Guide, svg, ticks
 from lookalike.report.page import report, write_report
@@ -73,8 +73,8 @@ def hostile_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of six steps on two classes, one of which is named to break out of the page."""
     folder = tmp_path_factory.mktemp("report")
     data = pictures(folder / "data", [HOSTILE.replace("/", "∕"), "b&b"])
-    recipe = replace(tiny(16), name=HOSTILE, batch=8, length=Length(steps=6))
-    pretrain(str(data), folder / "run <b>", recipe, workers=0, quiet=True)
+    recipe = replace(tiny.fitted(16), name=HOSTILE, batch=8, length=Length(steps=6))
+    pretrain(str(data), folder / "run <b>", recipe=recipe, workers=0, quiet=True)
     return folder / "run <b>"
 
 

@@ -22,16 +22,19 @@ from lookalike.core.errors import BAD_DATA, LOCKED, USAGE, UserError
 from lookalike.core.files import write_atomically, write_json
 from lookalike.data.loader import Loader
 from lookalike.data.source import open_source
-from lookalike.learn.dictionary import Queue
+from lookalike.learn.dictionary import MemoryBank, Queue
+from lookalike.learn.objective import DCL
 from lookalike.learn.optim import AdamW
+from lookalike.models.heads import MLP
+from lookalike.models.image import ResNet, Timm
+from lookalike.models.vit import ViT
 from lookalike.recipes import RECIPES, recipe_named
-from lookalike.recipes.images import moco_cifar, moco_v1, small
-from lookalike.recipes.recipe import Length, Stage
+from lookalike.recipes.images import moco_cifar, moco_v1, moco_v2, small, tiny
+from lookalike.recipes.recipe import Length, Recipe, Stage
 from lookalike.recipes.serialize import KINDS, differences, flat, from_plain, override, to_plain
-from lookalike.recipes.tiny import tiny
 from lookalike.train.length import Budget, Clock, extended, to_the_end
 from lookalike.train.monitor import Checkup
-from lookalike.train.pretrain import Asked, begin, carry_out
+from lookalike.train.pretrain import Request, begin, carry_out
 from lookalike.train.run import Run, move_aside, read_recipe
 from lookalike.train.screen import Screen
 from tests.forks import digest
@@ -39,35 +42,21 @@ from tests.forks import digest
 PICTURES = torch.rand(48, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def asked(out: Path, *overrides: tuple[str, str], steps: int = 4, **more: object) -> Asked:
-    light = (("model.widths", "4,8"), ("head.widths", "16"), *overrides)
-    fields = {"recipe": "tiny", "length": Length(steps=steps), "overrides": light, "workers": 0, "quiet": True}
-    return Asked(PICTURES, out, **fields | more)  # type: ignore[arg-type]
+def asked(out: Path, *settings: tuple[str, object], steps: int | None = 4, **more: object) -> Request:
+    light = {"model.widths": "4,8", "head.widths": "16", **dict(settings)}
+    options = {"recipe": "tiny", "steps": steps, "settings": light, "workers": 0, "quiet": True}
+    return Request(PICTURES, out, **options | more)  # type: ignore[arg-type]
 
 
 # Recipes
-
-ADAPTING = {
-    "tiny",
-    "video_moco",
-    "video_moco_clips",
-    "simcse",
-    "moco_text",
-    "text_pairs",
-    "mlm",
-    "moco_captions",
-}  # to few examples
 
 
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize(("examples", "side"), [(16, 8), (1797, 8), (1_281_167, 500)])
 def test_a_recipe_is_what_its_file_says(tmp_path: Path, name: str, examples: int, side: int) -> None:
-    adapts = name in ADAPTING or name.startswith("small")
-    if not adapts and recipe_named(name, 1_281_167, 500).batch > examples:  # as the papers have it
-        with pytest.raises(UserError, match="larger than the data"):
-            recipe_named(name, examples, side)
-        return
     recipe = recipe_named(name, examples, side)
+    assert type(recipe) is Recipe
+    assert 2 * recipe.group <= recipe.batch <= examples or recipe.group == RECIPES[name].group
     write_json(tmp_path / "recipe.json", to_plain(recipe))
     again = read_recipe(tmp_path / "recipe.json")
     assert again == recipe
@@ -102,12 +91,15 @@ OVERRIDES = [
     ("length.epochs", "1.5", 1.5),
     ("length.steps", "7", 7),
     ("pretext.second", "none", None),
+    ("batch", 64, 64),
+    ("optimizer.lr", 0.5, 0.5),
+    ("head.widths", [64, 32], (64, 32)),
 ]
 
 
 @pytest.mark.parametrize(("path", "text", "value"), OVERRIDES)
-def test_a_field_of_any_type_is_set_by_its_path(path: str, text: str, value: object) -> None:
-    recipe = moco_v1()
+def test_a_field_of_any_type_is_set_by_its_path(path: str, text: object, value: object) -> None:
+    recipe = moco_v1
     found: object = override(recipe, path, text)
     others = flat(recipe).keys() - {path}
     assert {name: flat(found)[name] for name in others} == {name: flat(recipe)[name] for name in others}
@@ -122,14 +114,46 @@ def test_a_field_of_any_type_is_set_by_its_path(path: str, text: str, value: obj
     [
         ("batch", "1.5"), ("batch", "many"), ("batch", ""), ("optimizer.lr", "fast"), ("keys.shuffle", "1"),
         ("precision", "fp8"), ("head.widths", "a,b"), ("head.widths", "64.5"), ("head.widths", "__import__('os')"),
-        ("pretext.first.scale", "0.5"), ("pretext.first.scale", "0,1,2"), ("model", "ResNet"),
-        ("pretext.second", "ImageView"), ("length", "5"), ("length.steps", "5.5"),
+        ("pretext.first.scale", "0.5"), ("pretext.first.scale", "0,1,2"), ("length", "5"),
+        ("pretext.second", "Queue"), ("keys", "Queue"), ("pretext", "TwoViews"), ("length.steps", "5.5"),
     ],
 )  # fmt: skip
 def test_a_value_of_another_type_is_refused_by_name(path: str, text: str) -> None:
     with pytest.raises(UserError, match=f"--{path} cannot be") as refused:
-        override(moco_v1(), path, text)
+        override(moco_v1, path, text)
     assert refused.value.code == USAGE
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "part"),
+    [
+        ("model", "resnet18", ResNet("resnet18")),
+        ("model", "torchvision:resnet34", ResNet("resnet34")),
+        ("model", "timm:convnext_tiny", Timm("convnext_tiny")),
+        ("model", "convnext_tiny", Timm("convnext_tiny")),
+        ("model", "ViT", ViT()),
+        ("dictionary", "MemoryBank", MemoryBank()),
+        ("optimizer", "AdamW", AdamW()),
+        ("objective", DCL(0.2), DCL(0.2)),
+        ("predictor", "MLP", MLP()),
+    ],
+)
+def test_a_part_is_set_by_its_name_or_its_value(path: str, name: object, part: object) -> None:
+    assert getattr(override(moco_v1, path, name), path) == part
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("torchvision:resnet51", "did you mean resnet"),
+        ("resnet51", "did you mean resnet"),
+        ("timm:convnext_tinny", "did you mean convnext_tin"),
+        ("kaggle:resnet50", "torchvision or timm"),
+    ],
+)
+def test_an_unknown_model_is_refused_with_the_nearest(name: str, near: str) -> None:
+    with pytest.raises(UserError, match=near):
+        override(moco_v1, "model", name)
 
 
 @pytest.mark.parametrize(
@@ -141,17 +165,17 @@ def test_a_value_of_another_type_is_refused_by_name(path: str, text: str) -> Non
 )  # fmt: skip
 def test_an_unknown_path_is_refused_with_the_nearest(path: str, near: str) -> None:
     with pytest.raises(UserError, match=f"did you mean {near}\\?"):
-        override(moco_v1(), path, "1")
+        override(moco_v1, path, "1")
 
 
 @pytest.mark.parametrize("path", ["kind", "__class__", "optimizer.build", "optimizer.__class__", "", ".", "keys."])
 def test_nothing_but_fields_can_be_set(path: str) -> None:
     with pytest.raises(UserError, match="has no field"):
-        override(moco_v1(), path, "1")
+        override(moco_v1, path, "1")
 
 
 def test_every_field_that_differs_is_named() -> None:
-    recipe = moco_v1()
+    recipe = moco_v1
     paths = {path for path, part in flat(recipe).items() if isinstance(part, int | float) and type(part) is not bool}
     for path in paths:
         part = flat(recipe)[path]
@@ -170,7 +194,7 @@ def test_every_field_that_differs_is_named() -> None:
 
 
 def plain() -> dict[str, object]:
-    return json.loads(json.dumps(to_plain(tiny())))
+    return json.loads(json.dumps(to_plain(tiny)))
 
 
 @pytest.mark.parametrize(
@@ -254,25 +278,48 @@ def test_whatever_a_file_holds_is_a_recipe_or_is_refused(name: str, value: objec
 @settings(deadline=None)
 @given(size=st.integers(1, 10**6), examples=st.integers(2, 10**6))
 def test_a_queue_is_never_longer_than_half_the_data(size: int, examples: int) -> None:
-    recipe = replace(moco_cifar(), batch=2, dictionary=Queue(size)).fitted(examples)
+    recipe = replace(moco_cifar, batch=2, dictionary=Queue(size)).fitted(examples)
     assert recipe.dictionary.size == max(1, min(size, examples // 2))
 
 
 @pytest.mark.parametrize("examples", [1, 3, 4, 100, 255])
 def test_a_batch_larger_than_the_data_is_refused_with_one_that_fits(examples: int) -> None:
     with pytest.raises(UserError, match=f"a batch of 256 is larger than the data, {examples} examples") as refused:
-        moco_v1(examples)
+        moco_v1.fitted(examples, change=lambda recipe: override(recipe, "batch", "256"))
     if examples < 4:
         assert "add examples" in str(refused.value)
     else:
-        advised = int(str(refused.value).split("try --batch ")[1])
-        assert replace(moco_v1(), batch=advised).fitted(examples).batch == advised
+        advised = str(refused.value).split("try --batch ")[1]
+        fitted = moco_v1.fitted(examples, change=lambda recipe: override(recipe, "batch", advised))
+        assert fitted.batch == int(advised)
+
+
+def test_the_recipes_own_batch_shrinks_by_itself_and_says_so() -> None:
+    sentences: list[str] = []
+    recipe = moco_v2.fitted(200, tell=sentences.append)
+    assert (recipe.batch, recipe.group, recipe.dictionary.size) == (32, 16, 100)
+    assert sentences == ["batches of 32, not 256 as moco_v2 has them: there are 200 examples"]
+    assert moco_v2.fitted(300, tell=sentences.append).batch == 256
+    assert small.fitted(300, tell=sentences.append).batch == 16  # as it is meant to
+    assert len(sentences) == 1
+
+
+def test_what_a_person_sets_is_kept_or_its_change_is_said() -> None:
+    sentences: list[str] = []
+    change = lambda recipe: override(override(recipe, "dictionary.size", "65536"), "batch", "16")  # noqa: E731
+    recipe = small.fitted(200, change=change, tell=sentences.append)
+    assert (recipe.batch, recipe.dictionary.size) == (16, 100)
+    assert sentences == [
+        "queue of 100 keys, not queue of 65,536 keys: a query must not meet an earlier key of its own example"
+    ]
+    assert moco_v2.fitted(200, change=lambda r: override(r, "batch", "8"), tell=sentences.append).batch == 8
+    assert len(sentences) == 1
 
 
 @settings(deadline=None)
 @given(examples=st.integers(16, 10**7), side=st.integers(1, 2000))
 def test_the_default_fits_any_data(examples: int, side: int) -> None:
-    recipe = small(examples, side)
+    recipe = small.fitted(examples, side)
     assert recipe.batch <= examples
     assert recipe.pretext.first.size <= max(recipe.canvas, 32)
 
@@ -280,7 +327,7 @@ def test_the_default_fits_any_data(examples: int, side: int) -> None:
 @pytest.mark.parametrize("changed", [{"batch": 1}, {"batch": 0}, {"group": 0}, {"canvas": 0}, {"checkups": -1}])
 def test_numbers_that_cannot_work_are_refused(changed: dict[str, int]) -> None:
     with pytest.raises(UserError, match="must be at least"):
-        replace(tiny(), **changed).fitted(1000)  # type: ignore[arg-type]
+        replace(tiny, **changed).fitted(1000)  # type: ignore[arg-type]
 
 
 # The folder
@@ -370,18 +417,18 @@ def test_the_check_up_and_the_log_leave_training_unaffected(tmp_path: Path) -> N
 
 def test_minutes_measured_once_are_no_other_setting_but_other_steps_are(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    carry_out(asked(run, length=Length(minutes=2, steps=3)))
-    assert carry_out(asked(run, length=Length(minutes=2))).total == 3
+    carry_out(asked(run, ("length", Length(minutes=2, steps=3))))
+    assert carry_out(asked(run, steps=None, minutes=2)).total == 3
     for other in (Length(minutes=3), Length(minutes=2, steps=4), Length(steps=3)):
         with pytest.raises(UserError, match=r"length\.(minutes|steps)"):
-            carry_out(asked(run, length=other))
+            carry_out(asked(run, ("length", other)))
 
 
 def test_other_data_is_refused_in_a_run_that_began(tmp_path: Path) -> None:
     run = tmp_path / "run"
     carry_out(asked(run))
     with pytest.raises(UserError, match=r"other data \(48 then, 47 now\)") as refused:
-        carry_out(asked(run)._replace(data=PICTURES[:47]))
+        carry_out(replace(asked(run), data=PICTURES[:47]))
     assert refused.value.code == BAD_DATA
     assert carry_out(asked(run)).step == 4
 
@@ -426,7 +473,7 @@ def test_minutes_that_are_too_few_are_refused_and_leave_room_for_others(tmp_path
         with pytest.raises(
             UserError, match=r"are 0 steps here: .* 30 steps need about [0-9.]+ minutes: --mi"
         ) as refused:
-            carry_out(asked(tmp_path / "run", length=Length(minutes=1e-5)))
+            carry_out(asked(tmp_path / "run", steps=None, minutes=1e-5))
         assert refused.value.code == USAGE
     assert carry_out(asked(tmp_path / "run", steps=2)).step == 2
 
@@ -437,7 +484,7 @@ def test_minutes_count_from_when_the_person_began_to_wait(
 ) -> None:
     source = open_source(PICTURES)
     loader = Loader(source, 32, workers=0)
-    spec = replace(tiny(48, 8), length=Length(minutes=60), checkups=4)
+    spec = replace(tiny.fitted(48, 8), length=Length(minutes=60), checkups=4)
     with Run(tmp_path) as run, Screen("test") as screen:
         checkup = Checkup.of(loader, spec)
         began = time.perf_counter() - waited  # listing and decoding took this long
@@ -455,7 +502,7 @@ def test_minutes_count_from_when_the_person_began_to_wait(
 
 
 def test_a_run_whose_pace_changes_gets_another_length_on_record_and_repeats_by_it(tmp_path: Path) -> None:
-    spec = replace(tiny(48, 8), length=Length(minutes=1, steps=60), checkups=3, precision="fp32")
+    spec = replace(tiny.fitted(48, 8), length=Length(minutes=1, steps=60), checkups=3, precision="fp32")
     loader, seconds = Loader(open_source(PICTURES), spec.canvas, workers=0), count(step=2.0)  # measured was one
     clock = Clock(Budget(60.0, 0.0, 0.0, 3, 1.0), 60, now=lambda: next(seconds))
     with Run(tmp_path / "run") as run:
@@ -465,7 +512,7 @@ def test_a_run_whose_pace_changes_gets_another_length_on_record_and_repeats_by_i
     assert [stage.total for stage in recipe.length.stages][-1] == done.step == done.total
     assert 20 <= done.total <= 40  # 30 would fill the minute, of which each look at the clock takes a little, too
     assert "slower than was measured" in (tmp_path / "run" / "train.log").read_text()
-    again = asked(tmp_path / "again")._replace(recipe=recipe, length=None, overrides=())
+    again = replace(asked(tmp_path / "again"), recipe=recipe, steps=None, settings={})
     assert carry_out(again).step == done.step
     assert digest(tmp_path / "again") == digest(tmp_path / "run")
 
@@ -496,13 +543,13 @@ def test_the_momentum_of_keys_that_rises_counts_by_the_length_of_its_step() -> N
     assert [length.total_at(3, step) for step in (1, 6, 7, 9, 10, 11)] == [6, 6, 12, 12, 11, 11]
     assert length.total(3) == 11
     assert Length(epochs=2.0, stages=(Stage(4, 9),)).total_at(3, 4) == 6
-    assert length.asked == Length(steps=6)
+    assert length.original == Length(steps=6)
 
 
 def test_epochs_are_all_and_minutes_are_more(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    carry_out(asked(run, length=Length(epochs=1)))
-    assert carry_out(asked(run, length=Length(epochs=2), extend=True)).step == 6
+    carry_out(asked(run, steps=None, epochs=1))
+    assert carry_out(asked(run, steps=None, epochs=2, extend=True)).step == 6
     source = open_source(PICTURES)
     loader, recipe = Loader(source, 32, workers=0), read_recipe(run / "recipe.json")
     with Run(run) as opened:
@@ -530,9 +577,9 @@ def test_what_cannot_be_made_longer_is_refused_and_nothing_changes(tmp_path: Pat
     began = (run / "recipe.json").read_bytes()
     for more, words in [
         ({"overwrite": True}, "choose one"),
-        ({"length": None}, "how long"),
+        ({"steps": None}, "how long"),
         ({"steps": 3}, "is 4 steps long, and --extend asks for 3"),
-        ({"steps": 8, "overrides": (("seed", "1"),)}, r"other settings \((.*; )?seed: 0 -> 1"),
+        ({"steps": 8, "settings": {"seed": "1"}}, r"other settings \((.*; )?seed: 0 -> 1"),
     ]:
         with pytest.raises(UserError, match=words) as refused:
             carry_out(asked(run, **{"extend": True, **more}))  # type: ignore[arg-type]

@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 import lookalike
-from lookalike.recipes.recipe import Length
 from lookalike.train.trained import embed_data, load, read_embeddings, write_embeddings
 from tests.conftest import Said
 from tests.invariants.test_captions import album
@@ -40,7 +39,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(photos: Path) -> Path:
     """A run on them, and photos.parquet beside it."""
     out = photos.parent / "run"
-    lookalike.pretrain(str(photos), out, recipe="tiny", length=Length(steps=3), workers=0, quiet=True)
+    lookalike.pretrain(str(photos), out, recipe="tiny", steps=3, workers=0, quiet=True)
     return out
 
 

@@ -41,7 +41,7 @@ HERE = Resources()
 
 
 def start() -> Trained:
-    recipe = tiny(16)
+    recipe = tiny.fitted(16)
     return Trained(recipe, placed(recipe.build(16).encoder), 0)
 
 

@@ -23,11 +23,9 @@ from lookalike.learn.objective import InfoNCE
 from lookalike.models.heads import MLP
 from lookalike.pretext.image import OneView
 from lookalike.recipes import recipe_named, tiny
-from lookalike.recipes.labelled import with_labels
-from lookalike.recipes.recipe import Length
 from lookalike.recipes.serialize import from_plain, to_plain
 from lookalike.train.loop import batches
-from lookalike.train.pretrain import Asked, carry_out, chosen, opened_data
+from lookalike.train.pretrain import Request, carry_out, opened_data, recipe_for
 from lookalike.train.trained import load
 
 
@@ -52,7 +50,7 @@ def test_the_loss_is_cross_entropy_and_so_is_its_gradient(seed: int, classes: in
 @pytest.mark.parametrize("name", ["small", "moco_v2", "moco_cifar", "simclr", "moco_v3", "instdisc"])
 def test_any_recipe_has_a_supervised_twin_with_the_same_backbone(name: str) -> None:
     recipe = recipe_named(name, 50_000, 32)
-    twin = with_labels(recipe, 7)
+    twin = recipe.with_labels(7)
     assert (twin.model, twin.optimizer, twin.batch, twin.length) == (
         recipe.model,
         recipe.optimizer,
@@ -65,7 +63,7 @@ def test_any_recipe_has_a_supervised_twin_with_the_same_backbone(name: str) -> N
 
 
 def test_a_half_classifier_is_refused() -> None:
-    twin = with_labels(tiny(), 10)
+    twin = tiny.with_labels(10)
     halves = ({"objective": InfoNCE()}, {"head": MLP((9,))}, {"predictor": MLP((10,))})
     for wrong in (replace(twin, **half) for half in halves):
         with pytest.raises(UserError, match="classifier"):
@@ -73,17 +71,17 @@ def test_a_half_classifier_is_refused() -> None:
 
 
 def test_labels_that_evaluations_ask_are_never_trained_on(tmp_path: Path) -> None:
-    asked = Asked("digits", tmp_path, "tiny", supervised=True)
+    asked = Request("digits", tmp_path, recipe="tiny", supervised=True)
     source, (reference, query) = opened_data(asked), reference_and_query("digits")
     assert source.paths == reference.paths
     assert not set(source.paths) & set(query.paths)
-    assert chosen(asked, source).dictionary == Classes(10)
-    assert len(opened_data(asked._replace(supervised=False))) == len(open_source("digits"))
+    assert recipe_for(asked, source).dictionary == Classes(10)
+    assert len(opened_data(replace(asked, supervised=False))) == len(open_source("digits"))
 
 
 def test_tuning_the_whole_network_improves_on_frozen_features(tmp_path: Path) -> None:
-    length = (("batch", "64"), ("checkups", "0"))
-    carry_out(Asked("digits", tmp_path / "run", "digits", Length(steps=60), length, workers=0, quiet=True))
+    settings = {"recipe": "digits", "batch": 64, "settings": {"checkups": 0}}
+    carry_out(Request("digits", tmp_path / "run", steps=60, workers=0, quiet=True, **settings))  # type: ignore[arg-type]
     trained = load(tmp_path / "run")
     loaders = [Loader(part, trained.recipe.canvas, workers=0) for part in reference_and_query("digits")]
     before = {name: part.clone() for name, part in trained.encoder.state_dict().items()}
@@ -105,12 +103,12 @@ def test_a_picture_that_stands_in_for_a_bad_one_brings_its_own_label(tmp_path: P
     for i in (3, 10, 11, 23):  # a dark one stands in for the last bright ones, a bright one for the very last
         (tmp_path / ("bright", "dark")[i // 12] / f"{i:02}.png").write_bytes(b"")
     source = open_source(str(tmp_path))
-    recipe = with_labels(replace(tiny(24), batch=8), 2)
+    recipe = replace(tiny.fitted(24), batch=8).with_labels(2)
     recipe = replace(recipe, pretext=OneView(recipe.pretext.crops()))  # whose colours are those of the pictures
     loader = Loader(source, recipe.canvas, budget, workers=0, max_bad=0.5)
     order = Order(24, 8, recipe.seed)
     for batch in batches(loader, recipe, order, 0, 6):
         red = recipe.pretext.first.displayable(batch.first)[:, :2].float().amax((1, 2, 3))
         assert torch.equal(source.labels[batch.index], (red < 100).long())
-    plain = torch.cat([batch.index for batch in batches(loader, replace(tiny(24), batch=8), order, 0, 3)])
+    plain = torch.cat([batch.index for batch in batches(loader, replace(tiny.fitted(24), batch=8), order, 0, 3)])
     assert sorted(plain.tolist()) == list(range(24))  # without labels every row is itself

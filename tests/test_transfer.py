@@ -62,7 +62,7 @@ def parts(scenery: Path) -> tuple[Annotated, Annotated]:
 @pytest.fixture(scope="module")
 def start() -> Trained:
     """A network that is not trained."""
-    recipe = replace(tiny(200), model=SmallResNet(widths=(8, 8, 16, 16), stride=2))
+    recipe = replace(tiny.fitted(200), model=SmallResNet(widths=(8, 8, 16, 16), stride=2))
     return Trained(recipe, recipe.build(200).encoder, 0)
 
 

@@ -1,6 +1,6 @@
 """Learns, without labels, which things look alike: the names that other code may rely on.
 
-They are imported when they are first asked for: ``import lookalike`` alone costs milliseconds, torch costs seconds.
+They are imported when they are first used: ``import lookalike`` alone costs milliseconds, torch costs seconds.
 """
 
 from __future__ import annotations
@@ -11,25 +11,46 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lookalike.core.errors import UserError
     from lookalike.curate.search import search
+    from lookalike.evaluation.compare import compare
+    from lookalike.evaluation.evaluate import evaluate
     from lookalike.recipes import RECIPES, recipe_named
+    from lookalike.recipes.parts import part
     from lookalike.recipes.recipe import Recipe
-    from lookalike.train.pretrain import pretrain
+    from lookalike.train.pretrain import pretrain, supervised
     from lookalike.train.trained import embed_data as embed
     from lookalike.train.trained import load
 
     __version__: str
 
-__all__ = ["RECIPES", "Recipe", "UserError", "__version__", "embed", "load", "pretrain", "recipe_named", "search"]
+__all__ = [
+    "RECIPES",
+    "Recipe",
+    "UserError",
+    "__version__",
+    "compare",
+    "embed",
+    "evaluate",
+    "load",
+    "part",
+    "pretrain",
+    "recipe_named",
+    "search",
+    "supervised",
+]
 
 _HOMES = {
     "RECIPES": ("lookalike.recipes", "RECIPES"),
     "Recipe": ("lookalike.recipes.recipe", "Recipe"),
     "UserError": ("lookalike.core.errors", "UserError"),
+    "compare": ("lookalike.evaluation.compare", "compare"),
     "embed": ("lookalike.train.trained", "embed_data"),
+    "evaluate": ("lookalike.evaluation.evaluate", "evaluate"),
     "load": ("lookalike.train.trained", "load"),
+    "part": ("lookalike.recipes.parts", "part"),
     "pretrain": ("lookalike.train.pretrain", "pretrain"),
     "recipe_named": ("lookalike.recipes", "recipe_named"),
     "search": ("lookalike.curate.search", "search"),
+    "supervised": ("lookalike.train.pretrain", "supervised"),
 }
 
 
@@ -41,7 +62,8 @@ def __getattr__(name: str) -> Any:
     if name != "UserError":
         import_module("lookalike.core.errors").refuse_platform()
     module, own_name = _HOMES[name]
-    return getattr(import_module(module), own_name)
+    value = getattr(import_module(module), own_name)
+    return import_module("lookalike.core.errors").naming(value, name) if hasattr(value, "__code__") else value
 
 
 def __dir__() -> list[str]:

@@ -89,3 +89,7 @@ class Embeddings:
 
     def __len__(self) -> int:
         return len(self.path)
+
+    def __repr__(self) -> str:
+        splits = ", ".join(dict.fromkeys(self.split))
+        return f"Embeddings({len(self):,} rows of {self.vectors.shape[1]} features, {splits})"

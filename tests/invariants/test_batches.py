@@ -34,7 +34,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Source:
 
 def recipe(seed: int = 0) -> Recipe:
     both = TwoViews(replace(MOCO_V2, size=16), replace(MOCO_V3_SECOND, size=16))
-    return replace(tiny(COUNT, 16), pretext=both, canvas=24, seed=seed)
+    return replace(tiny.fitted(COUNT, 16), pretext=both, canvas=24, seed=seed)
 
 
 def seen(source: Source, spec: Recipe, memory: int, workers: int, start: int = 0) -> Iterator[Batch]:

@@ -54,7 +54,7 @@ def album(folder: Path, count: int = 48) -> Path:
 
 
 def miniature() -> Recipe:
-    recipe = RECIPES["moco_captions"](4000, 32)
+    recipe = RECIPES["moco_captions"].fitted(4000, 32)
     return replace(
         recipe,
         pretext=replace(recipe.pretext, picture=replace(recipe.pretext.picture, size=8), whole=8),  # type: ignore[arg-type]

@@ -211,7 +211,7 @@ QUICK = {"small_instdisc", "small_moco_v3", "small_masked_moco"}  # bank and Z; 
 def test_every_recipe_killed_in_a_save_ends_as_if_it_never_was(
     forks: Forks, pictures: Path, tmp_path: Path, name: str
 ) -> None:
-    vit = isinstance(RECIPES[name](48, 16).model, ViT)
+    vit = isinstance(RECIPES[name].fitted(48, 16).model, ViT)
     size = ["--model.width", "8", "--model.depth", "1", "--model.heads", "2"] if vit else []
     arguments = [*("--recipe", name, "--steps", 8, "--save-every", 3, "--workers", 0, "--quiet", "--batch", 16)]
     arguments += ["--group", 8, "--checkups", 1, *(size or ["--model.widths", "4,8", "--model.blocks", "1,1"])]

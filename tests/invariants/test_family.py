@@ -177,7 +177,7 @@ def test_supervised_contrast_is_its_formula(labels: list[int], seed: int) -> Non
 
 def nnclr() -> Learner:
     """The recipe's learner in double precision, with a network of a few thousand weights."""
-    recipe = RECIPES["small_nnclr"](1000, 16)
+    recipe = RECIPES["small_nnclr"].fitted(1000, 16)
     model = replace(recipe.model, widths=(4, 8), blocks=(1, 1))
     head, predictor = replace(recipe.head, widths=(12, 12, 8)), replace(recipe.predictor, widths=(12, 8))
     made = replace(recipe, model=model, head=head, predictor=predictor, dictionary=Neighbours(40), whiten=False)
@@ -263,7 +263,7 @@ def test_a_bank_draws_the_same_for_the_same_step_and_row_whatever_else_is_in_the
 
 
 def test_stored_keys_are_the_rows_and_the_query_is_what_is_kept() -> None:
-    recipe = replace(RECIPES["small_instdisc_softmax"](1000, 32), whiten=False)
+    recipe = replace(RECIPES["small_instdisc_softmax"].fitted(1000, 32), whiten=False)
     learner = recipe.build(1000).train()
     given_batch = batch()
     outcome = learner(given_batch)
@@ -290,7 +290,7 @@ def test_guesses_are_what_equal_scores_cost() -> None:
     assert float(SupCon(0.1)(same, supervised)) == pytest.approx(SupCon(0.1).chance_loss(11))
 
 
-BASE = small()
+BASE = small
 NONSENSE: dict[str, Recipe] = {
     "stored keys are rows of a memory bank": replace(BASE, keys=Stored()),
     "one view a step": replace(BASE, pretext=OneView(MOCO_CIFAR)),
@@ -310,7 +310,7 @@ def test_what_makes_no_sense_is_refused_in_words(words: str) -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_makes_sense_and_is_a_value_that_json_keeps(name: str) -> None:
-    recipe = RECIPES[name](50_000, 32)
+    recipe = RECIPES[name].fitted(50_000, 32)
     assert meaningless(recipe) is None
     assert from_plain(to_plain(recipe)) == recipe
 
@@ -339,5 +339,5 @@ def test_every_mechanism_goes_with_every_objective_that_can_be_built() -> None:
 
 
 def tiny_recipe() -> Recipe:
-    recipe = RECIPES["tiny"](64, 16)
+    recipe = RECIPES["tiny"].fitted(64, 16)
     return replace(recipe, model=replace(recipe.model, widths=(4, 8)), head=replace(recipe.head, widths=(8,)), group=4)

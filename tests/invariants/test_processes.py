@@ -59,7 +59,7 @@ def miniature(recipe: Recipe) -> Recipe:
 
 def cases() -> dict[str, Recipe]:
     """Every recipe, and combinations that no recipe has."""
-    named = {name: make(EXAMPLES * 1000, 32) for name, make in RECIPES.items() if name.startswith("small")}
+    named = {name: recipe.fitted(EXAMPLES * 1000, 32) for name, recipe in RECIPES.items() if name.startswith("small")}
     base = named["small"]
     named |= {
         "symmetric momentum, queue in bf16": replace(

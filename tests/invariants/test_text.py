@@ -44,7 +44,7 @@ def sentence(number: int) -> str:
 
 
 def miniature(name: str) -> Recipe:
-    recipe = RECIPES[name](4000, 0)
+    recipe = RECIPES[name].fitted(4000, 0)
     return replace(
         recipe,
         pretext=replace(recipe.pretext, drop=0.1, shuffle=1),  # type: ignore[arg-type]

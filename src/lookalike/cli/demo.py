@@ -13,11 +13,11 @@ from lookalike.data.loader import Loader
 from lookalike.data.source import PictureSource, open_source, reference_and_query
 from lookalike.metrics.fewshot import Interval, by_means
 from lookalike.models.features import settle
-from lookalike.recipes.digits import digits
+from lookalike.recipes.images import digits
 from lookalike.recipes.recipe import Recipe
 from lookalike.report.page import write_report
 from lookalike.report.tables import Accuracies, percent
-from lookalike.train.pretrain import Asked, carry_out
+from lookalike.train.pretrain import Request, carry_out
 from lookalike.train.screen import Screen
 from lookalike.train.trained import Trained, load
 
@@ -31,7 +31,7 @@ LEAD = (
 
 def demo(out: Path, overwrite: bool = False, recipe: Recipe | None = None) -> int:
     """Run it all: the exit code, 0 or 128 and the number of the signal that stopped it. Raises UserError."""
-    done = carry_out(Asked(DATA, out, recipe or digits(), overwrite=overwrite, workers=0))
+    done = carry_out(Request(DATA, out, recipe=recipe or digits, overwrite=overwrite, workers=0))
     if done.signal:
         return 128 + done.signal
     with Screen("demo") as screen:

@@ -29,8 +29,9 @@ class Pretrain(Verb):
 
     The same command continues the run where it stopped, after Ctrl-C and after a power cut.
 
-    Any field of the recipe can be set by its path: --dictionary.size 4096 --objective.temperature 0.2 --batch 128. All
-    fields are in recipe.json of a run. Afterwards: lookalike evaluate, lookalike embed.
+    Any field of the recipe can be set by its path: --dictionary.size 4096 --objective.temperature 0.2 --batch 128.
+    Another network: --model resnet50 or --model timm:convnext_tiny, which starts from random weights. All fields are in
+    recipe.json of a run. Afterwards: lookalike evaluate, lookalike embed.
     """
 
     data: Positional[Annotated[str, shown("DATA")]]

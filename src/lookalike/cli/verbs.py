@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -31,15 +30,15 @@ from lookalike.evaluation import evaluate as measuring
 from lookalike.evaluation.result import Result
 from lookalike.evaluation.segment import Segmented
 from lookalike.evaluation.settings import Evaluation, configured
-from lookalike.recipes import recipe_named
-from lookalike.recipes.recipe import Length, Recipe
+from lookalike.recipes import recipe_of
+from lookalike.recipes.recipe import Recipe
 from lookalike.recipes.serialize import flat
 from lookalike.report.comparison import markdown
 from lookalike.report.comparison import write as write_comparison
 from lookalike.report.found import write_page
 from lookalike.report.hits import hits_page, pictures
 from lookalike.report.scenes import scenes_page
-from lookalike.train.pretrain import Asked, carry_out, chosen
+from lookalike.train.pretrain import Request, carry_out, recipe_for
 from lookalike.train.screen import Screen
 from lookalike.train.trained import embed_data, load, write_embeddings
 
@@ -111,18 +110,13 @@ def overrides(command: Pretrain | Preview, rest: Sequence[str]) -> list[tuple[st
             if not items or items[0].startswith("--"):
                 refuse_unknown(command, [name])
             text = items.pop(0)
-        if path == "model":
-            raise UserError(
-                f"--model cannot be {text!r}: the recipe decides the network; choose one with --recipe (moco_v2 has a "
-                "ResNet-50), or change the network of a recipe by its fields, such as --model.widths 32,64,128"
-            )
         pairs.append((path, text))
     return pairs
 
 
 def refuse_short(name: str, recipe: str | None) -> None:
     """The last word of a field's path, such as ``--lr``, with the whole path."""
-    paths = [path for path in flat(recipe_named(recipe or "small", 100_000, 32)) if path.split(".")[-1] == name]
+    paths = [path for path in flat(recipe_of(recipe or "small")) if path.split(".")[-1] == name]
     if paths:
         raise UserError(f"unknown argument '--{name}'; did you mean {' or '.join(f'--{path}' for path in paths[:3])}?")
 
@@ -149,21 +143,11 @@ def refuse_run(data: str, verb: str) -> None:
 
 def pretrain(command: Pretrain, rest: Sequence[str], began: float) -> int:
     """Exit code 0, or 128 and the number of the signal that stopped the run."""
-    lengths = [command.epochs, command.minutes, command.steps]
-    if sum(value is not None for value in lengths) > 1:
-        raise UserError("choose one of --minutes, --epochs and --steps")
-    if any(value is not None and not 0 < value < math.inf for value in lengths):
-        raise UserError("--minutes, --epochs and --steps must be above 0")
     refuse_run(command.data, "pretrain")
-    same = ("recipe", "split", "overwrite", "max_bad", "workers", "memory", "save_every", "allow_data_change", "quiet")
-    request = Asked(
-        data=command.data,
-        out=Path(command.out),
-        length=Length(*lengths) if any(lengths) else None,  # type: ignore[arg-type]
-        overrides=overrides(command, rest),
-        init_from=Path(command.init_from) if command.init_from else None,
+    same = [field.name for field in fields(Request) if hasattr(command, field.name)]
+    request = Request(
+        settings=dict(overrides(command, rest)),
         supervised=isinstance(command, Supervised),
-        extend=command.extend,
         **picked(command, *same),
     )
     done = carry_out(request, began)
@@ -174,10 +158,10 @@ def preview(command: Preview, rest: Sequence[str]) -> int:
     """Writes the sheet."""
     refuse_run(command.data, "preview")
     source = open_source(command.data, command.split)
-    request = Asked(command.data, Path(command.out), command.recipe, overrides=overrides(command, rest))
-    recipe = chosen(request, source)
-    count = draw_preview(source, recipe, Path(command.out), command.rows, command.epoch)
+    request = Request(command.data, command.out, recipe=command.recipe, settings=dict(overrides(command, rest)))
     with Screen("preview") as screen:
+        recipe = recipe_for(request, source, screen.say)
+        count = draw_preview(source, recipe, Path(command.out), command.rows, command.epoch)
         screen.say(f"{count} pictures and their views by {recipe.name} in {command.out}")
     return 0
 

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache, wraps
 from importlib.util import find_spec
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+Value = TypeVar("Value")
 
 USAGE, BAD_DATA, IO, LOCKED = 2, 65, 74, 75
 
@@ -25,6 +31,21 @@ def meant(word: str, names: Iterable[str], otherwise: str | None = None) -> str:
     names = list(names)
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else otherwise or f"there are {', '.join(names)}"
+
+
+@cache
+def naming(function: Callable[P, Value], name: str) -> Callable[P, Value]:
+    """``function``, known as ``name``; an argument that it does not have is answered with the nearest that it has."""
+    parameters = inspect.signature(function).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+
+    @wraps(function)
+    def checked(*args: P.args, **options: P.kwargs) -> Value:
+        if wrong := [option for option in options if option not in parameters and not takes_any]:
+            raise TypeError(f"{name}() has no argument {wrong[0]!r}; {meant(wrong[0], parameters)}")
+        return function(*args, **options)
+
+    return checked
 
 
 def refuse_platform() -> None:

@@ -20,7 +20,7 @@ from lookalike.data.source import Source
 from lookalike.models.features import embed, raw
 from lookalike.train import checkpoint
 from lookalike.train.history import History, Point, collect
-from lookalike.train.pretrain import Asked, opened_data
+from lookalike.train.pretrain import Request, opened_data
 from lookalike.train.run import Run
 from lookalike.train.trained import load
 
@@ -168,7 +168,7 @@ def source_of(history: History) -> Source:
         raise UserError(f"the data ({data or 'unknown'}) is not on this machine")
     supervised = history.recipe.name.startswith("supervised_")
     split = None if split is None else str(split)
-    return opened_data(Asked(data, Path(), history.recipe, split=split, supervised=supervised))
+    return opened_data(Request(data, Path(), recipe=history.recipe, split=split, supervised=supervised))
 
 
 def spread_of(folder: Path, source: Source, workers: int) -> Spread:

@@ -19,7 +19,7 @@ from lookalike.data.source import Data, PictureSource, Rows, native_side, open_s
 from lookalike.learn.dictionary import Queue
 from lookalike.recipes.recipe import Recipe
 from lookalike.train.length import pace, probe
-from lookalike.train.pretrain import Asked, chosen
+from lookalike.train.pretrain import Request, recipe_for
 
 _EXTRAS = {
     "tensorboard": "[log]",
@@ -46,7 +46,7 @@ class Training(NamedTuple):
 def planned(data: Data, split: str | None, timed: bool, workers: int) -> Training:
     """What pretrain would do; raises UserError where it would refuse."""
     source = open_source(data, split)
-    recipe = chosen(Asked(data, Path()), source)
+    recipe = recipe_for(Request(data, Path()), source)
     seconds = _seconds_per_step(recipe, source, workers) if timed else None
     steps = len(source) // recipe.batch
     minutes = None if seconds is None else steps * seconds / 60

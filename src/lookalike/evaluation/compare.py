@@ -73,6 +73,10 @@ class Comparison(NamedTuple):
     draws: str | None  # what a trial draws; None where nothing is drawn
     settings: Mapping[str, Any]
 
+    def __repr__(self) -> str:
+        rows = [f"{row.name}: {row.mean.mean:.2%} ± {row.mean.half:.2%}, {row.verdict()}" for row in self.rows]
+        return "\n".join([f"{self.metric} of {self.task} on {self.data}, trials: {self.trials}", *rows])
+
     def caption(self) -> str:
         """What the numbers are, so that they can be read without this program."""
         if self.draws is None:

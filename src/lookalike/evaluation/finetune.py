@@ -29,7 +29,6 @@ from lookalike.metrics.fewshot import Interval, drawn, interval
 from lookalike.metrics.probe import LinearClassifier, LinearProbe, folds
 from lookalike.models.features import embed, raw
 from lookalike.pretext.image import OneView
-from lookalike.recipes.labelled import with_labels
 from lookalike.recipes.modality import only_pictures
 from lookalike.recipes.recipe import Length, Recipe
 from lookalike.train import checkpoint
@@ -107,7 +106,7 @@ def classifier(spec: settings.Finetune, recipe: Recipe, classes: int, examples: 
     """One fit: the model of ``recipe`` as a classifier, by AdamW on the first view's crops and mirror images."""
     batch = max(2, min(spec.batch, examples))
     return replace(
-        with_labels(recipe, classes),
+        recipe.with_labels(classes),
         name=f"finetuned_{recipe.name}",
         pretext=OneView(recipe.crops()),
         whiten=False,

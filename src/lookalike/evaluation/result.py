@@ -47,7 +47,7 @@ class Result(NamedTuple):
         """Settings, facts and numbers, as JSON."""
         return {name: plain(value) for name, value in {**self.settings, **self.facts, **self.numbers}.items()}
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n".join(self.lines)
 
 

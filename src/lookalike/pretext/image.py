@@ -291,8 +291,8 @@ class TwoViews(ViewPair):
 
     def crops(self) -> ImageView:
         """What classifiers are trained on: the first view's crops and mirror images, at the size of evaluations."""
-        size = self.whole or self.first.size
-        return replace(self.first, size=size, jitter=0.0, gray=0.0, blur=0.0, solarize=0.0)
+        size, view = self.whole or self.first.size, self.first
+        return ImageView(size, view.scale, view.ratio, view.flip, mean=view.mean, std=view.std)
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ MODALITIES = {
 def modality_of(recipe: Recipe | str | None) -> Modality:
     """That of a recipe, or of the one of a name; pictures where no recipe is named."""
     if isinstance(recipe, str):
-        recipe = RECIPES[recipe](1 << 20, 32) if recipe in RECIPES else None
+        recipe = RECIPES.get(recipe)
     return MODALITIES["pictures" if recipe is None else recipe.pretext.modality]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,7 +13,7 @@ from lookalike.learn.dictionary import InBatch, MemoryBank, Neighbours, Queue, Q
 from lookalike.learn.keys import Alone, EndToEnd, Momentum, Stored
 from lookalike.learn.labelled import Classes, CrossEntropy, Labelled
 from lookalike.learn.learner import Learner
-from lookalike.learn.objective import DCL, NCE, InfoNCE, SupCon
+from lookalike.learn.objective import DCL, NCE, InfoNCE, Objective, SupCon
 from lookalike.learn.optim import LARS, SGD, AdamW, Cosine, Linear, Muon, Steps
 from lookalike.metrics.knn import Knn
 from lookalike.models.decoder import Decoder, Words
@@ -29,6 +30,9 @@ from lookalike.pretext.image import ImageView, OneView, TwoViews
 from lookalike.pretext.mask import Masked
 from lookalike.pretext.text import Cloze, Pairs, SameSentence
 from lookalike.pretext.video import TwoClips, TwoFrames, TwoMoments
+from lookalike.recipes.parts import PARTS, Backbone, DictionaryPart, adapted
+
+DictionaryValue = Queue | InBatch | MemoryBank | Neighbours | QueueEach | Classes | DictionaryPart
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Stage:
 
     after: int
     total: int
-    minutes: float | None = None  # by how many it was made longer, where minutes were asked for
+    minutes: float | None = None  # by how many it was made longer, if it was by minutes
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,18 @@ class Length:
         return next((stage.minutes for stage in reversed(self.stages) if stage.minutes is not None), None)
 
     @property
-    def asked(self) -> Length:
-        """What the run was asked to be when it began."""
+    def original(self) -> Length:
+        """As the person set it when the run began."""
         return Length(minutes=self.minutes) if self.minutes is not None else replace(self, stages=())
+
+
+def unchanged(recipe: Recipe) -> Recipe:
+    """As it is."""
+    return recipe
+
+
+def silent(sentence: str) -> None:
+    """Tells nobody."""
 
 
 @dataclass(frozen=True)
@@ -91,15 +104,24 @@ class Recipe:
     pretext: TwoViews | OneView | Masked | TwoFrames | TwoClips | SameSentence | Pairs | Cloze | Captions
     canvas: int = 256  # side in pixels at which pictures are kept before they are cropped
     model: (
-        ResNet | SmallResNet | ViT | Timm | VideoResNet | SmallVideoResNet | Transformer | HuggingFace | TwoTowers
+        ResNet
+        | SmallResNet
+        | ViT
+        | Timm
+        | VideoResNet
+        | SmallVideoResNet
+        | Transformer
+        | HuggingFace
+        | TwoTowers
+        | Backbone
     ) = ResNet()  # noqa: RUF009
     head: MLP = MLP()  # noqa: RUF009
     whiten: bool = False  # the backbone ends in a map, fitted without labels, that decorrelates its features
     predictor: MLP | None = None  # between the query's head and the query (MoCo v3)
     reconstruction: Decoder | Words | None = None  # rebuilds what the query does not see (MAE, BERT)
     keys: Momentum | EndToEnd | Stored | Labelled | Alone = Momentum()  # noqa: RUF009
-    dictionary: Queue | InBatch | MemoryBank | Neighbours | QueueEach | Classes = Queue()  # noqa: RUF009
-    objective: InfoNCE | DCL | SupCon | NCE | CrossEntropy = InfoNCE()  # noqa: RUF009
+    dictionary: DictionaryValue = Queue()  # noqa: RUF009
+    objective: InfoNCE | DCL | SupCon | NCE | CrossEntropy | Objective = InfoNCE()  # noqa: RUF009
     optimizer: SGD | LARS | AdamW | Muon = SGD()  # noqa: RUF009
     schedule: Cosine | Linear | Steps = Steps()  # noqa: RUF009
     length: Length = Length(epochs=200)
@@ -118,6 +140,8 @@ class Recipe:
             raise UserError(f"recipe {self.name} makes no sense: {nonsense}")
         reseed(self.seed, 0)
         backbone, features = self.model.build(self.group)
+        if type(self.model) in PARTS.values():
+            backbone = adapted(backbone, self.group)
         whitening = Whitening(features) if self.whiten else None
         encoder = Encoder(backbone, self.head.build(features, self.group), whitening, self.computes_in())
         dim = self.head.widths[-1] if self.head.widths else features
@@ -156,15 +180,52 @@ class Recipe:
             )
         return self.pictures.crops()
 
-    def fitted(self, examples: int) -> Recipe:
-        """The recipe for this many examples; refuses what cannot work."""
-        if self.batch > examples:
-            advice = f"try --batch {2 ** max(1, (examples // 4).bit_length() - 1)}" if examples >= 4 else "add examples"
-            raise UserError(f"a batch of {self.batch} is larger than the data, {examples} examples: {advice}", BAD_DATA)
+    def fitted(
+        self,
+        examples: int,
+        side: int = 32,
+        change: Callable[[Recipe], Recipe] = unchanged,
+        tell: Callable[[str], None] = silent,
+    ) -> Recipe:
+        """The recipe for this many examples, whose pictures have a median short side of ``side`` pixels.
+
+        What depends on the data is decided here alone. ``change`` applies what a person sets, which holds against the
+        recipe's own numbers; ``tell`` gets a sentence for each of either that cannot stay. Raises UserError.
+        """
+        advised = 2 ** max(1, (examples // 4).bit_length() - 1)
+        default = self
+        if self.batch > examples >= 4:
+            default = replace(self, batch=advised, group=min(self.group, max(2, advised // 2)))
+        recipe = change(default)
+        if recipe.batch > examples:
+            advice = f"try --batch {advised}" if examples >= 4 else "add examples"
+            message = f"a batch of {recipe.batch} is larger than the data, {examples} examples: {advice}"
+            raise UserError(message, BAD_DATA)
         for name, least in {"batch": 2, "group": 1, "canvas": 1, "checkups": 0, "slices": 1}.items():
-            if getattr(self, name) < least:
+            if getattr(recipe, name) < least:
                 raise UserError(f"{name} must be at least {least}")
-        return replace(self, dictionary=self.dictionary.fitted(examples))
+        if recipe.batch == default.batch < self.batch:
+            tell(f"batches of {recipe.batch}, not {self.batch} as {self.name} has them: there are {examples} examples")
+        dictionary = recipe.dictionary.fitted(examples)
+        if default.dictionary != recipe.dictionary != dictionary:
+            tell(f"{dictionary}, not {recipe.dictionary}: a query must not meet an earlier key of its own example")
+        return replace(recipe, dictionary=dictionary)
+
+    def with_labels(self, classes: int) -> Recipe:
+        """The recipe as a classifier: its model, first view, batches, optimizer, schedule and length, but one linear
+        layer and cross entropy. A step sees one view of each example, where momentum contrast encodes two.
+        """
+        return replace(
+            self,
+            name=f"supervised_{self.name}",
+            pretext=OneView(self.pictures.first, whole=self.pictures.whole),
+            head=MLP((classes,)),
+            predictor=None,
+            reconstruction=None,
+            keys=Labelled(),
+            dictionary=Classes(classes),
+            objective=CrossEntropy(),
+        )
 
     def guess(self, examples: int) -> float:
         """The loss of scoring all entries alike, and of painting nothing: what a run starts near."""
@@ -248,7 +309,7 @@ def _of_kinds(recipe: Recipe) -> dict[str, bool]:
         "a picture and its caption go through two towers, which are for nothing else: model is TwoTowers": (
             isinstance(pretext, Captions) != isinstance(model, TwoTowers)
         ),
-        "a queue for each direction wants two: keys are Momentum, and symmetric": (
+        "a queue for each direction needs two directions: keys must be Momentum, and symmetric": (
             isinstance(recipe.dictionary, QueueEach) and recipe.keys.directions != 2
         ),
         "the two moments lie pretext.near to pretext.far seconds apart, from 0 on and the second not below the first": (
@@ -271,7 +332,7 @@ def _of_hidden(recipe: Recipe) -> dict[str, bool]:
         "words are named where tokens are hidden, alone: Cloze, a Transformer, Words and Alone belong together": (
             any(words) and not (all(words) and isinstance(recipe.model, Transformer) and alone)
         ),
-        "a decoder paints what is hidden, and nothing is: the pretext must be Masked, its share more": (
+        "a decoder paints what is hidden, and nothing is: the pretext must be Masked, with a larger share": (
             isinstance(decoder, Decoder) and not (isinstance(pretext, Masked) and pretext.visible() < pretext.patches())
         ),
         "without keys a decoder teaches alone: the head is MLP(()), with no predictor, and InBatch stores nothing": (

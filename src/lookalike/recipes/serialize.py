@@ -4,44 +4,38 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import json
 import types
 import typing
 from dataclasses import replace
 from typing import Any, Literal
 
-from lookalike.core.errors import BAD_DATA, UserError, meant
-from lookalike.learn.dictionary import InBatch, MemoryBank, Neighbours, Queue, QueueEach
-from lookalike.learn.keys import Alone, EndToEnd, Momentum, Stored
-from lookalike.learn.labelled import Classes, CrossEntropy, Labelled
-from lookalike.learn.objective import DCL, NCE, InfoNCE, SupCon
-from lookalike.learn.optim import LARS, SGD, AdamW, Cosine, Linear, Muon, Steps
-from lookalike.metrics.knn import Knn
-from lookalike.models.decoder import Decoder, Words
-from lookalike.models.heads import MLP
-from lookalike.models.hugging_face import HuggingFace
-from lookalike.models.image import ResNet, SmallResNet, Timm
-from lookalike.models.text import Transformer
-from lookalike.models.towers import TwoTowers
-from lookalike.models.video import SmallVideoResNet, VideoResNet
-from lookalike.models.vit import ViT
-from lookalike.pretext.captions import Captions
-from lookalike.pretext.image import ImageView, OneView, TwoViews
-from lookalike.pretext.mask import Masked
-from lookalike.pretext.text import Cloze, Pairs, SameSentence
-from lookalike.pretext.video import TwoClips, TwoFrames
-from lookalike.recipes.recipe import Length, Recipe, Stage
+import timm
+import torchvision
 
-KINDS: dict[str, type] = {
-    kind.__name__: kind
-    for kind in (
-        Recipe, Length, Stage, TwoViews, OneView, Masked, TwoFrames, TwoClips, ImageView, SameSentence, Pairs, Cloze,
-        ResNet, SmallResNet, ViT, Timm, Words, VideoResNet, SmallVideoResNet,
-        Transformer, HuggingFace, TwoTowers, Captions, QueueEach, MLP, Decoder, Momentum,
-        EndToEnd, Stored, Alone, Queue, InBatch, MemoryBank, Neighbours, InfoNCE, DCL, SupCon, NCE, Labelled, Classes,
-        CrossEntropy, SGD, LARS, AdamW, Muon, Cosine, Linear, Steps, Knn,
-    )
-}  # fmt: skip
-"""The only classes a file may name."""
+from lookalike.core.errors import BAD_DATA, UserError, meant
+from lookalike.models.image import ResNet, Timm
+from lookalike.recipes.parts import PARTS
+from lookalike.recipes.recipe import Recipe
+
+
+def _kinds(hint: Any) -> dict[str, type]:
+    """The dataclasses that a field of this type may hold, by name."""
+    choices = (hint, *typing.get_args(hint))
+    return {kind.__name__: kind for kind in choices if isinstance(kind, type) and dataclasses.is_dataclass(kind)}
+
+
+def _all_kinds(hint: Any) -> dict[str, type]:
+    """The same with those in their fields."""
+    kinds = _kinds(hint)
+    for kind in tuple(kinds.values()):
+        for part in typing.get_type_hints(kind).values():
+            kinds |= _all_kinds(part)
+    return kinds
+
+
+KINDS = _all_kinds(Recipe)
+"""The classes of the package that a file may name; it may also name the registered ones, ``PARTS``."""
 
 
 def to_plain(value: Any) -> Any:
@@ -58,19 +52,22 @@ def from_plain(plain: Any) -> Any:
         return tuple(from_plain(item) for item in plain)
     if not isinstance(plain, dict):
         return plain
-    kind = KINDS.get(str(plain.get("kind")))
+    name = str(plain.get("kind"))
+    kind = KINDS.get(name) or PARTS.get(name)
     if kind is None:
         raise UserError(
-            f"unknown kind {plain.get('kind')!r} in a recipe file: was it written by a newer version?", BAD_DATA
+            f"unknown kind {plain.get('kind')!r} in a recipe file: if it is a part of your own, import the module that "
+            "defines it (decorated with @lookalike.part) before lookalike.load",
+            BAD_DATA,
         )
     known = {f.name for f in dataclasses.fields(kind)}
     if unknown := plain.keys() - known - {"kind"}:
         raise UserError(f"unknown field {sorted(unknown)[0]!r} of {kind.__name__} in a recipe file", BAD_DATA)
-    fields = {name: from_plain(part) for name, part in plain.items() if name != "kind"}
+    fields = {field: from_plain(part) for field, part in plain.items() if field != "kind"}
     hints = typing.get_type_hints(kind)
-    for name, part in fields.items():
-        if not fits(part, hints[name]):
-            raise UserError(f"{name} of {kind.__name__} cannot be {part!r} in a recipe file", BAD_DATA)
+    for field, part in fields.items():
+        if not fits(part, hints[field]):
+            raise UserError(f"{field} of {kind.__name__} cannot be {part!r} in a recipe file", BAD_DATA)
     try:
         return kind(**fields)
     except TypeError as error:
@@ -78,7 +75,7 @@ def from_plain(plain: Any) -> Any:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of the type of a field; a whole number is a float, too."""
+    """Whether a value is of the type of a field; a whole number is a float, too, and a registered part its parent."""
     origin, choices = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return value in choices
@@ -87,6 +84,8 @@ def fits(value: Any, hint: Any) -> bool:
     if origin is tuple:
         each = (choices[0],) * len(value) if isinstance(value, tuple) and choices[-1] is ... else choices
         return isinstance(value, tuple) and len(value) == len(each) and all(map(fits, value, each))
+    if PARTS.get(type(value).__name__) is type(value) and isinstance(hint, type):
+        return isinstance(value, hint)
     return type(value) is hint or (hint is float and type(value) is int)
 
 
@@ -109,43 +108,57 @@ def differences(before: Recipe, after: Recipe) -> list[str]:
     return [f"{path}: {old.get(path)} -> {new.get(path)}" for path in paths]
 
 
-def override(recipe: Recipe, path: str, text: str) -> Recipe:
-    """The recipe with the field at ``path`` read from ``text``; an unknown path is refused with the nearest one."""
+def refuse_unloadable(recipe: Recipe) -> None:
+    """Raise UserError for a recipe that its file could not bring back: before it trains, not after."""
+    try:
+        if from_plain(json.loads(json.dumps(to_plain(recipe)))) == recipe:
+            return
+        reason = "a field changes in the file, or a part has the name of one of the package"
+    except (UserError, TypeError, ValueError) as error:
+        reason = str(error)
+    raise UserError(
+        f"a run of {recipe.name} could not be opened again ({reason}): a part of your own is a frozen dataclass of "
+        "numbers, words, tuples and parts, decorated with @lookalike.part; or give model= and view= to pretrain"
+    )
+
+
+def override(recipe: Recipe, path: str, value: object) -> Recipe:
+    """The recipe with the field at ``path`` set; an unknown path is refused with the nearest one."""
     if path not in flat(recipe):
         hint = meant(path, flat(recipe), "see recipe.json of a run for all fields")
         raise UserError(f"recipe {recipe.name} has no field {path!r}; {hint}")
-    return typing.cast("Recipe", replaced(recipe, path, text))
+    return typing.cast("Recipe", replaced(recipe, path, value))
 
 
-def replaced(value: Any, path: str, text: str) -> Any:
-    """A frozen dataclass with the field at ``path``, which it has, read from ``text``; raises UserError."""
-    return _replaced(value, path.split("."), path, text)
+def replaced(value: Any, path: str, new: object) -> Any:
+    """A frozen dataclass with the field at ``path``, which it has, set or read from text; raises UserError."""
+    return _replaced(value, path.split("."), path, new)
 
 
-def _replaced(value: Any, parts: list[str], path: str, text: str) -> Any:
+def _replaced(value: Any, parts: list[str], path: str, new: object) -> Any:
     name, *rest = parts
     if rest:
-        return replace(value, **{name: _replaced(getattr(value, name), rest, path, text)})
+        return replace(value, **{name: _replaced(getattr(value, name), rest, path, new)})
     hint = typing.get_type_hints(type(value))[name]
     try:
-        found = parsed(text, hint)
-        if not fits(found, hint):
-            raise ValueError(text)
-        return replace(value, **{name: found})
+        field = parsed(new, hint) if isinstance(new, str) else tuple(new) if isinstance(new, list) else new
+        if not fits(field, hint):
+            raise ValueError(new)
+        return replace(value, **{name: field})
     except (ValueError, TypeError, SyntaxError):
-        raise UserError(f"--{path} cannot be {text!r}: it is {_readable(hint)}, now {getattr(value, name)!r}") from None
+        raise UserError(f"--{path} cannot be {new!r}: it is {_readable(hint)}, now {getattr(value, name)!r}") from None
 
 
 def _readable(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(typing.get_args(hint))
-    if any(dataclasses.is_dataclass(part) for part in (hint, *typing.get_args(hint))):
-        return "a kind, which only another recipe changes"
+    if kinds := _kinds(hint):
+        return f"one of {', '.join(kinds)}, or a part of your own (see lookalike.part)"
     return getattr(hint, "__name__", None) or str(hint)
 
 
 def parsed(text: str, hint: Any) -> Any:
-    """``text`` as the type of a field: bool, int, float, str, Literal, tuple (``64,128``), or optional."""
+    """``text`` as the type of a field: bool, int, float, str, Literal, tuple (``64,128``), optional, or a part."""
     origin, choices = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         if text not in choices:
@@ -154,7 +167,9 @@ def parsed(text: str, hint: Any) -> Any:
     if origin in (types.UnionType, typing.Union):
         if text.lower() == "none" and type(None) in choices:
             return None
-        return parsed(text, next(choice for choice in choices if choice is not type(None)))
+        if kind := _kinds(hint).get(text) or PARTS.get(text):
+            return kind()
+        return model_named(text) if Timm in choices else parsed(text, next(c for c in choices if c is not type(None)))
     if origin is tuple:
         items = ast.literal_eval(text if text.startswith(("(", "[")) else f"({text},)")
         return tuple(parsed(str(item), choices[0]) for item in items)
@@ -165,3 +180,17 @@ def parsed(text: str, hint: Any) -> Any:
     if hint in (int, float, str):
         return hint(text)
     raise TypeError(hint)
+
+
+def model_named(name: str) -> ResNet | Timm:
+    """A backbone by its name: ``torchvision:resnet50``, ``timm:convnext_tiny``, or either without its library."""
+    library, _, own = name.rpartition(":")
+    if library not in ("", "torchvision", "timm"):
+        raise UserError(f"model {name!r}: the library is torchvision or timm")
+    if library == "torchvision" or (not library and own.startswith(("resnet", "resnext", "wide_resnet"))):
+        if own not in torchvision.models.list_models():
+            raise UserError(f"model: torchvision has no {own}; {meant(own, torchvision.models.list_models())}")
+        return ResNet(own)
+    if not timm.is_model(own):
+        raise UserError(f"model: timm has no {own}; {meant(own, timm.list_models(), 'see timm.list_models()')}")
+    return Timm(own)

@@ -17,7 +17,6 @@ from lookalike.core.progress import Progress, silent
 from lookalike.curate.sample import Neighbours, Sample, Strip, neighbours, views
 from lookalike.data.source import Data, PictureSource, open_source
 from lookalike.learn.keys import Alone
-from lookalike.learn.labelled import CrossEntropy
 from lookalike.models.decoder import Decoder
 from lookalike.recipes.recipe import Recipe
 from lookalike.recipes.serialize import flat
@@ -106,8 +105,8 @@ def opening(history: History, lead: str) -> Iterator[str]:
         yield f'<p class="lead">{shown(lead)}</p>'
     size = recipe.pictures.first.size
     labels = "with" if recipe.objective.supervised else "without"
-    cold = isinstance(recipe.objective, CrossEntropy) or isinstance(recipe.keys, Alone)
-    temperature = "" if cold else f" · temperature {recipe.objective.temperature:g}"  # type: ignore[union-attr]
+    degrees = None if isinstance(recipe.keys, Alone) else getattr(recipe.objective, "temperature", None)
+    temperature = "" if degrees is None else f" · temperature {degrees:g}"
     yield (
         f'<p class="quiet">{history.examples():,} examples {labels} labels · {history.steps():,} steps '
         f"of {recipe.batch} · views of {size} × {size} pixels · {recipe.contrast()}{temperature}</p>"

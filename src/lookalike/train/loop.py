@@ -44,6 +44,9 @@ class Finished(NamedTuple):
     views: float  # share of the time in which views were made of it
     signal: int | None
 
+    def __repr__(self) -> str:
+        return f"Finished(step {self.step:,} of {self.total:,}{', stopped by a signal' if self.signal else ''})"
+
 
 def batches(
     loader: Loads, recipe: Recipe, order: Order, start: int, stop: int, meter: Meter | None = None

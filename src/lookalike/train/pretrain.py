@@ -1,16 +1,20 @@
-"""``lookalike pretrain``: from what a person names to a trained run."""
+"""``lookalike.pretrain``: from what a person names to a trained run."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import wraps
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, ParamSpec
 
 import torch
+from torch import nn
 
 from lookalike.core import dist
+from lookalike.core.checks import Limit, check_limits
 from lookalike.core.devices import Precision, computes_in_bf16, device, named_precision
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.files import UNFINISHED, write_atomically
@@ -21,11 +25,12 @@ from lookalike.data.source import Data, Source, name_of, open_source, reference_
 from lookalike.data.text.loader import texts_of
 from lookalike.data.text.tokenizer import Tokenizer
 from lookalike.learn.labelled import Labelled
-from lookalike.recipes import recipe_named
-from lookalike.recipes.labelled import with_labels
+from lookalike.pretext.image import ImageView
+from lookalike.recipes import recipe_of
 from lookalike.recipes.modality import TOKENIZER, kept_tokenizer, loader, modality_of, new_tokenizer
+from lookalike.recipes.parts import Backbone, Network, Transform, Transformed
 from lookalike.recipes.recipe import Length, Recipe
-from lookalike.recipes.serialize import from_plain, override, to_plain
+from lookalike.recipes.serialize import from_plain, override, refuse_unloadable, to_plain
 from lookalike.train import checkpoint
 from lookalike.train.length import Clock, budget, expected, extended, to_the_end
 from lookalike.train.loop import Finished
@@ -35,93 +40,179 @@ from lookalike.train.screen import Screen
 from lookalike.train.trained import labelled
 
 _MANY = 100_000  # examples from which a GPU's default is the paper's recipe
+P = ParamSpec("P")
 
 
-class Asked(NamedTuple):
-    """What a person asks of ``pretrain``; nothing here but ``recipe``, its overrides and its length changes weights."""
-
-    data: Data
-    out: Path
-    recipe: str | Recipe | None = None
-    length: Length | None = None
-    overrides: Sequence[tuple[str, str]] = ()
-    split: str | None = None
-    overwrite: bool = False
-    init_from: Path | None = None
-    max_bad: float = 0.01
-    workers: int = 2
-    memory: float = 4.0  # GiB
-    save_every: int | None = None
-    allow_data_change: bool = False
-    quiet: bool = False
-    supervised: bool = False  # train the recipe's backbone with labels instead
-    extend: bool = False  # make the run longer that is there: to so many epochs or steps in all, or by so many minutes
-
-
-def pretrain(data: Data, out: str | Path, recipe: str | Recipe | None = None, **asked: object) -> Finished:
+@dataclass(frozen=True)
+class Request:
     """Learn from ``data`` without labels into the run folder ``out``, or continue the run that is there.
 
-    The other arguments are the fields of ``Asked``. Raises UserError. The process keeps the memory that steps free.
+    ``recipe`` is a name or a value, by default ``small``, or ``moco_v2`` with a GPU and much data. Its length is one of
+    ``minutes``, ``epochs`` and ``steps``. ``model`` is ``"timm:NAME"``, ``"torchvision:NAME"``, a part or an
+    ``nn.Module`` that maps (B, 3, S, S) to (B, F); ``view`` is a part, or a function from a PIL picture to a view, as
+    torchvision's transforms are; ``settings`` sets other fields of the recipe by path, ``{"optimizer.lr": 0.1}``, to a
+    value or its text. The other arguments are as ``lookalike pretrain --help`` has them. Raises UserError.
+    The process keeps the memory that steps free.
     """
-    return carry_out(Asked(data, Path(out), recipe, **asked))  # type: ignore[arg-type]
+
+    data: Data
+    out: str | Path
+    _: KW_ONLY
+    recipe: str | Recipe | None = None
+    minutes: float | None = None
+    steps: int | None = None
+    epochs: float | None = None
+    batch: int | None = None
+    model: str | Backbone | nn.Module | None = None
+    view: ImageView | Transform | None = None
+    settings: Mapping[str, object] = field(default_factory=dict)
+    split: str | None = None
+    init_from: str | Path | None = None
+    overwrite: bool = False
+    extend: bool = False  # make an existing run longer: to so many epochs or steps in all, or by so many minutes
+    supervised: bool = False  # train the recipe's backbone with labels instead
+    workers: Annotated[int, Limit(0)] = 2
+    memory: Annotated[float, Limit(0)] = 4.0  # GiB
+    max_bad: Annotated[float, Limit(0)] = 0.01  # share of pictures that may be unreadable
+    save_every: Annotated[int | None, Limit(1)] = None  # steps
+    allow_data_change: bool = False
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        check_limits(self)
+        lengths = [value for value in (self.minutes, self.epochs, self.steps) if value is not None]
+        if len(lengths) > 1:
+            raise UserError("choose one of --minutes, --epochs and --steps")
+        if not all(0 < value < math.inf for value in lengths):
+            raise UserError("--minutes, --epochs and --steps must be above 0")
+
+    @property
+    def folder(self) -> Path:
+        """That of the run."""
+        return Path(self.out)
+
+    @property
+    def length(self) -> Length | None:
+        """The one that is named; None where none is."""
+        length = Length(self.epochs, self.minutes, self.steps)
+        return None if length == Length() else length
+
+    def change(self, recipe: Recipe) -> Recipe:
+        """``recipe`` with the length and the fields that the person set. Raises UserError."""
+        recipe = replace(recipe, length=self.length or recipe.length)
+        if self.batch is not None:
+            recipe = override(recipe, "batch", self.batch)
+        if self.model is not None:
+            recipe = with_model(recipe, self.model)
+        if self.view is not None:
+            recipe = with_view(recipe, self.view)
+        for path, value in self.settings.items():
+            recipe = override(recipe, path, value)
+        return recipe
+
+
+def with_model(recipe: Recipe, model: str | Backbone | nn.Module) -> Recipe:
+    """``recipe`` with another backbone, which may be a network that was handed over. Raises UserError."""
+    if not isinstance(model, nn.Module):
+        return override(recipe, "model", model)
+    if dist.world() > 1:
+        raise UserError(
+            "under torchrun each process would bring a network of its own: register the part, @lookalike.part"
+        )
+    return replace(recipe, model=Network.of(model, recipe.pictures.first.size))
+
+
+def with_view(recipe: Recipe, view: ImageView | Transform) -> Recipe:
+    """``recipe`` with other views of pictures: a part, or a function that was handed over. Raises UserError."""
+    views = recipe.pictures
+    first = view if isinstance(view, ImageView) else Transformed.of(view, views.first)
+    return replace(recipe, pretext=replace(views, first=first, second=None))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedRequest(Request):
+    """Train the backbone of a recipe with labels, to compare with; the arguments are those of ``pretrain``."""
+
+    supervised: bool = True
+
+
+def _as_function(request: Callable[P, Request], name: str) -> Callable[P, Finished]:
+    """A function of the arguments of a request, which carries it out."""
+
+    @wraps(request, assigned=("__module__", "__doc__"), updated=())
+    def run(*args: P.args, **options: P.kwargs) -> Finished:
+        return carry_out(request(*args, **options))
+
+    run.__name__ = run.__qualname__ = name
+    return run
+
+
+pretrain = _as_function(Request, "pretrain")
+supervised = _as_function(SupervisedRequest, "supervised")
 
 
 @isolated()
-def carry_out(asked: Asked, began: float | None = None) -> Finished:
+def carry_out(request: Request, began: float | None = None) -> Finished:
     """The whole of ``pretrain`` or ``supervised``, with the processes that torchrun started.
 
     Minutes count from ``began``, by the clock ``time.perf_counter``, or from now.
     """
     began = time.perf_counter() if began is None else began
     with dist.together():
-        dist.on_first_rank(lambda: refuse_foreign(asked.out))
-        dist.on_first_rank(lambda: refuse_extending(asked))
-        source = opened_data(asked)
-        recipe = chosen(asked, source)
-        if asked.overwrite:
-            dist.on_first_rank(lambda: make_room(asked.out))
-        quiet, rows = asked.quiet or not dist.first(), modality_of(recipe).examples
-        with opened(asked.out) as run, Screen(recipe.name, quiet, rows) as screen:
-            return trained(asked, recipe, source, run, screen, began)
+        dist.on_first_rank(lambda: refuse_foreign(request.folder))
+        dist.on_first_rank(lambda: refuse_extending(request))
+        source = opened_data(request)
+        sentences: list[str] = []
+        recipe = recipe_for(request, source, sentences.append)
+        refuse_unloadable(recipe)
+        if request.overwrite:
+            dist.on_first_rank(lambda: make_room(request.folder))
+        quiet, rows = request.quiet or not dist.first(), modality_of(recipe).examples
+        with opened(request.folder) as run, Screen(recipe.name, quiet, rows) as screen:
+            for sentence in sentences:
+                screen.say(sentence)
+            return begin_or_continue(request, recipe, source, run, screen, began)
 
 
-def trained(asked: Asked, recipe: Recipe, source: Source, run: Run, screen: Screen, began: float) -> Finished:
+def begin_or_continue(
+    request: Request, recipe: Recipe, source: Source, run: Run, screen: Screen, began: float
+) -> Finished:
     """Begin or continue in an open run folder."""
     run.tell = screen.say
-    held = from_plain(dist.on_first_rank(lambda: to_plain(run.recipe())))
-    recipe = replace(recipe, precision=going_on(recipe, held))
-    if held is not None:
-        held = replace(held, precision=recipe.precision)  # not refused where it is another, but said and recorded
-        dist.on_first_rank(lambda: refuse_other(asked, recipe, held, source, run))
-        recipe = held
+    recorded = from_plain(dist.on_first_rank(lambda: to_plain(run.recipe())))
+    recipe = replace(recipe, precision=precision_for(recipe, recorded))
+    if recorded is not None:
+        recorded = replace(recorded, precision=recipe.precision)  # another is not refused, but said and recorded
+        dist.on_first_rank(lambda: refuse_other(request, recipe, recorded, source, run))
+        recipe = recorded
     dist.on_first_rank(lambda: checkpoint.refuse_full(run.checkpoints, recipe, len(source)))
-    tokenizer = tokens(asked, recipe, source, run, new=held is None)
-    reads = load_data(asked, recipe, source, tokenizer, run, screen)
+    tokenizer = tokenizer_of(request, recipe, source, run, new=recorded is None)
+    reads = load_data(request, recipe, source, tokenizer, run, screen)
     checkup, clock = Checkup.of(reads, recipe), None
-    if held is None:
-        recipe, clock = begin(asked, recipe, run, reads, checkup, screen, began)
-    elif asked.extend:
-        recipe, clock = extended(recipe, asked.length or recipe.length, run, reads, checkup, began)
-    if asked.init_from is not None and not dist.agree(bool(checkpoint.published(run.checkpoints))):
-        initialise(Path(asked.init_from), recipe, run, reads)
-    done = to_the_end(recipe, run, reads, checkup, screen.step, asked.save_every, clock)
+    if recorded is None:
+        recipe, clock = begin(request, recipe, run, reads, checkup, screen, began)
+    elif request.extend:
+        recipe, clock = extended(recipe, request.length or recipe.length, run, reads, checkup, began)
+    if request.init_from is not None and not dist.agree(bool(checkpoint.published(run.checkpoints))):
+        initialise(Path(request.init_from), recipe, run, reads)
+    done = to_the_end(recipe, run, reads, checkup, screen.step, request.save_every, clock)
     note_all_bad(run, reads)
-    screen.say(summary(done, asked.out))
+    screen.say(summary(done, request.folder))
     return done
 
 
-def opened_data(asked: Asked) -> Source:
-    """What to train on; labels are those of the reference part alone, since evaluations ask the others."""
-    find = modality_of(asked.recipe).find
-    if asked.split is not None or not asked.supervised:
-        source = open_source(asked.data, asked.split, find=find)
-        return labelled(source, asked.data) if asked.supervised else source
-    source, _ = reference_and_query(asked.data, find=find)
-    return labelled(source, asked.data)
+def opened_data(request: Request) -> Source:
+    """What to train on; with labels the reference part alone, since evaluations test on the other."""
+    find = modality_of(request.recipe).find
+    if request.split is not None or not request.supervised:
+        source = open_source(request.data, request.split, find=find)
+        return labelled(source, request.data) if request.supervised else source
+    source, _ = reference_and_query(request.data, find=find)
+    return labelled(source, request.data)
 
 
 def make_room(out: Path) -> None:
-    """Move an old run aside, but not while somebody trains there."""
+    """Move an old run aside, but not while another process trains it."""
     if (out / "recipe.json").exists():
         with Run(out):
             pass
@@ -150,44 +241,39 @@ def refuse_foreign(out: Path) -> None:
         raise UserError(f"{out} holds files that are no run of lookalike: choose an empty or new folder for --out")
 
 
-def refuse_extending(asked: Asked) -> None:
-    """Only a run that is there is made longer, by a length that is named."""
-    if not asked.extend:
+def refuse_extending(request: Request) -> None:
+    """Raise UserError for what cannot be extended: no run, or by no length."""
+    if not request.extend:
         return
-    if asked.overwrite:
+    if request.overwrite:
         raise UserError("--extend makes a run longer and --overwrite starts it again: choose one")
-    if asked.length is None:
+    if request.length is None:
         raise UserError("--extend wants to know how long: --epochs or --steps in all, or --minutes more")
-    if not (asked.out / "recipe.json").exists():
-        raise UserError(f"{asked.out} holds no run that could be made longer: leave out --extend")
+    if not (request.folder / "recipe.json").exists():
+        raise UserError(f"{request.folder} holds no run that could be made longer: leave out --extend")
 
 
-def chosen(asked: Asked, source: Source) -> Recipe:
-    """The recipe for this data, with the fields that the person set."""
-    recipe = asked.recipe
-    if not isinstance(recipe, Recipe):
-        large = device().type != "cpu" and len(source) >= _MANY
-        side = modality_of(recipe).side(source)
-        recipe = recipe_named(recipe or ("moco_v2" if large else "small"), len(source), side)
-    if asked.supervised and not isinstance(recipe.keys, Labelled):
-        recipe = with_labels(recipe, len(torch.unique(source.labels)))
-    if asked.length is not None:
-        recipe = replace(recipe, length=asked.length)
-    for path, text in asked.overrides:
-        recipe = override(recipe, path, text)
-    return recipe.fitted(len(source))
+def recipe_for(request: Request, source: Source, tell: Callable[[str], None] = lambda _: None) -> Recipe:
+    """The recipe of a request on this data; ``tell`` as ``Recipe.fitted`` takes it. Raises UserError."""
+    large = device().type != "cpu" and len(source) >= _MANY
+    recipe = request.recipe or ("moco_v2" if large else "small")
+    recipe = recipe if isinstance(recipe, Recipe) else recipe_of(recipe)
+    if request.supervised and not isinstance(recipe.keys, Labelled):
+        recipe = recipe.with_labels(len(torch.unique(source.labels)))
+    side = modality_of(recipe).side(source)
+    return recipe.fitted(len(source), side, request.change, tell)
 
 
-def going_on(recipe: Recipe, held: Recipe | None) -> Precision:
-    """From now on: what is asked for, else what it began in, else what is faster here. Raises UserError."""
-    keeps = held is not None and recipe.precision == "auto" and named_precision() is None
-    return held.computes_in() if held is not None and keeps else recipe.computes_in()
+def precision_for(recipe: Recipe, recorded: Recipe | None) -> Precision:
+    """From now on: what the person names, else what the run began in, else what is faster here. Raises UserError."""
+    keeps = recorded is not None and recipe.precision == "auto" and named_precision() is None
+    return recorded.computes_in() if recorded is not None and keeps else recipe.computes_in()
 
 
-def check_data(asked: Asked, run: Run, source: Source) -> Change:
-    """How the data has changed since the run began, which is refused unless it was asked for."""
+def check_data(request: Request, run: Run, source: Source) -> Change:
+    """How the data has changed since the run began, which is refused unless the person allows it."""
     began, changed = run.data(), changes(from_table(run.data_table), source.stamps())
-    if changed and not asked.allow_data_change:
+    if changed and not request.allow_data_change:
         raise UserError(
             f"{run.folder} began with other data ({began['examples']} then, {len(source)} now): {changed}; "
             "give it the same data, choose another --out, or go on with --allow-data-change",
@@ -196,58 +282,53 @@ def check_data(asked: Asked, run: Run, source: Source) -> Change:
     return changed
 
 
-def refuse_other(asked: Asked, recipe: Recipe, held: Recipe, source: Source, run: Run) -> None:
+def refuse_other(request: Request, recipe: Recipe, recorded: Recipe, source: Source, run: Run) -> None:
     """Refuse to continue a run on other data, unless that is allowed, or under other settings."""
-    changed = check_data(asked, run, source)
+    changed = check_data(request, run, source)
     if changed or run.data().get("changed"):
-        recipe = adjusted(asked, recipe, held)
-    check_same(asked.out, held, as_held(recipe, held, asked.extend))
+        recipe = adjusted(request, recipe, recorded)
+    check_same(request.folder, recorded, at_recorded_length(recipe, recorded, request.extend))
     if changed:
         run.note(f"goes on with other data: {changed}")
-        run.accept(about(asked, source) | {"changed": True}, to_table(source.stamps()))
+        run.accept(about(request, source) | {"changed": True}, to_table(source.stamps()))
 
 
-def about(asked: Asked, source: Source) -> dict[str, object]:
+def about(request: Request, source: Source) -> dict[str, object]:
     """What environment.json says of the data; data.parquet says which files it was."""
-    return {"data": name_of(asked.data)[:4096], "split": asked.split, "examples": len(source)}
+    return {"data": name_of(request.data)[:4096], "split": request.split, "examples": len(source)}
 
 
-def adjusted(asked: Asked, recipe: Recipe, held: Recipe) -> Recipe:
-    """What is asked of a run whose data has changed: what it derived from the data stays as it was when it began."""
-    if asked.recipe is not None and recipe.name != held.name:
-        return recipe
-    same = held if asked.length is None else replace(held, length=asked.length)
-    for path, text in asked.overrides:
-        same = override(same, path, text)
-    return same
+def adjusted(request: Request, recipe: Recipe, recorded: Recipe) -> Recipe:
+    """The recipe for a run whose data has changed: what it derived from the data stays as it was when it began."""
+    return recipe if request.recipe is not None and recipe.name != recorded.name else request.change(recorded)
 
 
-def as_held(asked: Recipe, held: Recipe, extend: bool = False) -> Recipe:
-    """The recipe asked for, at the length that the run has if it asks for what the run began with, or for more."""
-    if extend or asked.length in (held.length.asked, replace(held.length, stages=())):
-        return replace(asked, length=held.length)
-    return asked
+def at_recorded_length(recipe: Recipe, recorded: Recipe, extend: bool = False) -> Recipe:
+    """``recipe`` at the length that the run has, if its own is the one that the run began with, or is to grow."""
+    if extend or recipe.length in (recorded.length.original, replace(recorded.length, stages=())):
+        return replace(recipe, length=recorded.length)
+    return recipe
 
 
-def tokens(asked: Asked, recipe: Recipe, source: Source, run: Run, new: bool) -> Tokenizer | None:
+def tokenizer_of(request: Request, recipe: Recipe, source: Source, run: Run, new: bool) -> Tokenizer | None:
     """Of text: a run keeps its own, which begins as that of the run it starts from, or is trained on its data."""
     if not modality_of(recipe).tokenizes:
         return None
     texts_of(source)  # raises where there are none, before anything is written
 
     def kept() -> str:
-        folder = run.folder if not new else asked.init_from
-        found = kept_tokenizer(Path(folder), recipe) if folder is not None else new_tokenizer(recipe, source)
-        assert found is not None
+        folder = run.folder if not new else request.init_from
+        tokenizer = kept_tokenizer(Path(folder), recipe) if folder is not None else new_tokenizer(recipe, source)
+        assert tokenizer is not None
         if new:
-            write_atomically(run.folder / TOKENIZER, found.json.encode())
-        return found.json
+            write_atomically(run.folder / TOKENIZER, tokenizer.json.encode())
+        return tokenizer.json
 
     return Tokenizer(dist.on_first_rank(kept))
 
 
 def load_data(
-    asked: Asked, recipe: Recipe, source: Source, tokenizer: Tokenizer | None, run: Run, screen: Screen
+    request: Request, recipe: Recipe, source: Source, tokenizer: Tokenizer | None, run: Run, screen: Screen
 ) -> Loads:
     """The loader, after decoding everything where it fits into memory."""
     done = 0
@@ -257,27 +338,27 @@ def load_data(
         done += count
         screen.work("reading", done, len(source))
 
-    limits = (int(asked.memory * GIB), asked.workers, asked.max_bad)
+    limits = (int(request.memory * GIB), request.workers, request.max_bad)
     return loader(recipe, source, tokenizer, *limits, more, lambda bad: run.note_bad_files(bad))
 
 
 def begin(
-    asked: Asked, recipe: Recipe, run: Run, loader: Loads, checkup: Checkup, screen: Screen, began: float
+    request: Request, recipe: Recipe, run: Run, loader: Loads, checkup: Checkup, screen: Screen, began: float
 ) -> tuple[Recipe, Clock | None]:
     """Fix what a new run is, record it, and say it; its minutes count from ``began``, and a clock keeps to them."""
     source, clock, about_steps, how_long = loader.source, None, "", ""
     if recipe.length.total(1) is None:
-        seconds = budget(recipe, recipe.length, loader, checkup, screen.say, began).enough()
-        recipe = replace(recipe, length=replace(recipe.length, steps=seconds.steps))
-        clock = Clock(seconds, seconds.steps)
+        plan = budget(recipe, recipe.length, loader, checkup, screen.say, began).enough()
+        recipe = replace(recipe, length=replace(recipe.length, steps=plan.steps))
+        clock = Clock(plan, plan.steps)
         about_steps, how_long = "about ", f" in {expected(clock.whole)}"
-    dist.on_first_rank(lambda: run.begin(recipe, about(asked, source), to_table(source.stamps())))
+    dist.on_first_rank(lambda: run.begin(recipe, about(request, source), to_table(source.stamps())))
     processes = f" on {dist.world()} processes" if dist.world() > 1 else ""
     emulated = recipe.precision == "bf16" and not computes_in_bf16(device())
     screen.say(
         f"{recipe.name}: {len(source)} examples, {about_steps}{recipe.length.total(len(source) // recipe.batch):,} "
         f"steps of {recipe.batch}{how_long}{processes}, {recipe.contrast()}, {recipe.pretext.shown()}, "
-        f"{recipe.precision}{' (emulated here, slowly: --precision fp32)' if emulated else ''}, into {asked.out}"
+        f"{recipe.precision}{' (emulated here, slowly: --precision fp32)' if emulated else ''}, into {request.folder}"
     )
     return recipe, clock
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lookalike.core import dist
 from lookalike.core.devices import Precision, moved, placed, uploaded
@@ -26,6 +26,7 @@ from lookalike.models.encoder import Encoder
 from lookalike.models.features import Layer, embed, means, settle
 from lookalike.recipes.examples import Examples
 from lookalike.recipes.modality import kept_tokenizer, loader, modality_of
+from lookalike.recipes.parts import Network
 from lookalike.recipes.recipe import Recipe
 from lookalike.train import checkpoint
 from lookalike.train.run import Run, read_recipe
@@ -43,6 +44,9 @@ class Trained(NamedTuple):
     encoder: Encoder
     step: int
     tokenizer: Tokenizer | None = None  # of text
+
+    def __repr__(self) -> str:
+        return f"Trained({self.recipe.name}, {type(self.recipe.model).__name__}, step {self.step:,})"
 
     @isolated()
     def loader(self, source: Source, workers: int | None = 2, budget: int = 4 * GIB) -> Loads:
@@ -77,11 +81,16 @@ class Trained(NamedTuple):
 
 @isolated()
 def load(
-    run: str | Path, untrained: bool = False, weights: str | None = None, precision: Precision = "fp32"
+    run: str | Path,
+    untrained: bool = False,
+    weights: str | None = None,
+    precision: Precision = "fp32",
+    model: nn.Module | None = None,
 ) -> Trained:
     """The encoder of the newest whole checkpoint in a run folder; ``precision`` is that of its products from now on.
 
-    ``untrained`` gives its network with its initial weights, ``weights`` with those of others: see weights.py.
+    ``untrained`` gives its network with its initial weights, ``weights`` with those of others: see weights.py. A run of
+    a network that was handed over wants one of the same shapes, ``model``, once in a process. Raises UserError.
     """
     folder = Path(run)
     if not (folder / "recipe.json").is_file():
@@ -90,6 +99,8 @@ def load(
             BAD_DATA,
         )
     recipe, file = read_recipe(folder / "recipe.json"), None
+    if model is not None and Network.of(model, recipe.pictures.first.size) != recipe.model:
+        raise UserError(f"{folder} was trained with another backbone, {recipe.model}: give one of the same shapes")
     if weights is not None:
         recipe, file = foreign(recipe, weights)
     learner, step = recipe.build(Run(folder).data()["examples"]), 0
@@ -188,14 +199,18 @@ def labelled(source: Source, data: Data) -> Source:
 
 @isolated()
 def embed_data(
-    trained: Trained,
+    model: Trained | str | Path,
     data: Data,
     layer: Layer = "backbone",
     workers: int = 2,
     progress: Progress = silent,
     clip: float | None = None,
 ) -> Embeddings:
-    """One unit row for every readable example of every split of ``data``: splits in turn, paths sorted."""
+    """One unit row for every readable example of every split of ``data``: splits in turn, paths sorted.
+
+    ``model`` is a run folder, or what ``load`` gave; ``clip`` is in seconds of video. Raises UserError.
+    """
+    trained = model if isinstance(model, Trained) else load(model)
     sources = splits_of(data, find=modality_of(trained.recipe).find)
     every = [Part.of(trained, source, layer, workers, progress, name) for name, source in sources.items()]
     embedded = [part.in_clips(clip) for part in every]
