@@ -23,6 +23,7 @@ from lookalike.core.errors import UserError
 from lookalike.core.seeding import uniforms
 from lookalike.data.image.decode import Unreadable
 from lookalike.data.image.masks import MOST, decoded, pairs
+from lookalike.evaluation.compare import compare
 from lookalike.evaluation.result import Resources
 from lookalike.evaluation.segment import segmented
 from lookalike.evaluation.segmentation import VOID, Confusion, MaskClasses, crops, cut, mean_loss, photos
@@ -313,5 +314,8 @@ def test_the_command_draws_what_it_says(say: Callable[..., Said], tmp_path: Path
     assert (found["queries"], found["reference"], found["unmasked"]) == (2, 4, 1)
     page = Checked((tmp_path / "p" / "s.html").read_text())
     assert sum(name == "src" and str(value).startswith("data:image/png") for name, value in page.attributes) == 2
+    table = compare([run], data, "segment", trials=1, steps=2, size=32, crop=32, width=8)
+    assert table.rows[-1].values == [found["miou"]]
+    assert table.settings["group"] == found["group"] == 8
     refused(say("evaluate", "segment", run, tmp_path / "run", "--workers", 0), 65, "no photo has a mask")
     refused(say("evaluate", "segment", run, data, "--steps", 0), 2, "--steps")

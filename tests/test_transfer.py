@@ -21,8 +21,10 @@ from lookalike.cli.main import main
 from lookalike.core.errors import UserError
 from lookalike.data.annotations.open import open_annotated, split_annotated
 from lookalike.data.annotations.record import Annotated
+from lookalike.evaluation.compare import compare
 from lookalike.evaluation.detect import Fitted, fit, untrained
 from lookalike.evaluation.detector import Anchors, Padded, build
+from lookalike.evaluation.evaluate import evaluate
 from lookalike.evaluation.result import Resources
 from lookalike.evaluation.scenes import Look, detections, in_mirror, looks, picture, truth
 from lookalike.evaluation.settings import Boxes, Detect, Keypoints
@@ -38,6 +40,7 @@ pytest.importorskip("faster_coco_eval")
 
 SMALL: dict[str, Any] = {"steps": 2, "batch": 4, "size": 64, "longest": 96, "width": 8, "hidden": 16, "group": 4}
 SMALL |= {"rois": 8, "proposals": 20}
+QUICK: dict[str, Any] = {"steps": 1, "batch": 2, "size": 48, "width": 8, "hidden": 16, "rois": 8, "proposals": 20}
 HERE = Resources(workers=0)  # without worker processes
 KINDS: dict[str, Boxes] = {
     "boxes": Detect(**SMALL),
@@ -310,6 +313,16 @@ def test_the_verbs_print_write_and_draw(
     assert text.count('<img src="data:image/jpeg;base64,') == 4
     assert "<script" not in text
     assert "http" not in text.replace("http-equiv", "")
+
+
+@pytest.mark.parametrize("task", ["detect", "masks", "keypoints"])
+def test_a_trial_of_compare_is_evaluate_with_its_seed(run: Path, scenery: Path, task: str) -> None:
+    table = compare([run], scenery, task, trials=1, workers=0, seed=5, **QUICK)
+    name, masks = ("detect", {"masks": True}) if task == "masks" else (task, {})
+    alone = evaluate(run, str(scenery), name, workers=0, seed=5, **masks, **QUICK)
+    assert (table.metric, table.rows[-1].values) == (alone.metric, [alone.value])
+    assert table.settings == alone.settings
+    assert alone.settings["longest"] == 77  # 1.6 times the size
 
 
 def test_one_line_says_what_is_wrong(

@@ -171,13 +171,18 @@ def compare(
     spec = configured(task, settings, trials=True) if isinstance(task, str) else replace(task, **settings)
     if not models:
         raise UserError("name at least one run: lookalike compare RUN... --on DATA --task knn")
+    if trials < 1:
+        raise UserError("--trials must be at least 1")
     if dist.started() > 1:
         raise UserError("compare runs in one process: leave out torchrun")
     say_defaults(spec, say)
     every = starts([str(model) for model in models], weights)
     plan = TrialPlan(spec, str(data), trials if spec.repeats else 1, metric or spec.metric, Path(out) if out else None)
-    resources, data_mark = Resources(progress, workers=workers), fingerprint_of_data(str(data))
-    return judged(plan, {start: plan.measured(start, data_mark, resources, say) for start in every})
+    mark, numbers = fingerprint_of_data(str(data)), dict[Start, list[Numbers]]()
+    for number, start in enumerate(every):
+        numbers[start] = plan.measured(start, mark, Resources(progress, say, workers), (number, len(every)))
+    progress("trials", len(every) * plan.trials, len(every) * plan.trials)
+    return judged(plan, numbers)
 
 
 def say_defaults(spec: Evaluation, say: Callable[[str], None]) -> None:
@@ -197,19 +202,21 @@ class TrialPlan(NamedTuple):
     metric: str
     out: Path | None
 
-    def measured(
-        self, start: Start, data: str, resources: Resources, say: Callable[[str], None]
-    ) -> list[Mapping[str, float]]:
-        """The numbers of every trial: kept from before, or measured now."""
+    def measured(self, start: Start, data: str, resources: Resources, place: tuple[int, int]) -> list[Numbers]:
+        """The numbers of every trial, kept from before or measured now; ``place`` is that of the model, of how many."""
         model = load(start.run, start.untrained, start.weights)
         marks = {"start": fingerprint(model), "data": data, "task": self.spec.NAME}
         shared, numbers = dict[Any, Any](), []
+        number, total = place
         for seed in range(self.trials):
+            resources.progress("trials", number * self.trials + seed, total * self.trials)
             where = f"{start.name}, trial {seed + 1} of {self.trials}"
-            mine = replace(resources, progress=named(resources.progress, where), cache=shared)
+            mine = Resources(named(resources.progress, where), workers=resources.workers, cache=shared)
             trial = replace(self.spec, seed=self.spec.seed + seed) if self.spec.repeats else self.spec  # type: ignore[attr-defined, call-arg]
             kept, trial_numbers = self.trial(trial, model, marks | {"settings": trial.settings()}, start.name, mine)
-            say(f"{where}: {self.metric} {trial_numbers[self.metric]:.2%}{' (kept from before)' if kept else ''}")
+            resources.say(
+                f"{where}: {self.metric} {trial_numbers[self.metric]:.2%}{' (kept from before)' if kept else ''}"
+            )
             numbers.append(trial_numbers)
         return numbers
 
