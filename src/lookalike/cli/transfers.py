@@ -16,8 +16,8 @@ from lookalike.evaluation.scenes import in_mirror
 from lookalike.evaluation.segment import segmented
 from lookalike.evaluation.segmentation import Segmentation
 from lookalike.recipes.serialize import flat
-from lookalike.report.found import write_page
-from lookalike.report.scenes import scenes_page
+from lookalike.report.detections import write_page
+from lookalike.report.segmentation import segmentation_page
 from lookalike.train.screen import Screen
 from lookalike.train.trained import load
 
@@ -44,7 +44,7 @@ def segment(command: Segment) -> dict[str, object]:
         )
         screen.say(words)
         if command.page:
-            page = scenes_page(found, f"segmentation of {command.data} by {command.run}", words)
+            page = segmentation_page(found, f"segmentation of {command.data} by {command.run}", words)
             write_atomically(Path(command.page), page.encode("utf-8", "replace"))
             screen.say(f"written: {command.page}")
     by_class = {f"iou_{number}": value for number, value in found.scores.iou.items()}

@@ -19,8 +19,7 @@ from lookalike.core.errors import UserError, meant
 from lookalike.core.files import refuse_unwritable, write_atomically
 from lookalike.curate import search as searching
 from lookalike.curate.diagnosis import diagnose
-from lookalike.curate.doctor import examine
-from lookalike.curate.plan import about_machine
+from lookalike.curate.doctor import about_machine, examine
 from lookalike.curate.prepare import prepare as make_cache
 from lookalike.curate.preview import preview as draw_preview
 from lookalike.data.source import open_source

@@ -8,8 +8,7 @@ import torch
 
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.files import write_atomically
-from lookalike.core.seeding import uniforms
-from lookalike.curate.sheet import Tile, sheet, upright
+from lookalike.curate.sheet import Tile, random_rows, sheet, upright
 from lookalike.data.loader import Loader
 from lookalike.data.source import Rows, Source
 from lookalike.recipes.recipe import Recipe
@@ -23,23 +22,22 @@ def preview(source: Source, recipe: Recipe, out: Path, count: int = 12, epoch: i
 
     How many rows it has: which they are, the number of rows decides; unreadable ones are left out. Raises UserError.
     """
-    every = torch.arange(len(source))
-    drawn = every[uniforms(0, 0, every, 4, 1)[:, 0].argsort()][: 4 * count]
-    few = Loader(Rows(source, drawn).at(recipe.canvas), workers=0, max_bad=1.0)
-    good = torch.tensor([i for i in range(len(drawn)) if i not in few.bad_rows])[:count]
+    rows = random_rows(len(source), 4 * count)
+    few = Loader(Rows(source, rows).at(recipe.canvas), workers=0, max_bad=1.0)
+    good = torch.tensor([i for i in range(len(rows)) if i not in few.bad_rows])[:count]
     if not len(good):
-        raise UserError(f"none of {len(drawn)} pictures can be read, first {source.paths[int(drawn[0])]}", BAD_DATA)
+        raise UserError(f"none of {len(rows)} pictures can be read, first {source.paths[int(rows[0])]}", BAD_DATA)
     pictures = next(iter(few.batches([good]))).material
     # From all rows again, since a view may read others than its own.
     loader = Loader(source.at(recipe.canvas), 0, workers=0, max_bad=1.0)
-    query, key = recipe.pictures.displayable(*views_at(loader, recipe, drawn[good], epoch))
+    views = recipe.pictures.displayable(*views_at(loader, recipe, rows[good], epoch))
     tiles: list[Tile] = []
-    for i, row in enumerate(drawn[good].tolist()):
+    for i, row in enumerate(rows[good].tolist()):
         height, width = pictures.sizes[i].tolist()
         tiles.append(Tile(upright(pictures.pixels[i], height, width, _TILE), source.paths[row]))
-        tiles += [Tile(upright(view[i].cpu(), 1, 1, _TILE), word) for view, word in ((query, "query"), (key, "key"))]
+        tiles += [Tile(upright(v[i].cpu(), 1, 1, _TILE), name) for v, name in zip(views, ("query view", "key view"))]
     size = recipe.pictures.first.size
-    title = f"{recipe.name}: picture, query view, key view ({size} px of a canvas of {recipe.canvas} px, epoch {epoch})"
+    title = f"Recipe {recipe.name}, epoch {epoch}: each picture and its two views of {size} × {size} pixels"
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, sheet(tiles, 6 if len(good) > 1 else 3, _TILE, title))
     return len(good)

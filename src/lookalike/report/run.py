@@ -1,0 +1,155 @@
+"""The report of a run: one page with its curves, its views, nearest neighbours, its recipe and where it ran."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lookalike.core.errors import UserError
+from lookalike.core.files import write_atomically
+from lookalike.core.progress import Progress, silent
+from lookalike.data.source import Data
+from lookalike.learn.alone import Alone
+from lookalike.learn.dictionary import Queue
+from lookalike.learn.labelled import CrossEntropy
+from lookalike.models.decoder import Decoder
+from lookalike.recipes.recipe import Recipe
+from lookalike.recipes.serialize import flat
+from lookalike.report.charts import Chart, Guide, svg
+from lookalike.report.neighbours import Neighbourhoods, Sample, neighbours, views
+from lookalike.report.page import Accuracies, accuracies, facts, page, sheet, shown
+from lookalike.train.history import History, collect
+from lookalike.train.trained import load
+
+FILE = "report.html"
+
+
+def write_report(
+    run: Path,
+    data: Data | None = None,
+    tables: Sequence[Accuracies] = (),
+    lead: str = "",
+    progress: Progress = silent,
+) -> Path:
+    """Write ``report.html`` into a run folder; ``tables`` and a sentence ``lead`` stand at its top.
+
+    Data that is gone, or a run without a checkpoint, costs the pictures and not the page. Raises UserError.
+    """
+    history = collect(run)
+    try:
+        sample = Sample(load(run), history.source(data), progress)
+        pictures = [*views_section(sample), *neighbours_section(neighbours(sample))]
+    except UserError as error:
+        pictures = [f'<h2>Pictures</h2><p class="quiet">None are shown: {shown(error)}.</p>']
+    headings = [part for table in tables for part in (f"<h2>{shown(table.title)}</h2>", accuracies(table))]
+    parts = [*opening(history, lead), *headings, *curves_section(history), *pictures, *recipe_section(history)]
+    write_atomically(run / FILE, page(title_of(history), parts).encode("utf-8", "replace"))
+    return run / FILE
+
+
+def title_of(history: History) -> str:
+    """The folder's name and the recipe's."""
+    name = history.folder.resolve().name
+    return name if name == history.recipe.name else f"{name} · {history.recipe.name}"
+
+
+def opening(history: History, lead: str) -> Iterator[str]:
+    """What this is, in two lines."""
+    recipe = history.recipe
+    yield f"<h1>{shown(title_of(history))}</h1>"
+    if lead:
+        yield f'<p class="lead">{shown(lead)}</p>'
+    size = recipe.pictures.first.size
+    labels = "with" if recipe.objective.supervised else "without"
+    cold = isinstance(recipe.objective, CrossEntropy) or isinstance(recipe.keys, Alone)
+    temperature = "" if cold else f" · temperature {recipe.objective.temperature:g}"  # type: ignore[union-attr]
+    yield (
+        f'<p class="quiet">{history.examples():,} examples {labels} labels · {history.steps():,} steps '
+        f"of {recipe.batch} · views of {size} × {size} pixels · {recipe.contrast()}{temperature}</p>"
+    )
+
+
+def curves_section(history: History) -> Iterator[str]:
+    """A chart for each metric that was logged."""
+    yield "<h2>Training curves</h2>"
+    yield f"<p>{' '.join(tasks(history.recipe))}</p>"
+    boxes = [f'<div class="panel"><h3>{shown(chart.title)}</h3>{svg(chart)}</div>' for chart in charts(history)]
+    yield f'<div class="curves">{"".join(boxes)}</div>'
+
+
+def tasks(recipe: Recipe) -> Iterator[str]:
+    """What the run had to do, in sentences."""
+    if recipe.objective.supervised:
+        yield "The network learned from labels."
+    elif recipe.keys.directions:
+        yield "For each query, the network has to pick the key of the same picture among many others."
+    if isinstance(recipe.dictionary, Queue):
+        yield "The queue starts with random keys, so the curves begin when real ones have replaced them."
+    if isinstance(recipe.reconstruction, Decoder):
+        yield "A decoder has to paint the patches that the first view hides; an error of 1 is that of painting nothing."
+    if not recipe.objective.supervised:
+        yield "Labels, where there are any, are used only to measure kNN accuracy."
+
+
+def charts(history: History) -> list[Chart]:
+    """Loss, top-1 and kNN first, then whatever else was logged but the learning rate."""
+    curves = {name: history.after_filling(points) for name, points in history.curves.items()}
+    plain = history.recipe.reconstruction is None
+    chance = Guide("chance, log(K + 1)" if plain else "chance", history.guess())
+    first = [Chart("Loss", curves.get("loss", []), chance)]
+    named = {
+        "top1": "Queries that pick their own key",
+        "pixels": "Squared error of hidden pixels",
+        "knn": "kNN accuracy during training",
+    }
+    first += [Chart(title, curves[name], None, name != "pixels") for name, title in named.items() if name in curves]
+    rest = [name for name in curves if name not in {"loss", "lr", *named}]
+    return first + [Chart(name, curves[name]) for name in rest]
+
+
+def views_section(sample: Sample) -> Iterator[str]:
+    """Examples beside their views."""
+    yield "<h2>Two views of each picture</h2>"
+    yield "<p>As the first epoch drew them. All that the network is told: both views in a column show one picture.</p>"
+    yield sheet(views(sample))
+
+
+def neighbours_section(found: Neighbourhoods) -> Iterator[str]:
+    """Queries beside their neighbours."""
+    yield "<h2>Nearest neighbours</h2>"
+    yield (
+        f"<p>Random pictures (not hand-picked), each with the {found.each} nearest of {found.among - 1:,} others by "
+        f"the cosine of their features.{_agreement(found.agreement)}</p>"
+    )
+    yield sheet(found.rows, f"picture, then its {found.each} nearest, nearest first")
+
+
+def _agreement(share: float | None) -> str:
+    if share is None:
+        return ""
+    return (
+        ' The frame says whether a neighbour has <span class="key right"></span> the same label or '
+        f'<span class="key wrong"></span> another one. Over all pictures, {100 * share:.1f} % have the same.'
+    )
+
+
+def recipe_section(history: History) -> Iterator[str]:
+    """Everything that the run depends on."""
+    yield "<h2>Recipe</h2>"
+    yield "<p>With this recipe, the same data and the same machine, the run repeats to the bit.</p>"
+    fields = [(name, _brief(value)) for name, value in flat(history.recipe).items()]
+    half = math.ceil(len(fields) / 2)
+    yield f'<div class="columns">{facts(dict(fields[:half]))}{facts(dict(fields[half:]))}</div>'
+    data = {f"data: {name}": value for name, value in history.about().items()}
+    environment = {name: value for name, value in history.environment.items() if name != "data"} | data
+    yield f"<h2>Environment</h2>{facts({name: _brief(value) for name, value in environment.items()})}"
+
+
+def _brief(value: object) -> str:
+    """A field as text: numbers short, lists by commas or, of a command, by spaces."""
+    if isinstance(value, list | tuple):
+        return (" " if all(isinstance(item, str) for item in value) else ", ").join(map(_brief, value))
+    if value is None:
+        return "–"
+    return f"{value:g}" if isinstance(value, float) else str(value)
