@@ -78,8 +78,8 @@ def test_it_finds_what_is_there(found: Examination) -> None:
 
 def test_it_finds_what_is_double_and_nothing_else(found: Examination) -> None:
     copies = frozenset({"train/a/02.jpg", "test/b/copy.jpg"})
-    assert groups(found, found.exact) == {copies}
-    assert groups(found, found.alike) == {
+    assert groups(found, found.duplicates["exact"]) == {copies}
+    assert groups(found, found.duplicates["near"]) == {
         copies,
         frozenset({"train/a/04.jpg", "train/a/small.png"}),
         frozenset({"train/b/05.jpg", "train/a/again.jpg"}),
@@ -93,8 +93,8 @@ def test_it_says_it_in_plain_words(found: Examination) -> None:
     for words in (
         "50 pictures (38 in train, 12 in test)",
         "classes in train: 2, each of 15 (b) to 23 (a) pictures",
-        "short sides: 32 to 64 px, median 64",
-        "long sides: 48 to 96 px, median 96",
+        "short sides: 32 to 64 px, half of them up to 64 px, a tenth up to 64 px",
+        "long sides: 48 to 96 px, half of them up to 96 px",
         "grayscale: 2 (4.3%)",
         "unreadable: 3 (6.00%)",
         "1 × the file is empty, first train/a/empty.jpg",
@@ -124,7 +124,7 @@ def test_any_workers_and_any_kind_of_source_see_the_same(album: Path, found: Exa
     table(tmp_path / "t.parquet", images)
     packed = survey(open_source(tmp_path / "t.parquet"), 0)
     assert np.array_equal(packed.content, found.survey.content)
-    assert same(packed.content, packed.good) == found.exact
+    assert same(packed.content, packed.good) == found.duplicates["exact"]
     pixels = torch.stack([torch.full((3, 8, 8), i, dtype=torch.uint8) for i in (1, 1, 200)])
     plain = survey(open_source(pixels), 0)
     assert same(plain.content, plain.good) == [[0, 1]]
@@ -147,10 +147,10 @@ def test_frames_of_one_video_are_no_duplicates_and_two_equal_videos_are(tmp_path
         for frame in range(3):
             photo(seed).save(tmp_path / "films" / video / f"{frame}.png")
     once = examine(f"frames:{tmp_path / 'films'}", None, 0, timed=False)
-    assert (once.exact, once.alike) == ([], [])
+    assert once.duplicates == {"exact": [], "near": []}
     shutil.copytree(tmp_path / "films" / "a", tmp_path / "films" / "again")
     twice = examine(f"frames:{tmp_path / 'films'}", None, 0, timed=False)
-    assert [len(group) for group in twice.exact] == [6]
+    assert [len(group) for group in twice.duplicates["exact"]] == [6]
 
 
 def test_the_commands(say: Callable[..., Said], album: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from lookalike.metrics.fewshot import Interval
 from lookalike.recipes.recipe import Length
 from lookalike.recipes.tiny import tiny
 from lookalike.report import charts
-from lookalike.report.charts import Chart, Guide, svg, ticks
+from lookalike.report.charts import Chart, svg, ticks
 from lookalike.report.neighbours import RIGHT, WRONG, agreement, nearest_others, picture_row
 from lookalike.report.page import Accuracies, accuracies, bar, percent, sheet
 from lookalike.report.run import write_report
@@ -145,7 +145,7 @@ def drawn_points(picture: str, name: str) -> list[list[tuple[float, float]]]:
 @pytest.mark.parametrize("count", [12, 200])
 def test_lines_stand_where_the_data_is(count: int) -> None:
     points = [(float(i), math.sin(i) + 3) for i in range(1, count + 1)]
-    chart = Chart("a", points, Guide("guess", 5.0))
+    chart = Chart("a", points, ("chance", 5.0))
     x_axis, y_axis, _, marks = charts.axes(chart, points)
     (line,) = drawn_points(svg(chart), "line" if count < 60 else "faint")
     assert marks[0] <= 2

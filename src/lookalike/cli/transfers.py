@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lookalike.cli.transfer import Detect, Keypoints, Segment, Tuned
 from lookalike.core.checks import at_least
-from lookalike.core.files import refuse_unwritable, write_atomically
+from lookalike.core.files import refuse_unwritable
 from lookalike.data.annotations.open import learned_and_asked, open_annotated
 from lookalike.evaluation import keypoints
 from lookalike.evaluation.detect import ALPHA, Fitted, fit
@@ -16,8 +16,7 @@ from lookalike.evaluation.scenes import in_mirror
 from lookalike.evaluation.segment import segmented
 from lookalike.evaluation.segmentation import Segmentation
 from lookalike.recipes.serialize import flat
-from lookalike.report.detections import write_page
-from lookalike.report.segmentation import segmentation_page
+from lookalike.report.predictions import write_detections, write_segmentation
 from lookalike.train.screen import Screen
 from lookalike.train.trained import load
 
@@ -44,8 +43,8 @@ def segment(command: Segment) -> dict[str, object]:
         )
         screen.say(words)
         if command.page:
-            page = segmentation_page(found, f"segmentation of {command.data} by {command.run}", words)
-            write_atomically(Path(command.page), page.encode("utf-8", "replace"))
+            title = f"Segmentation of {command.data} by {command.run}"
+            write_segmentation(Path(command.page), title, words, found)
             screen.say(f"written: {command.page}")
     by_class = {f"iou_{number}": value for number, value in found.scores.iou.items()}
     sizes = {"queries": found.queries, "reference": found.reference, "unmasked": len(found.unmasked)}
@@ -74,7 +73,7 @@ def transferred(command: Detect | Keypoints) -> dict[str, object]:
         screen.say(line)
         about = {name: str(value) for name, value in flat(spec).items()} | {"seed": str(command.seed)}
         about |= {"run": command.run, "data": command.data, "weights": command.weights or "its own"}
-        write_page(target, f"{verb} · {Path(command.data).name}", line, done.asked, done.seen, about, _FOUND)
+        write_detections(target, f"{verb} · {Path(command.data).name}", line, done.asked, done.seen, about, _FOUND)
         screen.say(f"written: {target}")
     counts = {"step": trained.step, "pictures": len(done.asked.scenes), "learned": done.learned}
     return {**done.metrics, **counts, "seed": command.seed, **flat(spec)}

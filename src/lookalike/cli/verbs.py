@@ -16,18 +16,18 @@ from lookalike.cli.training import Demo, Pretrain, Supervised
 from lookalike.core import dist
 from lookalike.core.checks import at_least
 from lookalike.core.errors import UserError, meant
-from lookalike.core.files import refuse_unwritable, write_atomically
+from lookalike.core.files import refuse_unwritable
 from lookalike.curate import search as searching
 from lookalike.curate.diagnosis import diagnose
 from lookalike.curate.doctor import about_machine, examine
+from lookalike.curate.plan import preview as draw_preview
 from lookalike.curate.prepare import prepare as make_cache
-from lookalike.curate.preview import preview as draw_preview
 from lookalike.data.source import open_source
 from lookalike.evaluation import compare as comparing
 from lookalike.recipes.recipe import Length, Recipe
 from lookalike.report.comparison import markdown
 from lookalike.report.comparison import write as write_comparison
-from lookalike.report.hits import hits_page, pictures
+from lookalike.report.hits import write_page
 from lookalike.train.pretrain import Asked, carry_out, chosen
 from lookalike.train.screen import Screen
 from lookalike.train.trained import embed_data, load, write_embeddings
@@ -189,8 +189,7 @@ def search(command: Search) -> int:
     rows = [{"query": query, "hits": [hit._asdict() for hit in hits]} for query, hits in zip(command.queries, found)]
     write_report(command.json, {"found": rows, "where": command.where, "run": command.run})
     if command.page and data is not None:
-        made = hits_page(command.where, command.queries, found, pictures(data, command.queries, found))
-        write_atomically(Path(command.page), made.encode("utf-8", "replace"))
+        write_page(Path(command.page), command.where, data, command.queries, found)
         screen.say(f"written: {command.page}")
     return 0
 

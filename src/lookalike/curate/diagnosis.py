@@ -112,22 +112,19 @@ class Diagnosis(NamedTuple):
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
-        return {
-            "run": str(self.history.folder),
-            "recipe": self.history.recipe.name,
+        fields = self._asdict()
+        history: History = fields.pop("history")
+        return fields | {
+            "run": str(history.folder),
+            "recipe": history.recipe.name,
             "step": self.whole,
-            "total": self.total,
-            "logged": self.history.steps(),
+            "logged": history.steps(),
             "ended": self.ended,
-            "busy": self.busy,
             "checkpoints": {step: reason or "whole" for step, reason in self.checkpoints},
-            **{name: self.history.last(name) for name in ("loss", "top1", "pixels", "knn")},
-            "guess": self.history.guess(),
+            "guess": history.guess(),
             "spread": self.spread._asdict() if self.spread else None,
-            "changed": self.changed,
-            "unseen": self.unseen,
-            "bad": self.bad,
             "words": list(self.lines()),
+            **{name: history.last(name) for name in ("loss", "top1", "pixels", "knn")},
         }
 
 

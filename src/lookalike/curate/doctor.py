@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from lookalike.data.video.naming import video_of
 
 _SHOWN, _TILE = 100, 96  # pictures of the sheet, and their pixels
 _GROUPS, _EACH = 24, 4  # groups of duplicates that are drawn, and pictures of each
-_STEPS = (32, 64, 128, 224, 448, 896)  # px that divide short sides
 _EXTRAS = {"tensorboard": "log", "fsspec": "remote", "tokenizers": "text", "av": "video"}
 
 
@@ -43,8 +41,7 @@ class Examination:
     data: str
     splits: dict[str, Source]
     survey: Survey
-    exact: list[list[int]]  # groups of rows
-    alike: list[list[int]]
+    duplicates: dict[str, list[list[int]]]  # groups of rows: exact, and near ones
     plan: Plan | None
     refusal: str | None  # why pretraining would not start
 
@@ -64,6 +61,10 @@ class Examination:
     def crossing(self, groups: Sequence[Sequence[int]]) -> int:
         """How many groups have pictures of two splits."""
         return sum(len({self.place(row)[0] for row in group}) > 1 for group in groups)
+
+    def named(self, groups: Sequence[Sequence[int]]) -> list[list[str]]:
+        """Their paths."""
+        return [[self.paths[row] for row in group] for group in groups]
 
     def classes(self) -> dict[str, dict[str, int]]:
         """{split: {class: pictures}}."""
@@ -92,9 +93,8 @@ class Examination:
             "gray": int(self.survey.gray[self.survey.good].sum()),
             "broken": {self.paths[row]: reason for row, reason in self.survey.bad.items()},
             "unlisted": self.unlisted(),
-            "exact_duplicates": [[self.paths[row] for row in group] for group in self.exact],
-            "near_duplicates": [[self.paths[row] for row in group] for group in self.alike],
-            "across_splits": self.crossing(self.alike or self.exact),
+            **{f"{kind}_duplicates": self.named(groups) for kind, groups in self.duplicates.items()},
+            "across_splits": self.crossing(self.duplicates["near"] or self.duplicates["exact"]),
             "training": self.plan._asdict() if self.plan else None,
             "refused": self.refusal,
         }
@@ -107,8 +107,7 @@ class Examination:
         yield from self._class_lines()
         yield from self._picture_lines()
         yield from self._unreadable_lines()
-        yield from self._duplicate_lines("exact duplicates", self.exact)
-        yield from self._duplicate_lines("near duplicates", self.alike)
+        yield from self._duplicate_lines()
         if self.refusal is not None:
             yield f"pretraining would not start: {self.refusal}"
         if self.plan is not None:
@@ -131,9 +130,9 @@ class Examination:
             return
         sizes = self.survey.sizes[good]
         for name, sides in (("short", sizes.min(1)), ("long", sizes.max(1))):
-            least, median, most = _range(sides).values()
-            yield f"{name} sides: " + (f"{least} px" if least == most else f"{least} to {most} px, median {median} px")
-        yield f"distribution of short sides: {_histogram(sizes.min(1))}"
+            least, tenth, median, most = np.percentile(sides, [0, 10, 50, 100], method="lower")
+            spread = f"{least} to {most} px, half of them up to {median} px, a tenth up to {tenth} px"
+            yield f"{name} sides: {f'{least} px' if least == most else spread}"
         if self.survey.kinds:
             yield "formats: " + ", ".join(f"{count:,} {kind}" for kind, count in self.survey.kinds.most_common(8))
         gray = int(self.survey.gray[good].sum())
@@ -148,27 +147,24 @@ class Examination:
         for path, reason in self.unlisted().items():
             yield f"  skipped {path}: {reason}"
 
-    def _duplicate_lines(self, name: str, groups: list[list[int]]) -> Iterator[str]:
-        if not groups:
-            yield f"{name}: none"
-            return
-        extra = sum(len(group) - 1 for group in groups)
-        many, crossing = _count(len(groups), "group"), self.crossing(groups)
-        across = f", {crossing:,} of them across splits, which makes evaluations look better" if crossing else ""
-        yield f"{name}: {_count(extra, 'picture')} more than needed, in {many}{across}"
-        yield f"  first {' = '.join(self.paths[row] for row in groups[0][:3])}"
+    def _duplicate_lines(self) -> Iterator[str]:
+        for kind, groups in self.duplicates.items():
+            if not groups:
+                yield f"{kind} duplicates: none"
+                continue
+            extra = _count(sum(len(group) - 1 for group in groups), "picture")
+            many, crossing = _count(len(groups), "group"), self.crossing(groups)
+            across = f", {crossing:,} of them across splits, which inflates evaluations" if crossing else ""
+            yield f"{kind} duplicates: {extra} more than needed, in {many}{across}"
+            yield f"  first {' = '.join(self.named(groups[:1])[0][:3])}"
 
     def write(self, out: Path) -> list[Path]:
-        """Sheets of pictures and of duplicates, and lists of unreadable pictures and duplicates where there are any.
-
-        The files that were written.
-        """
+        """Write sheets of pictures and duplicates, and lists of unreadable ones and duplicates; where they are."""
         out.mkdir(parents=True, exist_ok=True)
         bad = [(self.paths[row], reason) for row, reason in sorted(self.survey.bad.items())]
-        kinds = (("exact", self.exact), ("near", self.alike))
         duplicates = [
             (number, kind, self.place(row)[0], self.paths[row])
-            for kind, groups in kinds
+            for kind, groups in self.duplicates.items()
             for number, group in enumerate(groups)
             for row in group
         ]
@@ -200,14 +196,14 @@ def examine(
     pictures = joined([survey(source, workers, more) for source in splits.values()])
     paths = [path for source in splits.values() for path in source.paths]
     name = str(data) if isinstance(data, str | os.PathLike) else type(data).__name__
-    exact = _apart(same(pictures.content, pictures.good), paths)
-    alike = _apart(near(pictures, pictures.good), paths)
+    groups = {"exact": same(pictures.content, pictures.good), "near": near(pictures, pictures.good)}
+    duplicates = {kind: _apart(some, paths) for kind, some in groups.items()}
     plan, refusal = None, None
     try:
         plan = plan_pretraining(data, split, timed, workers)
     except UserError as error:
         refusal = str(error)
-    return Examination(name, splits, pictures, exact, alike, plan, refusal)
+    return Examination(name, splits, pictures, duplicates, plan, refusal)
 
 
 def about_machine() -> dict[str, str]:
@@ -243,14 +239,6 @@ def _range(values: npt.NDArray[np.int64]) -> dict[str, int]:
     return {"min": int(values.min()), "median": int(np.median(values)), "max": int(values.max())}
 
 
-def _histogram(values: npt.NDArray[np.int64]) -> str:
-    """Shares in words: ``5% under 64 px, 95% from 64 to 127``."""
-    shares = np.histogram(values, [0, *_STEPS, 1 << 40])[0] / len(values)
-    between = [f"{least} to {over - 1} px" for least, over in pairwise(_STEPS)]
-    names = [f"under {_STEPS[0]} px", *between, f"{_STEPS[-1]} px or more"]
-    return ", ".join(f"{share:.0%} {name}" for share, name in zip(shares, names) if share >= 0.005)
-
-
 def _csv(head: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes:
     """Empty where there are no rows."""
     text = io.StringIO()
@@ -279,7 +267,7 @@ def _contact_sheet(data: Examination) -> bytes:
 def _duplicate_sheet(data: Examination) -> bytes:
     """The first groups that look alike, four of each at most."""
     tiles, blank = [], Tile(Image.new("RGB", (1, 1), "white"))
-    for group in data.alike[:_GROUPS]:
+    for group in data.duplicates["near"][:_GROUPS]:
         pictures = [_tile(data, row, data.paths[row]) for row in group[:_EACH]]
         tiles += [*pictures, *[blank] * (_EACH - len(pictures))]
     return sheet(tiles, 2 * _EACH, _TILE, f"groups of near duplicates, up to {_EACH} of each") if tiles else b""

@@ -1,4 +1,4 @@
-"""What pretraining would do with some data by default, and why."""
+"""What pretraining would do with some data: its default settings and why, and the views of ``lookalike preview``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from typing import NamedTuple
 import torch
 
 from lookalike.core.devices import device
+from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.core.files import write_atomically
+from lookalike.curate.sheet import Tile, random_rows, sheet, upright
 from lookalike.data.loader import GIB, Loader
 from lookalike.data.source import Data, Rows, Source, native_side, open_source
 from lookalike.learn.dictionary import Queue
 from lookalike.recipes.recipe import Recipe
+from lookalike.train.loop import views_at
 from lookalike.train.minutes import pace, probe
 from lookalike.train.pretrain import Asked, chosen
+
+_TILE = 160  # px of a picture of the preview
 
 
 class Plan(NamedTuple):
@@ -78,3 +84,29 @@ def _seconds_per_step(recipe: Recipe, source: Source, workers: int, seconds: flo
     """As minutes are measured, by a throw-away copy of the run on few of the pictures."""
     few = Rows(source, torch.arange(len(source))[: 4 * recipe.batch]).at(recipe.canvas)
     return pace(probe(replace(recipe, window=None), Loader(few, workers=workers, max_bad=1.0), seconds))
+
+
+def preview(source: Source, recipe: Recipe, out: Path, count: int = 12, epoch: int = 0) -> int:
+    """Write a PNG of up to ``count`` rows as (picture, query view, key view), the very views that ``epoch`` draws.
+
+    How many rows it has: which they are, the number of rows decides; unreadable ones are left out. Raises UserError.
+    """
+    rows = random_rows(len(source), 4 * count)
+    few = Loader(Rows(source, rows).at(recipe.canvas), workers=0, max_bad=1.0)
+    good = torch.tensor([i for i in range(len(rows)) if i not in few.bad_rows])[:count]
+    if not len(good):
+        raise UserError(f"none of {len(rows)} pictures can be read, first {source.paths[int(rows[0])]}", BAD_DATA)
+    pictures = next(iter(few.batches([good]))).material
+    # From all rows again, since a view may read others than its own.
+    loader = Loader(source.at(recipe.canvas), 0, workers=0, max_bad=1.0)
+    views = recipe.pictures.displayable(*views_at(loader, recipe, rows[good], epoch))
+    tiles: list[Tile] = []
+    for i, row in enumerate(rows[good].tolist()):
+        height, width = pictures.sizes[i].tolist()
+        tiles.append(Tile(upright(pictures.pixels[i], height, width, _TILE), source.paths[row]))
+        tiles += [Tile(upright(v[i].cpu(), 1, 1, _TILE), name) for v, name in zip(views, ("query view", "key view"))]
+    size = recipe.pictures.first.size
+    title = f"Recipe {recipe.name}, epoch {epoch}: each picture and its two views of {size} × {size} pixels"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, sheet(tiles, 6 if len(good) > 1 else 3, _TILE, title))
+    return len(good)

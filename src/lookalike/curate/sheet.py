@@ -36,7 +36,7 @@ def upright(pixels: Tensor, height: int, width: int, side: int) -> Image.Image:
     image = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
     scale = side / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    return image.resize(size, Resampling.NEAREST if max(height, width) < side // 2 else Resampling.LANCZOS)
+    return image.resize(size, Resampling.NEAREST if max(height, width) <= side // 2 else Resampling.LANCZOS)
 
 
 def sheet(tiles: Sequence[Tile], columns: int, side: int, title: str = "") -> bytes:

@@ -15,19 +15,12 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 56, 12, 40  # around the plot; the last value
 _MANY = 60  # points from which a running mean is drawn over them
 
 
-class Guide(NamedTuple):
-    """A level to compare with."""
-
-    name: str
-    value: float
-
-
 class Chart(NamedTuple):
     """One metric over the steps of a run."""
 
     title: str
     points: Sequence[Point]
-    guide: Guide | None = None
+    guide: tuple[str, float] | None = None  # name and value of a level to compare with
     percent: bool = False  # values are shares, shown as percent, from zero
 
 
@@ -73,7 +66,7 @@ def number(value: float, percent: bool = False) -> str:
 
 def axes(chart: Chart, points: Sequence[Point]) -> tuple[Axis, Axis, list[float], list[float]]:
     """Both axes and their ticks; the vertical one ends on ticks."""
-    ys = [y for _, y in points] + ([chart.guide.value] if chart.guide else [])
+    ys = [y for _, y in points] + ([chart.guide[1]] if chart.guide else [])
     low, high = min(ys), max(ys)
     low = min(0.0, low) if chart.percent else low
     high = high if high > low else low + (abs(low) or 1.0)
@@ -121,11 +114,11 @@ def _grid(x_axis: Axis, y_axis: Axis, xs: list[float], ys: list[float], percent:
     yield text((x_axis.start + x_axis.stop) / 2, HEIGHT - 8, "step")
 
 
-def _guide(guide: Guide | None, x_axis: Axis, y_axis: Axis) -> Iterator[str]:
-    if guide is not None:
-        y = y_axis.at(guide.value)
+def _guide(guide: tuple[str, float] | None, x_axis: Axis, y_axis: Axis) -> Iterator[str]:
+    if guide:
+        y = y_axis.at(guide[1])
         yield level(x_axis, y, "guide")
-        yield text(x_axis.stop, y + 10, guide.name, "end")  # above the line it could leave the picture
+        yield text(x_axis.stop, y + 10, guide[0], "end")  # above the line it could leave the picture
 
 
 def _curve(points: Sequence[Point], x_axis: Axis, y_axis: Axis, many: bool) -> Iterator[str]:

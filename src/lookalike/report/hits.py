@@ -14,7 +14,7 @@ from lookalike.curate.sheet import upright
 from lookalike.data.image.decode import Unreadable, decode
 from lookalike.data.loader import Loader
 from lookalike.data.source import Rows, Source, splits_of
-from lookalike.report.page import page, picture, shown
+from lookalike.report.page import picture, shown, write
 
 SIDE = 176  # px of the longer side of a picture
 _AT_ONCE = 64  # pictures
@@ -22,15 +22,18 @@ _AT_ONCE = 64  # pictures
 Album = Mapping[str, Image.Image]
 
 
-def hits_page(table: str, queries: Sequence[str], hits: Sequence[Sequence[Hit]], album: Album) -> str:
-    """One self-contained page: each query, and what lies nearest to it with its cosine."""
-    title = f"Nearest in {Path(table).name}"
-    parts = [f"<h1>{shown(title)}</h1>"]
+def write_page(path: Path, table: str, data: str, queries: Sequence[str], hits: Sequence[Sequence[Hit]]) -> None:
+    """Each query and what lies nearest to it with its cosine, as pictures of ``data``; queries may be files.
+
+    Raises UserError where ``data`` does not exist, or the page cannot be written.
+    """
+    album = pictures(data, queries, hits)
+    parts = []
     for query, nearest in zip(queries, hits):
         own = [_figure(query, "query", album)] if query in album else []
         figures = [*own, *(_figure(hit.path, f"{hit.cosine:.3f}", album) for hit in nearest)]
         parts += [f"<h2>{shown(query)}</h2>", f'<div class="hits">{"".join(figures)}</div>']
-    return page(title, parts)
+    write(path, f"Nearest in {Path(table).name}", "", parts)
 
 
 def pictures(data: str, queries: Sequence[str], hits: Sequence[Sequence[Hit]]) -> Album:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from lookalike.core.devices import full_precision
 from lookalike.core.progress import Progress, silent
-from lookalike.curate.sheet import random_rows
+from lookalike.curate.sheet import random_rows, upright
 from lookalike.data.loader import Loader
 from lookalike.data.source import Source
 from lookalike.report.page import GAP, PictureRow, side_by_side
@@ -23,15 +21,6 @@ TILE, FRAME = 64, 4
 RIGHT, WRONG = (0, 158, 115, 255), (213, 94, 0, 255)  # told apart by people who see no green, too
 _BYTES = 100_000_000  # of canvases that a report decodes
 _MOST = 2000  # pictures among which it looks for neighbours
-
-
-class Neighbourhoods(NamedTuple):
-    """Queries with what lies nearest to them, and over all pictures the share of neighbours with the query's label."""
-
-    rows: list[PictureRow]
-    among: int  # pictures
-    each: int  # neighbours of a query
-    agreement: float | None
 
 
 class Sample:
@@ -81,8 +70,8 @@ def views(sample: Sample, count: int = 10) -> list[PictureRow]:
     return [picture_row(name, pixels, f"{name} of {len(chosen)} examples") for name, pixels in rows.items()]
 
 
-def neighbours(sample: Sample, queries: int = 10, each: int = 8) -> Neighbourhoods:
-    """For some pictures of the sample, the nearest others in it."""
+def neighbours(sample: Sample, queries: int = 10, each: int = 8) -> tuple[list[PictureRow], float | None]:
+    """For some pictures of the sample the nearest others in it; and ``agreement`` over all of them."""
     each = max(0, min(each, len(sample) - 1))
     nearest = nearest_others(sample.features, each)
     rows = []
@@ -93,7 +82,7 @@ def neighbours(sample: Sample, queries: int = 10, each: int = 8) -> Neighbourhoo
         alt = f"{sample.name(i) or 'a picture'} and its nearest: {names or 'unlabelled pictures'}"
         pictures = sample.pictures(torch.cat([torch.tensor([i]), near]))
         rows.append(picture_row(sample.name(i), pictures, alt, [None, *agree], apart=3 * GAP))
-    return Neighbourhoods(rows, len(sample), each, agreement(sample.labels, nearest))
+    return rows, agreement(sample.labels, nearest)
 
 
 @full_precision()
@@ -125,13 +114,11 @@ def picture_row(
 
 def framed(picture: Tensor, right: bool | None) -> Image.Image:
     """One picture, enlarged by whole pixels or reduced to about ``TILE``, in the middle of room for a frame."""
-    image = Image.fromarray(np.ascontiguousarray(picture.permute(1, 2, 0).numpy()))
-    small = image.width <= TILE
-    side = image.width * (TILE // image.width) if small else TILE
-    image = image.resize((side, side), Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
+    width = picture.shape[-1]
+    side = width * (TILE // width) or TILE
     colour = (0, 0, 0, 0) if right is None else RIGHT if right else WRONG
     tile = Image.new("RGBA", (side + 2 * FRAME, side + 2 * FRAME), colour)
-    tile.paste(image, (FRAME, FRAME))
+    tile.paste(upright(picture, width, width, side), (FRAME, FRAME))
     if right is False:  # a corner, for whom colours are not enough
         ImageDraw.Draw(tile).polygon([(0, 0), (side // 3, 0), (0, side // 3)], fill=WRONG)
     return tile

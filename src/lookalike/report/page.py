@@ -9,10 +9,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
+from lookalike.core.errors import IO, UserError
+from lookalike.core.files import write_atomically
 from lookalike.metrics.fewshot import Interval
 
 CSS = files("lookalike.report").joinpath("page.css").read_text("utf-8")
@@ -49,6 +52,16 @@ def page(title: str, parts: Iterable[str]) -> str:
     )
 
 
+def write(path: Path, title: str, lead: str, parts: Iterable[str]) -> None:
+    """Publish a page below its title and a sentence, if any. Raises UserError where it cannot be written."""
+    head = [f"<h1>{shown(title)}</h1>", f'<p class="lead">{shown(lead)}</p>' if lead else ""]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, page(title, [*head, *parts]).encode("utf-8", "replace"))
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}): choose another place", IO) from None
+
+
 def shown(text: object) -> str:
     """Anything as HTML text; what cannot be printed, such as a stray byte of a file's name, becomes a mark."""
     plain = "".join(
@@ -65,10 +78,10 @@ def picture(image: Image.Image, alt: str, kind: Literal["jpeg", "png"] = "jpeg")
     return f'<img src="{uri}" width="{image.width}" height="{image.height}" alt="{shown(alt)}">'
 
 
-def side_by_side(images: Sequence[Image.Image], apart: int = 0) -> Image.Image:
-    """Images of one height in a row on a transparent ground; ``apart`` more pixels set the first off."""
+def side_by_side(images: Sequence[Image.Image], apart: int = 0, ground: str | None = None) -> Image.Image:
+    """Images of one height in a row on a ground, transparent without one; ``apart`` more pixels set the first off."""
     lefts = [sum(image.width + GAP for image in images[:i]) + (apart if i else 0) for i in range(len(images))]
-    row = Image.new("RGBA", (lefts[-1] + images[-1].width, images[0].height))
+    row = Image.new("RGB" if ground else "RGBA", (lefts[-1] + images[-1].width, images[0].height), ground or 0)
     for left, image in zip(lefts, images):
         row.paste(image, (left, 0))
     return row

@@ -7,22 +7,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lookalike.core.errors import UserError
-from lookalike.core.files import write_atomically
 from lookalike.core.progress import Progress, silent
 from lookalike.data.source import Data
-from lookalike.learn.alone import Alone
 from lookalike.learn.dictionary import Queue
-from lookalike.learn.labelled import CrossEntropy
 from lookalike.models.decoder import Decoder
 from lookalike.recipes.recipe import Recipe
 from lookalike.recipes.serialize import flat
-from lookalike.report.charts import Chart, Guide, svg
-from lookalike.report.neighbours import Neighbourhoods, Sample, neighbours, views
-from lookalike.report.page import Accuracies, accuracies, facts, page, sheet, shown
+from lookalike.report.charts import Chart, svg
+from lookalike.report.neighbours import Sample, neighbours, views
+from lookalike.report.page import Accuracies, accuracies, facts, sheet, shown, write
 from lookalike.train.history import History, collect
 from lookalike.train.trained import load
-
-FILE = "report.html"
 
 
 def write_report(
@@ -39,34 +34,26 @@ def write_report(
     history = collect(run)
     try:
         sample = Sample(load(run), history.source(data), progress)
-        pictures = [*views_section(sample), *neighbours_section(neighbours(sample))]
+        pictures = list(pictures_section(sample))
     except UserError as error:
         pictures = [f'<h2>Pictures</h2><p class="quiet">None are shown: {shown(error)}.</p>']
     headings = [part for table in tables for part in (f"<h2>{shown(table.title)}</h2>", accuracies(table))]
-    parts = [*opening(history, lead), *headings, *curves_section(history), *pictures, *recipe_section(history)]
-    write_atomically(run / FILE, page(title_of(history), parts).encode("utf-8", "replace"))
-    return run / FILE
+    parts = [summary(history), *headings, *curves_section(history), *pictures, *recipe_section(history)]
+    titles = dict.fromkeys([history.folder.resolve().name, history.recipe.name])
+    write(run / "report.html", " · ".join(titles), lead, parts)
+    return run / "report.html"
 
 
-def title_of(history: History) -> str:
-    """The folder's name and the recipe's."""
-    name = history.folder.resolve().name
-    return name if name == history.recipe.name else f"{name} · {history.recipe.name}"
-
-
-def opening(history: History, lead: str) -> Iterator[str]:
-    """What this is, in two lines."""
+def summary(history: History) -> str:
+    """The run in a line."""
     recipe = history.recipe
-    yield f"<h1>{shown(title_of(history))}</h1>"
-    if lead:
-        yield f'<p class="lead">{shown(lead)}</p>'
     size = recipe.pictures.first.size
     labels = "with" if recipe.objective.supervised else "without"
-    cold = isinstance(recipe.objective, CrossEntropy) or isinstance(recipe.keys, Alone)
-    temperature = "" if cold else f" · temperature {recipe.objective.temperature:g}"  # type: ignore[union-attr]
-    yield (
-        f'<p class="quiet">{history.examples():,} examples {labels} labels · {history.steps():,} steps '
-        f"of {recipe.batch} · views of {size} × {size} pixels · {recipe.contrast()}{temperature}</p>"
+    temperature = flat(recipe).get("objective.temperature") if recipe.keys.directions else None
+    return (
+        f'<p class="quiet">{history.examples():,} examples {labels} labels · {history.steps():,} steps of '
+        f"{recipe.batch} · views of {size} × {size} pixels · {recipe.contrast()}"
+        f"{f' · temperature {temperature:g}' if temperature else ''}</p>"
     )
 
 
@@ -96,8 +83,8 @@ def charts(history: History) -> list[Chart]:
     """Loss, top-1 and kNN first, then whatever else was logged but the learning rate."""
     curves = {name: history.after_filling(points) for name, points in history.curves.items()}
     plain = history.recipe.reconstruction is None
-    chance = Guide("chance, log(K + 1)" if plain else "chance", history.guess())
-    first = [Chart("Loss", curves.get("loss", []), chance)]
+    chance = "chance, log(K + 1)" if plain else "chance"
+    first = [Chart("Loss", curves.get("loss", []), (chance, history.guess()))]
     named = {
         "top1": "Queries that pick their own key",
         "pixels": "Squared error of hidden pixels",
@@ -108,21 +95,18 @@ def charts(history: History) -> list[Chart]:
     return first + [Chart(name, curves[name]) for name in rest]
 
 
-def views_section(sample: Sample) -> Iterator[str]:
-    """Examples beside their views."""
+def pictures_section(sample: Sample) -> Iterator[str]:
+    """Examples beside their views, and queries beside their neighbours."""
     yield "<h2>Two views of each picture</h2>"
     yield "<p>As the first epoch drew them. All that the network is told: both views in a column show one picture.</p>"
     yield sheet(views(sample))
-
-
-def neighbours_section(found: Neighbourhoods) -> Iterator[str]:
-    """Queries beside their neighbours."""
+    rows, share = neighbours(sample)
     yield "<h2>Nearest neighbours</h2>"
     yield (
-        f"<p>Random pictures (not hand-picked), each with the {found.each} nearest of {found.among - 1:,} others by "
-        f"the cosine of their features.{_agreement(found.agreement)}</p>"
+        f"<p>Random pictures (not hand-picked), each with the nearest of {len(sample) - 1:,} others by the cosine of "
+        f"their features.{_agreement(share)}</p>"
     )
-    yield sheet(found.rows, f"picture, then its {found.each} nearest, nearest first")
+    yield sheet(rows, "picture, then the others, nearest first")
 
 
 def _agreement(share: float | None) -> str:
@@ -141,15 +125,15 @@ def recipe_section(history: History) -> Iterator[str]:
     fields = [(name, _brief(value)) for name, value in flat(history.recipe).items()]
     half = math.ceil(len(fields) / 2)
     yield f'<div class="columns">{facts(dict(fields[:half]))}{facts(dict(fields[half:]))}</div>'
-    data = {f"data: {name}": value for name, value in history.about().items()}
+    data = {"data" if name == "data" else f"data: {name}": value for name, value in history.about().items()}
     environment = {name: value for name, value in history.environment.items() if name != "data"} | data
     yield f"<h2>Environment</h2>{facts({name: _brief(value) for name, value in environment.items()})}"
 
 
 def _brief(value: object) -> str:
     """A field as text: numbers short, lists by commas or, of a command, by spaces."""
+    if value in (None, [], ()):
+        return "–"
     if isinstance(value, list | tuple):
         return (" " if all(isinstance(item, str) for item in value) else ", ").join(map(_brief, value))
-    if value is None:
-        return "–"
     return f"{value:g}" if isinstance(value, float) else str(value)
