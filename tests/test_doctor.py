@@ -98,7 +98,7 @@ def test_it_says_it_in_plain_words(found: Examination) -> None:
         "grayscale: 2 (4.3%)",
         "unreadable: 3 (6.00%)",
         "1 × the file is empty, first train/a/empty.jpg",
-        "exact duplicates: 1 picture more than needed, in 1 group, 1 of them across splits",
+        "exact duplicates: 2 pictures in 1 group, 1 redundant; groups across splits, which inflate evaluations: 1",
         "pretrain would use recipe small: batches of 16, a queue of 19 keys, 48 px crops",
         "the median short side is 64 px",
     ):

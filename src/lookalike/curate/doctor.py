@@ -152,10 +152,9 @@ class Examination:
             if not groups:
                 yield f"{kind} duplicates: none"
                 continue
-            extra = _count(sum(len(group) - 1 for group in groups), "picture")
-            many, crossing = _count(len(groups), "group"), self.crossing(groups)
-            across = f", {crossing:,} of them across splits, which inflates evaluations" if crossing else ""
-            yield f"{kind} duplicates: {extra} more than needed, in {many}{across}"
+            total, many, crossing = sum(map(len, groups)), _count(len(groups), "group"), self.crossing(groups)
+            across = f"; groups across splits, which inflate evaluations: {crossing:,}" if crossing else ""
+            yield f"{kind} duplicates: {total:,} pictures in {many}, {total - len(groups):,} redundant{across}"
             yield f"  first {' = '.join(self.named(groups[:1])[0][:3])}"
 
     def write(self, out: Path) -> list[Path]:

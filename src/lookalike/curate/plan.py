@@ -106,7 +106,7 @@ def preview(source: Source, recipe: Recipe, out: Path, count: int = 12, epoch: i
         tiles.append(Tile(upright(pictures.pixels[i], height, width, _TILE), source.paths[row]))
         tiles += [Tile(upright(v[i].cpu(), 1, 1, _TILE), name) for v, name in zip(views, ("query view", "key view"))]
     size = recipe.pictures.first.size
-    title = f"Recipe {recipe.name}, epoch {epoch}: each picture and its two views of {size} × {size} pixels"
+    title = f"Recipe {recipe.name}, epoch {epoch}: each picture and its two views of {size} px"
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, sheet(tiles, 6 if len(good) > 1 else 3, _TILE, title))
     return len(good)

@@ -116,9 +116,8 @@ def drawing(
     pixels, colours = pil_to_tensor(photo), [_COLOURS[label % len(_COLOURS)] for label in labels]
     if masks is not None:
         pixels = draw_segmentation_masks(pixels, torch.from_numpy(masks), _OPACITY, colours)
-    corners = torch.from_numpy(boxes).round()
-    labelled = {"label_colors": "black", "label_background_colors": colours}
-    image: Image.Image = to_pil_image(draw_bounding_boxes(pixels, corners, names, colours, width=2, **labelled))
+    corners, style = torch.from_numpy(boxes).round(), {"label_colors": "black", "fill_labels": True, "width": 2}
+    image: Image.Image = to_pil_image(draw_bounding_boxes(pixels, corners, names, colours, **style))
     return image
 
 

@@ -104,18 +104,14 @@ def pictures_section(sample: Sample) -> Iterator[str]:
     yield "<h2>Nearest neighbours</h2>"
     yield (
         f"<p>Random pictures (not hand-picked), each with the nearest of {len(sample) - 1:,} others by the cosine of "
-        f"their features.{_agreement(share)}</p>"
+        "their features.</p>"
     )
+    if share is not None:
+        yield (
+            '<p>Frames mark neighbours of <span class="key right"></span> the same label and of <span class="key '
+            f'wrong"></span> another one. Over all pictures, {share:.1%} of the neighbours have the same label.</p>'
+        )
     yield sheet(rows, "picture, then the others, nearest first")
-
-
-def _agreement(share: float | None) -> str:
-    if share is None:
-        return ""
-    return (
-        ' The frame says whether a neighbour has <span class="key right"></span> the same label or '
-        f'<span class="key wrong"></span> another one. Over all pictures, {100 * share:.1f} % have the same.'
-    )
 
 
 def recipe_section(history: History) -> Iterator[str]:
