@@ -22,7 +22,7 @@ from lookalike.core.devices import accelerator, device, processor, resolved
 from lookalike.core.errors import UserError
 from lookalike.core.files import write_atomically
 from lookalike.core.progress import Progress, silent
-from lookalike.curate.plan import Plan, plan_pretraining
+from lookalike.curate.plan import TrainingPlan, plan_pretraining
 from lookalike.curate.sheet import Tile, random_rows, sheet, upright
 from lookalike.data.image.survey import Survey, joined, largest, near, same, survey
 from lookalike.data.loader import GIB, cores
@@ -42,7 +42,7 @@ class Examination:
     splits: dict[str, Source]
     survey: Survey
     duplicates: dict[str, list[list[int]]]  # groups of rows: exact, and near ones
-    plan: Plan | None
+    plan: TrainingPlan | None
     refusal: str | None  # why pretraining would not start
 
     @cached_property

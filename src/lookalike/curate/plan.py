@@ -24,7 +24,7 @@ from lookalike.train.pretrain import Asked, chosen
 _TILE = 160  # px of a picture of the preview
 
 
-class Plan(NamedTuple):
+class TrainingPlan(NamedTuple):
     """What pretraining would do by default."""
 
     recipe: str
@@ -45,7 +45,7 @@ class Plan(NamedTuple):
         yield from (f"  {reason}" for reason in self.reasons)
 
 
-def plan_pretraining(data: Data, split: str | None, timed: bool, workers: int) -> Plan:
+def plan_pretraining(data: Data, split: str | None, timed: bool, workers: int) -> TrainingPlan:
     """What pretrain would do; ``timed`` trains for some seconds. Raises UserError where pretrain would refuse."""
     source = open_source(data, split)
     recipe = chosen(Asked(data, Path()), source)
@@ -53,7 +53,9 @@ def plan_pretraining(data: Data, split: str | None, timed: bool, workers: int) -
     minutes = steps * _seconds_per_step(recipe, source, workers) / 60 if timed else None
     size = len(source) * 3 * recipe.canvas**2 / GIB
     crop, reasons = recipe.pictures.first.size, list(_reasons(recipe, source, size, minutes))
-    return Plan(recipe.name, len(source), _queue(recipe), recipe.batch, crop, recipe.canvas, size, minutes, reasons)
+    return TrainingPlan(
+        recipe.name, len(source), _queue(recipe), recipe.batch, crop, recipe.canvas, size, minutes, reasons
+    )
 
 
 def _reasons(recipe: Recipe, source: Source, size: float, minutes: float | None) -> Iterator[str]:
