@@ -22,10 +22,8 @@ def snapshot(data: str, suffixes: Sequence[str]) -> Path:
         raise UserError(
             f"{data}: no name of a dataset; write hub:owner/name, hub:owner/name/folder or ...@revision", USAGE
         )
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise UserError(f"{data} wants the package huggingface_hub: pip install 'lookalike[hub]'", USAGE) from None
+    from huggingface_hub import snapshot_download
+
     folder = found["folder"].strip("/")
     wanted = [f"{folder}/*{suffix}" if folder else f"*{suffix}" for s in suffixes for suffix in (s, s.upper())]
     try:
