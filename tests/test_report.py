@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from lookalike.core.errors import UserError
+from lookalike.data.annotations.record import Annotated
 from lookalike.metrics.fewshot import Interval
 from lookalike.recipes.recipe import Length
 from lookalike.recipes.tiny import tiny
@@ -21,6 +22,8 @@ from lookalike.report import charts
 from lookalike.report.charts import Chart, svg, ticks
 from lookalike.report.neighbours import RIGHT, WRONG, agreement, nearest_others, picture_row
 from lookalike.report.page import Accuracies, accuracies, bar, percent, sheet
+from lookalike.report.predictions import _COLOURS as COLOURS
+from lookalike.report.predictions import draw_body, drawing
 from lookalike.report.run import write_report
 from lookalike.train.history import collect
 from lookalike.train.pretrain import pretrain
@@ -213,3 +216,21 @@ def test_frames_tell_right_from_wrong() -> None:
     assert corners == [(0, 0, 0, 0), RIGHT, WRONG]
     assert image.getpixel((2 * step + image.height // 2, image.height // 2)) == (128, 128, 128, 255)
     assert f'width="{image.width}" height="{image.height}" alt="alt"' in sheet([row])
+
+
+def test_objects_are_drawn_where_they_are() -> None:
+    photo = Image.new("RGB", (60, 40), (100, 100, 100))
+    mask = np.zeros((2, 40, 60), np.bool_)
+    mask[1, 30:, 50:] = True
+    boxes, labels = np.array([[2.2, 3.0, 40.0, 30.0], [45.0, 20.0, 59.0, 39.0]]), np.array([0, 8])
+    image = drawing(photo, boxes, labels, ["a", "b"], mask)
+    assert [image.getpixel(place) for place in ((20, 30), (2, 20), (45, 30))] == [COLOURS[0], COLOURS[0], COLOURS[1]]
+    assert image.getpixel((55, 36)) == pytest.approx(tuple(100 + 0.45 * (c - 100) for c in COLOURS[1]), abs=1)
+    assert image.getpixel((43, 35)) == (100, 100, 100)
+    assert drawing(photo, np.zeros((0, 4)), np.zeros(0, np.int64), [], None).tobytes() == photo.tobytes()
+    body = Annotated(Path(), (), (), ("left hand", "right hand"), ((0, 1),), {}, ())
+    draw_body(photo, np.array([[10.0, 10.0, 1.0], [50.0, 10.0, 1.0]]), body)
+    draw_body(photo, np.array([[10.0, 30.0, 1.0], [50.0, 30.0, 0.0]]), body)
+    left, bone, right = (photo.getpixel((x, 10)) for x in (10, 30, 50))
+    assert left != right == bone
+    assert photo.getpixel((30, 30)) == photo.getpixel((50, 30)) == (100, 100, 100)

@@ -19,8 +19,6 @@ from lookalike.report.page import picture, shown, write
 SIDE = 176  # px of the longer side of a picture
 _AT_ONCE = 64  # pictures
 
-Album = Mapping[str, Image.Image]
-
 
 def write_page(path: Path, table: str, data: str, queries: Sequence[str], hits: Sequence[Sequence[Hit]]) -> None:
     """Each query and what lies nearest to it with its cosine, as pictures of ``data``; queries may be files.
@@ -36,7 +34,7 @@ def write_page(path: Path, table: str, data: str, queries: Sequence[str], hits: 
     write(path, f"Nearest in {Path(table).name}", "", parts)
 
 
-def pictures(data: str, queries: Sequence[str], hits: Sequence[Sequence[Hit]]) -> Album:
+def pictures(data: str, queries: Sequence[str], hits: Sequence[Sequence[Hit]]) -> Mapping[str, Image.Image]:
     """By path: hits and queries that are rows of ``data``, and queries that are files. Unreadable ones are left out.
 
     Raises UserError where ``data`` does not exist.
@@ -72,6 +70,6 @@ def _files(queries: Iterable[str]) -> Iterator[tuple[str, Image.Image]]:
         yield query, upright(canvas.pixels, canvas.height, canvas.width, SIDE)
 
 
-def _figure(path: str, words: str, album: Album) -> str:
+def _figure(path: str, words: str, album: Mapping[str, Image.Image]) -> str:
     image = picture(album[path], path) if path in album else ""
     return f"<figure>{image}<figcaption><b>{shown(words)}</b> {shown(path)}</figcaption></figure>"

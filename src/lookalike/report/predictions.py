@@ -34,14 +34,20 @@ _VOID = (128, 128, 128)
 
 
 def write_detections(
-    path: Path, title: str, lead: str, truth: Annotated, seen: Sequence[Seen], settings: Mapping[str, str], most: int
+    path: Path,
+    title: str,
+    lead: str,
+    truth: Annotated,
+    detections: Sequence[Seen],
+    settings: Mapping[str, str],
+    most: int,
 ) -> None:
     """Up to ``most`` of the pictures of ``truth``, evenly spaced: annotated on the left, detected on the right.
 
     Raises UserError where it cannot be written.
     """
     rows = range(0, len(truth.scenes), max(1, -(-len(truth.scenes) // most)))
-    panels = [_panel(truth, truth.scenes[row], seen[row]) for row in rows]
+    panels = [_panel(truth, truth.scenes[row], detections[row]) for row in rows]
     choice = "All" if len(panels) == len(truth.scenes) else f"{len(panels)} evenly spaced ones of the"
     parts = [
         f'<p class="quiet">{choice} {len(truth.scenes)} test pictures. Left: the annotations. Right: the detections '
@@ -53,11 +59,11 @@ def write_detections(
     write(path, title, lead, parts)
 
 
-def _panel(truth: Annotated, scene: Scene, seen: Seen) -> str:
+def _panel(truth: Annotated, scene: Scene, detections: Seen) -> str:
     """Both pictures side by side, with the numbers of objects for those who do not see them."""
-    photo, sure = _photo(truth, scene), _sure(seen)
-    images = [annotated(photo, truth, scene), detected(photo, truth, scene, seen, sure)]
-    words = f"{scene.path}: {len(scene)} annotated, {len(sure)} detected"
+    photo, rows = _photo(truth, scene), _confident(detections)
+    images = [annotated(photo, truth, scene), detected(photo, truth, scene, detections, rows)]
+    words = f"{scene.path}: {len(scene)} annotated, {len(rows)} detected"
     image = picture(side_by_side(images, ground="white"), words)
     return f'<div class="panel">{image}<p class="quiet">{shown(words)}</p></div>'
 
@@ -74,25 +80,25 @@ def annotated(photo: Image.Image, truth: Annotated, scene: Scene) -> Image.Image
 
 
 def detected(
-    photo: Image.Image, truth: Annotated, scene: Scene, seen: Seen, rows: npt.NDArray[np.int64]
+    photo: Image.Image, truth: Annotated, scene: Scene, detections: Seen, rows: npt.NDArray[np.int64]
 ) -> Image.Image:
     """The photo with some ``rows`` of what a detector reports."""
-    scale, labels, scores = photo.width / scene.width, seen.labels[rows], seen.scores[rows]
-    boxes, masks = seen.boxes[rows] * scale, None
-    if seen.masks is not None:
-        masks = pasted(Seen(boxes, labels, scores, seen.masks[rows]), photo.height, photo.width)
+    scale, labels, scores = photo.width / scene.width, detections.labels[rows], detections.scores[rows]
+    boxes, masks = detections.boxes[rows] * scale, None
+    if detections.masks is not None:
+        masks = pasted(Seen(boxes, labels, scores, detections.masks[rows]), photo.height, photo.width)
     names = [f"{truth.classes[label]} {score:.2f}" for label, score in zip(labels, scores)]
     image = drawing(photo, boxes, labels, names, masks)
-    for points in () if seen.points is None else seen.points[rows]:
+    for points in () if detections.points is None else detections.points[rows]:
         known = np.ones((len(points), 1))
         draw_body(image, np.concatenate([points[:, :2] * scale, known], 1), truth)
     return image
 
 
-def _sure(seen: Seen) -> npt.NDArray[np.int64]:
-    """Rows that are drawn: those with a high score, else the surest."""
-    rows = np.flatnonzero(seen.scores >= SURE)
-    return rows if len(rows) else np.arange(min(1, len(seen.scores)))
+def _confident(detections: Seen) -> npt.NDArray[np.int64]:
+    """Rows that are drawn: those with a high score, else the one with the highest."""
+    rows = np.flatnonzero(detections.scores >= SURE)
+    return rows if len(rows) else np.arange(min(1, len(detections.scores)))
 
 
 def _photo(truth: Annotated, scene: Scene) -> Image.Image:

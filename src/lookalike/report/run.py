@@ -91,8 +91,7 @@ def charts(history: History) -> list[Chart]:
         "knn": "kNN accuracy during training",
     }
     first += [Chart(title, curves[name], None, name != "pixels") for name, title in named.items() if name in curves]
-    rest = [name for name in curves if name not in {"loss", "lr", *named}]
-    return first + [Chart(name, curves[name]) for name in rest]
+    return first + [Chart(name, curves[name]) for name in curves if name not in {"loss", "lr", *named}]
 
 
 def pictures_section(sample: Sample) -> Iterator[str]:
