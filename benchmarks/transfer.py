@@ -20,8 +20,7 @@ from typing import Any, NamedTuple
 from lookalike.evaluation.compare import Comparison, compare
 from lookalike.report.charts import Axis, number, ticks
 from lookalike.report.comparison import points, write
-from lookalike.report.style import CSS
-from lookalike.report.tables import percent, shown
+from lookalike.report.page import CSS, percent, shown
 
 
 class Row(NamedTuple):

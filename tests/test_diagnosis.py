@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from lookalike.curate.diagnosis import again, deviation, diagnose, knn_in_words, loss_in_words, rank, trend
+from lookalike.curate.diagnosis import again, describe_knn, describe_loss, deviation, diagnose, rank, trend
 from lookalike.train.history import collect
 from lookalike.train.run import Run
 from tests.conftest import Said
@@ -32,12 +32,12 @@ def test_a_finished_run_and_nothing_is_written(say: Callable[..., Said], run: Pa
     assert (code, err) == (0, "")
     assert snapshot(run) == before
     found = json.loads((tmp_path / "d.json").read_text())
-    assert "ended: step 4 of 4 is saved" in out
+    assert "finished: step 4 of 4 is saved" in out
     assert (found["ended"], found["step"], found["changed"], found["busy"]) == (True, 4, "", None)
     assert set(found["checkpoints"].values()) == {"whole"}
     assert 0 < found["spread"]["embedding"] <= 1
-    assert "data: as it was" in out
-    assert f"done; lookalike evaluate knn '{run}' DATA" in out
+    assert "data: unchanged" in out
+    assert f"next: measure it with lookalike evaluate knn '{run}' DATA" in out
 
 
 def test_a_run_that_stopped_with_other_data_and_a_damaged_checkpoint(run: Path, pictures: Path) -> None:  # noqa: F811
@@ -50,14 +50,14 @@ def test_a_run_that_stopped_with_other_data_and_a_damaged_checkpoint(run: Path, 
         Path(extra).unlink()
     text = "\n".join(found.lines())
     assert (found.ended, found.whole) == (False, 3)
-    assert "not ended: step 3 of 4 is saved, 4 was the last to be logged" in text
+    assert "unfinished: step 3 of 4 is saved, the last logged step is 4" in text
     assert "checkpoint of step 4: learner.safetensors is damaged" in text
     assert "changed since the run began: 1 added (dark/new.png)" in text
     assert text.splitlines()[-1].endswith("--allow-data-change")
     (run / "checkpoints" / "step-000000003" / "state.json").unlink()
     found = diagnose(run, 0)
     assert found.spread is None
-    assert "start again, since no checkpoint is whole" in "\n".join(found.lines())
+    assert "start again, because no checkpoint is intact" in "\n".join(found.lines())
 
 
 def test_collapse_is_said(run: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_run_that_goes_on_is_left_alone(run: Path) -> None:
     with Run(run):
         found = diagnose(run, 0)
         assert "pid" in str(found.busy)
-        assert "nothing to do: wait for it" in list(found.lines())[-1]
+        assert "nothing to do, it is still running" in list(found.lines())[-1]
     assert diagnose(run, 0).busy is None
 
 
@@ -95,17 +95,17 @@ def test_curves_in_words(run: Path) -> None:
         [(1e6 + i, guess * share) for i in range(1000) for share in (early if i < 900 else late,)]
         for early, late in ((0.9, 0.5), (1.0, 1.0))
     )
-    assert "still falling" in loss_in_words(history._replace(curves={"loss": falling}))
-    assert "nothing is learned" in loss_in_words(history._replace(curves={"loss": level}))
-    assert "1 logged values are no numbers" in loss_in_words(
+    assert "still falling" in describe_loss(history._replace(curves={"loss": falling}))
+    assert "nothing learned" in describe_loss(history._replace(curves={"loss": level}))
+    assert "1 logged values are not finite" in describe_loss(
         history._replace(curves={"loss": [(1e6, 0.1), (1e6 + 1, float("nan"))]})
     )
-    assert loss_in_words(history._replace(curves={})) == "nothing was logged"
+    assert describe_loss(history._replace(curves={})) == "nothing was logged"
     assert trend([1.0] * 20, 2) == "flat"
     assert trend([1.0] * 18 + [2.0] * 2, 2) == "rising"
-    assert knn_in_words([]).startswith("not measured")
-    assert knn_in_words([(1, 0.2), (2, 0.5)]).startswith("rises from 20.0% to 50.0%")
-    assert knn_in_words([(1, 0.2), (2, 0.5), (3, 0.4)]) == "40.0% at the end, fallen from 50.0% at step 2"
+    assert describe_knn([]).startswith("not measured")
+    assert describe_knn([(1, 0.2), (2, 0.5)]).startswith("up from 20.0% to 50.0%")
+    assert describe_knn([(1, 0.2), (2, 0.5), (3, 0.4)]) == "40.0% at the end, down from 50.0% at step 2"
 
 
 def test_the_command_is_the_one_that_began_it(run: Path) -> None:
@@ -113,7 +113,7 @@ def test_the_command_is_the_one_that_began_it(run: Path) -> None:
     history.environment["command"] = ["/usr/bin/lookalike", "pretrain", "my photos", "--overwrite", "--out", "a"]
     assert again(history) == "lookalike pretrain 'my photos' --out a"
     history.environment["command"] = ["-c"]
-    assert again(history) == "the same call again"
+    assert again(history) == "the same call"
 
 
 def test_deviation_and_rank_are_of_known_features() -> None:

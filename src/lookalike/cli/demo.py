@@ -15,8 +15,8 @@ from lookalike.metrics.fewshot import Interval, by_means
 from lookalike.models.features import settle
 from lookalike.recipes.images import digits
 from lookalike.recipes.recipe import Recipe
-from lookalike.report.page import write_report
-from lookalike.report.tables import Accuracies, percent
+from lookalike.report.page import Accuracies, percent
+from lookalike.report.run import write_report
 from lookalike.train.pretrain import Request, carry_out
 from lookalike.train.screen import Screen
 from lookalike.train.trained import Trained, load

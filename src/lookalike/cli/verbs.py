@@ -17,13 +17,12 @@ from lookalike.cli.flags import Verb
 from lookalike.cli.training import Demo, Pretrain, Supervised
 from lookalike.core import dist
 from lookalike.core.errors import UserError, meant
-from lookalike.core.files import refuse_unwritable, write_atomically, write_json
+from lookalike.core.files import refuse_unwritable, write_json
 from lookalike.curate import search as searching
 from lookalike.curate.diagnosis import diagnose
-from lookalike.curate.doctor import examine
-from lookalike.curate.plan import about_machine
+from lookalike.curate.doctor import about_machine, examine
+from lookalike.curate.plan import preview as draw_preview
 from lookalike.curate.prepare import prepare as make_cache
-from lookalike.curate.preview import preview as draw_preview
 from lookalike.data.source import open_source
 from lookalike.evaluation import compare as comparing
 from lookalike.evaluation import evaluate as measuring
@@ -35,9 +34,8 @@ from lookalike.recipes.recipe import Recipe
 from lookalike.recipes.serialize import flat
 from lookalike.report.comparison import markdown
 from lookalike.report.comparison import write as write_comparison
-from lookalike.report.found import write_page
-from lookalike.report.hits import hits_page, pictures
-from lookalike.report.scenes import scenes_page
+from lookalike.report.hits import write_page
+from lookalike.report.predictions import write_detections, write_segmentation
 from lookalike.train.pretrain import Request, carry_out, recipe_for
 from lookalike.train.screen import Screen
 from lookalike.train.trained import embed_data, load, write_embeddings
@@ -195,14 +193,13 @@ def evaluate(command: Evaluate[Evaluation]) -> int:
 def draw(page: Path, command: Evaluate[Evaluation], result: Result) -> None:
     """The pictures, their annotations and the predictions."""
     if isinstance(result.detail, Segmented):
-        text = scenes_page(result.detail, f"segmentation of {command.data} by {command.run}", str(result))
-        write_atomically(page, text.encode("utf-8", "replace"))
+        write_segmentation(page, f"Segmentation of {command.data} by {command.run}", str(result), result.detail)
         return
     about = {name: str(value) for name, value in result.settings.items()}
     about |= {"run": command.run, "data": command.data, "weights": command.weights or "its own"}
     title = f"{command.settings.NAME} · {Path(command.data).name}"
     shown = result.detail.pictures, result.detail.detections
-    write_page(page, title, str(result), *shown, about, _DETECTIONS)
+    write_detections(page, title, str(result), *shown, about, _DETECTIONS)
 
 
 def compare(command: Compare, rest: Sequence[str]) -> int:
@@ -273,8 +270,7 @@ def search(command: Search) -> int:
             for hit in hits:
                 screen.say(f"  {hit.cosine:.4f}  {hit.path}")
         if command.page and data is not None:
-            text = hits_page(command.where, command.queries, answers, pictures(data, command.queries, answers))
-            write_atomically(Path(command.page), text.encode("utf-8", "replace"))
+            write_page(Path(command.page), command.where, data, command.queries, answers)
             screen.say(f"written: {command.page}")
     rows = [{"query": query, "hits": [hit._asdict() for hit in hits]} for query, hits in zip(command.queries, answers)]
     write_record(command.json, {"found": rows, "where": command.where, "run": command.run})

@@ -1,1 +1,1 @@
-"""Looking at data and at runs: doctor, preview, search."""
+"""Looking at data and at runs: doctor, preview, search, prepare."""

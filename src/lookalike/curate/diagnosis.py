@@ -1,4 +1,4 @@
-"""``lookalike doctor RUN``: what a run is, whether it ended and learned, and how to go on, in plain words."""
+"""``lookalike doctor RUN``: whether a run is finished, whether it learned, and how to continue."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from lookalike.core.errors import UserError
-from lookalike.curate.sample import drawn
+from lookalike.curate.sheet import random_rows
 from lookalike.data.fingerprint import changes, from_table
 from lookalike.data.source import Source
 from lookalike.models.features import embed, raw
 from lookalike.train import checkpoint
 from lookalike.train.history import History, Point, collect
-from lookalike.train.pretrain import Request, opened_data
 from lookalike.train.run import Run
 from lookalike.train.trained import load
 
@@ -35,9 +34,20 @@ class Spread(NamedTuple):
     rank: float  # of the backbone's features: as many directions as equally strong ones would be
     width: int  # of the backbone's features
 
+    def __str__(self) -> str:
+        numbers = (
+            f"standard deviation {self.embedding:.2f} (1 is uniform, 0 a single point), "
+            f"{self.rank:.0f} of {self.width} dimensions in use"
+        )
+        if self.embedding < 0.1:
+            return f"collapsed, all pictures look the same to it: {numbers}; start again with a lower learning rate"
+        if self.rank < max(2.0, 0.02 * self.width):
+            return f"nearly collapsed to a few dimensions: {numbers}"
+        return f"well spread: {numbers}"
 
-class Health(NamedTuple):
-    """All that was found."""
+
+class Diagnosis(NamedTuple):
+    """All that is known of a run."""
 
     history: History
     total: int | None  # steps of the whole run
@@ -59,89 +69,66 @@ class Health(NamedTuple):
         return self.total is not None and self.whole is not None and self.whole >= self.total
 
     def lines(self) -> Iterator[str]:
-        """The report in plain words."""
+        """The report for people."""
         recipe, about = self.history.recipe, self.history.about()
-        labels = "with labels" if recipe.objective.supervised else "without labels"
         yield (
-            f"{self.history.folder}: {recipe.name}, {type(recipe.model).__name__}, on {self.history.examples():,} "
-            f"examples of {about.get('data', 'unknown data')} {labels}, batches of {recipe.batch}"
+            f"{self.history.folder}: recipe {recipe.name} ({type(recipe.model).__name__}), trained "
+            f"{'with' if recipe.objective.supervised else 'without'} labels on {self.history.examples():,} examples "
+            f"of {about.get('data', 'unknown data')}, in batches of {recipe.batch}"
         )
         yield self._state()
-        for step, reason in self.checkpoints:
-            yield f"checkpoint of step {step:,}: {reason or 'whole'}"
-        yield f"loss: {loss_in_words(self.history)}"
+        yield from (f"checkpoint of step {step:,}: {reason or 'intact'}" for step, reason in self.checkpoints)
+        yield f"loss: {describe_loss(self.history)}"
         if not recipe.objective.supervised:  # where labels teach, neighbours with labels measure nothing
-            yield f"kNN: {knn_in_words(self.history.curves.get('knn', []))}"
-        yield f"features: {self._features()}"
-        yield f"data: {self._data()}"
+            yield f"kNN accuracy: {describe_knn(self.history.curves.get('knn', []))}"
+        yield f"features: {self.spread or f'not examined: {self.unseen}'}"
+        changed = f"changed since the run began: {self.changed}" if self.changed else "unchanged since the run began"
+        yield f"data: {f'not examined: {self.unseen}' if self.changed is None else changed}"
         if self.bad:
-            yield f"left out or unreadable: {self.bad:,}, with reasons in {self.history.folder / 'bad_files.csv'}"
-        yield self._onward()
+            yield f"unreadable: {self.bad:,}, with the reasons in {self.history.folder / 'bad_files.csv'}"
+        yield f"next: {self._next()}"
 
     def _state(self) -> str:
         of, logged = "" if self.total is None else f" of {self.total:,}", self.history.steps()
         if self.busy:
-            return f"training now ({self.busy}): step {logged:,}{of} is logged"
+            return f"running now ({self.busy}): step {logged:,}{of} is logged"
         if self.ended:
-            return f"ended: step {self.whole:,}{of} is saved"
+            return f"finished: step {self.whole:,}{of} is saved"
         if self.whole is None:
-            return f"not ended, and no whole checkpoint: step {logged:,}{of} was logged"
-        return f"not ended: step {self.whole:,}{of} is saved, {logged:,} was the last to be logged"
+            return f"unfinished, without an intact checkpoint: the last logged step is {logged:,}{of}"
+        return f"unfinished: step {self.whole:,}{of} is saved, the last logged step is {logged:,}"
 
-    def _features(self) -> str:
-        if self.spread is None:
-            return f"not looked at: {self.unseen}"
-        spread = self.spread
-        numbers = (
-            f"deviation {spread.embedding:.2f} (1 is even, 0 one point), {spread.rank:.0f} of {spread.width} directions"
-        )
-        if spread.embedding < 0.1:
-            return f"collapsed, all pictures look alike to it: {numbers}; lower the learning rate, start again"
-        if spread.rank < max(2.0, 0.02 * spread.width):
-            return f"nearly collapsed to few directions: {numbers}"
-        return f"spread out: {numbers}"
-
-    def _data(self) -> str:
-        if self.changed is None:
-            return f"not looked at: {self.unseen}"
-        return f"changed since the run began: {self.changed}" if self.changed else "as it was when the run began"
-
-    def _onward(self) -> str:
-        folder = self.history.folder
+    def _next(self) -> str:
+        folder, command = shlex.quote(str(self.history.folder)), again(self.history)
         if self.busy:
-            return "nothing to do: wait for it"
+            return "nothing to do, it is still running"
         if self.ended:
             return (
-                f"done; lookalike evaluate knn {shlex.quote(str(folder))} DATA measures it, --init-from begins from it"
+                f"measure it with lookalike evaluate knn {folder} DATA, or start another run with --init-from {folder}"
             )
-        command = again(self.history)
         if self.checkpoints and self.whole is None:
-            return f"start again, since no checkpoint is whole: {command} --overwrite"
-        return f"to go on: {command}{' --allow-data-change' if self.changed else ''}"
+            return f"start again, because no checkpoint is intact: {command} --overwrite"
+        return f"continue with {command}{' --allow-data-change' if self.changed else ''}"
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
-        last = {name: self.history.last(name) for name in ("loss", "top1", "pixels", "knn")}
-        return {
-            "run": str(self.history.folder),
-            "recipe": self.history.recipe.name,
+        fields = self._asdict()
+        history: History = fields.pop("history")
+        return fields | {
+            "run": str(history.folder),
+            "recipe": history.recipe.name,
             "step": self.whole,
-            "total": self.total,
-            "logged": self.history.steps(),
+            "logged": history.steps(),
             "ended": self.ended,
-            "busy": self.busy,
             "checkpoints": {step: reason or "whole" for step, reason in self.checkpoints},
-            **last,
-            "guess": self.history.guess(),
+            "guess": history.guess(),
             "spread": self.spread._asdict() if self.spread else None,
-            "changed": self.changed,
-            "unseen": self.unseen,
-            "bad": self.bad,
             "words": list(self.lines()),
+            **{name: history.last(name) for name in ("loss", "top1", "pixels", "knn")},
         }
 
 
-def diagnose(folder: Path, workers: int = 2) -> Health:
+def diagnose(folder: Path, workers: int = 2) -> Diagnosis:
     """Look at a run folder and write nothing. Raises UserError where it is none."""
     history, run = collect(folder), Run(folder)
     examples = int(run.data()["examples"])
@@ -151,31 +138,21 @@ def diagnose(folder: Path, workers: int = 2) -> Health:
     ]
     changed, spread, unseen = None, None, None
     try:
-        source = source_of(history)
+        source = history.source()
         change = changes(from_table(run.data_table), source.stamps())
         changed = str(change) if change else ""
         spread = spread_of(folder, source, workers)
     except UserError as error:
         unseen = str(error)
     total = history.recipe.length.total(max(1, examples // history.recipe.batch))
-    return Health(history, total, holder(folder / "run.lock"), states, changed, spread, unseen, bad_files(folder))
-
-
-def source_of(history: History) -> Source:
-    """What the run learned from, if that is on this machine; raises UserError."""
-    data, split = str(history.about().get("data", "")), history.about().get("split")
-    if not data or data.startswith("hub:") or "://" in data:
-        raise UserError(f"the data ({data or 'unknown'}) is not on this machine")
-    supervised = history.recipe.name.startswith("supervised_")
-    split = None if split is None else str(split)
-    return opened_data(Request(data, Path(), recipe=history.recipe, split=split, supervised=supervised))
+    return Diagnosis(history, total, holder(folder / "run.lock"), states, changed, spread, unseen, bad_files(folder))
 
 
 def spread_of(folder: Path, source: Source, workers: int) -> Spread:
     """Of some training pictures, by the newest whole checkpoint; raises UserError where there is none."""
     trained = load(folder)
-    rows = drawn(len(source), _MOST)
-    loader = trained.loader(source, workers, budget=0)  # nothing is kept: few rows are asked
+    rows = random_rows(len(source), _MOST)
+    loader = trained.loader(source, workers, budget=0)  # so few rows need no cache
     head = embed(trained.encoder, trained.views(loader, rows), "head")
     features = raw(trained.encoder, trained.views(loader, rows)).cpu()
     good = torch.tensor([row not in loader.bad_rows for row in rows.tolist()])
@@ -196,46 +173,43 @@ def rank(rows: Tensor) -> float:
     return float(torch.special.entr(shares).sum().exp())
 
 
-def loss_in_words(history: History) -> str:
-    """Where the loss is, against that of guessing, and where it goes."""
+def describe_loss(history: History) -> str:
+    """Where the loss is, against that at chance, and where it goes."""
     points = history.after_filling(history.curves.get("loss", []))
-    values, guess = [value for _, value in points if math.isfinite(value)], history.guess()
+    values, chance = [value for _, value in points if math.isfinite(value)], history.guess()
     if not values:
         return "nothing was logged"
     tenth = max(1, len(values) // 10)
     last = fmean(values[-tenth:])
-    what = "log of the number of entries" if history.recipe.reconstruction is None else "and rebuilding nothing"
-    words = f"{last:.3f} at the end, {guess:.3f} is guessing ({what})"
+    words = f"{last:.3f} at the end, {chance:.3f} at chance level"
     if len(values) < len(points):
-        words += f"; {len(points) - len(values)} logged values are no numbers"
-    if last >= (1 - _FLAT) * guess:
-        return f"{words}: nothing is learned so far"
-    return f"{words}; {trend(values, tenth)}"
+        words += f"; {len(points) - len(values)} logged values are not finite"
+    return f"{words}; {'nothing learned so far' if last >= (1 - _FLAT) * chance else trend(values, tenth)}"
 
 
 def trend(values: Sequence[float], tenth: int) -> str:
     """The last tenth against the one before it."""
     if len(values) < 20:
-        return "too few values to say where it goes"
+        return "too few values for a trend"
     last, before = fmean(values[-tenth:]), fmean(values[-2 * tenth : -tenth])
     if last < before * (1 - _FLAT):
         return "still falling"
     return "rising" if last > before * (1 + _FLAT) else "flat"
 
 
-def knn_in_words(points: Sequence[Point]) -> str:
+def describe_knn(points: Sequence[Point]) -> str:
     """From where to where, and whether it was better before."""
     good = [(step, value) for step, value in points if math.isfinite(value)]
     if not good:
-        return "not measured: no labels, too few pictures, or no check-up yet"
+        return "not measured: there are no labels, too few pictures, or it is too early"
     (_, first), (step, last) = good[0], good[-1]
     best_step, best = max(good, key=lambda point: point[1])
     if len(good) == 1:
-        return f"{last:.1%} at step {step:,.0f}, the only check-up"
+        return f"{last:.1%} at step {step:,.0f}, measured once"
     if best - last > _FLAT:
-        return f"{last:.1%} at the end, fallen from {best:.1%} at step {best_step:,.0f}"
-    way = "rises" if last - first > _FLAT else "stays"
-    return f"{way} from {first:.1%} to {last:.1%} over {len(good)} check-ups, on held-out training pictures"
+        return f"{last:.1%} at the end, down from {best:.1%} at step {best_step:,.0f}"
+    change = f"up from {first:.1%} to {last:.1%}" if last - first > _FLAT else f"about {last:.1%} all along"
+    return f"{change}, measured {len(good)} times on held-out training pictures"
 
 
 def holder(lock: Path) -> str | None:
@@ -265,4 +239,4 @@ def again(history: History) -> str:
     verbs = ("pretrain", "supervised")
     if isinstance(command, list) and len(command) > 1 and command[1] in verbs:
         return shlex.join(["lookalike", *(str(word) for word in command[1:] if word != "--overwrite")])
-    return "the same call again"
+    return "the same call"

@@ -113,10 +113,8 @@ def located(folder: str) -> Path:
 
 def _fetched(name: str) -> Path:
     """A snapshot of a model on the Hub in the Hub's own cache: weights as safetensors, nothing that could run."""
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise _missing() from None
+    from huggingface_hub import snapshot_download
+
     try:
         return Path(snapshot_download(name, allow_patterns=list(FILES)))
     except Exception as error:  # of HTTP, of the Hub and of the cache: a dozen classes that change with its versions

@@ -1,1 +1,1 @@
-"""A run as one self-contained page: curves, views, nearest neighbours, tables."""
+"""Self-contained pages: of runs, searches, detections, segmentations and comparisons."""

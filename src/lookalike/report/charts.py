@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import groupby
 from typing import NamedTuple
@@ -15,19 +15,12 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 56, 12, 40  # around the plot; the last value
 _MANY = 60  # points from which a running mean is drawn over them
 
 
-class Guide(NamedTuple):
-    """A level to compare with."""
-
-    name: str
-    value: float
-
-
 class Chart(NamedTuple):
     """One metric over the steps of a run."""
 
     title: str
     points: Sequence[Point]
-    guide: Guide | None = None
+    guide: tuple[str, float] | None = None  # name and value of a level to compare with
     percent: bool = False  # values are shares, shown as percent, from zero
 
 
@@ -44,39 +37,26 @@ class Axis(NamedTuple):
         return self.start + (value - self.low) / (self.high - self.low) * (self.stop - self.start)
 
 
-def nice_step(span: float, count: int) -> float:
-    """The step 1, 2 or 5 times a power of ten that divides ``span`` into at most about ``count`` parts."""
-    rough = span / max(1, count)
-    power = 10.0 ** math.floor(math.log10(rough))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
-
-
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers from at or below ``low`` to at or above ``high``."""
-    step = nice_step(high - low, count)
+    """Round numbers from at or below ``low`` to at or above ``high``: about ``count`` steps of 1, 2 or 5 times 10ⁿ."""
+    rough = (high - low) / max(1, count)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [number * step for number in range(first, last + 1)]
 
 
-def finite(points: Sequence[Point]) -> list[Point]:
-    """The points that can be drawn."""
-    return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
-
-
 def segments(points: Sequence[Point]) -> list[list[Point]]:
-    """The points in runs without a gap: what is not finite ends a run."""
-    drawable = groupby(points, lambda point: math.isfinite(point[0]) and math.isfinite(point[1]))
-    return [list(run) for good, run in drawable if good]
+    """The points in pieces without a gap: a value that is not finite ends a piece."""
+    pieces = groupby(points, lambda point: math.isfinite(point[0]) and math.isfinite(point[1]))
+    return [list(piece) for finite, piece in pieces if finite]
 
 
 def running_mean(points: Sequence[Point], share: float = 0.05) -> list[Point]:
     """Each point as the mean of the neighbours within ``share`` of all points, half on either side."""
     reach = max(1, round(len(points) * share / 2))
-    found = []
-    for i, (x, _) in enumerate(points):
-        near = [y for _, y in points[max(0, i - reach) : i + reach + 1]]
-        found.append((x, sum(near) / len(near)))
-    return found
+    windows = ([y for _, y in points[max(0, i - reach) : i + reach + 1]] for i in range(len(points)))
+    return [(x, sum(window) / len(window)) for (x, _), window in zip(points, windows)]
 
 
 def number(value: float, percent: bool = False) -> str:
@@ -86,81 +66,71 @@ def number(value: float, percent: bool = False) -> str:
 
 def axes(chart: Chart, points: Sequence[Point]) -> tuple[Axis, Axis, list[float], list[float]]:
     """Both axes and their ticks; the vertical one ends on ticks."""
-    ys = [y for _, y in points] + ([chart.guide.value] if chart.guide else [])
+    ys = [y for _, y in points] + ([chart.guide[1]] if chart.guide else [])
     low, high = min(ys), max(ys)
     low = min(0.0, low) if chart.percent else low
     high = high if high > low else low + (abs(low) or 1.0)
     marks = ticks(low, high)
-    right = max(x for x, _ in points)
-    horizontal = [x for x in ticks(0, right or 1, 4) if x <= (right or 1)]
-    x_axis = Axis(0, right or 1, _LEFT, WIDTH - _RIGHT)
-    return x_axis, Axis(marks[0], marks[-1], HEIGHT - _BOTTOM, _TOP), horizontal, marks
-
-
-def path(points: Sequence[Point], x_axis: Axis, y_axis: Axis) -> str:
-    """The ``d`` of a line through the points."""
-    return "M" + "L".join(f"{x_axis.at(x):.2f},{y_axis.at(y):.2f}" for x, y in points)
+    right = max(x for x, _ in points) or 1
+    horizontal = [x for x in ticks(0, right, 4) if x <= right]
+    return Axis(0, right, _LEFT, WIDTH - _RIGHT), Axis(marks[0], marks[-1], HEIGHT - _BOTTOM, _TOP), horizontal, marks
 
 
 def svg(chart: Chart) -> str:
     """The chart; a sentence in its place where nothing can be drawn."""
-    points = finite(chart.points)
-    if not points:
+    pieces = segments(chart.points)
+    if not pieces:
         return f'<p class="quiet">{escape(chart.title)}: nothing was logged.</p>'
+    points = [point for piece in pieces for point in piece]
     x_axis, y_axis, xs, ys = axes(chart, points)
     last = number(points[-1][1], chart.percent)
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}, at the end {last}">',
         *_grid(x_axis, y_axis, xs, ys, chart.percent),
         *_guide(chart.guide, x_axis, y_axis),
-        *_curve(chart.points, x_axis, y_axis),
-        *_last(points[-1], last, x_axis, y_axis),
+        *(part for piece in pieces for part in _curve(piece, x_axis, y_axis, len(chart.points) > _MANY)),
+        text(x_axis.at(points[-1][0]) + 6, y_axis.at(points[-1][1]), last, "start", "last"),
         "</svg>",
     ]
     return "\n".join(parts)
 
 
-def _grid(x_axis: Axis, y_axis: Axis, xs: list[float], ys: list[float], percent: bool) -> list[str]:
-    lines = []
+def text(x: float, y: float, words: str, anchor: str = "middle", kind: str = "tick") -> str:
+    """Words whose middle is at the height ``y``; ``kind`` is a class of the CSS."""
+    return f'<text class="{kind}" x="{x:.2f}" y="{y:.2f}" dy="4" text-anchor="{anchor}">{escape(words)}</text>'
+
+
+def level(axis: Axis, y: float, kind: str = "grid") -> str:
+    """A line across the plot."""
+    return f'<line class="{kind}" x1="{axis.start}" x2="{axis.stop}" y1="{y:.2f}" y2="{y:.2f}"/>'
+
+
+def _grid(x_axis: Axis, y_axis: Axis, xs: list[float], ys: list[float], percent: bool) -> Iterator[str]:
     for y in ys:
-        at = f"{y_axis.at(y):.2f}"
-        lines.append(f'<line class="grid" x1="{x_axis.start}" x2="{x_axis.stop}" y1="{at}" y2="{at}"/>')
-        lines.append(
-            f'<text class="tick" x="{_LEFT - 7}" y="{at}" dy="4" text-anchor="end">{number(y, percent)}</text>'
-        )
+        yield level(x_axis, y_axis.at(y))
+        yield text(_LEFT - 7, y_axis.at(y), number(y, percent), "end")
     for x in xs:
-        label = number(x)
-        lines.append(f'<text class="tick" x="{x_axis.at(x):.2f}" y="{HEIGHT - 21}" text-anchor="middle">{label}</text>')
-    middle = (x_axis.start + x_axis.stop) / 2
-    lines.append(f'<text class="tick" x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">step</text>')
-    return lines
+        yield text(x_axis.at(x), HEIGHT - 25, number(x))
+    yield text((x_axis.start + x_axis.stop) / 2, HEIGHT - 8, "step")
 
 
-def _guide(guide: Guide | None, x_axis: Axis, y_axis: Axis) -> list[str]:
-    if guide is None:
-        return []
-    at = y_axis.at(guide.value)
-    # Below the line: above it the label could leave the picture.
-    text = f'<text class="tick" x="{x_axis.stop}" y="{at + 14:.2f}" text-anchor="end">{escape(guide.name)}</text>'
-    return [f'<line class="guide" x1="{x_axis.start}" x2="{x_axis.stop}" y1="{at:.2f}" y2="{at:.2f}"/>', text]
+def _guide(guide: tuple[str, float] | None, x_axis: Axis, y_axis: Axis) -> Iterator[str]:
+    if guide:
+        y = y_axis.at(guide[1])
+        yield level(x_axis, y, "guide")
+        yield text(x_axis.stop, y + 10, guide[0], "end")  # above the line it could leave the picture
 
 
-def _curve(points: Sequence[Point], x_axis: Axis, y_axis: Axis) -> list[str]:
-    many = len(points) > _MANY
-    found = []
-    for run in segments(points):
-        found.append(f'<path class="{"faint" if many else "line"}" d="{path(run, x_axis, y_axis)}"/>')
-        if many:
-            found.append(f'<path class="line" d="{path(running_mean(run), x_axis, y_axis)}"/>')
-        else:
-            found += [
-                f'<circle class="dot" cx="{x_axis.at(x):.2f}" cy="{y_axis.at(y):.2f}" r="2.5">'
-                f"<title>step {number(x)}: {number(y)}</title></circle>"
-                for x, y in run
-            ]
-    return found
+def _curve(points: Sequence[Point], x_axis: Axis, y_axis: Axis, many: bool) -> Iterator[str]:
+    def line(points: Sequence[Point], kind: str) -> str:
+        corners = "L".join(f"{x_axis.at(x):.2f},{y_axis.at(y):.2f}" for x, y in points)
+        return f'<path class="{kind}" d="M{corners}"/>'
 
-
-def _last(point: Point, text: str, x_axis: Axis, y_axis: Axis) -> list[str]:
-    x, y = x_axis.at(point[0]), y_axis.at(point[1])
-    return [f'<text class="last" x="{x + 6:.2f}" y="{y:.2f}" dy="4">{text}</text>']
+    if many:
+        yield line(points, "faint")
+        yield line(running_mean(points), "line")
+        return
+    yield line(points, "line")
+    for x, y in points:
+        at = f'cx="{x_axis.at(x):.2f}" cy="{y_axis.at(y):.2f}"'
+        yield f'<circle class="dot" {at} r="2.5"><title>step {number(x)}: {number(y)}</title></circle>'

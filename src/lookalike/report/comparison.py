@@ -11,9 +11,7 @@ from lookalike.evaluation.compare import Comparison
 from lookalike.evaluation.settings import EVALUATIONS
 from lookalike.metrics.fewshot import Interval
 from lookalike.report.charts import Axis, number, ticks
-from lookalike.report.page import page
-from lookalike.report.style import CSS
-from lookalike.report.tables import facts, percent, shown
+from lookalike.report.page import CSS, facts, page, percent, shown
 
 _LEFT, _PANEL, _GAP, _RIGHT, _TOP, _ROW, _BOTTOM = 190, 300, 40, 24, 30, 34, 44
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML file about a run: nothing is fetched, and nothing in it runs."""
+"""Self-contained HTML pages that load nothing and run nothing, and what they are made of: pictures and tables."""
 
 from __future__ import annotations
 
@@ -6,77 +6,40 @@ import base64
 import hashlib
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from importlib.resources import files
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
-from lookalike.core.errors import UserError
+from lookalike.core.errors import IO, UserError
 from lookalike.core.files import write_atomically
-from lookalike.core.progress import Progress, silent
-from lookalike.curate.sample import Neighbours, Sample, Strip, neighbours, views
-from lookalike.data.source import Data, PictureSource, open_source
-from lookalike.learn.keys import Alone
-from lookalike.models.decoder import Decoder
-from lookalike.recipes.recipe import Recipe
-from lookalike.recipes.serialize import flat
-from lookalike.report.charts import Chart, Guide, svg
-from lookalike.report.style import CSS
-from lookalike.report.tables import Accuracies, accuracies, facts, shown
-from lookalike.train.history import History, collect
-from lookalike.train.trained import load
+from lookalike.metrics.fewshot import Interval
 
-FILE = "report.html"
+CSS = files("lookalike.report").joinpath("page.css").read_text("utf-8")
+GAP = 6  # px between pictures that stand side by side
 
 
-def report(runs: Sequence[str | Path], data: Data | None = None, progress: Progress = silent) -> list[Path]:
-    """Write the page of each run, from the data that it learned from unless ``data`` is given; where the pages are."""
-    return [write_report(Path(run), data, progress=progress) for run in runs]
+class Accuracies(NamedTuple):
+    """Rows of things compared, columns of conditions, in each cell a mean and its interval."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Mapping[str, Sequence[Interval]]
+    caption: str
 
 
-def write_report(
-    run: Path,
-    data: Data | None = None,
-    tables: Sequence[Accuracies] = (),
-    lead: str = "",
-    progress: Progress = silent,
-) -> Path:
-    """Write ``report.html`` into a run folder; ``tables`` and a sentence ``lead`` stand at its top.
+class PictureRow(NamedTuple):
+    """One row of pictures on a page, drawn as a single image."""
 
-    Data that is gone, or a run without a checkpoint, costs the pictures and not the page. Raises UserError.
-    """
-    history = collect(run)
-    try:
-        sample = Sample(load(run), source_of(history, data), progress)
-        pictures = [*views_section(views(sample)), *neighbours_section(neighbours(sample))]
-    except UserError as error:
-        pictures = [f'<h2>Pictures</h2><p class="quiet">None are shown: {shown(error)}.</p>']
-    body = [*opening(history, lead), *(part for table in tables for part in table_section(table))]
-    text = page(title_of(history), [*body, *curves_section(history), *pictures, *recipe_section(history)])
-    write_atomically(run / FILE, text.encode("utf-8", "replace"))
-    return run / FILE
+    name: str
+    image: Image.Image
+    alt: str
 
 
-def source_of(history: History, data: Data | None) -> PictureSource:
-    """The data given, else what the run learned from if that is on this machine: a run folder may be a stranger's."""
-    about = history.about()
-    if data is None and not about.get("data"):
-        raise UserError("the run does not say what it learned from")
-    if data is None and (str(about["data"]).startswith("hub:") or "://" in str(about["data"])):
-        raise UserError(
-            f"the run learned from {about['data']}, which is not on this machine; give the address to ask it"
-        )
-    split = about.get("split")
-    return open_source(str(about["data"]) if data is None else data, None if split is None else str(split))
-
-
-def title_of(history: History) -> str:
-    """The folder's name and the recipe's."""
-    name = history.folder.resolve().name
-    return name if name == history.recipe.name else f"{name} · {history.recipe.name}"
-
-
-def page(title: str, parts: Sequence[str]) -> str:
+def page(title: str, parts: Iterable[str]) -> str:
     """A whole document that may load nothing: only its own style sheet, by its hash, and pictures inside the file."""
     digest = base64.b64encode(hashlib.sha256(CSS.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -89,128 +52,97 @@ def page(title: str, parts: Sequence[str]) -> str:
     )
 
 
-def photo(image: Image.Image, alt: str) -> str:
-    """A picture inside the page, as JPEG."""
+def write(path: Path, title: str, lead: str, parts: Iterable[str]) -> None:
+    """Publish a page below its title and a sentence, if any. Raises UserError where it cannot be written."""
+    head = [f"<h1>{shown(title)}</h1>", f'<p class="lead">{shown(lead)}</p>' if lead else ""]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, page(title, [*head, *parts]).encode("utf-8", "replace"))
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}): choose another place", IO) from None
+
+
+def shown(text: object) -> str:
+    """Anything as HTML text; what cannot be printed, such as a stray byte of a file's name, becomes a mark."""
+    plain = "".join(
+        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in str(text)
+    )
+    return escape(plain)
+
+
+def picture(image: Image.Image, alt: str, kind: Literal["jpeg", "png"] = "jpeg") -> str:
+    """A picture inside the page; PNG keeps what is transparent."""
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=85)
-    uri = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    image.save(file, kind, quality=85, optimize=True)
+    uri = f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode()
     return f'<img src="{uri}" width="{image.width}" height="{image.height}" alt="{shown(alt)}">'
 
 
-def opening(history: History, lead: str) -> Iterator[str]:
-    """What this is, in two lines."""
-    recipe = history.recipe
-    yield f"<h1>{shown(title_of(history))}</h1>"
-    if lead:
-        yield f'<p class="lead">{shown(lead)}</p>'
-    size = recipe.pictures.first.size
-    labels = "with" if recipe.objective.supervised else "without"
-    degrees = None if isinstance(recipe.keys, Alone) else getattr(recipe.objective, "temperature", None)
-    temperature = "" if degrees is None else f" · temperature {degrees:g}"
-    yield (
-        f'<p class="quiet">{history.examples():,} examples {labels} labels · {history.steps():,} steps '
-        f"of {recipe.batch} · views of {size} × {size} pixels · {recipe.contrast()}{temperature}</p>"
+def side_by_side(images: Sequence[Image.Image], apart: int = 0, ground: str | None = None) -> Image.Image:
+    """Images of one height in a row on a ground, transparent without one; ``apart`` more pixels set the first off."""
+    lefts = [sum(image.width + GAP for image in images[:i]) + (apart if i else 0) for i in range(len(images))]
+    row = Image.new("RGB" if ground else "RGBA", (lefts[-1] + images[-1].width, images[0].height), ground or 0)
+    for left, image in zip(lefts, images):
+        row.paste(image, (left, 0))
+    return row
+
+
+def table(kind: str, rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
+    """An HTML table of cells that are HTML already, the first of each row its name; ``kind`` is a class of the CSS."""
+    columns = "".join(f'<th scope="col">{cell}</th>' for cell in head)
+    top = f"<thead><tr><td></td>{columns}</tr></thead>\n" if head else ""
+    body = "".join(
+        f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>\n'
+        for name, *cells in rows
     )
+    return f'<div class="wide"><table class="{kind}">{top}<tbody>{body}</tbody></table></div>'
 
 
-def table_section(table: Accuracies) -> Iterator[str]:
-    """A heading and the table."""
-    yield f"<h2>{shown(table.title)}</h2>"
-    yield accuracies(table)
+def sheet(rows: Sequence[PictureRow], heading: str = "") -> str:
+    """Rows of pictures below each other, with their names."""
+    cells = [(shown(row.name), picture(row.image, row.alt, "png")) for row in rows]
+    return table("sheet", cells, [shown(heading)] if heading else [])
 
 
-def curves_section(history: History) -> Iterator[str]:
-    """A chart for each metric that was logged."""
-    yield "<h2>While it learned</h2>"
-    yield f"<p>{' '.join(tasks(history.recipe))} Labels, where there are any, only measure kNN.</p>"
-    boxes = [f'<div class="panel"><h3>{shown(chart.title)}</h3>{svg(chart)}</div>' for chart in charts(history)]
-    yield f'<div class="curves">{"".join(boxes)}</div>'
+def facts(values: Mapping[str, Any]) -> str:
+    """Names and values in two columns."""
+    return table("facts", [(shown(name), shown(value)) for name, value in values.items()])
 
 
-def tasks(recipe: Recipe) -> Iterator[str]:
-    """What the run had to do, in sentences."""
-    if recipe.keys.directions:
-        yield "A query has to pick the other view of its own picture among the keys of the queue."
-        yield "Curves begin once the queue holds keys of pictures: it starts with random ones."
-    if isinstance(recipe.reconstruction, Decoder):
-        yield "A decoder has to paint the patches that the first view hides; 1 is the error of painting nothing."
-
-
-def charts(history: History) -> list[Chart]:
-    """Loss, top-1 and kNN first, then whatever else was logged but the learning rate."""
-    curves = {name: history.after_filling(points) for name, points in history.curves.items()}
-    plain = history.recipe.reconstruction is None
-    guess = Guide("guess, log(K + 1)" if plain else "guess", history.guess())
-    first = [Chart("Loss", curves.get("loss", []), guess)]
-    named = {
-        "top1": "Queries that pick their own key",
-        "pixels": "Squared error of hidden pixels",
-        "knn": "kNN accuracy at check-ups",
-    }
-    first += [Chart(title, curves[name], None, name != "pixels") for name, title in named.items() if name in curves]
-    rest = [name for name in curves if name not in {"loss", "lr", *named}]
-    return first + [Chart(name, curves[name]) for name in rest]
-
-
-def views_section(strips: Sequence[Strip]) -> Iterator[str]:
-    """What the run was asked to recognise."""
-    yield "<h2>Two views of each picture</h2>"
-    yield "<p>What the first epoch saw. The two views of a column belong together; that is all the run was told.</p>"
-    yield sheet(strips, "")
-
-
-def neighbours_section(found: Neighbours) -> Iterator[str]:
-    """What it made of that."""
-    yield "<h2>Nearest neighbours</h2>"
-    yield (
-        f"<p>Pictures drawn by a rule, not chosen, each with the {found.each} nearest of the other {found.among - 1:,} "
-        f"by cosine of their features.{_agreement(found.agreement)}</p>"
+def accuracies(results: Accuracies) -> str:
+    """The table as HTML; the best of each column is marked."""
+    columns = zip(*results.rows.values())
+    best = [max((cell.mean for cell in column if math.isfinite(cell.mean)), default=math.nan) for column in columns]
+    rows = (
+        (shown(name), *(_accuracy(cell, cell.mean == top) for cell, top in zip(cells, best)))
+        for name, cells in results.rows.items()
     )
-    yield sheet(found.strips, f"picture, then its {found.each} nearest, nearest first")
+    head = [shown(column) for column in results.columns]
+    return f'{table("accuracies", rows, head)}\n<p class="quiet">{shown(results.caption)}</p>'
 
 
-def _agreement(share: float | None) -> str:
-    if share is None:
-        return ""
-    return (
-        f' Framed <span class="key right"></span> with the same label, <span class="key wrong"></span> with another. '
-        f"Over all of them, {100 * share:.1f} % of the neighbours have the label of their picture."
-    )
+def _accuracy(cell: Interval, best: bool) -> str:
+    value = f"<strong>{percent(cell)}</strong>" if best else percent(cell)
+    return value + bar(cell, best)
 
 
-def sheet(strips: Sequence[Strip], heading: str) -> str:
-    """Strips below each other, with their names."""
-    named = any(strip.name for strip in strips)
-    head = f"<thead><tr>{'<td></td>' if named else ''}<th>{shown(heading)}</th></tr></thead>" if heading else ""
-    rows = "".join(f"<tr>{_row_head(strip, named)}<td>{_picture(strip)}</td></tr>\n" for strip in strips)
-    return f'<div class="wide"><table class="sheet">{head}<tbody>{rows}</tbody></table></div>'
-
-
-def _row_head(strip: Strip, named: bool) -> str:
-    return f'<th scope="row">{shown(strip.name)}</th>' if named else ""
-
-
-def _picture(strip: Strip) -> str:
-    return f'<img src="{strip.uri()}" width="{strip.width}" height="{strip.height}" alt="{shown(strip.alt)}">'
-
-
-def recipe_section(history: History) -> Iterator[str]:
-    """Everything that the run depends on."""
-    yield "<h2>Recipe</h2>"
-    yield "<p>With these fields, this data and this machine, the run repeats to the bit.</p>"
-    fields = {name: _brief(value) for name, value in flat(history.recipe).items()}
-    names = list(fields)
-    half = math.ceil(len(names) / 2)
-    columns = [{name: fields[name] for name in part} for part in (names[:half], names[half:])]
-    yield f'<div class="columns">{"".join(facts(column) for column in columns)}</div>'
-    where = {name: _brief(value) for name, value in history.environment.items() if name != "data"}
-    yield f"<h2>Where it ran</h2>{facts(where | {f'data: {k}': _brief(v) for k, v in history.about().items()})}"
-
-
-def _brief(value: object) -> str:
-    """A field as text: numbers short, lists by commas or, of a command, by spaces."""
-    if isinstance(value, list | tuple):
-        return (" " if all(isinstance(item, str) for item in value) else ", ").join(map(_brief, value))
-    if value is None:
+def percent(cell: Interval) -> str:
+    """``71.2 ± 1.3 %``; a mean without an interval stands alone."""
+    if not math.isfinite(cell.mean):
         return "–"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    half = f" ± {100 * cell.half:.1f}" if math.isfinite(cell.half) else ""
+    return f"{100 * cell.mean:.1f}{half} %"
+
+
+def bar(cell: Interval, best: bool) -> str:
+    """The mean as a bar on 0 to 100 %, the interval as a whisker."""
+    if not math.isfinite(cell.mean):
+        return ""
+    half = cell.half if math.isfinite(cell.half) else 0
+    low, mean, high = (min(100.0, max(0.0, 100 * (cell.mean + sign * half))) for sign in (-1, 0, 1))
+    whisker = f'<rect class="whisker" x="{low:.2f}" y="2" width="{high - low:.2f}" height="4"/>' if half else ""
+    return (
+        '<svg class="bar" viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">'
+        '<rect class="track" width="100" height="8"/>'
+        f'<rect class="{"best" if best else "fill"}" width="{mean:.2f}" height="8"/>{whisker}</svg>'
+    )

@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lookalike.core.errors import UserError
 from lookalike.core.files import read_json
+from lookalike.data.source import Data, Source
 from lookalike.learn.dictionary import Queue
 from lookalike.recipes.recipe import Recipe
+from lookalike.train.pretrain import Request, opened_data
 from lookalike.train.run import read_recipe
 
 Point = tuple[float, float]
@@ -26,13 +29,13 @@ class History(NamedTuple):
     curves: dict[str, list[Point]]  # by the name of the metric
 
     def guess(self) -> float:
-        """The loss of guessing."""
+        """The loss at chance level."""
         return self.recipe.guess(self.examples())
 
     def after_filling(self, points: list[Point]) -> list[Point]:
         """The points from when the random keys that a queue starts with have left it; all, if that never was."""
-        held = self.recipe.dictionary.size if isinstance(self.recipe.dictionary, Queue) else 0
-        filled = held / (self.recipe.batch * max(1, self.recipe.keys.directions))
+        size = self.recipe.dictionary.size if isinstance(self.recipe.dictionary, Queue) else 0
+        filled = size / (self.recipe.batch * max(1, self.recipe.keys.directions))
         return [point for point in points if point[0] > filled + 1] or points
 
     def last(self, name: str) -> float | None:
@@ -49,8 +52,24 @@ class History(NamedTuple):
 
     def about(self) -> dict[str, Any]:
         """What environment.json says of the data."""
-        found = self.environment.get("data")
-        return found if isinstance(found, dict) else {}
+        about = self.environment.get("data")
+        return about if isinstance(about, dict) else {}
+
+    def source(self, data: Data | None = None) -> Source:
+        """The data given, else what the run learned from if that is on this machine: the folder may be a stranger's.
+
+        Raises UserError.
+        """
+        name, split = str(self.about().get("data") or ""), self.about().get("split")
+        if data is None and not name:
+            raise UserError("the run does not say what it learned from")
+        if data is None and (name.startswith("hub:") or "://" in name):
+            raise UserError(f"the run learned from {name}, which is not on this machine")
+        supervised = data is None and self.recipe.name.startswith("supervised_")
+        split = None if split is None else str(split)
+        return opened_data(
+            Request(name if data is None else data, Path(), recipe=self.recipe, split=split, supervised=supervised)
+        )
 
 
 def collect(folder: Path) -> History:

@@ -1,0 +1,187 @@
+"""Pictures with the truth beside what a network predicts: pages of objects and of masks."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageDraw
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+from lookalike.curate.sheet import upright
+from lookalike.data.annotations.record import Annotated, Scene
+from lookalike.data.formats.disk import Local
+from lookalike.data.image.decode import Unreadable, decode
+from lookalike.evaluation.scenes import Detections, pasted
+from lookalike.evaluation.segment import Segmented
+from lookalike.report.page import PictureRow, facts, picture, sheet, shown, side_by_side, table, write
+
+SIDE = 236  # pixels of the longer side of a picture on the page
+SURE = 0.5  # scores below are not drawn
+_COLOURS = (  # of classes, told apart by people who see no red or no green, too (Okabe & Ito 2008)
+    *((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66)),
+    *((0, 114, 178), (213, 94, 0), (204, 121, 167)),
+)
+_LEFT, _RIGHT, _MIDDLE = (86, 180, 233), (230, 159, 0), (255, 255, 255)  # sides of a body
+_OPACITY = 0.45  # of a mask
+_LARGE = 300  # pixels of the longer side of a picture beside its masks
+_VOID = (128, 128, 128)
+
+
+def write_detections(
+    path: Path,
+    title: str,
+    lead: str,
+    truth: Annotated,
+    detections: Sequence[Detections],
+    settings: Mapping[str, str],
+    most: int,
+) -> None:
+    """Up to ``most`` of the pictures of ``truth``, evenly spaced: annotated on the left, detected on the right.
+
+    Raises UserError where it cannot be written.
+    """
+    rows = range(0, len(truth.scenes), max(1, -(-len(truth.scenes) // most)))
+    panels = [_panel(truth, truth.scenes[row], detections[row]) for row in rows]
+    choice = "All" if len(panels) == len(truth.scenes) else f"{len(panels)} evenly spaced ones of the"
+    parts = [
+        f'<p class="quiet">{choice} {len(truth.scenes)} test pictures. Left: the annotations. Right: the detections '
+        f"with a score of at least {SURE:g}; where there are none, the one with the highest score.</p>",
+        f'<div class="pairs">{"".join(panels)}</div>',
+        "<h2>Settings</h2>",
+        facts(settings),
+    ]
+    write(path, title, lead, parts)
+
+
+def _panel(truth: Annotated, scene: Scene, detections: Detections) -> str:
+    """Both pictures side by side, with the numbers of objects for those who do not see them."""
+    photo, rows = _photo(truth, scene), _confident(detections)
+    images = [annotated(photo, truth, scene), detected(photo, truth, scene, detections, rows)]
+    words = f"{scene.path}: {len(scene)} annotated, {len(rows)} detected"
+    image = picture(side_by_side(images, ground="white"), words)
+    return f'<div class="panel">{image}<p class="quiet">{shown(words)}</p></div>'
+
+
+def annotated(photo: Image.Image, truth: Annotated, scene: Scene) -> Image.Image:
+    """The photo with the objects that the files state."""
+    scale, size = photo.width / scene.width, (photo.height, photo.width)
+    masks = [outline.mask(*size) if outline else np.zeros(size, np.bool_) for outline in scene.outlines]
+    names = [f"{truth.classes[i]}{' (crowd)' if crowd else ''}" for i, crowd in zip(scene.labels, scene.crowd)]
+    image = drawing(photo, scene.boxes * scale, scene.labels, names, np.array(masks))
+    for points in scene.points:
+        draw_body(image, points * (scale, scale, 1), truth)
+    return image
+
+
+def detected(
+    photo: Image.Image, truth: Annotated, scene: Scene, detections: Detections, rows: npt.NDArray[np.int64]
+) -> Image.Image:
+    """The photo with some ``rows`` of what a detector reports."""
+    scale, labels, scores = photo.width / scene.width, detections.labels[rows], detections.scores[rows]
+    boxes, masks = detections.boxes[rows] * scale, None
+    if detections.masks is not None:
+        masks = pasted(Detections(boxes, labels, scores, detections.masks[rows]), photo.height, photo.width)
+    names = [f"{truth.classes[label]} {score:.2f}" for label, score in zip(labels, scores)]
+    image = drawing(photo, boxes, labels, names, masks)
+    for points in () if detections.points is None else detections.points[rows]:
+        known = np.ones((len(points), 1))
+        draw_body(image, np.concatenate([points[:, :2] * scale, known], 1), truth)
+    return image
+
+
+def _confident(detections: Detections) -> npt.NDArray[np.int64]:
+    """Rows that are drawn: those with a high score, else the one with the highest."""
+    rows = np.flatnonzero(detections.scores >= SURE)
+    return rows if len(rows) else np.arange(min(1, len(detections.scores)))
+
+
+def _photo(truth: Annotated, scene: Scene) -> Image.Image:
+    try:
+        canvas = decode(Local(truth.root).whole(scene.path), SIDE)
+        return upright(canvas.pixels, canvas.height, canvas.width, SIDE)
+    except Unreadable:
+        return Image.new("RGB", (SIDE, max(1, round(SIDE * scene.height / scene.width))), "gray")
+
+
+def drawing(
+    photo: Image.Image,
+    boxes: npt.NDArray[np.float64],
+    labels: npt.NDArray[np.int64],
+    names: list[str],
+    masks: npt.NDArray[np.bool_] | None,
+) -> Image.Image:
+    """A copy of the photo (H, W) with boxes (N, 4) in its pixels, and masks (N, H, W), in the colours of ``labels``."""
+    if not len(boxes):
+        return photo.copy()
+    pixels, colours = pil_to_tensor(photo), [_COLOURS[label % len(_COLOURS)] for label in labels]
+    if masks is not None:
+        pixels = draw_segmentation_masks(pixels, torch.from_numpy(masks), _OPACITY, colours)
+    corners, style = torch.from_numpy(boxes).round(), {"label_colors": "black", "fill_labels": True, "width": 2}
+    image: Image.Image = to_pil_image(draw_bounding_boxes(pixels, corners, names, colours, **style))
+    return image
+
+
+def draw_body(image: Image.Image, points: npt.NDArray[np.float64], truth: Annotated) -> None:
+    """Draw known points (K, 3) and the bones between them: left blue, right orange."""
+    draw = ImageDraw.Draw(image)
+    where = [(float(x), float(y)) for x, y in points[:, :2]]
+    for a, b in truth.bones:
+        if points[a, 2] > 0 and points[b, 2] > 0:
+            draw.line((*where[a], *where[b]), fill=_side(truth.joints[b]), width=2)
+    for (x, y), known, name in zip(where, points[:, 2], truth.joints):
+        if known > 0:
+            draw.ellipse((x - 2.5, y - 2.5, x + 2.5, y + 2.5), fill=_side(name), outline="black")
+
+
+def _side(joint: str) -> tuple[int, int, int]:
+    return _LEFT if "left" in joint.lower() else _RIGHT if "right" in joint.lower() else _MIDDLE
+
+
+def write_segmentation(path: Path, title: str, lead: str, result: Segmented) -> None:
+    """One self-contained page. Raises UserError where it cannot be written."""
+    pictures = sheet(rows(result), "photo, true mask, predicted mask")
+    write(path, title, lead, ["<h2>Classes</h2>", legend(result), "<h2>Pictures</h2>", pictures])
+
+
+def rows(result: Segmented) -> list[PictureRow]:
+    """Photo, true mask and predicted mask of each picture that was kept."""
+    ids = np.array(result.classes.ids)
+    rows = []
+    for one, example in result.predictions:
+        photo = upright(example.pixels, example.height, example.width, _LARGE)
+        masks = (one.truth.numpy(), ids[one.guess.numpy()])
+        panels = [photo, *(painted(mask, result.classes.ids, photo) for mask in masks)]
+        rows.append(PictureRow("", side_by_side(panels), f"{example.path}: photo, true mask, predicted mask"))
+    return rows
+
+
+def colour(place: int) -> tuple[int, int, int]:
+    """Of a class by its place among all: hues far apart, in three shades."""
+    hue, shade = place * 0.381966 % 1, (0.85, 0.6, 1.0)[place % 3]
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.75, shade)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def painted(numbers: npt.NDArray[np.int64], ids: Sequence[int], like: Image.Image) -> Image.Image:
+    """A mask in colours, as large as a picture; what is no class is gray."""
+    pixels = np.full((*numbers.shape, 3), _VOID, np.uint8)
+    for place, number in enumerate(ids):
+        pixels[numbers == number] = colour(place)
+    return Image.fromarray(pixels).resize(like.size, Image.Resampling.NEAREST)
+
+
+def legend(result: Segmented) -> str:
+    """Colour, number and intersection over union of each class."""
+    cells = []
+    for place, number in sorted(enumerate(result.classes.ids), key=lambda pair: pair[1]):
+        value = result.scores.iou.get(number)
+        fill = "#{:02x}{:02x}{:02x}".format(*colour(place))
+        patch = f'<svg width="14" height="14" aria-hidden="true"><rect width="14" height="14" fill="{fill}"/></svg>'
+        cells.append((f"{patch} class {number}", "not in the test pictures" if value is None else f"{value:.1%}"))
+    return table("facts", cells)
