@@ -118,7 +118,7 @@ def small_batch(examples: int) -> int:
 def resized(recipe: Recipe, whole: int) -> Recipe:
     """``recipe`` for whole pictures of so many pixels a side; unchanged where its pretext does not name their size."""
     pretext, size = recipe.pretext, whole * 3 // 4
-    if isinstance(pretext, TwoViews) and pretext.whole is not None:
+    if isinstance(pretext, TwoViews | TwoClips) and pretext.whole is not None:
         pretext = replace(pretext, first=replace(pretext.first, size=size), whole=whole)
     elif isinstance(pretext, Captions):
         pretext = replace(pretext, picture=replace(pretext.picture, size=size), whole=whole)
