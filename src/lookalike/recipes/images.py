@@ -21,6 +21,7 @@ from lookalike.models.towers import TwoTowers
 from lookalike.models.video import SmallVideoResNet
 from lookalike.pretext.captions import Captions
 from lookalike.pretext.image import MOCO_CIFAR, MOCO_V1, MOCO_V2, ImageView, TwoViews
+from lookalike.pretext.video import TwoClips
 from lookalike.recipes.recipe import Length, Recipe, silent, unchanged
 
 moco_v1 = Recipe(
