@@ -196,5 +196,9 @@ def test_slips_get_the_hint_that_helps(say: Callable[..., Said], trained: Path, 
     refused(say("pretrain", trained, *run), 2, f"{trained} is a run, not data")
     refused(say("pretrain", "digits", *run, "--lr", 0.1), 2, "did you mean --optimizer.lr?")
     refused(say("pretrain", "digits", *run, "--temperature=0.1"), 2, "--objective.temperature")
-    refused(say("pretrain", "digits", *run, "--model", "resnet50"), 2, "choose one with --recipe (moco_v2 has")
+    refused(
+        say("pretrain", "digits", *run, "--model", "resnet5000"),
+        2,
+        "torchvision has no resnet5000; did you mean resnet50?",
+    )
     assert not (tmp_path / "run").exists()
