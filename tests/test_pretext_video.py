@@ -26,8 +26,7 @@ from lookalike.recipes.modality import loader, only_pictures
 from lookalike.recipes.recipe import Recipe, meaningless
 from lookalike.recipes.serialize import from_plain, to_plain
 from lookalike.train.loop import batches
-from lookalike.train.monitor import Checkup
-from lookalike.train.trained import Part
+from lookalike.train.trained import Checkup, Part
 from lookalike.types import Canvases
 from tests.films import SIDE, film, number_in, picture
 

@@ -33,10 +33,10 @@ from lookalike.recipes.images import moco_cifar, moco_v1, moco_v2, small, tiny
 from lookalike.recipes.recipe import Length, Recipe, Stage
 from lookalike.recipes.serialize import KINDS, differences, flat, from_plain, override, to_plain
 from lookalike.train.length import Budget, Clock, extended, to_the_end
-from lookalike.train.monitor import Checkup
 from lookalike.train.pretrain import Request, begin, carry_out
 from lookalike.train.run import Run, move_aside, read_recipe
 from lookalike.train.screen import Screen
+from lookalike.train.trained import Checkup
 from tests.forks import digest
 
 PICTURES = torch.rand(48, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""MoCo as it is published, and recipes for processors: ``small``, the default, ``tiny`` and ``digits``.
+"""MoCo as it is published, recipes for processors (``small``, the default, ``tiny`` and ``digits``), and for videos.
 
 A recipe is a value, and the published ones are the settings of their papers: ``Recipe.fitted`` says what becomes of
 them on other data.
@@ -18,10 +18,10 @@ from lookalike.learn.optim import SGD, AdamW, Cosine, Muon, Steps
 from lookalike.models.heads import MLP
 from lookalike.models.image import ResNet, SmallResNet
 from lookalike.models.towers import TwoTowers
-from lookalike.models.video import SmallVideoResNet
+from lookalike.models.video import SmallVideoResNet, VideoResNet
 from lookalike.pretext.captions import Captions
 from lookalike.pretext.image import MOCO_CIFAR, MOCO_V1, MOCO_V2, ImageView, TwoViews
-from lookalike.pretext.video import TwoClips
+from lookalike.pretext.video import TwoClips, TwoFrames
 from lookalike.recipes.recipe import Length, Recipe, silent, unchanged
 
 moco_v1 = Recipe(
@@ -212,3 +212,42 @@ Chosen on 719 of the digits that the demo's labels are drawn from, never on thos
 at 0.2, longer training tells single pictures apart and loses the classes (one label a class: 78 % after 22 epochs,
 75 after 80; at 0.4 it is 80). A linear head leaves the backbone what two layers would keep for themselves (83 %).
 """
+
+_GRAY = replace(small.pictures.first, gray=1.0, scale=(0.5, 1.0))
+
+video_moco = replace(small, name="video_moco", pretext=TwoFrames(_GRAY, whole=small.pictures.whole))
+"""``small`` with another frame of the same video for the key: an encoder of pictures that learns from motion.
+
+Views are gray, and crops half the picture or more: who moves is told by colours and by details, how by the whole.
+"""
+
+video_moco_clips = replace(
+    small,
+    name="video_moco_clips",
+    pretext=TwoClips(_GRAY, whole=small.pictures.whole),
+    model=SmallVideoResNet(),
+    optimizer=AdamW(1e-3, weight_decay=0.05),
+    batch=32,
+    group=16,
+)
+"""``small`` with two clips of 8 frames of one video, and an encoder of 3×3×3 convolutions.
+
+An epoch has a clip for every frame, so it is long; minutes are what counts.
+"""
+
+video_moco_r3d = replace(
+    moco_v2,
+    name="video_moco_r3d",
+    pretext=TwoClips(replace(MOCO_V2, size=112), frames=16, every=0.16),
+    canvas=128,
+    model=VideoResNet(),
+    batch=512,
+    length=Length(steps=200 * 240_000 // 512),
+)
+"""MoCo v2 for videos: two clips of 16 frames at 112 px and r3d_18, much as Feichtenhofer et al. 2021 (2104.14558).
+
+They train ResNet-50 slow on Kinetics-400 for 200 epochs of one clip a video; a row here is a frame, so that its length
+is 200 times 240,000 clips in batches of 512.
+"""
+
+VIDEO = (video_moco, video_moco_clips, video_moco_r3d)

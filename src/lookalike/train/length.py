@@ -20,11 +20,10 @@ from lookalike.data.order import order_of
 from lookalike.learn.learner import Learner
 from lookalike.recipes.recipe import Length, Recipe
 from lookalike.train import checkpoint
-from lookalike.train.log import StepReport
-from lookalike.train.loop import CheckUp, Finished, batches, has_own_attention, new_learner, steps_of, train, work_of
-from lookalike.train.meter import Meter
-from lookalike.train.monitor import Checkup
+from lookalike.train.loop import Finished, Measure, batches, has_own_attention, new_learner, steps_of, train, work_of
 from lookalike.train.run import Run
+from lookalike.train.trained import Checkup
+from lookalike.train.watch import Meter, StepReport
 
 LEAST = 30
 """Steps below which a run in minutes is refused: it would be over before it has learned anything."""
@@ -161,7 +160,7 @@ class Clock:
         self._checked = 0.0  # seconds in check-ups
         self._last: tuple[int, float, float] | None = None  # step, time and ``_checked`` of the last look
 
-    def timed(self, checkup: CheckUp) -> CheckUp:
+    def timed(self, checkup: Measure) -> Measure:
         """The same check-up, whose time is noted."""
 
         def call(learner: Learner) -> dict[str, float]:

@@ -35,10 +35,9 @@ from lookalike.recipes.serialize import from_plain, override, refuse_unloadable,
 from lookalike.train import checkpoint
 from lookalike.train.length import Clock, budget, expected, extended, to_the_end
 from lookalike.train.loop import Finished
-from lookalike.train.monitor import Checkup
 from lookalike.train.run import Run, check_same, move_aside, opened, read_recipe
 from lookalike.train.screen import Screen
-from lookalike.train.trained import labelled
+from lookalike.train.trained import Checkup, labelled
 
 _MANY = 100_000  # examples from which a GPU's default is the paper's recipe
 P = ParamSpec("P")

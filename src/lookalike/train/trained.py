@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,14 +21,15 @@ from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.files import write_atomically
 from lookalike.core.isolation import isolated
 from lookalike.core.progress import Progress, silent
+from lookalike.core.seeding import uniforms
 from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, Rows, Source, name_of, reference_and_query, splits_of
 from lookalike.data.text.tokenizer import Tokenizer
-from lookalike.data.video.timeline import pieces
+from lookalike.data.video.timeline import pieces, video_of
+from lookalike.learn.learner import Learner
 from lookalike.models.encoder import Encoder
 from lookalike.models.features import Layer, embed, means, settle
-from lookalike.recipes.examples import Examples
-from lookalike.recipes.modality import kept_tokenizer, loader, modality_of
+from lookalike.recipes.modality import Examples, kept_tokenizer, loader, modality_of
 from lookalike.recipes.parts import Network
 from lookalike.recipes.recipe import Recipe
 from lookalike.train import checkpoint
@@ -246,3 +250,45 @@ def read_embeddings(path: Path) -> tuple[Embeddings, Layer]:
         raise UserError(f"{path}: neither a run nor a table that lookalike embed wrote ({reason})", BAD_DATA) from None
     layer: Layer = "head" if (table.schema.metadata or {}).get(_LAYER.encode()) == b"head" else "backbone"
     return Embeddings(path_of, split_of, label, np.array(vectors, np.float32)), layer
+
+
+class Checkup(NamedTuple):
+    """What is done a few times during a run: fit the whitening, and measure kNN where the training data has labels.
+
+    It sees a fixed draw of training examples, a fifth of which are the queries: no test example is looked at.
+    """
+
+    loader: Loads
+    recipe: Recipe
+    rows: Tensor
+    queries: int  # how many of them, the first, are the queries
+
+    @classmethod
+    def of(cls, loader: Loads, recipe: Recipe, most: int = 5000) -> Checkup:
+        """A draw of at most ``most`` rows that the data alone decides; frames of a video stay on one side."""
+        rows = Examples(recipe, loader).evaluated()
+        drawn = rows[uniforms(0, 0, rows, 2, 1)[:, 0].argsort()][:most].tolist()
+        videos: dict[str, list[int]] = {}
+        for row in drawn:
+            videos.setdefault(video_of(loader.source.paths[row]), []).append(row)
+        sizes = list(accumulate(map(len, videos.values()), initial=0))
+        queries = next(size for size in sizes if size >= len(drawn) // 5)
+        return cls(loader, recipe, torch.tensor([row for part in videos.values() for row in part]), queries)
+
+    def __call__(self, learner: Learner) -> dict[str, float]:
+        """{"knn": accuracy} of the backbone's features; {} without labels, or where they were trained on."""
+        trained = Trained(self.recipe, learner.encoder, 0)
+        features = settle(learner.encoder, trained.views(self.loader, self.rows))
+        labels, count = self.loader.source.labels[self.rows], self.queries
+        if count in (0, len(labels)) or self.recipe.objective.supervised or bool((labels < 0).any()):
+            return {}
+        # As many neighbours of the whole data as the recipe's k would be of this part of it.
+        k = max(1, round(self.recipe.monitor.k * (len(labels) - count) / len(self.loader)))
+        knn = replace(self.recipe.monitor, k=k)
+        return {"knn": knn.accuracy(features[count:], labels[count:], features[:count], labels[:count])}
+
+    def seconds(self) -> float:
+        """How long one call takes, by making one."""
+        began = time.perf_counter()
+        self(placed(self.recipe.build(len(self.loader))))
+        return time.perf_counter() - began
