@@ -22,7 +22,7 @@ from lookalike.models.video import SmallVideoResNet, VideoResNet
 from lookalike.pretext.captions import Captions
 from lookalike.pretext.image import MOCO_CIFAR, MOCO_V1, MOCO_V2, ImageView, TwoViews
 from lookalike.pretext.video import TwoClips, TwoFrames
-from lookalike.recipes.recipe import Length, Recipe, silent, unchanged
+from lookalike.recipes.recipe import Length, Recipe
 
 moco_v1 = Recipe(
     name="moco_v1",
@@ -93,8 +93,8 @@ class SmallRecipe(Recipe):
         self,
         examples: int,
         side: int = 32,
-        change: Callable[[Recipe], Recipe] = unchanged,
-        tell: Callable[[str], None] = silent,
+        change: Callable[[Recipe], Recipe] = lambda recipe: recipe,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> Recipe:
         """``Recipe.fitted`` of the recipe for this data; ``side`` is 0 for text."""
         batch = min(self.batch, small_batch(examples))

@@ -20,7 +20,8 @@ from lookalike.core.devices import Precision, computes_in_bf16, device, named_pr
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.files import UNFINISHED, write_atomically
 from lookalike.core.isolation import isolated
-from lookalike.data.fingerprint import Change, changes, from_table, to_table
+from lookalike.core.progress import counted
+from lookalike.data.fingerprint import changes, from_table, to_table
 from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, Source, name_of, open_source, reference_and_query
 from lookalike.data.text.loader import texts_of
@@ -29,9 +30,9 @@ from lookalike.learn.labelled import Labelled
 from lookalike.pretext.image import ImageView
 from lookalike.recipes import recipe_of
 from lookalike.recipes.modality import TOKENIZER, kept_tokenizer, loader, modality_of, new_tokenizer
-from lookalike.recipes.parts import Backbone, Network, Transform, Transformed
+from lookalike.recipes.parts import Backbone, Transform
 from lookalike.recipes.recipe import Length, Recipe
-from lookalike.recipes.serialize import from_plain, override, refuse_unloadable, to_plain
+from lookalike.recipes.serialize import from_plain, override, refuse_unloadable, to_plain, with_model, with_view
 from lookalike.train import checkpoint
 from lookalike.train.length import Clock, budget, expected, extended, to_the_end
 from lookalike.train.loop import Finished
@@ -93,40 +94,21 @@ class Request:
 
     @property
     def length(self) -> Length | None:
-        """The one that is named; None where none is."""
+        """None where the person names none."""
         length = Length(self.epochs, self.minutes, self.steps)
         return None if length == Length() else length
 
     def change(self, recipe: Recipe) -> Recipe:
         """``recipe`` with the length and the fields that the person set. Raises UserError."""
         recipe = replace(recipe, length=self.length or recipe.length)
-        if self.batch is not None:
-            recipe = override(recipe, "batch", self.batch)
         if self.model is not None:
             recipe = with_model(recipe, self.model)
         if self.view is not None:
             recipe = with_view(recipe, self.view)
-        for path, value in (self.settings or {}).items():
+        batch = {} if self.batch is None else {"batch": self.batch}
+        for path, value in {**batch, **(self.settings or {})}.items():
             recipe = override(recipe, path, value)
         return recipe
-
-
-def with_model(recipe: Recipe, model: str | Backbone | nn.Module) -> Recipe:
-    """``recipe`` with another backbone, which may be a network that was handed over. Raises UserError."""
-    if not isinstance(model, nn.Module):
-        return override(recipe, "model", model)
-    if dist.world() > 1:
-        raise UserError(
-            "under torchrun each process would bring a network of its own: register the part, @lookalike.part"
-        )
-    return replace(recipe, model=Network.of(model, recipe.pictures.first.size))
-
-
-def with_view(recipe: Recipe, view: ImageView | Transform) -> Recipe:
-    """``recipe`` with other views of pictures: a part, or a function that was handed over. Raises UserError."""
-    views = recipe.pictures
-    first = view if isinstance(view, ImageView) else Transformed.of(view, views.first)
-    return replace(recipe, pretext=replace(views, first=first, second=None))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,24 +253,22 @@ def precision_for(recipe: Recipe, recorded: Recipe | None) -> Precision:
     return recorded.computes_in() if recorded is not None and keeps else recipe.computes_in()
 
 
-def check_data(request: Request, run: Run, source: Source) -> Change:
-    """How the data has changed since the run began, which is refused unless the person allows it."""
-    began, changed = run.data(), changes(from_table(run.data_table), source.stamps())
+def refuse_other(request: Request, recipe: Recipe, recorded: Recipe, source: Source, run: Run) -> None:
+    """Refuse to continue a run on other data, unless that is allowed, or under other settings."""
+    data, changed = run.data(), changes(from_table(run.data_table), source.stamps())
     if changed and not request.allow_data_change:
         raise UserError(
-            f"{run.folder} began with other data ({began['examples']} then, {len(source)} now): {changed}; "
+            f"{run.folder} began with other data ({data['examples']} then, {len(source)} now): {changed}; "
             "give it the same data, choose another --out, or go on with --allow-data-change",
             BAD_DATA,
         )
-    return changed
-
-
-def refuse_other(request: Request, recipe: Recipe, recorded: Recipe, source: Source, run: Run) -> None:
-    """Refuse to continue a run on other data, unless that is allowed, or under other settings."""
-    changed = check_data(request, run, source)
-    if changed or run.data().get("changed"):
-        recipe = adjusted(request, recipe, recorded)
-    check_same(request.folder, recorded, at_recorded_length(recipe, recorded, request.extend))
+    if changed or data.get("changed"):
+        # What it derived from the data stays as it was when it began.
+        other = request.recipe is not None and recipe.name != recorded.name
+        recipe = recipe if other else request.change(recorded)
+    if request.extend or recipe.length in (recorded.length.original, replace(recorded.length, stages=())):
+        recipe = replace(recipe, length=recorded.length)  # it is to grow, or is as long as when the run began
+    check_same(request.folder, recorded, recipe)
     if changed:
         run.note(f"goes on with other data: {changed}")
         run.accept(about(request, source) | {"changed": True}, to_table(source.stamps()))
@@ -299,18 +279,6 @@ def about(request: Request, source: Source) -> dict[str, object]:
     return {"data": name_of(request.data)[:4096], "split": request.split, "examples": len(source)}
 
 
-def adjusted(request: Request, recipe: Recipe, recorded: Recipe) -> Recipe:
-    """The recipe for a run whose data has changed: what it derived from the data stays as it was when it began."""
-    return recipe if request.recipe is not None and recipe.name != recorded.name else request.change(recorded)
-
-
-def at_recorded_length(recipe: Recipe, recorded: Recipe, extend: bool = False) -> Recipe:
-    """``recipe`` at the length that the run has, if its own is the one that the run began with, or is to grow."""
-    if extend or recipe.length in (recorded.length.original, replace(recorded.length, stages=())):
-        return replace(recipe, length=recorded.length)
-    return recipe
-
-
 def tokenizer_of(request: Request, recipe: Recipe, source: Source, run: Run, new: bool) -> Tokenizer | None:
     """Of text: a run keeps its own, which begins as that of the run it starts from, or is trained on its data."""
     if not modality_of(recipe).tokenizes:
@@ -318,7 +286,7 @@ def tokenizer_of(request: Request, recipe: Recipe, source: Source, run: Run, new
     texts_of(source)  # raises where there are none, before anything is written
 
     def kept() -> str:
-        folder = run.folder if not new else request.init_from
+        folder = request.init_from if new else run.folder
         tokenizer = kept_tokenizer(Path(folder), recipe) if folder is not None else new_tokenizer(recipe, source)
         assert tokenizer is not None
         if new:
@@ -332,15 +300,9 @@ def load_data(
     request: Request, recipe: Recipe, source: Source, tokenizer: Tokenizer | None, run: Run, screen: Screen
 ) -> Loads:
     """The loader, after decoding everything where it fits into memory."""
-    done = 0
-
-    def more(count: int) -> None:
-        nonlocal done
-        done += count
-        screen.work("reading", done, len(source))
-
     limits = (int(request.memory * GIB), request.workers, request.max_bad)
-    return loader(recipe, source, tokenizer, *limits, more, lambda bad: run.note_bad_files(bad))
+    more = counted(screen.work, "reading", len(source))
+    return loader(recipe, source, tokenizer, *limits, more, run.note_bad_files)
 
 
 def begin(

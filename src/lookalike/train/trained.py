@@ -20,7 +20,7 @@ from lookalike.core.devices import Precision, moved, placed, uploaded
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.files import write_atomically
 from lookalike.core.isolation import isolated
-from lookalike.core.progress import Progress, silent
+from lookalike.core.progress import Progress, counted, silent
 from lookalike.core.seeding import uniforms
 from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, Rows, Source, name_of, reference_and_query, splits_of
@@ -73,14 +73,8 @@ class Trained(NamedTuple):
         what: str = "embedding",
     ) -> Tensor:
         """(N, F) unit rows on the processor: of the examples at ``rows``, else of all in the order of the source."""
-        rows, done = torch.arange(len(loader)) if rows is None else rows, 0
-
-        def more(count: int) -> None:
-            nonlocal done
-            done += count
-            progress(what, done, len(rows))
-
-        return embed(self.encoder, self.views(loader, rows), layer, more)
+        rows = torch.arange(len(loader)) if rows is None else rows
+        return embed(self.encoder, self.views(loader, rows), layer, counted(progress, what, len(rows)))
 
 
 @isolated()

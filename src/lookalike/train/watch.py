@@ -166,7 +166,11 @@ class Log:
 
     def step(self, step: int, outcome: Outcome, lr: float) -> None:
         """After a step and before ``advance``: metrics.jsonl gets what repeats exactly, TensorBoard the pace too."""
-        report = self._report(step, outcome)
+        parts = {"loss": outcome.loss.detach(), **outcome.measures()}
+        stacked = torch.stack([part.to(outcome.loss.dtype) for part in parts.values()])
+        means = dict(zip(parts, dist.mean(stacked).tolist()))  # over ranks
+        rate, pace = self._meter.rate(self._batch), self._meter.pace
+        report = StepReport(step, self._total, means.pop("loss"), self._chance, means, rate, pace, self._metrics)
         self._run.log(step, loss=report.loss, **report.measures, lr=lr)
         self._run.pace(step, examples_per_s=report.examples_per_second, data_wait=self._meter.data_share())
         self._watch(report)
@@ -176,14 +180,6 @@ class Log:
         if metrics:
             self._metrics = metrics
             self._run.log(step, **metrics)
-
-    def _report(self, step: int, outcome: Outcome) -> StepReport:
-        """With means over ranks."""
-        parts = {"loss": outcome.loss.detach(), **outcome.measures()}
-        stacked = torch.stack([part.to(outcome.loss.dtype) for part in parts.values()])
-        means = dict(zip(parts, dist.mean(stacked).tolist()))
-        rate, pace = self._meter.rate(self._batch), self._meter.pace
-        return StepReport(step, self._total, means.pop("loss"), self._chance, means, rate, pace, self._metrics)
 
 
 _HANDLED = (signal.SIGINT, signal.SIGTERM)
