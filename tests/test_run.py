@@ -372,6 +372,7 @@ def test_an_old_run_is_moved_aside_under_a_free_name(tmp_path: Path, monkeypatch
     for number in (1, 2):
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / str(number)).touch()
+        (tmp_path / "run" / "recipe.json").touch()
         monkeypatch.chdir(tmp_path / "run" if number == 2 else tmp_path)
         move_aside(Path("." if number == 2 else "run"))
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("[12]")) == ["run.old-1/1", "run.old-2/2"]
@@ -577,7 +578,7 @@ def test_what_cannot_be_made_longer_is_refused_and_nothing_changes(tmp_path: Pat
     began = (run / "recipe.json").read_bytes()
     for more, words in [
         ({"overwrite": True}, "choose one"),
-        ({"steps": None}, "how long"),
+        ({"steps": None}, "needs a length"),
         ({"steps": 3}, "is 4 steps long, and --extend asks for 3"),
         ({"steps": 8, "settings": {"seed": "1"}}, r"other settings \((.*; )?seed: 0 -> 1"),
     ]:

@@ -105,7 +105,8 @@ def _publish(final: Path, step: int, state: dict[str, Tensor], optimizer: torch.
         manifest = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2), "utf-8")
         for path in temporary.iterdir():
-            _sync(path)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
         sync_folder(temporary)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
@@ -144,12 +145,6 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
     return None, []
 
 
-def newest_step(folder: Path) -> int:
-    """The step of ``newest``, 0 where there is none."""
-    path, _ = newest(folder)
-    return _step(path) if path else 0
-
-
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
@@ -158,7 +153,7 @@ def damage(path: Path) -> str | None:
         if not isinstance(manifest, dict) or manifest.keys() != expected:
             return "its manifest names other files"
         wrong = [name for name in sorted(expected) if _sha256(path / name) != manifest[name]]
-        if not wrong and json.loads((path / "state.json").read_bytes())["step"] != _step(path):
+        if not wrong and json.loads((path / "state.json").read_bytes())["step"] != step_of(path):
             return "it is of another step than its name says"
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         return f"it cannot be read ({error})"
@@ -185,10 +180,11 @@ def load_learner(path: Path, learner: nn.Module) -> int:
             f"{path} does not hold the model of recipe.json beside it: do not mix runs in one folder", BAD_DATA
         )
     _fill(file, state, {name: part.first for name, part in parts.items()})
-    return _step(path)
+    return step_of(path)
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, by its name."""
     return int(path.name.removeprefix("step-"))
 
 
@@ -205,17 +201,13 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def _fill(path: Path, into: Mapping[str, Tensor], firsts: Mapping[str, int] = MappingProxyType({})) -> None:
     """Copy the tensors of a file over those of the same names, from row ``firsts`` on where this rank holds a part.
 
-    The file is mapped anew for every few of its bytes, since the pages that were read stay in memory while it is: so a
-    long queue is there once, not twice.
+    The file is mapped anew for each piece, since the pages that were read stay in memory while it is: so a long queue
+    is in memory once, not twice.
     """
-    file: Any = None
-    left = 0
     for name, tensor in into.items():
         for piece, rows in _pieces(tensor, firsts.get(name, 0)):
-            if left <= 0:
-                file, left = safe_open(path, "pt"), _PIECE
-            piece.copy_(file.get_slice(name)[rows])
-            left -= piece.nbytes
+            with safe_open(path, "pt") as file:
+                piece.copy_(file.get_slice(name)[rows])
 
 
 def _pieces(tensor: Tensor, first: int) -> Iterator[tuple[Tensor, Any]]:
@@ -264,8 +256,3 @@ def _restore(path: Path, plain: Any, optimizer: torch.optim.Optimizer) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

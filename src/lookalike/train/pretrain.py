@@ -86,6 +86,10 @@ class Request:
             raise UserError("choose one of --minutes, --epochs and --steps")
         if not all(0 < value < math.inf for value in lengths):
             raise UserError("--minutes, --epochs and --steps must be above 0")
+        if self.extend and self.overwrite:
+            raise UserError("--extend makes a run longer and --overwrite starts it again: choose one")
+        if self.extend and not lengths:
+            raise UserError("--extend needs a length: --epochs or --steps in all, or --minutes more")
 
     @property
     def folder(self) -> Path:
@@ -142,14 +146,13 @@ def carry_out(request: Request, began: float | None = None) -> Finished:
     """
     began = time.perf_counter() if began is None else began
     with dist.together():
-        dist.on_first_rank(lambda: refuse_foreign(request.folder))
-        dist.on_first_rank(lambda: refuse_extending(request))
+        dist.on_first_rank(lambda: refuse_folder(request))
         source = opened_data(request)
         sentences: list[str] = []
         recipe = recipe_for(request, source, sentences.append)
         refuse_unloadable(recipe)
         if request.overwrite:
-            dist.on_first_rank(lambda: make_room(request.folder))
+            dist.on_first_rank(lambda: move_aside(request.folder))
         quiet, rows = request.quiet or not dist.first(), modality_of(recipe).examples
         with opened(request.folder) as run, Screen(recipe.name, quiet, rows) as screen:
             for sentence in sentences:
@@ -170,7 +173,8 @@ def begin_or_continue(
         recipe = recorded
     dist.on_first_rank(lambda: checkpoint.refuse_full(run.checkpoints, recipe, len(source)))
     tokenizer = tokenizer_of(request, recipe, source, run, new=recorded is None)
-    reads = load_data(request, recipe, source, tokenizer, run, screen)
+    limits = (int(request.memory * GIB), request.workers, request.max_bad)
+    reads = loader(recipe, source, tokenizer, *limits, counted(screen.work, "reading", len(source)), run.note_bad_files)
     checkup, clock = Checkup.of(reads, recipe), None
     if recorded is None:
         recipe, clock = begin(request, recipe, run, reads, checkup, screen, began)
@@ -187,19 +191,11 @@ def begin_or_continue(
 def opened_data(request: Request) -> Source:
     """What to train on; with labels the reference part alone, since evaluations test on the other."""
     find = modality_of(request.recipe).find
-    if request.split is not None or not request.supervised:
+    if request.supervised and request.split is None:
+        source, _ = reference_and_query(request.data, find=find)
+    else:
         source = open_source(request.data, request.split, find=find)
-        return labelled(source, request.data) if request.supervised else source
-    source, _ = reference_and_query(request.data, find=find)
-    return labelled(source, request.data)
-
-
-def make_room(out: Path) -> None:
-    """Move an old run aside, but not while another process trains it."""
-    if (out / "recipe.json").exists():
-        with Run(out):
-            pass
-        move_aside(out)
+    return labelled(source, request.data) if request.supervised else source
 
 
 def note_all_bad(run: Run, loader: Loads) -> None:
@@ -210,30 +206,17 @@ def note_all_bad(run: Run, loader: Loads) -> None:
     run.note_bad_files(bad)
 
 
-def refuse_foreign(out: Path) -> None:
-    """Never write into a folder that holds somebody's other files."""
-    # recipe.json comes last when a run begins
+def refuse_folder(request: Request) -> None:
+    """Raise UserError for a folder that holds somebody's other files, or no run to make longer."""
+    out, begun = request.folder, (request.folder / "recipe.json").exists()  # which comes last when a run begins
     ours = {"run.lock", "bad_files.csv", "train.log", "data.parquet", "environment.json", TOKENIZER}
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: --out names the folder of the run")
-    if (
-        out.is_dir()
-        and not (out / "recipe.json").exists()
-        and {path.name for path in out.iterdir() if not path.name.endswith(UNFINISHED)} - ours
-    ):
+    names = {path.name for path in out.iterdir() if not path.name.endswith(UNFINISHED)} if out.is_dir() else set()
+    if not begun and names - ours:
         raise UserError(f"{out} holds files that are no run of lookalike: choose an empty or new folder for --out")
-
-
-def refuse_extending(request: Request) -> None:
-    """Raise UserError for what cannot be extended: no run, or by no length."""
-    if not request.extend:
-        return
-    if request.overwrite:
-        raise UserError("--extend makes a run longer and --overwrite starts it again: choose one")
-    if request.length is None:
-        raise UserError("--extend wants to know how long: --epochs or --steps in all, or --minutes more")
-    if not (request.folder / "recipe.json").exists():
-        raise UserError(f"{request.folder} holds no run that could be made longer: leave out --extend")
+    if not begun and request.extend:
+        raise UserError(f"{out} holds no run that could be made longer: leave out --extend")
 
 
 def recipe_for(request: Request, source: Source, tell: Callable[[str], None] = lambda _: None) -> Recipe:
@@ -294,15 +277,6 @@ def tokenizer_of(request: Request, recipe: Recipe, source: Source, run: Run, new
         return tokenizer.json
 
     return Tokenizer(dist.on_first_rank(kept))
-
-
-def load_data(
-    request: Request, recipe: Recipe, source: Source, tokenizer: Tokenizer | None, run: Run, screen: Screen
-) -> Loads:
-    """The loader, after decoding everything where it fits into memory."""
-    limits = (int(request.memory * GIB), request.workers, request.max_bad)
-    more = counted(screen.work, "reading", len(source))
-    return loader(recipe, source, tokenizer, *limits, more, run.note_bad_files)
 
 
 def begin(

@@ -250,11 +250,13 @@ def check_same(folder: Path, recorded: Recipe, recipe: Recipe) -> None:
 
 
 def move_aside(folder: Path) -> None:
-    """Keep an old run under a free name beside it."""
+    """Keep an old run, if there is one, under a free name beside it; raises UserError while a process trains it."""
     folder, number = folder.absolute(), 1  # "." has no name
-    while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
-        number += 1
-    folder.rename(aside)
+    if (folder / "recipe.json").exists():
+        while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+            number += 1
+        with Run(folder):
+            folder.rename(aside)
 
 
 DECIDES = ("torch", "machine", "processor", "accelerator", "threads", "processes")

@@ -115,7 +115,7 @@ def load(
     return Trained(recipe, placed(learner.encoder), step, kept_tokenizer(folder, recipe))
 
 
-class Part(NamedTuple):
+class PartFeatures(NamedTuple):
     """The features of one part of the data, with labels (N,), -1 where there is none."""
 
     features: Tensor
@@ -125,7 +125,7 @@ class Part(NamedTuple):
     @classmethod
     def of(
         cls, trained: Trained, source: Source, layer: Layer, workers: int | None, progress: Progress, what: str
-    ) -> Part:
+    ) -> PartFeatures:
         """The readable examples of ``source``; each rank embeds some of them, and the first rank alone gets them."""
         # A rank keeps no canvases: it would keep everybody's.
         loader = trained.loader(source, workers, 4 * GIB if dist.world() == 1 else 0)
@@ -136,14 +136,14 @@ class Part(NamedTuple):
         kept = dist.to_first(rows[good])
         return cls(dist.to_first(features[good]), source.labels[kept], [source.paths[row] for row in kept.tolist()])
 
-    def in_clips(self, seconds: float | None) -> Part:
+    def in_clips(self, seconds: float | None) -> PartFeatures:
         """One row for each piece of a video so many seconds long: the mean of its unit rows, again of unit norm."""
         if seconds is None or not self.paths:
             return self
         names, number = pieces(self.paths, seconds)
         labels = self.labels.new_empty(len(names))
         labels[number] = self.labels  # of a video they are all the same
-        return Part(means(self.features, number, len(names)), labels, names)
+        return PartFeatures(means(self.features, number, len(names)), labels, names)
 
 
 def readable(loader: Loads) -> list[int]:
@@ -159,12 +159,12 @@ def parts(
     workers: int | None = 2,
     progress: Progress = silent,
     clip: float | None = None,
-) -> tuple[Part, Part]:
+) -> tuple[PartFeatures, PartFeatures]:
     """What an evaluation compares with and its queries, both labelled; raises UserError where there are no labels."""
     reference, query = labelled_parts(trained, data)
     return (
-        Part.of(trained, reference, layer, workers, progress, "reference").in_clips(clip),
-        Part.of(trained, query, layer, workers, progress, "queries").in_clips(clip),
+        PartFeatures.of(trained, reference, layer, workers, progress, "reference").in_clips(clip),
+        PartFeatures.of(trained, query, layer, workers, progress, "queries").in_clips(clip),
     )
 
 
@@ -210,7 +210,7 @@ def embed_data(
     """
     trained = model if isinstance(model, Trained) else load(model)
     sources = splits_of(data, find=modality_of(trained.recipe).find)
-    every = [Part.of(trained, source, layer, workers, progress, name) for name, source in sources.items()]
+    every = [PartFeatures.of(trained, source, layer, workers, progress, name) for name, source in sources.items()]
     embedded = [part.in_clips(clip) for part in every]
     return Embeddings(
         [path for part in embedded for path in part.paths],
