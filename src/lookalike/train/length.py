@@ -233,8 +233,7 @@ def extended(
     ``longer`` is its length in all, but minutes are more than it has.
     """
     order = order_of(loader.source, recipe.batch, recipe.seed, recipe.window)
-    path, total = dist.on_first_rank(lambda: checkpoint.newest(run.checkpoints)[0]), steps_of(recipe, order)
-    done = checkpoint.step_of(path) if path else 0
+    done, total = dist.on_first_rank(lambda: checkpoint.newest_step(run.checkpoints)), steps_of(recipe, order)
     new, clock, how_long = longer.total(order.steps_per_epoch), None, ""
     if new is None:
         if done < total and recipe.length.longer_by() == longer.minutes:
