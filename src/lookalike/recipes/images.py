@@ -57,18 +57,17 @@ moco_v2 = replace(
 Published: 67.5 % linear top-1 on ImageNet after 200 epochs.
 """
 
-moco_cifar = Recipe(
+moco_cifar = replace(
+    moco_v1,
     name="moco_cifar",
     pretext=TwoViews(MOCO_CIFAR),
     canvas=32,
     model=ResNet("resnet18", stem="small"),
-    head=MLP((128,)),
     keys=Momentum(0.99),
     dictionary=Queue(4096),
     objective=InfoNCE(0.1),
     optimizer=SGD(lr=0.03, momentum=0.9, weight_decay=5e-4),
     schedule=Cosine(),
-    length=Length(epochs=200),
     batch=512,
     group=64,
 )
@@ -187,15 +186,12 @@ DIGIT = ImageView(
 """A view of a digit: no mirror image, which is another sign or none, and no hue; strong light and blur, which took
 accuracy with one label a class from 75 to 78 %: the thickness and the gray of a stroke say little."""
 
-
-digits = Recipe(
+digits = replace(
+    moco_cifar,
     name="digits",
     pretext=TwoViews(DIGIT),
     canvas=16,
     model=SmallResNet(widths=(32, 64, 128), blocks=(1, 1, 1), kernel=4, stride=2),
-    head=MLP((128,)),
-    keys=Momentum(0.99),
-    dictionary=Queue(4096),
     objective=InfoNCE(0.4),
     optimizer=AdamW(lr=2e-3),
     schedule=Cosine(warmup=0.05),

@@ -139,7 +139,7 @@ def new_tokenizer(recipe: Recipe, source: Source) -> Tokenizer:
     return Tokenizer.trained(every, recipe.model.vocabulary, _of_words(recipe).lowercase)
 
 
-def kept_tokenizer(folder: Path, recipe: Recipe) -> Tokenizer | None:
+def load_tokenizer(folder: Path, recipe: Recipe) -> Tokenizer | None:
     """That of a run, None where it needs none; raises UserError where the run has lost it."""
     if not modality_of(recipe).tokenizes:
         return None

@@ -195,7 +195,7 @@ class Clock:
         return self.total != before
 
 
-def to_the_end(
+def train_to_end(
     recipe: Recipe,
     run: Run,
     loader: Loads,
@@ -217,7 +217,7 @@ def to_the_end(
             return done
         step, total, new = done.step, done.total, dist.agree(clock.total)
         del done  # and its learner: the next one wants the memory
-        recipe = changed(recipe, run, step, new)
+        recipe = record_length(recipe, run, step, new)
         speed = "slower" if new < total else "faster"
         run.note(f"{speed} than was measured: from step {step:,} on {new:,} steps instead of {total:,}, to end in time")
 
@@ -225,7 +225,7 @@ def to_the_end(
 # ---- made longer ----
 
 
-def extended(
+def extend(
     recipe: Recipe, longer: Length, run: Run, loader: Loads, checkup: Checkup, start: float
 ) -> tuple[Recipe, Clock | None]:
     """Make a run longer from its newest checkpoint on, and record it; one that is so long already goes on.
@@ -246,12 +246,12 @@ def extended(
         raise UserError(f"{run.folder} is {total} steps long, and --extend asks for {new} in all: name more")
     if new > total:
         run.go_on(recipe)  # says what else has changed, before it is the recipe that says so
-        recipe = changed(recipe, run, done, new, longer.minutes)
+        recipe = record_length(recipe, run, done, new, longer.minutes)
         run.note(f"made longer after step {done:,}: {new:,} steps instead of {total:,}{how_long}")
     return recipe, clock
 
 
-def changed(recipe: Recipe, run: Run, done: int, total: int, minutes: float | None = None) -> Recipe:
+def record_length(recipe: Recipe, run: Run, done: int, total: int, minutes: float | None = None) -> Recipe:
     """The recipe of a run that is ``total`` steps long when ``done`` are done, on record."""
     recipe = replace(recipe, length=recipe.length.changed(done, total, minutes))
     dist.on_first_rank(lambda: run.write_recipe(recipe))

@@ -29,14 +29,14 @@ from lookalike.data.text.tokenizer import Tokenizer
 from lookalike.learn.labelled import Labelled
 from lookalike.pretext.image import ImageView
 from lookalike.recipes import recipe_of
-from lookalike.recipes.modality import TOKENIZER, kept_tokenizer, loader, modality_of, new_tokenizer
+from lookalike.recipes.modality import TOKENIZER, load_tokenizer, loader, modality_of, new_tokenizer
 from lookalike.recipes.parts import Backbone, Transform
 from lookalike.recipes.recipe import Length, Recipe
 from lookalike.recipes.serialize import from_plain, override, refuse_unloadable, to_plain, with_model, with_view
 from lookalike.train import checkpoint
-from lookalike.train.length import Clock, budget, expected, extended, to_the_end
+from lookalike.train.length import Clock, budget, expected, extend, train_to_end
 from lookalike.train.loop import Finished
-from lookalike.train.run import Run, check_same, move_aside, opened, read_recipe
+from lookalike.train.run import Run, check_same, move_aside, open_run, read_recipe
 from lookalike.train.screen import Screen
 from lookalike.train.trained import Checkup, labelled
 
@@ -147,14 +147,14 @@ def carry_out(request: Request, began: float | None = None) -> Finished:
     began = time.perf_counter() if began is None else began
     with dist.together():
         dist.on_first_rank(lambda: refuse_folder(request))
-        source = opened_data(request)
+        source = open_data(request)
         sentences: list[str] = []
         recipe = recipe_for(request, source, sentences.append)
         refuse_unloadable(recipe)
         if request.overwrite:
             dist.on_first_rank(lambda: move_aside(request.folder))
         quiet, rows = request.quiet or not dist.first(), modality_of(recipe).examples
-        with opened(request.folder) as run, Screen(recipe.name, quiet, rows) as screen:
+        with open_run(request.folder) as run, Screen(recipe.name, quiet, rows) as screen:
             for sentence in sentences:
                 screen.say(sentence)
             return begin_or_continue(request, recipe, source, run, screen, began)
@@ -179,16 +179,16 @@ def begin_or_continue(
     if recorded is None:
         recipe, clock = begin(request, recipe, run, reads, checkup, screen, began)
     elif request.extend:
-        recipe, clock = extended(recipe, request.length or recipe.length, run, reads, checkup, began)
+        recipe, clock = extend(recipe, request.length or recipe.length, run, reads, checkup, began)
     if request.init_from is not None and not dist.agree(bool(checkpoint.published(run.checkpoints))):
         initialise(Path(request.init_from), recipe, run, reads)
-    done = to_the_end(recipe, run, reads, checkup, screen.step, request.save_every, clock)
+    done = train_to_end(recipe, run, reads, checkup, screen.step, request.save_every, clock)
     note_all_bad(run, reads)
     screen.say(summary(done, request.folder))
     return done
 
 
-def opened_data(request: Request) -> Source:
+def open_data(request: Request) -> Source:
     """What to train on; with labels the reference part alone, since evaluations test on the other."""
     find = modality_of(request.recipe).find
     if request.supervised and request.split is None:
@@ -270,7 +270,7 @@ def tokenizer_of(request: Request, recipe: Recipe, source: Source, run: Run, new
 
     def kept() -> str:
         folder = request.init_from if new else run.folder
-        tokenizer = kept_tokenizer(Path(folder), recipe) if folder is not None else new_tokenizer(recipe, source)
+        tokenizer = load_tokenizer(Path(folder), recipe) if folder is not None else new_tokenizer(recipe, source)
         assert tokenizer is not None
         if new:
             write_atomically(run.folder / TOKENIZER, tokenizer.json.encode())

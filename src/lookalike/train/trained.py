@@ -29,7 +29,7 @@ from lookalike.data.video.timeline import pieces, video_of
 from lookalike.learn.learner import Learner
 from lookalike.models.encoder import Encoder
 from lookalike.models.features import Layer, embed, means, settle
-from lookalike.recipes.modality import Examples, kept_tokenizer, loader, modality_of
+from lookalike.recipes.modality import Examples, load_tokenizer, loader, modality_of
 from lookalike.recipes.parts import Network
 from lookalike.recipes.recipe import Recipe
 from lookalike.train import checkpoint
@@ -112,7 +112,7 @@ def load(
             )
         step = checkpoint.load_learner(path, learner)
     learner.encoder.evaluated_in = precision
-    return Trained(recipe, placed(learner.encoder), step, kept_tokenizer(folder, recipe))
+    return Trained(recipe, placed(learner.encoder), step, load_tokenizer(folder, recipe))
 
 
 class PartFeatures(NamedTuple):
