@@ -81,8 +81,9 @@ Published kNN on the head's output: 31.98 / 33.5 / 38.0 / 48.0 % at epochs 1, 2,
 class SmallRecipe(Recipe):
     """A recipe whose batch and pictures follow the data; as it stands it is for 2,048 examples or more, of 32 pixels.
 
-    ``fitted`` gives a plain recipe: the batch by ``small_batch``, whole pictures by ``whole_side`` and crops at three
-    quarters of that, where an object appears as large as in the whole picture (Touvron et al. 2019,
+    ``fitted`` gives a plain recipe. A batch is for little data the largest power of two that leaves 16 steps an epoch,
+    but not under 16. Whole pictures are seen at their own side in steps of 16 pixels, from 32 to 128, and crops at
+    three quarters of that, where an object appears as large as in the whole picture (Touvron et al. 2019,
     arXiv 1906.06423) at half the cost. docs/results.md has what was tried.
     """
 
@@ -96,23 +97,13 @@ class SmallRecipe(Recipe):
         tell: Callable[[str], None] = lambda _: None,
     ) -> Recipe:
         """``Recipe.fitted`` of the recipe for this data; ``side`` is 0 for text."""
-        batch = min(self.batch, small_batch(examples))
+        batch = min(self.batch, 128, max(16, 1 << max((examples // 16).bit_length() - 1, 0)))
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(Recipe)}
         values |= {"batch": batch, "group": min(self.group, batch // 2)}
         if self.steady:
             values["optimizer"] = replace(self.optimizer, lr=self.optimizer.lr * self.batch / batch)
-        return resized(Recipe(**values), whole_side(side)).fitted(examples, side, change, tell)
-
-
-def whole_side(side: int) -> int:
-    """The side in pixels at which ``small`` sees whole pictures of this side: in steps of 16, from 32 to 128."""
-    return min(128, max(32, round(side / 16) * 16))
-
-
-def small_batch(examples: int) -> int:
-    """128, or for little data the largest power of two that leaves 16 steps an epoch, but not under 16."""
-    power = max((max(examples, 1) // 16).bit_length() - 1, 0)
-    return min(128, max(16, 1 << power))
+        whole = min(128, max(32, round(side / 16) * 16))
+        return resized(Recipe(**values), whole).fitted(examples, side, change, tell)
 
 
 def resized(recipe: Recipe, whole: int) -> Recipe:
