@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -78,8 +79,8 @@ class Length:
             return self.steps
         return None if self.epochs is None else max(1, round(self.epochs * steps_per_epoch))
 
-    def total_at(self, steps_per_epoch: int, step: int) -> int:
-        """The steps of the whole run as they count for ``step``, the first of which is 1; measured by now."""
+    def total_at(self, steps_per_epoch: int, step: float = math.inf) -> int:
+        """The steps of the whole run as they count for ``step``, from 1 on, or for the last; measured by now."""
         begun = [stage for stage in self.stages if stage.after < step]
         total = replace(self, stages=tuple(begun)).total(steps_per_epoch)
         if total is None:

@@ -20,7 +20,7 @@ from lookalike.data.order import order_of
 from lookalike.learn.learner import Learner
 from lookalike.recipes.recipe import Length, Recipe
 from lookalike.train import checkpoint
-from lookalike.train.loop import Finished, Measure, batches, has_own_attention, new_learner, steps_of, train, work_of
+from lookalike.train.loop import Finished, Measure, batches, has_own_attention, new_learner, train, work_of
 from lookalike.train.run import Run
 from lookalike.train.trained import Checkup
 from lookalike.train.watch import Meter, StepReport
@@ -233,7 +233,8 @@ def extend(
     ``longer`` is its length in all, but minutes are more than it has.
     """
     order = order_of(loader.source, recipe.batch, recipe.seed, recipe.window)
-    done, total = dist.on_first_rank(lambda: checkpoint.newest_step(run.checkpoints)), steps_of(recipe, order)
+    done = dist.on_first_rank(lambda: checkpoint.newest_step(run.checkpoints))
+    total = recipe.length.total_at(order.steps_per_epoch)
     new, clock, how_long = longer.total(order.steps_per_epoch), None, ""
     if new is None:
         if done < total and recipe.length.longer_by() == longer.minutes:

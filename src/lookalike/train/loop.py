@@ -102,7 +102,8 @@ def train(
     learner = new_learner(recipe, loader).train()
     optimizer = recipe.optimizer.build(learner, recipe.batch)
     step, signal = run.resume(learner, optimizer), 0.0
-    total, total_at = steps_of(recipe, order), partial(recipe.length.total_at, order.steps_per_epoch)
+    total_at = partial(recipe.length.total_at, order.steps_per_epoch)
+    total = total_at()
     if step < total:
         run.go_on(recipe)
     due, finite = Due(total_at, recipe.checkups, save_every), Finite(learner, optimizer, _ADVICE)
@@ -182,14 +183,6 @@ def run_checkup(learner: Learner, checkup: Measure) -> dict[str, float]:
     if learner.encoder.whitening is not None:
         dist.copy_from_first(list(learner.encoder.whitening.buffers()))
     return metrics
-
-
-def steps_of(recipe: Recipe, order: Order) -> int:
-    """The steps of the whole run, which ``--minutes`` has fixed by now."""
-    total = recipe.length.total(order.steps_per_epoch)
-    if total is None:
-        raise ValueError("minutes are measured before training: see length.py")
-    return total
 
 
 # ---- a step that a GPU repeats by itself ----
