@@ -162,7 +162,7 @@ def _replaced(value: Any, names: list[str], path: str, new: object) -> Any:
         if not fits(field, hint):
             raise ValueError(new)
         return replace(value, **{name: field})
-    except (ValueError, TypeError, SyntaxError):
+    except (ValueError, KeyError, TypeError, SyntaxError):
         raise UserError(f"--{path} cannot be {new!r}: it is {_readable(hint)}, now {getattr(value, name)!r}") from None
 
 
@@ -175,11 +175,12 @@ def _readable(hint: Any) -> str:
 
 
 def parsed(text: str, hint: Any) -> Any:
-    """``text`` as the type of a field: bool, int, float, str, Literal, tuple (``64,128``), optional, or a part."""
+    """``text`` as the type of a field: bool, int, float, str, Literal, tuple (``64,128``), optional, or a part.
+
+    Whether it fits is checked after.
+    """
     origin, choices = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        if text not in choices:
-            raise ValueError(text)
+    if origin is Literal or hint is str:
         return text
     if origin in (types.UnionType, typing.Union):
         if text.lower() == "none" and type(None) in choices:
@@ -191,10 +192,8 @@ def parsed(text: str, hint: Any) -> Any:
         items = ast.literal_eval(text if text.startswith(("(", "[")) else f"({text},)")
         return tuple(parsed(str(item), choices[0]) for item in items)
     if hint is bool:
-        if text.lower() not in ("true", "false"):
-            raise ValueError(text)
-        return text.lower() == "true"
-    if hint in (int, float, str):
+        return {"true": True, "false": False}[text.lower()]
+    if hint in (int, float):
         return hint(text)
     raise TypeError(hint)
 
