@@ -188,7 +188,7 @@ class Examples:
 
     def training(self, rows: Tensor, epoch: int) -> Tensor:
         """The rows (R,) that ``epoch`` reads for the examples at ``rows`` (B,); raises UserError for no videos."""
-        if isinstance(self._pretext, TwoFrames):
+        if isinstance(self._pretext, TwoFrames | TwoClips):
             return self._pretext.training_rows(self._timeline, rows, self._seed, epoch)
         return rows
 
