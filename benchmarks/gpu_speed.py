@@ -31,9 +31,9 @@ from lookalike.models.vit import ViT
 from lookalike.recipes import RECIPES
 from lookalike.recipes.recipe import Length, Recipe
 from lookalike.train import loop
-from lookalike.train.meter import Meter
-from lookalike.train.replay import GRAPHS
+from lookalike.train.loop import GRAPHS
 from lookalike.train.run import Run
+from lookalike.train.watch import Meter
 
 HELD = 2048  # canvases in memory, of 192 KiB each
 

@@ -42,7 +42,7 @@ from benchmarks.parts import PARTS, marked
 from lookalike.data.loader import Loaded
 from lookalike.recipes import recipe_named
 from lookalike.recipes.recipe import Recipe
-from lookalike.train import loop, meter
+from lookalike.train import loop, watch
 from lookalike.train.run import Run
 from lookalike.types import Canvases
 
@@ -378,7 +378,7 @@ def pretended(mode: Counting) -> Iterator[None]:
         patch.object(torch.cuda, "is_available", available),
         patch.object(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True),
         patch.object(torch.cuda, "current_device", lambda: 0),
-        patch.object(meter.Meter, "_add_up", lambda self: None),
+        patch.object(watch.Meter, "_add_up", lambda self: None),
         patch.object(torch.cuda, "Stream", Anything),
         patch.object(torch.cuda, "Event", Anything),
         patch.object(torch.cuda, "current_stream", Anything),

@@ -39,9 +39,9 @@ from lookalike.metrics.retrieval import retrieval
 from lookalike.recipes import recipe_named
 from lookalike.recipes.recipe import Length, Recipe
 from lookalike.train.loop import backward, batches, new_learner
-from lookalike.train.meter import Meter
 from lookalike.train.pretrain import pretrain
 from lookalike.train.trained import load, parts
+from lookalike.train.watch import Meter
 
 SIDE, PERFORMERS, EACH = 64, 9, 8
 

@@ -13,7 +13,7 @@ from lookalike.core.progress import silent
 from lookalike.data.source import reference_and_query
 from lookalike.evaluation.evaluate import evaluate
 from lookalike.train import trained
-from lookalike.train.trained import Part, load
+from lookalike.train.trained import PartFeatures, load
 from tests.ranks import ranks
 from tests.test_compare import pictures, runs  # noqa: F401  (fixtures)
 from tests.test_report import pictures as noise
@@ -43,7 +43,7 @@ def test_one_process_and_several_find_the_same(
 
 def part(run: str, data: str) -> tuple[list[list[float]], list[int], list[str]]:
     found = load(run)
-    made = Part.of(found, reference_and_query(data)[0], "backbone", 0, silent, "reference")
+    made = PartFeatures.of(found, reference_and_query(data)[0], "backbone", 0, silent, "reference")
     return made.features.tolist(), made.labels.tolist(), made.paths
 
 

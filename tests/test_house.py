@@ -34,7 +34,6 @@ TWICE = {  # class names that the package defines more than once, and why
     "Linear": "...",
     "Neighbours": "...",
     "Pairs": "...",
-    "Part": "...",
     "Pictures": "...",
     "Reader": "...",
     "Ready": "...",

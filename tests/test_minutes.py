@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lookalike.core.errors import USAGE, UserError
 from lookalike.train.length import LEAST, Budget, Clock, expected, pace, timed_enough
-from lookalike.train.meter import Due
+from lookalike.train.watch import Due
 
 Slowness = Callable[[float], float]
 """How many times as long as on an idle machine work takes, at a share of the minutes; beyond 1 they are over."""

@@ -97,7 +97,7 @@ def test_a_run_begins_at_its_guess_and_learns_to_paint() -> None:
         outcome.loss.backward()
         optimizer.step()
         losses.append(outcome.loss.item())
-    assert losses[0] == pytest.approx(recipe.guess(1000), abs=0.05)
+    assert losses[0] == pytest.approx(recipe.chance_loss(1000), abs=0.05)
     assert losses[-1] < 0.93 * losses[0]
 
 

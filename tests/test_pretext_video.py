@@ -26,8 +26,7 @@ from lookalike.recipes.modality import loader, only_pictures
 from lookalike.recipes.recipe import Recipe, meaningless
 from lookalike.recipes.serialize import from_plain, to_plain
 from lookalike.train.loop import batches
-from lookalike.train.monitor import Checkup
-from lookalike.train.trained import Part
+from lookalike.train.trained import Checkup, PartFeatures
 from lookalike.types import Canvases
 from tests.films import SIDE, film, number_in, picture
 
@@ -194,7 +193,7 @@ def test_a_checkup_holds_whole_videos_out(videos: Path) -> None:
 def test_a_piece_of_a_video_is_the_mean_of_its_unit_features() -> None:
     paths = [f"{video}#t={i / 4:.6f}" for video in "ab" for i in range(6)] + ["picture.jpg"]
     features = torch.nn.functional.normalize(torch.randn(13, 5), dim=1)
-    part = Part(features, torch.tensor([0] * 6 + [1] * 6 + [2]), paths)
+    part = PartFeatures(features, torch.tensor([0] * 6 + [1] * 6 + [2]), paths)
     assert part.in_clips(None) is part
     found = part.in_clips(1.0)
     assert found.paths == ["a#t=0,1", "a#t=1,2", "b#t=0,1", "b#t=1,2", "picture.jpg"]

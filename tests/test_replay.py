@@ -13,8 +13,7 @@ from lookalike.data.loader import Loader
 from lookalike.data.source import open_source
 from lookalike.recipes import recipe_named
 from lookalike.recipes.recipe import Length, Recipe
-from lookalike.train.loop import train
-from lookalike.train.replay import GRAPHS, can_repeat
+from lookalike.train.loop import GRAPHS, can_repeat, train
 from lookalike.train.run import Run
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is here")

@@ -32,11 +32,11 @@ from lookalike.recipes import RECIPES, recipe_named
 from lookalike.recipes.images import moco_cifar, moco_v1, moco_v2, small, tiny
 from lookalike.recipes.recipe import Length, Recipe, Stage
 from lookalike.recipes.serialize import KINDS, differences, flat, from_plain, override, to_plain
-from lookalike.train.length import Budget, Clock, extended, to_the_end
-from lookalike.train.monitor import Checkup
+from lookalike.train.length import Budget, Clock, extend, train_to_end
 from lookalike.train.pretrain import Request, begin, carry_out
 from lookalike.train.run import Run, move_aside, read_recipe
 from lookalike.train.screen import Screen
+from lookalike.train.trained import Checkup
 from tests.forks import digest
 
 PICTURES = torch.rand(48, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -372,6 +372,7 @@ def test_an_old_run_is_moved_aside_under_a_free_name(tmp_path: Path, monkeypatch
     for number in (1, 2):
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / str(number)).touch()
+        (tmp_path / "run" / "recipe.json").touch()
         monkeypatch.chdir(tmp_path / "run" if number == 2 else tmp_path)
         move_aside(Path("." if number == 2 else "run"))
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("[12]")) == ["run.old-1/1", "run.old-2/2"]
@@ -507,7 +508,7 @@ def test_a_run_whose_pace_changes_gets_another_length_on_record_and_repeats_by_i
     clock = Clock(Budget(60.0, 0.0, 0.0, 3, 1.0), 60, now=lambda: next(seconds))
     with Run(tmp_path / "run") as run:
         run.begin(spec, {"examples": 48}, b"")
-        done = to_the_end(spec, run, loader, Checkup.of(loader, spec), lambda _: None, None, clock)
+        done = train_to_end(spec, run, loader, Checkup.of(loader, spec), lambda _: None, None, clock)
     recipe = read_recipe(tmp_path / "run" / "recipe.json")
     assert [stage.total for stage in recipe.length.stages][-1] == done.step == done.total
     assert 20 <= done.total <= 40  # 30 would fill the minute, of which each look at the clock takes a little, too
@@ -554,17 +555,17 @@ def test_epochs_are_all_and_minutes_are_more(tmp_path: Path) -> None:
     loader, recipe = Loader(source, 32, workers=0), read_recipe(run / "recipe.json")
     with Run(run) as opened:
         checkup = Checkup.of(loader, recipe)
-        longer, clock = extended(recipe, Length(minutes=60), opened, loader, checkup, time.perf_counter())
+        longer, clock = extend(recipe, Length(minutes=60), opened, loader, checkup, time.perf_counter())
         assert clock is not None
         last = longer.length.stages[-1]
         assert last == Stage(6, clock.total, 60)
         assert clock.total > 1000
         # Not ended, so the same minutes are those that it got; others are more.
-        assert extended(longer, Length(minutes=60), opened, loader, checkup, time.perf_counter()) == (longer, None)
-        more, _ = extended(longer, Length(minutes=30), opened, loader, checkup, time.perf_counter())
+        assert extend(longer, Length(minutes=60), opened, loader, checkup, time.perf_counter()) == (longer, None)
+        more, _ = extend(longer, Length(minutes=30), opened, loader, checkup, time.perf_counter())
         assert more.length.stages[-1].total > clock.total
         with pytest.raises(UserError, match="30 steps need about"):
-            extended(longer, Length(minutes=1e-5), opened, loader, checkup, time.perf_counter())
+            extend(longer, Length(minutes=1e-5), opened, loader, checkup, time.perf_counter())
         assert read_recipe(run / "recipe.json") == more
 
 
@@ -577,7 +578,7 @@ def test_what_cannot_be_made_longer_is_refused_and_nothing_changes(tmp_path: Pat
     began = (run / "recipe.json").read_bytes()
     for more, words in [
         ({"overwrite": True}, "choose one"),
-        ({"steps": None}, "how long"),
+        ({"steps": None}, "needs a length"),
         ({"steps": 3}, "is 4 steps long, and --extend asks for 3"),
         ({"steps": 8, "settings": {"seed": "1"}}, r"other settings \((.*; )?seed: 0 -> 1"),
     ]:

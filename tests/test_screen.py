@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lookalike.train.log import StepReport
 from lookalike.train.screen import Screen
+from lookalike.train.watch import StepReport
 
 
 def test_long_work_says_where_it_is_and_short_work_nothing(capsys: pytest.CaptureFixture[str]) -> None:

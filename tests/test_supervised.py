@@ -25,7 +25,7 @@ from lookalike.pretext.image import OneView
 from lookalike.recipes import recipe_named, tiny
 from lookalike.recipes.serialize import from_plain, to_plain
 from lookalike.train.loop import batches
-from lookalike.train.pretrain import Request, carry_out, opened_data, recipe_for
+from lookalike.train.pretrain import Request, carry_out, open_data, recipe_for
 from lookalike.train.trained import load
 
 
@@ -72,11 +72,11 @@ def test_a_half_classifier_is_refused() -> None:
 
 def test_labels_that_evaluations_ask_are_never_trained_on(tmp_path: Path) -> None:
     asked = Request("digits", tmp_path, recipe="tiny", supervised=True)
-    source, (reference, query) = opened_data(asked), reference_and_query("digits")
+    source, (reference, query) = open_data(asked), reference_and_query("digits")
     assert source.paths == reference.paths
     assert not set(source.paths) & set(query.paths)
     assert recipe_for(asked, source).dictionary == Classes(10)
-    assert len(opened_data(replace(asked, supervised=False))) == len(open_source("digits"))
+    assert len(open_data(replace(asked, supervised=False))) == len(open_source("digits"))
 
 
 def test_tuning_the_whole_network_improves_on_frozen_features(tmp_path: Path) -> None:

@@ -10,3 +10,15 @@ Progress = Callable[[str, int, int], None]
 
 def silent(what: str, done: int, total: int) -> None:
     """Shows nothing."""
+
+
+def counted(progress: Progress, what: str, total: int) -> Callable[[int], None]:
+    """``progress`` for work that says how much more of ``total`` is done each time."""
+    done = 0
+
+    def more(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(what, done, total)
+
+    return more

@@ -34,8 +34,8 @@ from lookalike.recipes.recipe import Length, Recipe
 from lookalike.train import checkpoint
 from lookalike.train.loop import train
 from lookalike.train.run import Run, check_same
-from lookalike.train.stops import leave
 from lookalike.train.trained import Trained, labelled_parts, readable
+from lookalike.train.watch import leave
 from lookalike.types import Canvases
 
 

@@ -18,14 +18,14 @@ from lookalike.metrics.knn import Knn
 from lookalike.metrics.probe import LinearProbe
 from lookalike.metrics.retrieval import retrieval
 from lookalike.recipes.modality import modality_of
-from lookalike.train.trained import Part, Trained, parts
+from lookalike.train.trained import PartFeatures, Trained, parts
 
 
 class Features(NamedTuple):
     """Unit rows with labels: what is compared with, and the queries."""
 
-    reference: Part
-    query: Part
+    reference: PartFeatures
+    query: PartFeatures
     facts: dict[str, int]
     where: str  # "backbone, step 100"
     unit: str  # what a row is, in the plural
@@ -41,7 +41,7 @@ def features(spec: settings.Frozen, model: Trained, data: Data, resources: Resou
     Of a ``settings.Sampled`` the reference is the share that is drawn.
     """
 
-    def embedded() -> tuple[Part, Part]:
+    def embedded() -> tuple[PartFeatures, PartFeatures]:
         return parts(model, data, spec.layer, resources.workers, resources.progress, spec.clip)
 
     reference, query = resources.once((spec.layer, spec.clip), embedded)
@@ -50,7 +50,7 @@ def features(spec: settings.Frozen, model: Trained, data: Data, resources: Resou
     if isinstance(spec, settings.Sampled) and spec.share < 1:
         rows = drawn(reference.labels, spec.share, spec.seed)
         paths = [reference.paths[row] for row in rows.tolist()]
-        reference = Part(reference.features[rows], reference.labels[rows], paths)
+        reference = PartFeatures(reference.features[rows], reference.labels[rows], paths)
     unit = "pieces of videos" if spec.clip else modality_of(model.recipe).examples
     say_missing(reference.labels, query.labels, resources, unit)
     facts = {"step": model.step, "queries": len(query.labels), "reference": len(reference.labels)}

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 
 from lookalike.core.errors import UserError, meant
 from lookalike.recipes.family import FAMILY, small_mae, small_moco_v3, smaller
-from lookalike.recipes.images import digits, moco_cifar, moco_v1, moco_v2, small, tiny
+from lookalike.recipes.images import VIDEO, digits, moco_cifar, moco_v1, moco_v2, small, tiny
 from lookalike.recipes.recipe import Recipe
 from lookalike.recipes.text import TEXT
-from lookalike.recipes.video import VIDEO
 
 _PUBLISHED = (moco_v1, moco_v2, *FAMILY)
 

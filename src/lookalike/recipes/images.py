@@ -1,4 +1,4 @@
-"""MoCo as it is published, and recipes for processors: ``small``, the default, ``tiny`` and ``digits``.
+"""MoCo as it is published, recipes for processors (``small``, the default, ``tiny`` and ``digits``), and for videos.
 
 A recipe is a value, and the published ones are the settings of their papers: ``Recipe.fitted`` says what becomes of
 them on other data.
@@ -18,11 +18,11 @@ from lookalike.learn.optim import SGD, AdamW, Cosine, Muon, Steps
 from lookalike.models.heads import MLP
 from lookalike.models.image import ResNet, SmallResNet
 from lookalike.models.towers import TwoTowers
-from lookalike.models.video import SmallVideoResNet
+from lookalike.models.video import SmallVideoResNet, VideoResNet
 from lookalike.pretext.captions import Captions
 from lookalike.pretext.image import MOCO_CIFAR, MOCO_V1, MOCO_V2, ImageView, TwoViews
-from lookalike.pretext.video import TwoClips
-from lookalike.recipes.recipe import Length, Recipe, silent, unchanged
+from lookalike.pretext.video import TwoClips, TwoFrames
+from lookalike.recipes.recipe import Length, Recipe
 
 moco_v1 = Recipe(
     name="moco_v1",
@@ -57,18 +57,17 @@ moco_v2 = replace(
 Published: 67.5 % linear top-1 on ImageNet after 200 epochs.
 """
 
-moco_cifar = Recipe(
+moco_cifar = replace(
+    moco_v1,
     name="moco_cifar",
     pretext=TwoViews(MOCO_CIFAR),
     canvas=32,
     model=ResNet("resnet18", stem="small"),
-    head=MLP((128,)),
     keys=Momentum(0.99),
     dictionary=Queue(4096),
     objective=InfoNCE(0.1),
     optimizer=SGD(lr=0.03, momentum=0.9, weight_decay=5e-4),
     schedule=Cosine(),
-    length=Length(epochs=200),
     batch=512,
     group=64,
 )
@@ -82,8 +81,9 @@ Published kNN on the head's output: 31.98 / 33.5 / 38.0 / 48.0 % at epochs 1, 2,
 class SmallRecipe(Recipe):
     """A recipe whose batch and pictures follow the data; as it stands it is for 2,048 examples or more, of 32 pixels.
 
-    ``fitted`` gives a plain recipe: the batch by ``small_batch``, whole pictures by ``whole_side`` and crops at three
-    quarters of that, where an object appears as large as in the whole picture (Touvron et al. 2019,
+    ``fitted`` gives a plain recipe. A batch is for little data the largest power of two that leaves 16 steps an epoch,
+    but not under 16. Whole pictures are seen at their own side in steps of 16 pixels, from 32 to 128, and crops at
+    three quarters of that, where an object appears as large as in the whole picture (Touvron et al. 2019,
     arXiv 1906.06423) at half the cost. docs/results.md has what was tried.
     """
 
@@ -93,27 +93,17 @@ class SmallRecipe(Recipe):
         self,
         examples: int,
         side: int = 32,
-        change: Callable[[Recipe], Recipe] = unchanged,
-        tell: Callable[[str], None] = silent,
+        change: Callable[[Recipe], Recipe] = lambda recipe: recipe,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> Recipe:
         """``Recipe.fitted`` of the recipe for this data; ``side`` is 0 for text."""
-        batch = min(self.batch, small_batch(examples))
+        batch = min(self.batch, 128, max(16, 1 << max((examples // 16).bit_length() - 1, 0)))
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(Recipe)}
         values |= {"batch": batch, "group": min(self.group, batch // 2)}
         if self.steady:
             values["optimizer"] = replace(self.optimizer, lr=self.optimizer.lr * self.batch / batch)
-        return resized(Recipe(**values), whole_side(side)).fitted(examples, side, change, tell)
-
-
-def whole_side(side: int) -> int:
-    """The side in pixels at which ``small`` sees whole pictures of this side: in steps of 16, from 32 to 128."""
-    return min(128, max(32, round(side / 16) * 16))
-
-
-def small_batch(examples: int) -> int:
-    """128, or for little data the largest power of two that leaves 16 steps an epoch, but not under 16."""
-    power = max((max(examples, 1) // 16).bit_length() - 1, 0)
-    return min(128, max(16, 1 << power))
+        whole = min(128, max(32, round(side / 16) * 16))
+        return resized(Recipe(**values), whole).fitted(examples, side, change, tell)
 
 
 def resized(recipe: Recipe, whole: int) -> Recipe:
@@ -187,15 +177,12 @@ DIGIT = ImageView(
 """A view of a digit: no mirror image, which is another sign or none, and no hue; strong light and blur, which took
 accuracy with one label a class from 75 to 78 %: the thickness and the gray of a stroke say little."""
 
-
-digits = Recipe(
+digits = replace(
+    moco_cifar,
     name="digits",
     pretext=TwoViews(DIGIT),
     canvas=16,
     model=SmallResNet(widths=(32, 64, 128), blocks=(1, 1, 1), kernel=4, stride=2),
-    head=MLP((128,)),
-    keys=Momentum(0.99),
-    dictionary=Queue(4096),
     objective=InfoNCE(0.4),
     optimizer=AdamW(lr=2e-3),
     schedule=Cosine(warmup=0.05),
@@ -212,3 +199,42 @@ Chosen on 719 of the digits that the demo's labels are drawn from, never on thos
 at 0.2, longer training tells single pictures apart and loses the classes (one label a class: 78 % after 22 epochs,
 75 after 80; at 0.4 it is 80). A linear head leaves the backbone what two layers would keep for themselves (83 %).
 """
+
+_GRAY = replace(small.pictures.first, gray=1.0, scale=(0.5, 1.0))
+
+video_moco = replace(small, name="video_moco", pretext=TwoFrames(_GRAY, whole=small.pictures.whole))
+"""``small`` with another frame of the same video for the key: an encoder of pictures that learns from motion.
+
+Views are gray, and crops half the picture or more: who moves is told by colours and by details, how by the whole.
+"""
+
+video_moco_clips = replace(
+    small,
+    name="video_moco_clips",
+    pretext=TwoClips(_GRAY, whole=small.pictures.whole),
+    model=SmallVideoResNet(),
+    optimizer=AdamW(1e-3, weight_decay=0.05),
+    batch=32,
+    group=16,
+)
+"""``small`` with two clips of 8 frames of one video, and an encoder of 3×3×3 convolutions.
+
+An epoch has a clip for every frame, so it is long; minutes are what counts.
+"""
+
+video_moco_r3d = replace(
+    moco_v2,
+    name="video_moco_r3d",
+    pretext=TwoClips(replace(MOCO_V2, size=112), frames=16, every=0.16),
+    canvas=128,
+    model=VideoResNet(),
+    batch=512,
+    length=Length(steps=200 * 240_000 // 512),
+)
+"""MoCo v2 for videos: two clips of 16 frames at 112 px and r3d_18, much as Feichtenhofer et al. 2021 (2104.14558).
+
+They train ResNet-50 slow on Kinetics-400 for 200 epochs of one clip a video; a row here is a frame, so that its length
+is 200 times 240,000 clips in batches of 512.
+"""
+
+VIDEO = (video_moco, video_moco_clips, video_moco_r3d)

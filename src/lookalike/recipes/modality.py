@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
 import torch
+from torch import Tensor
 
 from lookalike.core.devices import moved, uploaded
 from lookalike.core.errors import BAD_DATA, UserError
@@ -19,6 +20,7 @@ from lookalike.data.text.captions import find_captioned
 from lookalike.data.text.loader import CaptionLoader, TextLoader, refuse_too_many, texts_of
 from lookalike.data.text.source import find_text
 from lookalike.data.text.tokenizer import Tokenizer
+from lookalike.data.video.timeline import Timeline
 from lookalike.models.features import Layer
 from lookalike.models.hugging_face import HuggingFace
 from lookalike.models.text import Transformer
@@ -26,6 +28,7 @@ from lookalike.models.towers import TwoTowers
 from lookalike.pretext.captions import Captions
 from lookalike.pretext.image import TwoViews
 from lookalike.pretext.text import SameSentence, plain
+from lookalike.pretext.video import TwoClips, TwoFrames
 from lookalike.recipes import RECIPES
 from lookalike.recipes.recipe import Recipe
 from lookalike.types import Canvases, Tokens, View
@@ -136,7 +139,7 @@ def new_tokenizer(recipe: Recipe, source: Source) -> Tokenizer:
     return Tokenizer.trained(every, recipe.model.vocabulary, _of_words(recipe).lowercase)
 
 
-def kept_tokenizer(folder: Path, recipe: Recipe) -> Tokenizer | None:
+def load_tokenizer(folder: Path, recipe: Recipe) -> Tokenizer | None:
     """That of a run, None where it needs none; raises UserError where the run has lost it."""
     if not modality_of(recipe).tokenizes:
         return None
@@ -171,3 +174,30 @@ def _picture_view(recipe: Recipe, file: str) -> View:
     assert isinstance(recipe.pretext, TwoViews | Captions)
     sizes = torch.tensor([[canvas.height, canvas.width]])
     return recipe.pretext.evaluation(moved(Canvases(torch.stack([canvas.pixels]), sizes)))
+
+
+class Examples:
+    """The examples of a loader's data, as a recipe sees them."""
+
+    def __init__(self, recipe: Recipe, loader: Loads) -> None:
+        self._pretext, self._seed, self._loader = recipe.pretext, recipe.seed, loader
+
+    @cached_property
+    def _timeline(self) -> Timeline:
+        return Timeline.of(self._loader.source.paths)
+
+    def training(self, rows: Tensor, epoch: int) -> Tensor:
+        """The rows (R,) that ``epoch`` reads for the examples at ``rows`` (B,); raises UserError for no videos."""
+        if isinstance(self._pretext, TwoFrames | TwoClips):
+            return self._pretext.training_rows(self._timeline, rows, self._seed, epoch)
+        return rows
+
+    def whole(self, rows: Tensor) -> Tensor:
+        """The rows (R,) that evaluations read for the examples at ``rows`` (B,); raises UserError for no videos."""
+        return self._pretext.whole_rows(self._timeline, rows) if isinstance(self._pretext, TwoClips) else rows
+
+    def evaluated(self) -> Tensor:
+        """(N,) the rows of the examples that evaluations look at; raises UserError for no videos."""
+        if isinstance(self._pretext, TwoClips):
+            return self._pretext.examples(self._timeline)
+        return torch.arange(len(self._loader))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -32,6 +33,19 @@ from lookalike.pretext.text import Cloze, Pairs, SameSentence
 from lookalike.pretext.video import TwoClips, TwoFrames, TwoMoments
 from lookalike.recipes.parts import PARTS, Backbone, DictionaryPart, adapted
 
+Pretext = TwoViews | OneView | Masked | TwoFrames | TwoClips | SameSentence | Pairs | Cloze | Captions
+Model = (
+    ResNet
+    | SmallResNet
+    | ViT
+    | Timm
+    | VideoResNet
+    | SmallVideoResNet
+    | Transformer
+    | HuggingFace
+    | TwoTowers
+    | Backbone
+)
 DictionaryValue = Queue | InBatch | MemoryBank | Neighbours | QueueEach | Classes | DictionaryPart
 
 
@@ -65,12 +79,12 @@ class Length:
             return self.steps
         return None if self.epochs is None else max(1, round(self.epochs * steps_per_epoch))
 
-    def total_at(self, steps_per_epoch: int, step: int) -> int:
-        """The steps of the whole run as they count for ``step``, the first of which is 1; measured by now."""
+    def total_at(self, steps_per_epoch: int, step: float = math.inf) -> int:
+        """The steps of the whole run as they count for ``step``, from 1 on, or for the last; measured by now."""
         begun = [stage for stage in self.stages if stage.after < step]
         total = replace(self, stages=tuple(begun)).total(steps_per_epoch)
         if total is None:
-            raise ValueError("minutes are measured before training: see minutes.py")
+            raise ValueError("minutes are measured before training: see length.py")
         return total
 
     def changed(self, after: int, total: int, minutes: float | None = None) -> Length:
@@ -87,34 +101,14 @@ class Length:
         return Length(minutes=self.minutes) if self.minutes is not None else replace(self, stages=())
 
 
-def unchanged(recipe: Recipe) -> Recipe:
-    """As it is."""
-    return recipe
-
-
-def silent(sentence: str) -> None:
-    """Tells nobody."""
-
-
 @dataclass(frozen=True)
 class Recipe:
     """What is learned, how, and for how long; two runs of one recipe on the same data and machine are equal."""
 
     name: str
-    pretext: TwoViews | OneView | Masked | TwoFrames | TwoClips | SameSentence | Pairs | Cloze | Captions
+    pretext: Pretext
     canvas: int = 256  # side in pixels at which pictures are kept before they are cropped
-    model: (
-        ResNet
-        | SmallResNet
-        | ViT
-        | Timm
-        | VideoResNet
-        | SmallVideoResNet
-        | Transformer
-        | HuggingFace
-        | TwoTowers
-        | Backbone
-    ) = ResNet()  # noqa: RUF009
+    model: Model = ResNet()  # noqa: RUF009
     head: MLP = MLP()  # noqa: RUF009
     whiten: bool = False  # the backbone ends in a map, fitted without labels, that decorrelates its features
     predictor: MLP | None = None  # between the query's head and the query (MoCo v3)
@@ -184,8 +178,8 @@ class Recipe:
         self,
         examples: int,
         side: int = 32,
-        change: Callable[[Recipe], Recipe] = unchanged,
-        tell: Callable[[str], None] = silent,
+        change: Callable[[Recipe], Recipe] = lambda recipe: recipe,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> Recipe:
         """The recipe for this many examples, whose pictures have a median short side of ``side`` pixels.
 
@@ -227,7 +221,7 @@ class Recipe:
             objective=CrossEntropy(),
         )
 
-    def guess(self, examples: int) -> float:
+    def chance_loss(self, examples: int) -> float:
         """The loss of scoring all entries alike, and of painting nothing: what a run starts near."""
         contrast = self.keys.directions * self.objective.chance_loss(self.dictionary.negatives(self.batch, examples))
         return contrast + (self.reconstruction.chance_loss(self._hidden()) if self.reconstruction else 0.0)
@@ -243,108 +237,74 @@ class Recipe:
 
 def meaningless(recipe: Recipe) -> str | None:
     """Why the parts of a recipe do not fit together, in words; None where they do."""
-    refusals = _of_labels(recipe) | _of_contrast(recipe) | _of_kinds(recipe) | _of_hidden(recipe)
-    return next((words for words, refused in refusals.items() if refused), None)
+    checks = (_labels, _contrast, _modalities, _reconstruction)
+    return next((words for check in checks for words in check(recipe)), None)
 
 
-def _of_labels(recipe: Recipe) -> dict[str, bool]:
-    """What a classifier and supervised contrast ask of the other parts."""
-    parts = (
-        isinstance(recipe.keys, Labelled),
-        isinstance(recipe.dictionary, Classes),
-        isinstance(recipe.objective, CrossEntropy),
-    )
-    return {
-        "a classifier is all of Labelled, Classes and CrossEntropy": any(parts) and not all(parts),
-        "the head of a classifier ends in one number for each class, and no predictor follows": (
-            isinstance(recipe.dictionary, Classes)
-            and (recipe.head.widths[-1:] != (recipe.dictionary.count,) or recipe.predictor is not None)
-        ),
-        "supervised contrast must know the labels of its entries: the dictionary is InBatch": (
-            isinstance(recipe.objective, SupCon) and not isinstance(recipe.dictionary, InBatch)
-        ),
-        "one view a step is only enough where its key is stored from before: use TwoViews": (
-            isinstance(recipe.pretext, OneView) and not isinstance(recipe.keys, Stored) and not any(parts)
-        ),
-    }
-
-
-def _of_contrast(recipe: Recipe) -> dict[str, bool]:
-    """What keys, dictionary and objective ask of each other."""
+def _labels(recipe: Recipe) -> Iterator[str]:
+    """What a classifier and supervised contrast require of the other parts."""
     keys, dictionary, objective = recipe.keys, recipe.dictionary, recipe.objective
+    parts = (isinstance(keys, Labelled), isinstance(dictionary, Classes), isinstance(objective, CrossEntropy))
+    ends = (recipe.head.widths[-1:], recipe.predictor)
+    if any(parts) and not all(parts):
+        yield "a classifier is all of Labelled, Classes and CrossEntropy"
+    if isinstance(dictionary, Classes) and ends != ((dictionary.count,), None):
+        yield "the head of a classifier ends in one number for each class, and no predictor follows"
+    if isinstance(objective, SupCon) and not isinstance(dictionary, InBatch):
+        yield "supervised contrast must know the labels of its entries: the dictionary is InBatch"
+    if isinstance(recipe.pretext, OneView) and not isinstance(keys, Stored) and not any(parts):
+        yield "one view a step is only enough where its key is stored from before: use TwoViews"
+
+
+def _contrast(recipe: Recipe) -> Iterator[str]:
+    """What keys, dictionary and objective require of each other."""
+    keys, dictionary, nce = recipe.keys, recipe.dictionary, isinstance(recipe.objective, NCE)
     made_in_step = isinstance(keys, EndToEnd) or isinstance(dictionary, InBatch | Neighbours)
-    return {
-        "stored keys are rows of a memory bank, which alone has one for every example": (
-            isinstance(keys, Stored) and not isinstance(dictionary, MemoryBank)
-        ),
-        "NCE stands for a softmax that is too long to sum: give the memory bank draws, or take InfoNCE over all rows": (
-            isinstance(objective, NCE) and isinstance(dictionary, MemoryBank) and dictionary.draws is None
-        ),
-        "the predictor ends in another width than the head, so queries and keys cannot be compared": (
-            recipe.predictor is not None and recipe.predictor.widths[-1:] != recipe.head.widths[-1:]
-        ),
-        "slices need entries that are there before the batch: those of a queue or a bank, and keys without gradient": (
-            recipe.slices > 1 and made_in_step and not isinstance(keys, Alone)
-        ),
-        "the Z of NCE comes from the first batch whole: it cannot be worked on in slices": (
-            recipe.slices > 1 and isinstance(objective, NCE)
-        ),
-    }
+    if isinstance(keys, Stored) and not isinstance(dictionary, MemoryBank):
+        yield "stored keys are rows of a memory bank, which alone has one for every example"
+    if nce and isinstance(dictionary, MemoryBank) and dictionary.draws is None:
+        yield "NCE stands for a softmax that is too long to sum: give the memory bank draws, or take InfoNCE"
+    if recipe.predictor is not None and recipe.predictor.widths[-1:] != recipe.head.widths[-1:]:
+        yield "the predictor ends in another width than the head, so queries and keys cannot be compared"
+    if recipe.slices > 1 and made_in_step and not isinstance(keys, Alone):
+        yield "slices need entries from before the batch: those of a queue or a bank, and keys without gradient"
+    if recipe.slices > 1 and nce:
+        yield "the Z of NCE comes from the first batch whole: it cannot be worked on in slices"
 
 
-def _of_kinds(recipe: Recipe) -> dict[str, bool]:
-    """What pretext and model ask of each other."""
+def _modalities(recipe: Recipe) -> Iterator[str]:
+    """What pretext and model require of each other."""
     pretext, model, keys = recipe.pretext, recipe.model, recipe.keys
     text, clips = isinstance(pretext, SameSentence), isinstance(pretext, TwoClips)
-    return {
-        "views of text are for encoders of text, and those of pictures for encoders of pictures": (
-            text != isinstance(model, Transformer | HuggingFace)
-        ),
-        "keys of text are not shuffled, since no BatchNorm compares them: keys.shuffle is false": (
-            text and isinstance(keys, Momentum) and keys.shuffle
-        ),
-        "clips are for encoders of videos, and frames for encoders of pictures": (
-            clips != isinstance(model, VideoResNet | SmallVideoResNet)
-        ),
-        "a picture and its caption go through two towers, which are for nothing else: model is TwoTowers": (
-            isinstance(pretext, Captions) != isinstance(model, TwoTowers)
-        ),
-        "a queue for each direction needs two directions: keys must be Momentum, and symmetric": (
-            isinstance(recipe.dictionary, QueueEach) and recipe.keys.directions != 2
-        ),
-        "the two moments lie pretext.near to pretext.far seconds apart, from 0 on and the second not below the first": (
-            isinstance(pretext, TwoMoments) and not 0 <= pretext.near <= pretext.farthest()
-        ),
-        "a clip has 2 frames or more, some seconds apart": (
-            isinstance(pretext, TwoClips) and not (pretext.frames > 1 and pretext.every > 0)
-        ),
-        "only a ViT leaves patches out, those of its own size: model.patch must be pretext.patch": (
-            isinstance(pretext, Masked) and not (isinstance(model, ViT) and model.patch == pretext.patch)
-        ),
-    }
+    if text != isinstance(model, Transformer | HuggingFace):
+        yield "views of text are for encoders of text, and those of pictures for encoders of pictures"
+    if text and isinstance(keys, Momentum) and keys.shuffle:
+        yield "keys of text are not shuffled, since no BatchNorm compares them: keys.shuffle is false"
+    if clips != isinstance(model, VideoResNet | SmallVideoResNet):
+        yield "clips are for encoders of videos, and frames for encoders of pictures"
+    if isinstance(pretext, Captions) != isinstance(model, TwoTowers):
+        yield "a picture and its caption go through two towers, which are for nothing else: model is TwoTowers"
+    if isinstance(recipe.dictionary, QueueEach) and keys.directions != 2:
+        yield "a queue for each direction needs two directions: keys must be Momentum, and symmetric"
+    if isinstance(pretext, TwoMoments) and not 0 <= pretext.near <= pretext.farthest():
+        yield "the two moments lie pretext.near to pretext.far seconds apart, with 0 <= near <= far"
+    if isinstance(pretext, TwoClips) and not (pretext.frames > 1 and pretext.every > 0):
+        yield "a clip has 2 frames or more, some seconds apart"
+    if isinstance(pretext, Masked) and not (isinstance(model, ViT) and model.patch == pretext.patch):
+        yield "only a ViT leaves patches out, those of its own size: model.patch must be pretext.patch"
 
 
-def _of_hidden(recipe: Recipe) -> dict[str, bool]:
-    """What a decoder asks of the other parts, and they of it."""
+def _reconstruction(recipe: Recipe) -> Iterator[str]:
+    """What a decoder requires of the other parts, and they of it."""
     pretext, decoder, alone = recipe.pretext, recipe.reconstruction, isinstance(recipe.keys, Alone)
     words = (isinstance(pretext, Cloze), isinstance(decoder, Words))
-    return {
-        "words are named where tokens are hidden, alone: Cloze, a Transformer, Words and Alone belong together": (
-            any(words) and not (all(words) and isinstance(recipe.model, Transformer) and alone)
-        ),
-        "a decoder paints what is hidden, and nothing is: the pretext must be Masked, with a larger share": (
-            isinstance(decoder, Decoder) and not (isinstance(pretext, Masked) and pretext.visible() < pretext.patches())
-        ),
-        "without keys a decoder teaches alone: the head is MLP(()), with no predictor, and InBatch stores nothing": (
-            alone
-            and (
-                decoder is None
-                or recipe.head.widths != ()
-                or recipe.predictor is not None
-                or not isinstance(recipe.dictionary, InBatch)
-            )
-        ),
-    }
+    if any(words) and not (all(words) and isinstance(recipe.model, Transformer) and alone):
+        yield "words are named where tokens are hidden, alone: Cloze, a Transformer, Words and Alone belong together"
+    if isinstance(decoder, Decoder) and not (isinstance(pretext, Masked) and pretext.visible() < pretext.patches()):
+        yield "a decoder paints what is hidden, and nothing is: the pretext must be Masked, with a larger share"
+    bare = recipe.head.widths == () and recipe.predictor is None and isinstance(recipe.dictionary, InBatch)
+    if alone and not (decoder is not None and bare):
+        yield "without keys a decoder teaches alone: the head is MLP(()), with no predictor, and InBatch stores nothing"
 
 
 def uneven(recipe: Recipe, world: int) -> str | None:

@@ -12,10 +12,13 @@ from typing import Any, Literal
 
 import timm
 import torchvision
+from torch import nn
 
+from lookalike.core import dist
 from lookalike.core.errors import BAD_DATA, UserError, meant
 from lookalike.models.image import ResNet, Timm
-from lookalike.recipes.parts import PARTS
+from lookalike.pretext.image import ImageView
+from lookalike.recipes.parts import PARTS, Backbone, Network, Transform, Transformed
 from lookalike.recipes.recipe import Recipe
 
 
@@ -127,16 +130,30 @@ def override(recipe: Recipe, path: str, value: object) -> Recipe:
     if path not in flat(recipe):
         hint = meant(path, flat(recipe), "see recipe.json of a run for all fields")
         raise UserError(f"recipe {recipe.name} has no field {path!r}; {hint}")
-    return typing.cast("Recipe", replaced(recipe, path, value))
+    return typing.cast("Recipe", _replaced(recipe, path.split("."), path, value))
 
 
-def replaced(value: Any, path: str, new: object) -> Any:
-    """A frozen dataclass with the field at ``path``, which it has, set or read from text; raises UserError."""
-    return _replaced(value, path.split("."), path, new)
+def with_model(recipe: Recipe, model: str | Backbone | nn.Module) -> Recipe:
+    """``recipe`` with another backbone, which may be a network that was handed over. Raises UserError."""
+    if not isinstance(model, nn.Module):
+        return override(recipe, "model", model)
+    if dist.world() > 1:
+        raise UserError(
+            "under torchrun each process would bring a network of its own: register the part, @lookalike.part"
+        )
+    return replace(recipe, model=Network.of(model, recipe.pictures.first.size))
 
 
-def _replaced(value: Any, parts: list[str], path: str, new: object) -> Any:
-    name, *rest = parts
+def with_view(recipe: Recipe, view: ImageView | Transform) -> Recipe:
+    """``recipe`` with other views of pictures: a part, or a function that was handed over. Raises UserError."""
+    views = recipe.pictures
+    first = view if isinstance(view, ImageView) else Transformed.of(view, views.first)
+    return replace(recipe, pretext=replace(views, first=first, second=None))
+
+
+def _replaced(value: Any, names: list[str], path: str, new: object) -> Any:
+    """A frozen dataclass with the field at ``names`` set, or read from text."""
+    name, *rest = names
     if rest:
         return replace(value, **{name: _replaced(getattr(value, name), rest, path, new)})
     hint = typing.get_type_hints(type(value))[name]
@@ -145,7 +162,7 @@ def _replaced(value: Any, parts: list[str], path: str, new: object) -> Any:
         if not fits(field, hint):
             raise ValueError(new)
         return replace(value, **{name: field})
-    except (ValueError, TypeError, SyntaxError):
+    except (ValueError, KeyError, TypeError, SyntaxError):
         raise UserError(f"--{path} cannot be {new!r}: it is {_readable(hint)}, now {getattr(value, name)!r}") from None
 
 
@@ -158,11 +175,12 @@ def _readable(hint: Any) -> str:
 
 
 def parsed(text: str, hint: Any) -> Any:
-    """``text`` as the type of a field: bool, int, float, str, Literal, tuple (``64,128``), optional, or a part."""
+    """``text`` as the type of a field: bool, int, float, str, Literal, tuple (``64,128``), optional, or a part.
+
+    Whether it fits is checked after.
+    """
     origin, choices = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        if text not in choices:
-            raise ValueError(text)
+    if origin is Literal or hint is str:
         return text
     if origin in (types.UnionType, typing.Union):
         if text.lower() == "none" and type(None) in choices:
@@ -174,10 +192,8 @@ def parsed(text: str, hint: Any) -> Any:
         items = ast.literal_eval(text if text.startswith(("(", "[")) else f"({text},)")
         return tuple(parsed(str(item), choices[0]) for item in items)
     if hint is bool:
-        if text.lower() not in ("true", "false"):
-            raise ValueError(text)
-        return text.lower() == "true"
-    if hint in (int, float, str):
+        return {"true": True, "false": False}[text.lower()]
+    if hint in (int, float):
         return hint(text)
     raise TypeError(hint)
 

@@ -105,7 +105,8 @@ def _publish(final: Path, step: int, state: dict[str, Tensor], optimizer: torch.
         manifest = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2), "utf-8")
         for path in temporary.iterdir():
-            _sync(path)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
         sync_folder(temporary)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
@@ -205,17 +206,13 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def _fill(path: Path, into: Mapping[str, Tensor], firsts: Mapping[str, int] = MappingProxyType({})) -> None:
     """Copy the tensors of a file over those of the same names, from row ``firsts`` on where this rank holds a part.
 
-    The file is mapped anew for every few of its bytes, since the pages that were read stay in memory while it is: so a
-    long queue is there once, not twice.
+    The file is mapped anew for each piece, since the pages that were read stay in memory while it is: so a long queue
+    is in memory once, not twice.
     """
-    file: Any = None
-    left = 0
     for name, tensor in into.items():
         for piece, rows in _pieces(tensor, firsts.get(name, 0)):
-            if left <= 0:
-                file, left = safe_open(path, "pt"), _PIECE
-            piece.copy_(file.get_slice(name)[rows])
-            left -= piece.nbytes
+            with safe_open(path, "pt") as file:
+                piece.copy_(file.get_slice(name)[rows])
 
 
 def _pieces(tensor: Tensor, first: int) -> Iterator[tuple[Tensor, Any]]:
@@ -264,8 +261,3 @@ def _restore(path: Path, plain: Any, optimizer: torch.optim.Optimizer) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -21,9 +21,8 @@ from lookalike.core.errors import USAGE, UserError
 from lookalike.core.files import read_json, write_json
 from lookalike.core.seeding import reseed
 from lookalike.learn import optim
-from lookalike.train.meter import Due
 from lookalike.train.run import Run
-from lookalike.train.stops import Finite, Signals, leave
+from lookalike.train.watch import Due, Finite, Signals, leave
 
 Item = TypeVar("Item")
 

@@ -13,7 +13,7 @@ from lookalike.core.files import read_json
 from lookalike.data.source import Data, Source
 from lookalike.learn.dictionary import Queue
 from lookalike.recipes.recipe import Recipe
-from lookalike.train.pretrain import Request, opened_data
+from lookalike.train.pretrain import Request, open_data
 from lookalike.train.run import read_recipe
 
 Point = tuple[float, float]
@@ -30,7 +30,7 @@ class History(NamedTuple):
 
     def guess(self) -> float:
         """The loss at chance level."""
-        return self.recipe.guess(self.examples())
+        return self.recipe.chance_loss(self.examples())
 
     def after_filling(self, points: list[Point]) -> list[Point]:
         """The points from when the random keys that a queue starts with have left it; all, if that never was."""
@@ -67,7 +67,7 @@ class History(NamedTuple):
             raise UserError(f"the run learned from {name}, which is not on this machine")
         supervised = data is None and self.recipe.name.startswith("supervised_")
         split = None if split is None else str(split)
-        return opened_data(
+        return open_data(
             Request(name if data is None else data, Path(), recipe=self.recipe, split=split, supervised=supervised)
         )
 

@@ -20,11 +20,10 @@ from lookalike.data.order import order_of
 from lookalike.learn.learner import Learner
 from lookalike.recipes.recipe import Length, Recipe
 from lookalike.train import checkpoint
-from lookalike.train.log import StepReport
-from lookalike.train.loop import CheckUp, Finished, batches, has_own_attention, new_learner, steps_of, train, work_of
-from lookalike.train.meter import Meter
-from lookalike.train.monitor import Checkup
+from lookalike.train.loop import Finished, Measure, batches, has_own_attention, new_learner, train, work_of
 from lookalike.train.run import Run
+from lookalike.train.trained import Checkup
+from lookalike.train.watch import Meter, StepReport
 
 LEAST = 30
 """Steps below which a run in minutes is refused: it would be over before it has learned anything."""
@@ -161,7 +160,7 @@ class Clock:
         self._checked = 0.0  # seconds in check-ups
         self._last: tuple[int, float, float] | None = None  # step, time and ``_checked`` of the last look
 
-    def timed(self, checkup: CheckUp) -> CheckUp:
+    def timed(self, checkup: Measure) -> Measure:
         """The same check-up, whose time is noted."""
 
         def call(learner: Learner) -> dict[str, float]:
@@ -196,7 +195,7 @@ class Clock:
         return self.total != before
 
 
-def to_the_end(
+def train_to_end(
     recipe: Recipe,
     run: Run,
     loader: Loads,
@@ -218,7 +217,7 @@ def to_the_end(
             return done
         step, total, new = done.step, done.total, dist.agree(clock.total)
         del done  # and its learner: the next one wants the memory
-        recipe = changed(recipe, run, step, new)
+        recipe = record_length(recipe, run, step, new)
         speed = "slower" if new < total else "faster"
         run.note(f"{speed} than was measured: from step {step:,} on {new:,} steps instead of {total:,}, to end in time")
 
@@ -226,7 +225,7 @@ def to_the_end(
 # ---- made longer ----
 
 
-def extended(
+def extend(
     recipe: Recipe, longer: Length, run: Run, loader: Loads, checkup: Checkup, start: float
 ) -> tuple[Recipe, Clock | None]:
     """Make a run longer from its newest checkpoint on, and record it; one that is so long already goes on.
@@ -234,7 +233,8 @@ def extended(
     ``longer`` is its length in all, but minutes are more than it has.
     """
     order = order_of(loader.source, recipe.batch, recipe.seed, recipe.window)
-    done, total = dist.on_first_rank(lambda: checkpoint.newest_step(run.checkpoints)), steps_of(recipe, order)
+    done = dist.on_first_rank(lambda: checkpoint.newest_step(run.checkpoints))
+    total = recipe.length.total_at(order.steps_per_epoch)
     new, clock, how_long = longer.total(order.steps_per_epoch), None, ""
     if new is None:
         if done < total and recipe.length.longer_by() == longer.minutes:
@@ -247,12 +247,12 @@ def extended(
         raise UserError(f"{run.folder} is {total} steps long, and --extend asks for {new} in all: name more")
     if new > total:
         run.go_on(recipe)  # says what else has changed, before it is the recipe that says so
-        recipe = changed(recipe, run, done, new, longer.minutes)
+        recipe = record_length(recipe, run, done, new, longer.minutes)
         run.note(f"made longer after step {done:,}: {new:,} steps instead of {total:,}{how_long}")
     return recipe, clock
 
 
-def changed(recipe: Recipe, run: Run, done: int, total: int, minutes: float | None = None) -> Recipe:
+def record_length(recipe: Recipe, run: Run, done: int, total: int, minutes: float | None = None) -> Recipe:
     """The recipe of a run that is ``total`` steps long when ``done`` are done, on record."""
     recipe = replace(recipe, length=recipe.length.changed(done, total, minutes))
     dist.on_first_rank(lambda: run.write_recipe(recipe))

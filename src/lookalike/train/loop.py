@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -17,21 +18,27 @@ from lookalike.core.seeding import reseed
 from lookalike.data.loader import Loads
 from lookalike.data.order import Order, order_of
 from lookalike.learn import optim
+from lookalike.learn.dictionary import InBatch, Queue
+from lookalike.learn.labelled import Classes
 from lookalike.learn.learner import Learner, Outcome
 from lookalike.models.text import Transformer
 from lookalike.models.vit import ViT
-from lookalike.recipes.examples import Examples
+from lookalike.pretext.image import ViewPair
+from lookalike.recipes.modality import Examples
 from lookalike.recipes.recipe import Recipe, uneven
-from lookalike.train.log import Log, StepReport
-from lookalike.train.meter import Due, Meter
-from lookalike.train.replay import Work, repeated
 from lookalike.train.run import Run
-from lookalike.train.stops import Finite, Signals
+from lookalike.train.watch import Due, Finite, Log, Meter, Signals, StepReport
 from lookalike.types import Batch, View
 
 _ADVICE = "no checkpoint holds it; lower --optimizer.lr and start again with --overwrite"
 
-CheckUp = Callable[[Learner], dict[str, float]]
+Measure = Callable[[Learner], dict[str, float]]
+Work = Callable[[Batch], Outcome]
+
+GRAPHS = "LOOKALIKE_GRAPHS"
+"""Environment variable: 0 has every kernel started anew, to look at one."""
+
+_WARM = 3  # steps that are made as usual first: libraries start, and kernels are compiled
 
 
 class Finished(NamedTuple):
@@ -81,7 +88,7 @@ def train(
     recipe: Recipe,
     run: Run,
     loader: Loads,
-    checkup: CheckUp = lambda _: {},
+    checkup: Measure = lambda _: {},
     watch: Callable[[StepReport], None] = lambda _: None,
     save_every: int | None = None,
     pause: Callable[[int], bool] = lambda _: False,
@@ -95,7 +102,8 @@ def train(
     learner = new_learner(recipe, loader).train()
     optimizer = recipe.optimizer.build(learner, recipe.batch)
     step, signal = run.resume(learner, optimizer), 0.0
-    total, total_at = steps_of(recipe, order), partial(recipe.length.total_at, order.steps_per_epoch)
+    total_at = partial(recipe.length.total_at, order.steps_per_epoch)
+    total = total_at()
     if step < total:
         run.go_on(recipe)
     due, finite = Due(total_at, recipe.checkups, save_every), Finite(learner, optimizer, _ADVICE)
@@ -148,7 +156,11 @@ def new_learner(recipe: Recipe, loader: Loads) -> Learner:
 
 def work_of(model: nn.Module, learner: Learner, recipe: Recipe) -> Work:
     """What a step does with a batch: ``backward``, which a GPU repeats by itself where it can."""
-    return repeated(lambda batch: backward(model, learner, batch, recipe), learner, recipe)
+
+    def work(batch: Batch) -> Outcome:
+        return backward(model, learner, batch, recipe)
+
+    return Replayed(work, learner) if can_repeat(recipe) else work
 
 
 @full_precision()
@@ -165,7 +177,7 @@ def backward(model: nn.Module, learner: Learner, batch: Batch, recipe: Recipe) -
     return Outcome.of_slices(outcomes)
 
 
-def run_checkup(learner: Learner, checkup: CheckUp) -> dict[str, float]:
+def run_checkup(learner: Learner, checkup: Measure) -> dict[str, float]:
     """A check-up by the first rank; what it fits is everybody's."""
     metrics = dist.on_first_rank(lambda: checkup(learner))
     if learner.encoder.whitening is not None:
@@ -173,9 +185,75 @@ def run_checkup(learner: Learner, checkup: CheckUp) -> dict[str, float]:
     return metrics
 
 
-def steps_of(recipe: Recipe, order: Order) -> int:
-    """The steps of the whole run, which ``--minutes`` has fixed by now."""
-    total = recipe.length.total(order.steps_per_epoch)
-    if total is None:
-        raise ValueError("minutes are measured before training: see length.py")
-    return total
+# ---- a step that a GPU repeats by itself ----
+
+
+def can_repeat(recipe: Recipe) -> bool:
+    """Whether every step is the same kernels with the same numbers from the host, on tensors of the same shapes.
+
+    Texts have other lengths each step, a bank that draws is told the step by the host, and ranks wait for each other.
+    """
+    pictures = isinstance(recipe.pretext, ViewPair) and isinstance(recipe.dictionary, Queue | InBatch | Classes)
+    return pictures and device().type == "cuda" and dist.world() == 1 and os.environ.get(GRAPHS) != "0"
+
+
+class Replayed:
+    """A forward and backward pass, recorded once as a CUDA graph; what it gives is overwritten by the next call.
+
+    A ResNet-50 step starts about 900 kernels, which took the host longer than the GPU took to run them
+    (docs/results.md).
+    """
+
+    def __init__(self, work: Work, module: nn.Module) -> None:
+        self._work, self._module = work, module
+        # One stream for all: where gradients add up is decided by the stream of the pass that first met a parameter.
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._calls = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, batch: Batch) -> Outcome:
+        """The outcome of a batch, whose gradients are in the module after it."""
+        self._calls += 1
+        if self._calls <= _WARM:
+            return self._as_usual(batch)
+        if self._graph is None:
+            self._record(batch)
+        assert self._graph is not None
+        for static, part in zip(_parts(self._batch), _parts(batch)):
+            static.copy_(part)
+        self._graph.replay()
+        for parameter, gradient in self._gradients:  # the loop has let go of them
+            parameter.grad = gradient
+        return self._outcome
+
+    def _as_usual(self, batch: Batch) -> Outcome:
+        using = torch.cuda.current_stream()
+        self._stream.wait_stream(using)
+        with torch.cuda.stream(self._stream):
+            outcome = self._work(batch)
+        using.wait_stream(self._stream)
+        return outcome
+
+    def _record(self, batch: Batch) -> None:
+        """Nothing is computed: kernels are written down, with the memory that they use."""
+        self._batch = Batch(batch.index.clone(), _copied(batch.first), _copied(batch.second))
+        if batch.second is batch.first:
+            self._batch = self._batch._replace(second=self._batch.first)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            self._outcome = self._work(self._batch)
+        self._gradients = [(p, p.grad) for p in self._module.parameters() if p.grad is not None]
+        self._graph = graph
+
+
+def _copied(view: View) -> View:
+    return {name: part.clone() for name, part in view.items()}
+
+
+def _parts(batch: Batch) -> Iterator[Tensor]:
+    """All tensors of a batch, each once."""
+    yield batch.index
+    yield from batch.first.values()
+    if batch.second is not batch.first:
+        yield from batch.second.values()

@@ -20,7 +20,8 @@ from lookalike.core.devices import Precision, computes_in_bf16, device, named_pr
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.files import UNFINISHED, write_atomically
 from lookalike.core.isolation import isolated
-from lookalike.data.fingerprint import Change, changes, from_table, to_table
+from lookalike.core.progress import counted
+from lookalike.data.fingerprint import changes, from_table, to_table
 from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, Source, name_of, open_source, reference_and_query
 from lookalike.data.text.loader import texts_of
@@ -28,17 +29,16 @@ from lookalike.data.text.tokenizer import Tokenizer
 from lookalike.learn.labelled import Labelled
 from lookalike.pretext.image import ImageView
 from lookalike.recipes import recipe_of
-from lookalike.recipes.modality import TOKENIZER, kept_tokenizer, loader, modality_of, new_tokenizer
-from lookalike.recipes.parts import Backbone, Network, Transform, Transformed
+from lookalike.recipes.modality import TOKENIZER, load_tokenizer, loader, modality_of, new_tokenizer
+from lookalike.recipes.parts import Backbone, Transform
 from lookalike.recipes.recipe import Length, Recipe
-from lookalike.recipes.serialize import from_plain, override, refuse_unloadable, to_plain
+from lookalike.recipes.serialize import from_plain, override, refuse_unloadable, to_plain, with_model, with_view
 from lookalike.train import checkpoint
-from lookalike.train.length import Clock, budget, expected, extended, to_the_end
+from lookalike.train.length import Clock, budget, expected, extend, train_to_end
 from lookalike.train.loop import Finished
-from lookalike.train.monitor import Checkup
-from lookalike.train.run import Run, check_same, move_aside, opened, read_recipe
+from lookalike.train.run import Run, check_same, move_aside, open_run, read_recipe
 from lookalike.train.screen import Screen
-from lookalike.train.trained import labelled
+from lookalike.train.trained import Checkup, labelled
 
 _MANY = 100_000  # examples from which a GPU's default is the paper's recipe
 P = ParamSpec("P")
@@ -86,6 +86,10 @@ class Request:
             raise UserError("choose one of --minutes, --epochs and --steps")
         if not all(0 < value < math.inf for value in lengths):
             raise UserError("--minutes, --epochs and --steps must be above 0")
+        if self.extend and self.overwrite:
+            raise UserError("--extend makes a run longer and --overwrite starts it again: choose one")
+        if self.extend and not lengths:
+            raise UserError("--extend needs a length: --epochs or --steps in all, or --minutes more")
 
     @property
     def folder(self) -> Path:
@@ -94,40 +98,21 @@ class Request:
 
     @property
     def length(self) -> Length | None:
-        """The one that is named; None where none is."""
+        """None where the person names none."""
         length = Length(self.epochs, self.minutes, self.steps)
         return None if length == Length() else length
 
     def change(self, recipe: Recipe) -> Recipe:
         """``recipe`` with the length and the fields that the person set. Raises UserError."""
         recipe = replace(recipe, length=self.length or recipe.length)
-        if self.batch is not None:
-            recipe = override(recipe, "batch", self.batch)
         if self.model is not None:
             recipe = with_model(recipe, self.model)
         if self.view is not None:
             recipe = with_view(recipe, self.view)
-        for path, value in (self.settings or {}).items():
+        batch = {} if self.batch is None else {"batch": self.batch}
+        for path, value in {**batch, **(self.settings or {})}.items():
             recipe = override(recipe, path, value)
         return recipe
-
-
-def with_model(recipe: Recipe, model: str | Backbone | nn.Module) -> Recipe:
-    """``recipe`` with another backbone, which may be a network that was handed over. Raises UserError."""
-    if not isinstance(model, nn.Module):
-        return override(recipe, "model", model)
-    if dist.world() > 1:
-        raise UserError(
-            "under torchrun each process would bring a network of its own: register the part, @lookalike.part"
-        )
-    return replace(recipe, model=Network.of(model, recipe.pictures.first.size))
-
-
-def with_view(recipe: Recipe, view: ImageView | Transform) -> Recipe:
-    """``recipe`` with other views of pictures: a part, or a function that was handed over. Raises UserError."""
-    views = recipe.pictures
-    first = view if isinstance(view, ImageView) else Transformed.of(view, views.first)
-    return replace(recipe, pretext=replace(views, first=first, second=None))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,16 +146,15 @@ def carry_out(request: Request, began: float | None = None) -> Finished:
     """
     began = time.perf_counter() if began is None else began
     with dist.together():
-        dist.on_first_rank(lambda: refuse_foreign(request.folder))
-        dist.on_first_rank(lambda: refuse_extending(request))
-        source = opened_data(request)
+        dist.on_first_rank(lambda: refuse_folder(request))
+        source = open_data(request)
         sentences: list[str] = []
         recipe = recipe_for(request, source, sentences.append)
         refuse_unloadable(recipe)
         if request.overwrite:
-            dist.on_first_rank(lambda: make_room(request.folder))
+            dist.on_first_rank(lambda: move_aside(request.folder))
         quiet, rows = request.quiet or not dist.first(), modality_of(recipe).examples
-        with opened(request.folder) as run, Screen(recipe.name, quiet, rows) as screen:
+        with open_run(request.folder) as run, Screen(recipe.name, quiet, rows) as screen:
             for sentence in sentences:
                 screen.say(sentence)
             return begin_or_continue(request, recipe, source, run, screen, began)
@@ -189,36 +173,29 @@ def begin_or_continue(
         recipe = recorded
     dist.on_first_rank(lambda: checkpoint.refuse_full(run.checkpoints, recipe, len(source)))
     tokenizer = tokenizer_of(request, recipe, source, run, new=recorded is None)
-    reads = load_data(request, recipe, source, tokenizer, run, screen)
+    limits = (int(request.memory * GIB), request.workers, request.max_bad)
+    reads = loader(recipe, source, tokenizer, *limits, counted(screen.work, "reading", len(source)), run.note_bad_files)
     checkup, clock = Checkup.of(reads, recipe), None
     if recorded is None:
         recipe, clock = begin(request, recipe, run, reads, checkup, screen, began)
     elif request.extend:
-        recipe, clock = extended(recipe, request.length or recipe.length, run, reads, checkup, began)
+        recipe, clock = extend(recipe, request.length or recipe.length, run, reads, checkup, began)
     if request.init_from is not None and not dist.agree(bool(checkpoint.published(run.checkpoints))):
         initialise(Path(request.init_from), recipe, run, reads)
-    done = to_the_end(recipe, run, reads, checkup, screen.step, request.save_every, clock)
+    done = train_to_end(recipe, run, reads, checkup, screen.step, request.save_every, clock)
     note_all_bad(run, reads)
     screen.say(summary(done, request.folder))
     return done
 
 
-def opened_data(request: Request) -> Source:
+def open_data(request: Request) -> Source:
     """What to train on; with labels the reference part alone, since evaluations test on the other."""
     find = modality_of(request.recipe).find
-    if request.split is not None or not request.supervised:
+    if request.supervised and request.split is None:
+        source, _ = reference_and_query(request.data, find=find)
+    else:
         source = open_source(request.data, request.split, find=find)
-        return labelled(source, request.data) if request.supervised else source
-    source, _ = reference_and_query(request.data, find=find)
-    return labelled(source, request.data)
-
-
-def make_room(out: Path) -> None:
-    """Move an old run aside, but not while another process trains it."""
-    if (out / "recipe.json").exists():
-        with Run(out):
-            pass
-        move_aside(out)
+    return labelled(source, request.data) if request.supervised else source
 
 
 def note_all_bad(run: Run, loader: Loads) -> None:
@@ -229,30 +206,17 @@ def note_all_bad(run: Run, loader: Loads) -> None:
     run.note_bad_files(bad)
 
 
-def refuse_foreign(out: Path) -> None:
-    """Never write into a folder that holds somebody's other files."""
-    # recipe.json comes last when a run begins
+def refuse_folder(request: Request) -> None:
+    """Raise UserError for a folder that holds somebody's other files, or no run to make longer."""
+    out, begun = request.folder, (request.folder / "recipe.json").exists()  # which comes last when a run begins
     ours = {"run.lock", "bad_files.csv", "train.log", "data.parquet", "environment.json", TOKENIZER}
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: --out names the folder of the run")
-    if (
-        out.is_dir()
-        and not (out / "recipe.json").exists()
-        and {path.name for path in out.iterdir() if not path.name.endswith(UNFINISHED)} - ours
-    ):
+    names = {path.name for path in out.iterdir() if not path.name.endswith(UNFINISHED)} if out.is_dir() else set()
+    if not begun and names - ours:
         raise UserError(f"{out} holds files that are no run of lookalike: choose an empty or new folder for --out")
-
-
-def refuse_extending(request: Request) -> None:
-    """Raise UserError for what cannot be extended: no run, or by no length."""
-    if not request.extend:
-        return
-    if request.overwrite:
-        raise UserError("--extend makes a run longer and --overwrite starts it again: choose one")
-    if request.length is None:
-        raise UserError("--extend wants to know how long: --epochs or --steps in all, or --minutes more")
-    if not (request.folder / "recipe.json").exists():
-        raise UserError(f"{request.folder} holds no run that could be made longer: leave out --extend")
+    if not begun and request.extend:
+        raise UserError(f"{out} holds no run that could be made longer: leave out --extend")
 
 
 def recipe_for(request: Request, source: Source, tell: Callable[[str], None] = lambda _: None) -> Recipe:
@@ -272,24 +236,22 @@ def precision_for(recipe: Recipe, recorded: Recipe | None) -> Precision:
     return recorded.computes_in() if recorded is not None and keeps else recipe.computes_in()
 
 
-def check_data(request: Request, run: Run, source: Source) -> Change:
-    """How the data has changed since the run began, which is refused unless the person allows it."""
-    began, changed = run.data(), changes(from_table(run.data_table), source.stamps())
+def refuse_other(request: Request, recipe: Recipe, recorded: Recipe, source: Source, run: Run) -> None:
+    """Refuse to continue a run on other data, unless that is allowed, or under other settings."""
+    data, changed = run.data(), changes(from_table(run.data_table), source.stamps())
     if changed and not request.allow_data_change:
         raise UserError(
-            f"{run.folder} began with other data ({began['examples']} then, {len(source)} now): {changed}; "
+            f"{run.folder} began with other data ({data['examples']} then, {len(source)} now): {changed}; "
             "give it the same data, choose another --out, or go on with --allow-data-change",
             BAD_DATA,
         )
-    return changed
-
-
-def refuse_other(request: Request, recipe: Recipe, recorded: Recipe, source: Source, run: Run) -> None:
-    """Refuse to continue a run on other data, unless that is allowed, or under other settings."""
-    changed = check_data(request, run, source)
-    if changed or run.data().get("changed"):
-        recipe = adjusted(request, recipe, recorded)
-    check_same(request.folder, recorded, at_recorded_length(recipe, recorded, request.extend))
+    if changed or data.get("changed"):
+        # What it derived from the data stays as it was when it began.
+        other = request.recipe is not None and recipe.name != recorded.name
+        recipe = recipe if other else request.change(recorded)
+    if request.extend or recipe.length in (recorded.length.original, replace(recorded.length, stages=())):
+        recipe = replace(recipe, length=recorded.length)  # it is to grow, or is as long as when the run began
+    check_same(request.folder, recorded, recipe)
     if changed:
         run.note(f"goes on with other data: {changed}")
         run.accept(about(request, source) | {"changed": True}, to_table(source.stamps()))
@@ -300,18 +262,6 @@ def about(request: Request, source: Source) -> dict[str, object]:
     return {"data": name_of(request.data)[:4096], "split": request.split, "examples": len(source)}
 
 
-def adjusted(request: Request, recipe: Recipe, recorded: Recipe) -> Recipe:
-    """The recipe for a run whose data has changed: what it derived from the data stays as it was when it began."""
-    return recipe if request.recipe is not None and recipe.name != recorded.name else request.change(recorded)
-
-
-def at_recorded_length(recipe: Recipe, recorded: Recipe, extend: bool = False) -> Recipe:
-    """``recipe`` at the length that the run has, if its own is the one that the run began with, or is to grow."""
-    if extend or recipe.length in (recorded.length.original, replace(recorded.length, stages=())):
-        return replace(recipe, length=recorded.length)
-    return recipe
-
-
 def tokenizer_of(request: Request, recipe: Recipe, source: Source, run: Run, new: bool) -> Tokenizer | None:
     """Of text: a run keeps its own, which begins as that of the run it starts from, or is trained on its data."""
     if not modality_of(recipe).tokenizes:
@@ -319,29 +269,14 @@ def tokenizer_of(request: Request, recipe: Recipe, source: Source, run: Run, new
     texts_of(source)  # raises where there are none, before anything is written
 
     def kept() -> str:
-        folder = run.folder if not new else request.init_from
-        tokenizer = kept_tokenizer(Path(folder), recipe) if folder is not None else new_tokenizer(recipe, source)
+        folder = request.init_from if new else run.folder
+        tokenizer = load_tokenizer(Path(folder), recipe) if folder is not None else new_tokenizer(recipe, source)
         assert tokenizer is not None
         if new:
             write_atomically(run.folder / TOKENIZER, tokenizer.json.encode())
         return tokenizer.json
 
     return Tokenizer(dist.on_first_rank(kept))
-
-
-def load_data(
-    request: Request, recipe: Recipe, source: Source, tokenizer: Tokenizer | None, run: Run, screen: Screen
-) -> Loads:
-    """The loader, after decoding everything where it fits into memory."""
-    done = 0
-
-    def more(count: int) -> None:
-        nonlocal done
-        done += count
-        screen.work("reading", done, len(source))
-
-    limits = (int(request.memory * GIB), request.workers, request.max_bad)
-    return loader(recipe, source, tokenizer, *limits, more, lambda bad: run.note_bad_files(bad))
 
 
 def begin(

@@ -188,10 +188,9 @@ class Run:
             self._board.add(step, {f"{group}/{name}": value for name, value in values.items()})
 
     def _close_logs(self) -> None:
-        if self._metrics is not None:
-            self._metrics.close()
-        if self._board is not None:
-            self._board.close()
+        for log in (self._metrics, self._board):
+            if log is not None:
+                log.close()
         self._metrics = self._board = None
 
     def note(self, text: str) -> None:
@@ -212,7 +211,7 @@ class Run:
 
 
 @contextmanager
-def opened(folder: Path) -> Iterator[Run]:
+def open_run(folder: Path) -> Iterator[Run]:
     """The run folder, locked and written by the first rank for all."""
     run = Run(folder, writes=dist.first())
     dist.on_first_rank(lambda: run.__enter__() and None)
@@ -250,11 +249,13 @@ def check_same(folder: Path, recorded: Recipe, recipe: Recipe) -> None:
 
 
 def move_aside(folder: Path) -> None:
-    """Keep an old run under a free name beside it."""
+    """Keep an old run, if there is one, under a free name beside it; raises UserError while a process trains it."""
     folder, number = folder.absolute(), 1  # "." has no name
-    while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
-        number += 1
-    folder.rename(aside)
+    if (folder / "recipe.json").exists():
+        while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+            number += 1
+        with Run(folder):
+            folder.rename(aside)
 
 
 DECIDES = ("torch", "machine", "processor", "accelerator", "threads", "processes")

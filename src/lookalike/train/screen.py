@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lookalike.train.log import StepReport
+from lookalike.train.watch import StepReport
 
 _WIDE = 115  # columns that a live line with everything takes; on fewer it has the numbers alone, without a bar
 _PLAIN_SECONDS = 15.0  # between lines where there is no terminal: a log should stay readable

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,15 +20,16 @@ from lookalike.core.devices import Precision, moved, placed, uploaded
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.files import write_atomically
 from lookalike.core.isolation import isolated
-from lookalike.core.progress import Progress, silent
+from lookalike.core.progress import Progress, counted, silent
+from lookalike.core.seeding import uniforms
 from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, Rows, Source, name_of, reference_and_query, splits_of
 from lookalike.data.text.tokenizer import Tokenizer
-from lookalike.data.video.timeline import pieces
+from lookalike.data.video.timeline import pieces, video_of
+from lookalike.learn.learner import Learner
 from lookalike.models.encoder import Encoder
 from lookalike.models.features import Layer, embed, means, settle
-from lookalike.recipes.examples import Examples
-from lookalike.recipes.modality import kept_tokenizer, loader, modality_of
+from lookalike.recipes.modality import Examples, load_tokenizer, loader, modality_of
 from lookalike.recipes.parts import Network
 from lookalike.recipes.recipe import Recipe
 from lookalike.train import checkpoint
@@ -69,14 +73,8 @@ class Trained(NamedTuple):
         what: str = "embedding",
     ) -> Tensor:
         """(N, F) unit rows on the processor: of the examples at ``rows``, else of all in the order of the source."""
-        rows, done = torch.arange(len(loader)) if rows is None else rows, 0
-
-        def more(count: int) -> None:
-            nonlocal done
-            done += count
-            progress(what, done, len(rows))
-
-        return embed(self.encoder, self.views(loader, rows), layer, more)
+        rows = torch.arange(len(loader)) if rows is None else rows
+        return embed(self.encoder, self.views(loader, rows), layer, counted(progress, what, len(rows)))
 
 
 @isolated()
@@ -114,10 +112,10 @@ def load(
             )
         step = checkpoint.load_learner(path, learner)
     learner.encoder.evaluated_in = precision
-    return Trained(recipe, placed(learner.encoder), step, kept_tokenizer(folder, recipe))
+    return Trained(recipe, placed(learner.encoder), step, load_tokenizer(folder, recipe))
 
 
-class Part(NamedTuple):
+class PartFeatures(NamedTuple):
     """The features of one part of the data, with labels (N,), -1 where there is none."""
 
     features: Tensor
@@ -127,7 +125,7 @@ class Part(NamedTuple):
     @classmethod
     def of(
         cls, trained: Trained, source: Source, layer: Layer, workers: int | None, progress: Progress, what: str
-    ) -> Part:
+    ) -> PartFeatures:
         """The readable examples of ``source``; each rank embeds some of them, and the first rank alone gets them."""
         # A rank keeps no canvases: it would keep everybody's.
         loader = trained.loader(source, workers, 4 * GIB if dist.world() == 1 else 0)
@@ -138,14 +136,14 @@ class Part(NamedTuple):
         kept = dist.to_first(rows[good])
         return cls(dist.to_first(features[good]), source.labels[kept], [source.paths[row] for row in kept.tolist()])
 
-    def in_clips(self, seconds: float | None) -> Part:
+    def in_clips(self, seconds: float | None) -> PartFeatures:
         """One row for each piece of a video so many seconds long: the mean of its unit rows, again of unit norm."""
         if seconds is None or not self.paths:
             return self
         names, number = pieces(self.paths, seconds)
         labels = self.labels.new_empty(len(names))
         labels[number] = self.labels  # of a video they are all the same
-        return Part(means(self.features, number, len(names)), labels, names)
+        return PartFeatures(means(self.features, number, len(names)), labels, names)
 
 
 def readable(loader: Loads) -> list[int]:
@@ -161,12 +159,12 @@ def parts(
     workers: int | None = 2,
     progress: Progress = silent,
     clip: float | None = None,
-) -> tuple[Part, Part]:
+) -> tuple[PartFeatures, PartFeatures]:
     """What an evaluation compares with and its queries, both labelled; raises UserError where there are no labels."""
     reference, query = labelled_parts(trained, data)
     return (
-        Part.of(trained, reference, layer, workers, progress, "reference").in_clips(clip),
-        Part.of(trained, query, layer, workers, progress, "queries").in_clips(clip),
+        PartFeatures.of(trained, reference, layer, workers, progress, "reference").in_clips(clip),
+        PartFeatures.of(trained, query, layer, workers, progress, "queries").in_clips(clip),
     )
 
 
@@ -212,7 +210,7 @@ def embed_data(
     """
     trained = model if isinstance(model, Trained) else load(model)
     sources = splits_of(data, find=modality_of(trained.recipe).find)
-    every = [Part.of(trained, source, layer, workers, progress, name) for name, source in sources.items()]
+    every = [PartFeatures.of(trained, source, layer, workers, progress, name) for name, source in sources.items()]
     embedded = [part.in_clips(clip) for part in every]
     return Embeddings(
         [path for part in embedded for path in part.paths],
@@ -246,3 +244,45 @@ def read_embeddings(path: Path) -> tuple[Embeddings, Layer]:
         raise UserError(f"{path}: neither a run nor a table that lookalike embed wrote ({reason})", BAD_DATA) from None
     layer: Layer = "head" if (table.schema.metadata or {}).get(_LAYER.encode()) == b"head" else "backbone"
     return Embeddings(path_of, split_of, label, np.array(vectors, np.float32)), layer
+
+
+class Checkup(NamedTuple):
+    """What is done a few times during a run: fit the whitening, and measure kNN where the training data has labels.
+
+    It sees a fixed draw of training examples, a fifth of which are the queries: no test example is looked at.
+    """
+
+    loader: Loads
+    recipe: Recipe
+    rows: Tensor
+    queries: int  # how many of them, the first, are the queries
+
+    @classmethod
+    def of(cls, loader: Loads, recipe: Recipe, most: int = 5000) -> Checkup:
+        """A draw of at most ``most`` rows that the data alone decides; frames of a video stay on one side."""
+        rows = Examples(recipe, loader).evaluated()
+        drawn = rows[uniforms(0, 0, rows, 2, 1)[:, 0].argsort()][:most].tolist()
+        videos: dict[str, list[int]] = {}
+        for row in drawn:
+            videos.setdefault(video_of(loader.source.paths[row]), []).append(row)
+        sizes = list(accumulate(map(len, videos.values()), initial=0))
+        queries = next(size for size in sizes if size >= len(drawn) // 5)
+        return cls(loader, recipe, torch.tensor([row for part in videos.values() for row in part]), queries)
+
+    def __call__(self, learner: Learner) -> dict[str, float]:
+        """{"knn": accuracy} of the backbone's features; {} without labels, or where they were trained on."""
+        trained = Trained(self.recipe, learner.encoder, 0)
+        features = settle(learner.encoder, trained.views(self.loader, self.rows))
+        labels, count = self.loader.source.labels[self.rows], self.queries
+        if count in (0, len(labels)) or self.recipe.objective.supervised or bool((labels < 0).any()):
+            return {}
+        # As many neighbours of the whole data as the recipe's k would be of this part of it.
+        k = max(1, round(self.recipe.monitor.k * (len(labels) - count) / len(self.loader)))
+        knn = replace(self.recipe.monitor, k=k)
+        return {"knn": knn.accuracy(features[count:], labels[count:], features[:count], labels[:count])}
+
+    def seconds(self) -> float:
+        """How long one call takes, by making one."""
+        began = time.perf_counter()
+        self(placed(self.recipe.build(len(self.loader))))
+        return time.perf_counter() - began
