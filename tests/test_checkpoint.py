@@ -24,7 +24,7 @@ from lookalike.core.errors import BAD_DATA, IO, UserError
 from lookalike.learn.dictionary import Queue
 from lookalike.learn.learner import Learner
 from lookalike.learn.optim import SGD, AdamW, Muon
-from lookalike.models.heads import MLP
+from lookalike.models.encoder import MLP
 from lookalike.models.image import SmallResNet
 from lookalike.recipes import tiny
 from lookalike.recipes.recipe import Recipe

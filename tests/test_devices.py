@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from lookalike.core import devices
 from lookalike.core.devices import exact
 from lookalike.learn.dictionary import MemoryBank
-from lookalike.pretext.mask import Masked
+from lookalike.pretext.image import Masked
 from lookalike.recipes import RECIPES
 from lookalike.recipes.recipe import Recipe
 from lookalike.types import Batch

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional
 
 from lookalike.cli.flags import Verb, Workers, shown
-from lookalike.core.checks import Limit
+from lookalike.core.errors import Limit
 
 
 @dataclass(frozen=True)

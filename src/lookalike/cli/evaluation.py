@@ -9,7 +9,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from tyro.conf import Positional, arg
 
 from lookalike.cli.flags import Verb, Workers, one_of, shown
-from lookalike.core.checks import Limit
+from lookalike.core.errors import Limit
 from lookalike.evaluation.settings import EVALUATIONS, Evaluation
 
 Settings = TypeVar("Settings", bound=Evaluation)

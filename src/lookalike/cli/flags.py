@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union
 
 from tyro.conf import arg, subcommand
 
-from lookalike.core.checks import Limit, check_limits
+from lookalike.core.errors import Limit, check_limits
 
 
 def shown(metavar: str) -> Any:

@@ -17,7 +17,7 @@ from lookalike.core.errors import UserError
 from lookalike.curate.sheet import random_rows
 from lookalike.data.fingerprint import changes, from_table
 from lookalike.data.source import Source
-from lookalike.models.features import embed, raw
+from lookalike.models.encoder import embed, raw
 from lookalike.train import checkpoint
 from lookalike.train.history import History, Point, collect
 from lookalike.train.run import Run

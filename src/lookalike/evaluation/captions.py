@@ -16,7 +16,7 @@ from lookalike.data.source import Data, reference_and_query
 from lookalike.evaluation import settings
 from lookalike.evaluation.result import Resources, Result
 from lookalike.metrics.retrieval import Retrieved, retrieval
-from lookalike.models.features import embed
+from lookalike.models.encoder import embed
 from lookalike.pretext.text import plain
 from lookalike.recipes.modality import CAPTIONED, modality_of
 from lookalike.train.trained import Trained, readable

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lookalike.core import dist
-from lookalike.core.devices import Precision
+from lookalike.core.devices import Precision, isolated
 from lookalike.core.errors import UserError
-from lookalike.core.isolation import isolated
 from lookalike.core.progress import Progress, silent
 from lookalike.data.source import Data
 from lookalike.evaluation.result import Resources, Result

@@ -24,8 +24,7 @@ from lookalike.evaluation.result import Resources, Result
 from lookalike.learn.optim import SGD, Steps
 from lookalike.metrics.fewshot import drawn
 from lookalike.metrics.probe import LinearClassifier
-from lookalike.models.encoder import Encoder
-from lookalike.models.features import evaluating, raw, width
+from lookalike.models.encoder import Encoder, evaluating, raw, width
 from lookalike.pretext.image import ImageView
 from lookalike.recipes.modality import only_pictures
 from lookalike.train.fit import Fit

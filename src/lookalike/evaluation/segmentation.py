@@ -20,8 +20,7 @@ from lookalike.data.order import Order
 from lookalike.evaluation.settings import Segment
 from lookalike.learn.optim import SGD, Steps
 from lookalike.models.dense import Segmenter
-from lookalike.models.encoder import Encoder
-from lookalike.models.features import width
+from lookalike.models.encoder import Encoder, width
 from lookalike.pretext import ops
 from lookalike.pretext.image import ImageView
 from lookalike.train.fit import Fit

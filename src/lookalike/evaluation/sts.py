@@ -17,7 +17,7 @@ from lookalike.data.text.source import find_text
 from lookalike.evaluation import settings
 from lookalike.evaluation.result import Resources, Result
 from lookalike.metrics.spearman import spearman
-from lookalike.models.features import Layer, embed
+from lookalike.models.encoder import Layer, embed
 from lookalike.pretext.text import plain
 from lookalike.recipes.modality import TEXT, modality_of
 from lookalike.train.trained import Trained, whiten_untrained

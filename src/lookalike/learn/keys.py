@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from lookalike.core import dist
 from lookalike.core.devices import sent
 from lookalike.core.seeding import hashed, scramble
-from lookalike.learn.dictionary import BankOfKeys
-from lookalike.learn.entries import Dictionary
+from lookalike.learn.dictionary import BankOfKeys, Dictionary
 from lookalike.models.encoder import Encoder, unit
 from lookalike.types import Batch, View
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lookalike.learn.entries import Dictionary, Entries
+from lookalike.learn.dictionary import Dictionary, Entries
 from lookalike.learn.keys import Keys, Pair, QueryEncoder
 from lookalike.learn.objective import InfoNCE, Objective
 from lookalike.models.encoder import Encoder

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lookalike.core import dist
 from lookalike.core.devices import full_precision, sent
-from lookalike.learn.entries import Dictionary, Entries
+from lookalike.learn.dictionary import Dictionary, Entries
 from lookalike.learn.keys import Keys, Pair, QueryEncoder
 from lookalike.learn.objective import Objective, top1
 from lookalike.models.decoder import PatchDecoder, WordDecoder

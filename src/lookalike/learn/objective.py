@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lookalike.core import dist
 from lookalike.core.devices import full_precision, wide
-from lookalike.learn.entries import Entries
+from lookalike.learn.dictionary import Entries
 
 
 class Objective(ABC):

@@ -18,8 +18,8 @@ from torch import Tensor
 from lookalike.core.devices import sent
 from lookalike.core.kernels import device_of
 from lookalike.pretext import ops
+from lookalike.pretext.ops import STILL, Plan, Style
 from lookalike.pretext.ops_kernels import blur, crop, plain, recolour
-from lookalike.pretext.plan import STILL, Plan, Style
 
 WORK = "views are made"
 KERNELS = {"lookalike::plain_views": 1, "lookalike::view_crops": 1}

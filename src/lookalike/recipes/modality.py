@@ -19,13 +19,11 @@ from lookalike.data.text.captions import find_captioned
 from lookalike.data.text.loader import CaptionLoader, TextLoader, refuse_too_many, texts_of
 from lookalike.data.text.source import find_text
 from lookalike.data.text.tokenizer import Tokenizer
-from lookalike.models.features import Layer
+from lookalike.models.encoder import Layer
 from lookalike.models.hugging_face import HuggingFace
-from lookalike.models.text import Transformer
-from lookalike.models.towers import TwoTowers
-from lookalike.pretext.captions import Captions
+from lookalike.models.text import Transformer, TwoTowers
 from lookalike.pretext.image import TwoViews
-from lookalike.pretext.text import SameSentence, plain
+from lookalike.pretext.text import Captions, SameSentence, plain
 from lookalike.recipes import RECIPES
 from lookalike.recipes.recipe import Recipe
 from lookalike.types import Canvases, Tokens, View

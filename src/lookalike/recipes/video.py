@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lookalike.learn.optim import AdamW
-from lookalike.models.video import SmallVideoResNet, VideoResNet
+from lookalike.models.image import SmallVideoResNet, VideoResNet
 from lookalike.pretext.image import MOCO_V2
 from lookalike.pretext.video import TwoClips, TwoFrames
 from lookalike.recipes.images import moco_v2, small

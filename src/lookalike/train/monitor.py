@@ -15,7 +15,7 @@ from lookalike.core.seeding import uniforms
 from lookalike.data.loader import Loads
 from lookalike.data.video.timeline import video_of
 from lookalike.learn.learner import Learner
-from lookalike.models.features import settle
+from lookalike.models.encoder import settle
 from lookalike.recipes.examples import Examples
 from lookalike.recipes.recipe import Recipe
 from lookalike.train.trained import Trained

@@ -14,11 +14,9 @@ import torch
 from torch import nn
 
 from lookalike.core import dist
-from lookalike.core.checks import Limit, check_limits
-from lookalike.core.devices import Precision, computes_in_bf16, device, named_precision
-from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.core.devices import Precision, computes_in_bf16, device, isolated, named_precision
+from lookalike.core.errors import BAD_DATA, Limit, UserError, check_limits
 from lookalike.core.files import UNFINISHED, write_atomically
-from lookalike.core.isolation import isolated
 from lookalike.data.fingerprint import Change, changes, from_table, to_table
 from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, Source, name_of, open_source, reference_and_query

@@ -13,17 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from lookalike.core import dist
-from lookalike.core.devices import Precision, moved, placed, uploaded
+from lookalike.core.devices import Precision, isolated, moved, placed, uploaded
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.files import write_atomically
-from lookalike.core.isolation import isolated
 from lookalike.core.progress import Progress, silent
 from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, Rows, Source, name_of, reference_and_query, splits_of
 from lookalike.data.text.tokenizer import Tokenizer
 from lookalike.data.video.timeline import pieces
-from lookalike.models.encoder import Encoder
-from lookalike.models.features import Layer, embed, means, settle
+from lookalike.models.encoder import Encoder, Layer, embed, means, settle
 from lookalike.recipes.examples import Examples
 from lookalike.recipes.modality import kept_tokenizer, loader, modality_of
 from lookalike.recipes.parts import Network
