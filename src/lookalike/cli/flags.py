@@ -17,7 +17,7 @@ def shown(metavar: str) -> Any:
     return arg(metavar=metavar, help_behavior_hint="")
 
 
-Workers = Annotated[int, Limit(0)]
+Workers = Annotated[int | None, Limit(0), shown("N")]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -145,6 +145,18 @@ def keep_freed() -> bool:
     return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, (1 << 31) - 1))
 
 
+@contextmanager
+def one_thread(alone: bool = True) -> Iterator[None]:
+    """Where ``alone``, operations of torch on the processor run on one thread inside; as many as before after."""
+    threads = torch.get_num_threads()
+    if alone:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 # ---- precision ----
 
 

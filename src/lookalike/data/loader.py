@@ -18,7 +18,7 @@ from torch import Tensor
 from lookalike.core.devices import room
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.example import CanvasSource, PictureSource, Source
-from lookalike.data.pool import cores, ordered, stopped
+from lookalike.data.pool import ordered, stopped, worker_count
 from lookalike.types import Canvases, Material
 
 GIB = 1 << 30
@@ -117,12 +117,12 @@ class Loader:
     ) -> None:
         """Decodes everything now if N * 3 * S * S bytes, S = ``side``, fit ``budget``, else each batch when it is due.
 
-        ``workers`` are processes: None is one a core, 0 this one. ``progress`` hears how many more rows are cached,
-        ``on_bad`` all bad paths and reasons whenever they grow, before UserError is raised for too many. ``rows`` is
-        what messages call the rows.
+        ``workers`` are processes: 0 is this one, None as many as ``worker_count`` says. ``progress`` hears how many
+        more rows are cached, ``on_bad`` all bad paths and reasons whenever they grow, before UserError is raised for
+        too many. ``rows`` is what messages call the rows.
         """
         self.source, self.side, self.max_bad, self._what = source, side, max_bad, rows
-        self.workers = cores() if workers is None else workers
+        self.workers = worker_count(workers)
         self.bad: dict[str, str] = dict(source.unlisted)
         self.bad_rows: dict[int, str] = {}
         self._on_bad = on_bad

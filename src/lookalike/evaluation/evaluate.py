@@ -28,7 +28,7 @@ def evaluate(
     weights: str | None = None,
     precision: Precision = "fp32",
     out: str | Path | None = None,
-    workers: int | None = 2,
+    workers: int | None = None,
     progress: Progress = silent,
     say: Callable[[str], None] = lambda _: None,
     **settings: Any,

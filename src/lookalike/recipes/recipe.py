@@ -222,7 +222,7 @@ class Recipe:
             objective=CrossEntropy(),
         )
 
-    def guess(self, examples: int) -> float:
+    def chance_loss(self, examples: int) -> float:
         """The loss of scoring all entries alike, and of painting nothing: what a run starts near."""
         contrast = self.keys.directions * self.objective.chance_loss(self.dictionary.negatives(self.batch, examples))
         return contrast + (self.reconstruction.chance_loss(self._hidden()) if self.reconstruction else 0.0)

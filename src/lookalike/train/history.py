@@ -28,9 +28,9 @@ class History(NamedTuple):
     environment: dict[str, Any]
     curves: dict[str, list[Point]]  # by the name of the metric
 
-    def guess(self) -> float:
+    def chance_loss(self) -> float:
         """The loss at chance level."""
-        return self.recipe.guess(self.examples())
+        return self.recipe.chance_loss(self.examples())
 
     def after_filling(self, points: list[Point]) -> list[Point]:
         """The points from when the random keys that a queue starts with have left it; all, if that never was."""

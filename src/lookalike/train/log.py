@@ -34,7 +34,7 @@ class Log:
         self, run: Run, watch: Callable[[StepReport], None], meter: Meter, recipe: Recipe, examples: int, total: int
     ) -> None:
         self._run, self._watch, self._meter = run, watch, meter
-        self._batch, self._total, self._chance = recipe.batch, total, recipe.guess(examples)
+        self._batch, self._total, self._chance = recipe.batch, total, recipe.chance_loss(examples)
         self._metrics: dict[str, float] = {}
 
     def step(self, step: int, outcome: Outcome, lr: float) -> None:

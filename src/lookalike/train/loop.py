@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from lookalike.core import dist
-from lookalike.core.devices import device, exact, full_precision, keep_freed, moved, placed, sent, uploaded
+from lookalike.core.devices import device, exact, full_precision, keep_freed, moved, one_thread, placed, sent, uploaded
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.seeding import reseed
-from lookalike.data.loader import Loads
+from lookalike.data.loader import Loader, Loads
 from lookalike.data.order import Order, order_of
 from lookalike.learn import optim
 from lookalike.learn.learner import Learner, Outcome
-from lookalike.models.text import Transformer
+from lookalike.models.text import Transformer, TwoTowers
 from lookalike.models.vit import ViT
 from lookalike.recipes.examples import Examples
 from lookalike.recipes.recipe import Recipe, uneven
@@ -102,7 +102,7 @@ def train(
     log = Log(run, watch, meter := Meter(), recipe, len(loader), total)
     work = work_of(dist.distributed(learner), learner, recipe)
 
-    with Signals() as signals, exact(has_own_attention(recipe)):
+    with Signals() as signals, exact(has_own_attention(recipe)), one_thread(leaves_cores(loader)):
         coming = meter.over(batches(loader, recipe, order, step, total, meter))
         for step, batch in enumerate(coming, step + 1):  # noqa: B020  (steps count on from the checkpoint)
             reseed(recipe.seed, step)
@@ -130,7 +130,16 @@ def has_own_attention(recipe: Recipe) -> bool:
 
     All their other kernels are so either way, as those of ResNets are; networks of others may have some that are not.
     """
-    return isinstance(recipe.model, ViT | Transformer)
+    return isinstance(recipe.model, ViT | Transformer | TwoTowers)
+
+
+def leaves_cores(loader: Loads, kind: str | None = None) -> bool:
+    """Whether other processes decode for a GPU, a ``kind`` of device: threads of this one would take their cores.
+
+    They wait, but awake: on one thread 2,353 pictures a second became 4,333, with 16 workers on 16 cores.
+    """
+    decoding = isinstance(loader, Loader) and not loader.cached and loader.workers > 0
+    return decoding and (kind or device().type) == "cuda"
 
 
 def new_learner(recipe: Recipe, loader: Loads) -> Learner:

@@ -69,7 +69,7 @@ class Request:
     overwrite: bool = False
     extend: bool = False  # make an existing run longer: to so many epochs or steps in all, or by so many minutes
     supervised: bool = False  # train the recipe's backbone with labels instead
-    workers: Annotated[int, Limit(0)] = 2
+    workers: Annotated[int | None, Limit(0)] = None
     memory: Annotated[float, Limit(0)] = 4.0  # GiB
     max_bad: Annotated[float, Limit(0)] = 0.01  # share of pictures that may be unreadable
     save_every: Annotated[int | None, Limit(1)] = None  # steps

@@ -47,7 +47,7 @@ class Trained(NamedTuple):
         return f"Trained({self.recipe.name}, {type(self.recipe.model).__name__}, step {self.step:,})"
 
     @isolated()
-    def loader(self, source: Source, workers: int | None = 2, budget: int = 4 * GIB) -> Loads:
+    def loader(self, source: Source, workers: int | None = None, budget: int = 4 * GIB) -> Loads:
         """What reads all rows of ``source``, however many are bad; at most ``budget`` bytes are kept."""
         return loader(self.recipe, source, self.tokenizer, budget, workers)
 
@@ -156,7 +156,7 @@ def parts(
     trained: Trained,
     data: Data,
     layer: Layer = "backbone",
-    workers: int | None = 2,
+    workers: int | None = None,
     progress: Progress = silent,
     clip: float | None = None,
 ) -> tuple[Part, Part]:
@@ -200,7 +200,7 @@ def embed_data(
     model: Trained | str | Path,
     data: Data,
     layer: Layer = "backbone",
-    workers: int = 2,
+    workers: int | None = None,
     progress: Progress = silent,
     clip: float | None = None,
 ) -> Embeddings:
