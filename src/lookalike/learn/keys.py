@@ -6,6 +6,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -177,16 +178,13 @@ class EncodedKeys(Keys):
 class Stored:
     """Keys that the dictionary holds: InstDisc (arXiv 1805.01978), figure 2(b) of the MoCo paper."""
 
+    directions: ClassVar[int] = 1
+
     def build(self, encoder: Encoder, dictionary: Dictionary | None = None) -> StoredKeys:
         """Only a memory bank knows the row of an example."""
         if not isinstance(dictionary, BankOfKeys):
             raise ValueError("stored keys need a memory bank: no other dictionary has a row for every example")
         return StoredKeys(dictionary)
-
-    @property
-    def directions(self) -> int:
-        """Pairs an example."""
-        return 1
 
 
 class StoredKeys(Keys):
@@ -210,14 +208,11 @@ class StoredKeys(Keys):
 class Alone:
     """No keys, so no pairs: reconstruction trains alone, as in a masked autoencoder."""
 
+    directions: ClassVar[int] = 0
+
     def build(self, encoder: Encoder, dictionary: Dictionary | None = None) -> NoKeys:
         """Dictionary and objective are not used."""
         return NoKeys()
-
-    @property
-    def directions(self) -> int:
-        """Pairs an example."""
-        return 0
 
 
 class NoKeys(Keys):

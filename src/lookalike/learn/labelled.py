@@ -6,6 +6,7 @@ So the usual classifier has the loop, the batches and the checkpoints of everyth
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,14 +23,11 @@ from lookalike.types import Batch
 class Labelled:
     """No keys: a label says what the one view of a step should score highest."""
 
+    directions: ClassVar[int] = 1  # pairs an example
+
     def build(self, encoder: Encoder, dictionary: Dictionary | None = None) -> Logits:
         """Nothing is stored."""
         return Logits()
-
-    @property
-    def directions(self) -> int:
-        """Pairs an example."""
-        return 1
 
 
 class Logits(Keys):

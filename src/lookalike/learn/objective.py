@@ -68,12 +68,10 @@ class InfoNCE(Objective):
 
 
 @dataclass(frozen=True)
-class DCL(Objective):
+class DCL(InfoNCE):
     """−log(exp(q·k⁺/τ) / Σ exp(q·k⁻/τ)): the positive is left out of the denominator (arXiv 2110.06848, equation 6)."""
 
     temperature: float = 0.1
-    chunk: int = 8192
-    weight: float = 1.0
 
     def chance_loss(self, negatives: int) -> float:
         """log K, weighted."""
@@ -86,18 +84,12 @@ class DCL(Objective):
 
 
 @dataclass(frozen=True)
-class SupCon(Objective):
+class SupCon(InfoNCE):
     """The mean of −log softmax over all positives of a query, which labels name (arXiv 2004.11362, equation 2)."""
 
     temperature: float = 0.1
-    chunk: int = 8192
-    weight: float = 1.0
 
     supervised = True
-
-    def chance_loss(self, negatives: int) -> float:
-        """log(K + 1), weighted."""
-        return self.weight * math.log(negatives + 1)
 
     def score(self, query: Tensor, entries: Entries) -> Tensor:
         """The mean over B queries."""
