@@ -53,8 +53,17 @@ class QueryEncoder:
         return self.predict(self.project(view))
 
 
-class Keys(nn.Module, ABC):
-    """Turns two views of each example into (query, key) pairs."""
+class Keys(ABC):
+    """Turns two views of each example into (query, key) pairs; a value whose ``build`` gives what a learner uses."""
+
+    @property
+    def directions(self) -> int:
+        """Pairs an example."""
+        return 1
+
+    def build(self, encoder: Encoder, dictionary: Dictionary | None = None) -> Keys:
+        """For an encoder: the value itself, where it has no state."""
+        return self
 
     @abstractmethod
     def pairs(self, encoder: QueryEncoder, batch: Batch, keys: tuple[Tensor, ...] = ()) -> list[Pair]:
@@ -67,7 +76,7 @@ class Keys(nn.Module, ABC):
         """
         return ()
 
-    def follow(self, encoder: Encoder, progress: float) -> None:
+    def follow(self, encoder: Encoder, progress: float) -> None:  # noqa: B027  (most have no state)
         """Move what makes the keys after the optimizer step; ``progress`` runs from 0 to 1 over the run."""
 
     def absorbed(self, query: Tensor, key: Tensor) -> Tensor:
@@ -100,7 +109,7 @@ class Momentum:
         return 1 - (1 - self.momentum) * (1 + math.cos(math.pi * progress)) / 2
 
 
-class MomentumKeys(Keys):
+class MomentumKeys(nn.Module, Keys):
     """Holds the twin: it gets no gradient, and its parameters are the moving average of the encoder's."""
 
     def __init__(self, spec: Momentum, encoder: Encoder) -> None:
@@ -143,27 +152,18 @@ def shuffled(index: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class EndToEnd:
-    """Keys from the encoder itself, with gradient: SimCLR (arXiv 2002.05709), figure 2(a) of the MoCo paper."""
+class EndToEnd(Keys):
+    """Keys from the encoder itself, with gradient: SimCLR (arXiv 2002.05709), figure 2(a) of the MoCo paper.
+
+    Both views go through the encoder once; the predictor, where there is one, makes queries alone.
+    """
 
     symmetric: bool = True  # both views are queries
-
-    def build(self, encoder: Encoder, dictionary: Dictionary | None = None) -> EncodedKeys:
-        """Nothing is stored."""
-        return EncodedKeys(self.symmetric)
 
     @property
     def directions(self) -> int:
         """Pairs an example."""
         return 2 if self.symmetric else 1
-
-
-class EncodedKeys(Keys):
-    """Both views go through the encoder once; the predictor, where there is one, makes queries alone."""
-
-    def __init__(self, symmetric: bool) -> None:
-        super().__init__()
-        self.symmetric = symmetric
 
     def pairs(self, encoder: QueryEncoder, batch: Batch, keys: tuple[Tensor, ...] = ()) -> list[Pair]:
         """The first views are queries of the second ones and, if symmetric, the other way round."""
@@ -191,13 +191,12 @@ class StoredKeys(Keys):
     """One view a step: its query is compared with its example's row, which then moves toward it."""
 
     def __init__(self, bank: BankOfKeys) -> None:
-        super().__init__()
-        self._bank = (bank,)  # in a tuple: it is the learner's module, and registered there
+        self._bank = bank
 
     def pairs(self, encoder: QueryEncoder, batch: Batch, keys: tuple[Tensor, ...] = ()) -> list[Pair]:
         """Queries of first views, each with its example's row."""
         query = encoder.query(batch.first)
-        return [(query, self._bank[0].stored(batch.index).to(query.dtype))]
+        return [(query, self._bank.stored(batch.index).to(query.dtype))]
 
     def absorbed(self, query: Tensor, key: Tensor) -> Tensor:
         """The query."""
@@ -205,18 +204,13 @@ class StoredKeys(Keys):
 
 
 @dataclass(frozen=True)
-class Alone:
-    """No keys, so no pairs: reconstruction trains alone, as in a masked autoencoder."""
+class Alone(Keys):
+    """No keys, so no pairs, and neither dictionary nor objective: reconstruction trains alone (masked autoencoder)."""
 
-    directions: ClassVar[int] = 0
-
-    def build(self, encoder: Encoder, dictionary: Dictionary | None = None) -> NoKeys:
-        """Dictionary and objective are not used."""
-        return NoKeys()
-
-
-class NoKeys(Keys):
-    """Makes no pairs."""
+    @property
+    def directions(self) -> int:
+        """Pairs an example."""
+        return 0
 
     def pairs(self, encoder: QueryEncoder, batch: Batch, keys: tuple[Tensor, ...] = ()) -> list[Pair]:
         """An empty list."""

@@ -6,7 +6,6 @@ So the usual classifier has the loop, the batches and the checkpoints of everyth
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,23 +14,15 @@ from torch.nn import functional as F
 from lookalike.learn.dictionary import Dictionary, Entries
 from lookalike.learn.keys import Keys, Pair, QueryEncoder
 from lookalike.learn.objective import InfoNCE, Objective
-from lookalike.models.encoder import Encoder
 from lookalike.types import Batch
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """No keys: a label says what the one view of a step should score highest."""
+class Labelled(Keys):
+    """No keys: a label says what the one view of a step should score highest.
 
-    directions: ClassVar[int] = 1  # pairs an example
-
-    def build(self, encoder: Encoder, dictionary: Dictionary | None = None) -> Logits:
-        """Nothing is stored."""
-        return Logits()
-
-
-class Logits(Keys):
-    """The head's output as it is: a norm would bind the logits."""
+    Queries are the head's output as it is: a norm would bind the logits.
+    """
 
     def pairs(self, encoder: QueryEncoder, batch: Batch, keys: tuple[Tensor, ...] = ()) -> list[Pair]:
         """The logits (B, C) of the first view."""
