@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from lookalike.core.errors import UserError
 from lookalike.models.image import Pixels, SmallResNetBackbone, TimmPixels
-from lookalike.models.norm import GroupedBatchNorm1d, GroupedBatchNorm2d
+from lookalike.models.norm import GroupedBatchNorm2d, set_group
 
 _SIDE = 128  # in pixels, of the picture that the strides are measured with
 _MAIN = re.compile(r"conv\d")  # the convolutions of a block that are not its shortcut
@@ -42,9 +42,7 @@ class Segmenter(nn.Module):
         nn.init.normal_(last.weight, std=0.01)
         nn.init.zeros_(last.bias)  # type: ignore[arg-type]
         self.head = nn.Sequential(*layers, last)
-        for module in self.modules():
-            if isinstance(module, GroupedBatchNorm2d):
-                module.group = group
+        set_group(self, group)
 
     def forward(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
         """(B, 3, H, W) → logits (B, C, *size)."""
@@ -197,9 +195,7 @@ def pyramid(backbone: nn.Module, group: int) -> Pyramid:
             f"the backbone ({name}) has no pyramid, whose levels grow coarser: boxes, masks and points want a run of a "
             "ResNet or of a convolutional network of timm"
         )
-    for module in result.modules():
-        if isinstance(module, GroupedBatchNorm1d | GroupedBatchNorm2d):
-            module.group = group
+    set_group(result, group)
     return result
 
 

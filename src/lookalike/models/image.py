@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import timm
 import torch
@@ -95,7 +95,8 @@ class Timm:
             hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names them"
             raise UserError(f"model.name {self.name!r} is not a model of timm; {hint}")
         net = self._create()
-        return TimmPixels(group_norms(net, group)), _width(net)
+        width = getattr(net, "head_hidden_size", None) or net.num_features  # of the few that keep a layer after pooling
+        return TimmPixels(group_norms(net, group)), cast("int", width)
 
     def _create(self) -> nn.Module:
         """For any size of picture first: only some constructors have that option, and the others refuse it at once."""
@@ -109,12 +110,6 @@ class Timm:
         if self.size is None:
             raise refused
         raise UserError(f"model.size: {self.name} of timm is not made for one size; leave it out") from refused
-
-
-def _width(net: nn.Module) -> int:
-    """F of a timm model, whose own attribute is wrong for the few that keep a layer after pooling."""
-    width: int = getattr(net, "head_hidden_size", None) or net.num_features  # type: ignore[assignment]
-    return width
 
 
 # ---- torchvision's ResNets with ReLU and the addition of a block left to its norms: one pass on a GPU ----

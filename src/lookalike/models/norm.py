@@ -185,6 +185,13 @@ def group_norms(module: nn.Module, group: int) -> nn.Module:
     return module
 
 
+def set_group(module: nn.Module, group: int) -> None:
+    """Let every grouped BatchNorm in ``module`` take groups of ``group`` examples."""
+    for part in module.modules():
+        if isinstance(part, _GroupedBatchNorm):
+            part.group = group
+
+
 def _like(norm: _BatchNorm, group: int) -> _GroupedBatchNorm:
     """A grouped one with the state of another: some networks start residual branches at weight 0."""
     grouped: _GroupedBatchNorm

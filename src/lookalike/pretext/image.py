@@ -62,9 +62,7 @@ class ImageView:
     gray: float = 0.0
     blur: float = 0.0
     sigma: tuple[float, float] = (0.1, 2.0)  # pixels of the view
-    kernel: float = (
-        0.0  # side of the blur's kernel over the view's, made odd (SimCLR 0.1); 0: three of the widest sigma
-    )
+    kernel: float = 0.0  # side of the blur's kernel over the view's, odd (SimCLR 0.1); 0: three of the widest sigma
     solarize: float = 0.0
     order: Literal["jitter first", "gray first"] = "jitter first"
     mean: Triple = IMAGENET_MEAN
