@@ -62,37 +62,37 @@ def _chosen(variable: str, choices: tuple[str, ...]) -> str | None:
     return value or None
 
 
-def placed(module: Module) -> Module:
+def module_to_device(module: Module) -> Module:
     """The module on that device, its kernels in the memory layout that convolutions are fastest in."""
-    moved: Module = module.to(device())
-    kernels = {parameter.dim() for parameter in moved.parameters()}
+    module = module.to(device())
+    kernels = {parameter.dim() for parameter in module.parameters()}
     if 5 in kernels:  # of clips; a network has one kind or the other
-        return moved.to(memory_format=torch.channels_last_3d) if 4 not in kernels else moved
-    return moved.to(memory_format=torch.channels_last)
+        return module.to(memory_format=torch.channels_last_3d) if 4 not in kernels else module
+    return module.to(memory_format=torch.channels_last)
 
 
 # ---- memory, and the way from the host to the device, without waiting ----
 
 
-def room(*shape: int, dtype: torch.dtype) -> Tensor:
+def host_memory(*shape: int, dtype: torch.dtype) -> Tensor:
     """Memory of the host that a GPU reads by itself, while both go on; where there is none, any memory."""
     return torch.empty(*shape, dtype=dtype, pin_memory=device().type == "cuda")
 
 
-def moved(material: M) -> M:
+def material_to_device(material: M) -> M:
     """What was read, with its pixels on the device; what plans are made of stays where the plans are made."""
     if isinstance(material, Tokens):
         return material
     return cast("M", material._replace(pixels=material.pixels.to(device(), non_blocking=True)))
 
 
-def uploaded(view: View) -> View:
+def view_to_device(view: View) -> View:
     """A view with all its parts on the device."""
     waiting = {name: part for name, part in view.items() if part.device.type == "cpu"}
-    return view | dict(zip(waiting, sent(list(waiting.values()), device())))
+    return view | dict(zip(waiting, transfer(list(waiting.values()), device())))
 
 
-def sent(parts: Sequence[Tensor], where: torch.device) -> list[Tensor]:
+def transfer(parts: Sequence[Tensor], where: torch.device) -> list[Tensor]:
     """The tensors on that device: from the host to a GPU in one copy, for which nobody waits."""
     if where.type != "cuda" or any(part.device.type != "cpu" for part in parts):
         return [part.to(where) for part in parts]
@@ -114,7 +114,7 @@ class Later:
     def __init__(self, numbers: Tensor) -> None:
         self._numbers, self._arrived = numbers, None
         if numbers.device.type == "cuda":
-            self._numbers = room(*numbers.shape, dtype=numbers.dtype).copy_(numbers, non_blocking=True)
+            self._numbers = host_memory(*numbers.shape, dtype=numbers.dtype).copy_(numbers, non_blocking=True)
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lookalike.core.devices import room
+from lookalike.core.devices import host_memory
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.example import CanvasSource, PictureSource, Source
 from lookalike.data.pool import ordered, stopped, worker_count
@@ -236,7 +236,7 @@ def next_good(row: int, bad: Mapping[int, str], count: int) -> int:
 
 def _chosen(part: Tensor, rows: Tensor) -> Tensor:
     """Some rows of a tensor, where a GPU can fetch them."""
-    return torch.index_select(part, 0, rows, out=room(len(rows), *part.shape[1:], dtype=part.dtype))
+    return torch.index_select(part, 0, rows, out=host_memory(len(rows), *part.shape[1:], dtype=part.dtype))
 
 
 def _chunks(steps: Iterable[Tensor], begun: deque[Tensor], slots: int) -> Iterator[_Chunk]:
@@ -258,6 +258,6 @@ def _shared(count: int, side: int) -> npt.NDArray[np.uint8]:
     return np.frombuffer(mmap.mmap(-1, int(np.prod(shape))), np.uint8).reshape(shape)
 
 
-def _empty(count: int, side: int, room: Callable[..., Tensor] = room) -> Canvases:
+def _empty(count: int, side: int, room: Callable[..., Tensor] = host_memory) -> Canvases:
     """Room for canvases and their sizes, by default where a GPU can fetch them."""
-    return Canvases(room(count, 3, side, side, dtype=torch.uint8), torch.empty(count, 2, dtype=torch.int64))
+    return Canvases(host_memory(count, 3, side, side, dtype=torch.uint8), torch.empty(count, 2, dtype=torch.int64))

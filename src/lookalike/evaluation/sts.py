@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lookalike.core.devices import uploaded
+from lookalike.core.devices import view_to_device
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION
 from lookalike.data.rows import Rows
@@ -73,4 +73,4 @@ def scored(model: Trained, data: Data, split: str | None) -> tuple[Scored, str]:
 def texts_embedded(model: Trained, pairs: Scored, number: int, layer: Layer) -> Tensor:
     """(N, F) unit rows of the first (0) or second (1) text of each pair."""
     batches = model.loader(pairs.source).batches(torch.split(torch.arange(len(pairs)), 500))
-    return embed(model.encoder, (uploaded(plain(batch.material, number)) for batch in batches), layer)
+    return embed(model.encoder, (view_to_device(plain(batch.material, number)) for batch in batches), layer)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lookalike.core import dist
-from lookalike.core.devices import sent
+from lookalike.core.devices import transfer
 from lookalike.core.seeding import hashed, scramble
 from lookalike.learn.dictionary import BankOfKeys, Dictionary
 from lookalike.models.encoder import Encoder, unit
@@ -135,7 +135,7 @@ class MomentumKeys(nn.Module, Keys):
             keys: Tensor = self.twin(**view)
             return keys
         keys = self.twin(**{name: dist.exchange(part, order) for name, part in view.items()})
-        (back,) = sent([order.argsort()], keys.device)
+        (back,) = transfer([order.argsort()], keys.device)
         return dist.share(dist.gather(keys)[back])
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lookalike.core.devices import full_precision, sent
+from lookalike.core.devices import full_precision, transfer
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 """The four colour changes, numbered as ``torchvision.transforms.ColorJitter`` numbers them."""
@@ -295,7 +295,7 @@ class Numbers(NamedTuple):
         """Those of a plan."""
         blends = blend_weights(plan.kinds, plan.factors.gather(1, plan.kinds)).permute(2, 0, 1).contiguous()
         hues = hue_offsets(plan.factors[:, HUE])
-        return cls(*sent([order, plan.boxes, plan.flip, blends, hues, plan.sigma, indices], device))
+        return cls(*transfer([order, plan.boxes, plan.flip, blends, hues, plan.sigma, indices], device))
 
 
 class Selection(NamedTuple):

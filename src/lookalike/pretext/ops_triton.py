@@ -15,7 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
-from lookalike.core.devices import sent
+from lookalike.core.devices import transfer
 from lookalike.core.kernels import device_of
 from lookalike.pretext import ops
 from lookalike.pretext.ops import STILL, Plan, Style
@@ -114,7 +114,7 @@ def views(pixels: Tensor, plan: Plan, style: Style) -> Tensor:
     """(B, S, S, 3) the views of a plan from canvases (C, 3, H, W) uint8; B is a multiple of C, which come in turn."""
     pixels = pixels.contiguous()
     canvas = torch.arange(len(plan.flip)) % len(pixels)
-    marks, numbers, blurring = sent(tables(plan, canvas, (pixels.shape[2], pixels.shape[3]), style), pixels.device)
+    marks, numbers, blurring = transfer(tables(plan, canvas, (pixels.shape[2], pixels.shape[3]), style), pixels.device)
     if style.plain:
         return cast("Tensor", plain_views(pixels, marks, numbers, style.size))
     planes, sums = view_crops(pixels, marks, numbers, style.size, style.gray_first)

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, cast
 
 import torch
 
-from lookalike.core.devices import moved, uploaded
+from lookalike.core.devices import material_to_device, view_to_device
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.example import TextSource, as_pictures
 from lookalike.data.image.decode import Unreadable, decode
@@ -157,7 +157,7 @@ def query_view(recipe: Recipe, tokenizer: Tokenizer | None, query: str, layer: L
     if not query.strip():
         raise UserError("an empty query: give a sentence")
     tokens = torch.tensor(tokenizer.encoded([query.strip()], _of_words(recipe).length))
-    return uploaded(plain(Tokens(tokens[:, None], torch.tensor([[tokens.shape[1]]])), 0))
+    return view_to_device(plain(Tokens(tokens[:, None], torch.tensor([[tokens.shape[1]]])), 0))
 
 
 def _picture_view(recipe: Recipe, file: str) -> View:
@@ -168,4 +168,4 @@ def _picture_view(recipe: Recipe, file: str) -> View:
         raise UserError(f"{file}: neither a path of the table nor a picture ({reason})", BAD_DATA) from None
     assert isinstance(recipe.pretext, TwoViews | Captions)
     sizes = torch.tensor([[canvas.height, canvas.width]])
-    return recipe.pretext.evaluation(moved(Canvases(torch.stack([canvas.pixels]), sizes)))
+    return recipe.pretext.evaluation(material_to_device(Canvases(torch.stack([canvas.pixels]), sizes)))

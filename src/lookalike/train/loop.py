@@ -11,7 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from lookalike.core import dist
-from lookalike.core.devices import device, exact, full_precision, keep_freed, moved, one_thread, placed, sent, uploaded
+from lookalike.core.devices import (
+    device,
+    exact,
+    full_precision,
+    keep_freed,
+    material_to_device,
+    module_to_device,
+    one_thread,
+    transfer,
+    view_to_device,
+)
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.seeding import reseed
 from lookalike.data.loader import Loader, Loads
@@ -63,18 +73,19 @@ def batches(
     reads = (examples.training(rows_of(step), order.epoch(step)) for step in range(start, stop))
     for step, loaded in enumerate(meter.reads(loader.batches(reads)), start):
         rows = rows_of(step)
-        first, second = recipe.pretext(moved(loaded.material), rows, recipe.seed, order.epoch(step))
+        first, second = recipe.pretext(material_to_device(loaded.material), rows, recipe.seed, order.epoch(step))
         # Where labels teach, a picture that stands in for one that cannot be read brings its own.
         known = loader.shown(rows) if recipe.objective.supervised else rows
-        index = known if dist.world() > 1 else sent([known], device())[0]  # ranks tell each other by it what they send
-        query = uploaded(first)
-        yield Batch(index, query, query if second is first else uploaded(second))
+        # Ranks tell each other by it what they send, so theirs stays on the host.
+        index = known if dist.world() > 1 else transfer([known], device())[0]
+        query = view_to_device(first)
+        yield Batch(index, query, query if second is first else view_to_device(second))
 
 
 def views_at(loader: Loads, recipe: Recipe, rows: Tensor, epoch: int) -> tuple[View, View]:
     """The two views that ``epoch`` draws of the examples at ``rows`` (B,)."""
     loaded = next(iter(loader.batches([Examples(recipe, loader).training(rows, epoch)])))
-    return recipe.pretext(moved(loaded.material), rows, recipe.seed, epoch)
+    return recipe.pretext(material_to_device(loaded.material), rows, recipe.seed, epoch)
 
 
 def train(
@@ -146,7 +157,7 @@ def new_learner(recipe: Recipe, loader: Loads) -> Learner:
     """A learner with its initial weights, where it will train; refuses what cannot be trained so."""
     if reason := uneven(recipe, dist.world()):
         raise UserError(reason)
-    learner = placed(recipe.build(len(loader)))
+    learner = module_to_device(recipe.build(len(loader)))
     if recipe.objective.supervised:
         labels = loader.source.labels
         if bool((labels < 0).any()):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lookalike.core.devices import placed
+from lookalike.core.devices import module_to_device
 from lookalike.core.seeding import uniforms
 from lookalike.data.loader import Loads
 from lookalike.data.video.timeline import video_of
@@ -59,5 +59,5 @@ class Checkup(NamedTuple):
     def seconds(self) -> float:
         """How long one call takes, by making one."""
         began = time.perf_counter()
-        self(placed(self.recipe.build(len(self.loader))))
+        self(module_to_device(self.recipe.build(len(self.loader))))
         return time.perf_counter() - began

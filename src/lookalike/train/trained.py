@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lookalike.core import dist
-from lookalike.core.devices import Precision, isolated, moved, placed, uploaded
+from lookalike.core.devices import Precision, isolated, material_to_device, module_to_device, view_to_device
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.files import write_atomically
 from lookalike.core.progress import Progress, silent
@@ -55,7 +55,7 @@ class Trained(NamedTuple):
         """The examples at ``rows`` (N,) as the encoder is evaluated: whole, nothing random."""
         whole = Examples(self.recipe, loader).whole
         for _, material in loader.batches(map(whole, torch.split(rows, _CHUNK))):
-            yield uploaded(self.recipe.pretext.evaluation(moved(material)))
+            yield view_to_device(self.recipe.pretext.evaluation(material_to_device(material)))
 
     @isolated()
     def features(
@@ -112,7 +112,7 @@ def load(
             )
         step = checkpoint.load_learner(path, learner)
     learner.encoder.evaluated_in = precision
-    return Trained(recipe, placed(learner.encoder), step, kept_tokenizer(folder, recipe))
+    return Trained(recipe, module_to_device(learner.encoder), step, kept_tokenizer(folder, recipe))
 
 
 class Part(NamedTuple):
