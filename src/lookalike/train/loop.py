@@ -149,8 +149,8 @@ def leaves_cores(loader: Loads, kind: str | None = None) -> bool:
 
     They wait, but awake: on one thread 2,353 pictures a second became 4,333, with 16 workers on 16 cores.
     """
-    decoding = isinstance(loader, Loader) and not loader.cached and loader.workers > 0
-    return decoding and (kind or device().type) == "cuda"
+    on_gpu = (kind or device().type) == "cuda"
+    return on_gpu and isinstance(loader, Loader) and not loader.cached and loader.workers > 0
 
 
 def new_learner(recipe: Recipe, loader: Loads) -> Learner:
