@@ -12,10 +12,10 @@ import time
 
 import torch
 
-from lookalike.core.devices import keep_freed, placed
+from lookalike.core.devices import keep_freed, module_to_device
 from lookalike.data.loader import Loader
 from lookalike.data.source import Rows, open_source
-from lookalike.models.features import embed
+from lookalike.models.encoder import embed
 from lookalike.recipes import recipe_named
 from lookalike.train.trained import Trained
 
@@ -32,7 +32,7 @@ def main() -> None:
     keep_freed()
     source = open_source(asked.data, "train")
     recipe = recipe_named(asked.recipe, len(source), 32)
-    trained = Trained(recipe, placed(recipe.build(len(source)).encoder), 0)
+    trained = Trained(recipe, module_to_device(recipe.build(len(source)).encoder), 0)
     loader = Loader(Rows(source, torch.arange(min(asked.rows, len(source)))), recipe.canvas)
     views = list(trained.views(loader, torch.arange(len(loader))))
     shares = []

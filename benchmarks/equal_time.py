@@ -27,7 +27,7 @@ from lookalike.learn import optim
 from lookalike.learn.learner import Learner
 from lookalike.metrics.knn import Knn
 from lookalike.metrics.probe import LinearProbe
-from lookalike.models.features import raw
+from lookalike.models.encoder import raw
 from lookalike.recipes import recipe_named
 from lookalike.recipes.recipe import Recipe
 from lookalike.train.loop import backward, batches, new_learner

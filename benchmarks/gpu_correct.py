@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from benchmarks.records import Records
 from benchmarks.scenes import jpegs, photos, sentences
 from lookalike.core import dist
-from lookalike.core.devices import exact, moved
+from lookalike.core.devices import exact, material_to_device
 from lookalike.core.seeding import reseed
 from lookalike.data.formats.arrays import Arrays
 from lookalike.data.loader import Loads
@@ -241,7 +241,9 @@ def views(records: Records, gpu: str, deadline: float, toy: bool) -> None:
 
 def both_ways(recipe: Recipe, count: int) -> dict[str, Any]:
     """ms of a call for both views by ops_triton and by operations of torch, one device; how far they lie apart."""
-    canvases = moved(Canvases(photos(count, recipe.canvas, recipe.canvas), torch.tensor([[375, 500]]).repeat(count, 1)))
+    canvases = material_to_device(
+        Canvases(photos(count, recipe.canvas, recipe.canvas), torch.tensor([[375, 500]]).repeat(count, 1))
+    )
     rows, found, times = torch.arange(count), [], {}
     for way, kernels in (("kernels", image.kernels_for), ("torch", lambda _: None)):
         with patch.object(image, "kernels_for", kernels):

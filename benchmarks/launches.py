@@ -327,7 +327,7 @@ class Nothing:
 
 
 def placed(module: nn.Module) -> nn.Module:
-    """As ``devices.placed``, which cannot exchange the tensors of a module for fakes."""
+    """As ``devices.module_to_device``, which cannot exchange the tensors of a module for fakes."""
     for part in module.modules():
         for name, value in part._parameters.items():
             if value is not None:
@@ -370,7 +370,7 @@ def pretended(mode: Counting) -> Iterator[None]:
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor([...], device=...) passes by the mode, too
     with (
         patch.dict(os.environ, {"LOOKALIKE_DEVICE": "cuda", "LOOKALIKE_PRECISION": "bf16", "LOOKALIKE_GRAPHS": "0"}),
-        patch.object(loop, "placed", placed),
+        patch.object(loop, "module_to_device", placed),
         patch.object(optimizer, "_foreach_supported_types", [Tensor, nn.Parameter, FakeTensor]),
         patch.object(_foreach_utils, "_foreach_supported_types", [Tensor, FakeTensor]),
         patch.object(torch._C, "_conv_determine_backend_memory_format", laid_out),

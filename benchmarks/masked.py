@@ -19,8 +19,7 @@ from torch import Tensor
 
 from lookalike.models.decoder import Decoder
 from lookalike.models.vit import ViT
-from lookalike.pretext.image import ImageView
-from lookalike.pretext.mask import Masked
+from lookalike.pretext.image import ImageView, Masked
 
 NETWORKS = {
     "ViT-S, 224 px": (ViT(), 224, Decoder()),

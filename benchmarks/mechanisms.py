@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from lookalike.core import dist
-from lookalike.core.devices import placed
+from lookalike.core.devices import module_to_device
 from lookalike.core.seeding import reseed
 from lookalike.learn.dictionary import InBatch, MemoryBank, Queue
 from lookalike.learn.keys import EndToEnd, Momentum, Stored
@@ -78,7 +78,7 @@ def batches(recipe: Recipe, canvases: Canvases) -> Iterator[Batch]:
 def measure(row: str, steps: int) -> dict[str, float]:
     """Median seconds of a step and MiB that it needs, of this rank."""
     recipe = named(row)
-    learner = placed(recipe.build(EXAMPLES)).train()
+    learner = module_to_device(recipe.build(EXAMPLES)).train()
     learner.labels = torch.arange(EXAMPLES) % 10
     optimizer, model = recipe.optimizer.build(learner, recipe.batch), dist.distributed(learner)
     side = recipe.canvas

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lookalike.core.devices import processor
-from lookalike.learn.entries import Entries
+from lookalike.learn.dictionary import Entries
 from lookalike.learn.objective import DCL, NCE, InfoNCE, Objective, SupCon
 
 Formula = Callable[[Tensor, Entries, float], Tensor]

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from lookalike.core.devices import device
 from lookalike.learn.dictionary import Dictionary, Queue
 from lookalike.learn.learner import Learner
-from lookalike.models.heads import MLP
+from lookalike.models.encoder import MLP
 from lookalike.models.image import SmallResNet
 from lookalike.recipes.images import moco_cifar
 from lookalike.recipes.recipe import Recipe

@@ -50,7 +50,7 @@ from lookalike.learn.dictionary import Queue
 from lookalike.learn.keys import Momentum
 from lookalike.learn.objective import InfoNCE
 from lookalike.learn.optim import SGD
-from lookalike.models.heads import MLP
+from lookalike.models.encoder import MLP
 from lookalike.pretext.image import MOCO_CIFAR
 from lookalike.recipes.images import moco_cifar
 from lookalike.recipes.recipe import Recipe

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import lookalike
-from lookalike.learn.entries import Entries
+from lookalike.learn.dictionary import Entries
 from lookalike.learn.objective import Objective
 
 

@@ -19,12 +19,12 @@ import torch
 from safetensors import safe_open
 
 from lookalike.core import dist
-from lookalike.core.devices import placed
+from lookalike.core.devices import module_to_device
 from lookalike.core.errors import BAD_DATA, IO, UserError
 from lookalike.learn.dictionary import Queue
 from lookalike.learn.learner import Learner
 from lookalike.learn.optim import SGD, AdamW, Muon
-from lookalike.models.heads import MLP
+from lookalike.models.encoder import MLP
 from lookalike.models.image import SmallResNet
 from lookalike.recipes import tiny
 from lookalike.recipes.recipe import Recipe
@@ -44,7 +44,7 @@ def recipe(optimizer: SGD | AdamW | Muon = AdamW()) -> Recipe:  # noqa: B008  (f
 
 
 def begun(spec: Recipe) -> State:
-    learner = placed(spec.build(64)).train()
+    learner = module_to_device(spec.build(64)).train()
     return learner, spec.optimizer.build(learner.encoder, spec.batch)
 
 

@@ -20,7 +20,9 @@ from torch import Tensor
 from lookalike.core.errors import BAD_DATA, IO, UserError
 from lookalike.data.loader import Loaded, Loader
 from lookalike.data.order import Order
+from lookalike.data.pool import worker_count
 from lookalike.data.source import Source, open_source
+from lookalike.train.loop import leaves_cores
 
 COUNT, BAD = 40, (3, 4, 17, 39)
 LAZY = 0  # a budget that nothing fits
@@ -198,3 +200,35 @@ def test_all_photos_cached_as_streamed(shared: Path) -> None:
     source = open_source(shared / "imagenette128", "train")
     rows = [torch.arange(i, i + 64) for i in range(0, 9000, 640)]
     assert same(list(Loader(source, 64).batches(rows)), list(Loader(source, 64, LAZY, 2).batches(rows)))
+
+
+@pytest.mark.parametrize(
+    ("workers", "kind", "cores", "count"),
+    [
+        (None, "cpu", 64, 2),
+        (None, "cuda", 2, 2),
+        (None, "cuda", 16, 14),
+        (None, "cuda", 64, 16),
+        (0, "cuda", 16, 0),
+        (5, "cpu", 2, 5),
+    ],
+)
+def test_a_gpu_gets_most_cores_for_decoding_unless_somebody_says_how_many(
+    workers: int | None, kind: str, cores: int, count: int
+) -> None:
+    assert worker_count(workers, kind, cores) == count
+
+
+def test_ranks_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert worker_count(None, "cuda", 32) == 6
+
+
+@pytest.mark.parametrize(
+    ("budget", "workers", "kind", "leaves"),
+    [(LAZY, 2, "cuda", True), (LAZY, 2, "cpu", False), (LAZY, 0, "cuda", False), (1 << 30, 2, "cuda", False)],
+)
+def test_threads_are_given_up_only_to_workers_that_decode_for_a_gpu(
+    photos: Source, budget: int, workers: int, kind: str, leaves: bool
+) -> None:
+    assert leaves_cores(Loader(photos, 8, budget, workers, max_bad=0.5), kind) is leaves

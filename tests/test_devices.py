@@ -10,11 +10,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lookalike.core import devices
-from lookalike.core.devices import exact
+from lookalike.core.devices import exact, one_thread
 from lookalike.learn.dictionary import MemoryBank
-from lookalike.pretext.mask import Masked
+from lookalike.pretext.image import Masked
 from lookalike.recipes import RECIPES
 from lookalike.recipes.recipe import Recipe
+from lookalike.train.loop import has_own_attention
 from lookalike.types import Batch
 
 EXAMPLES, BATCH = 5000, 8
@@ -79,3 +80,20 @@ def test_what_makes_kernels_exact_is_set_and_put_back(
         assert (matmul.fp32_precision == "tf32") is newer
     finally:
         matmul.fp32_precision = "ieee"
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_the_number_of_threads_is_put_back(alone: bool) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with one_thread(alone):
+            assert torch.get_num_threads() == (1 if alone else 2)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("name", "own"), [("moco_captions", True), ("moco_v3_vit", True), ("moco_v2", False)])
+def test_attention_is_strict_wherever_a_network_of_ours_has_some(name: str, own: bool) -> None:
+    assert has_own_attention(RECIPES[name]) is own

@@ -90,7 +90,7 @@ def test_a_run_that_goes_on_is_left_alone(run: Path) -> None:
 
 def test_curves_in_words(run: Path) -> None:
     history = collect(run)
-    guess = history.guess()
+    guess = history.chance_loss()
     falling, level = (
         [(1e6 + i, guess * share) for i in range(1000) for share in (early if i < 900 else late,)]
         for early, late in ((0.9, 0.5), (1.0, 1.0))

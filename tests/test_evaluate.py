@@ -25,9 +25,7 @@ from lookalike.data.source import open_source
 from lookalike.learn.learner import Learner
 from lookalike.metrics.fewshot import by_means, interval
 from lookalike.metrics.knn import Knn
-from lookalike.models.encoder import Encoder, Whitening
-from lookalike.models.features import embed, evaluating, settle
-from lookalike.models.heads import MLP
+from lookalike.models.encoder import MLP, Encoder, Whitening, embed, evaluating, settle
 from lookalike.models.image import SmallResNet
 from lookalike.recipes import tiny
 from lookalike.recipes.recipe import Recipe

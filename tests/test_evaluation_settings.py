@@ -13,8 +13,7 @@ import pytest
 
 from lookalike.cli.main import parsed
 from lookalike.cli.verbs import settings_of
-from lookalike.core.checks import Limit
-from lookalike.core.errors import UserError
+from lookalike.core.errors import Limit, UserError
 from lookalike.evaluation.compare import compare
 from lookalike.evaluation.evaluate import evaluate
 from lookalike.evaluation.settings import EVALUATIONS, Detect, Evaluation, Segment, configured

@@ -27,7 +27,7 @@ from lookalike.metrics.fewshot import drawn
 from lookalike.metrics.knn import Knn
 from lookalike.metrics.probe import LinearProbe
 from lookalike.metrics.retrieval import retrieval, sorted_hits
-from lookalike.models.features import raw
+from lookalike.models.encoder import raw
 from lookalike.recipes import tiny
 from lookalike.train.trained import load
 from tests.forks import digest

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 import lookalike
-from lookalike.core.isolation import isolated
+from lookalike.core.devices import isolated
 from lookalike.data.source import open_source
 from tests.forks import digest
 

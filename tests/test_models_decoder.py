@@ -86,7 +86,7 @@ def test_only_hidden_pixels_are_targets() -> None:
     assert torch.equal(learner.reconstruction(tokens, **shown.first), error)
 
 
-def test_a_run_begins_at_its_guess_and_learns_to_paint() -> None:
+def test_a_run_begins_at_its_chance_loss_and_learns_to_paint() -> None:
     recipe = small("small_mae")
     learner, given = recipe.build(1000), batch(recipe)
     optimizer = torch.optim.Adam([p for p in learner.parameters() if p.requires_grad], 3e-3)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lookalike.core.errors import UserError
-from lookalike.models.heads import MLP
+from lookalike.models.encoder import MLP
 from lookalike.models.norm import GroupedBatchNorm1d
 from lookalike.recipes import RECIPES
 

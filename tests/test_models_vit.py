@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lookalike.core.errors import UserError
-from lookalike.models.encoder import Encoder
-from lookalike.models.heads import MLP
+from lookalike.models.encoder import MLP, Encoder
 from lookalike.models.image import Timm
 from lookalike.models.vit import ViT, ViTBackbone, positions
 

@@ -18,8 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from lookalike.core import devices
 from lookalike.core.devices import DEVICE, PRECISION, full_precision, resolved
 from lookalike.core.errors import UserError
-from lookalike.learn.dictionary import InBatch, MemoryBank, Neighbours, Queue
-from lookalike.learn.entries import Entries
+from lookalike.learn.dictionary import Entries, InBatch, MemoryBank, Neighbours, Queue
 from lookalike.learn.objective import DCL, NCE, InfoNCE, Objective, SupCon, log_sum_exp, top1
 from lookalike.learn.optim import Muon, orthogonalised
 from lookalike.metrics.fewshot import by_means
@@ -27,12 +26,10 @@ from lookalike.metrics.knn import Knn, products
 from lookalike.metrics.probe import LinearProbe
 from lookalike.metrics.retrieval import retrieval
 from lookalike.metrics.spearman import spearman
-from lookalike.models.encoder import Whitening, unit
-from lookalike.models.features import embed, evaluating, means, settle
+from lookalike.models.encoder import Whitening, embed, evaluating, means, settle, unit
 from lookalike.models.winograd import convolve, correlate, scheme
 from lookalike.pretext import ops
-from lookalike.pretext.image import MOCO_V2, MOCO_V3_SECOND, TwoViews
-from lookalike.pretext.mask import Masked
+from lookalike.pretext.image import MOCO_V2, MOCO_V3_SECOND, Masked, TwoViews
 from lookalike.pretext.video import TwoClips, TwoFrames
 from lookalike.recipes import recipe_named
 from lookalike.types import Batch, Canvases

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lookalike.core.errors import UserError
-from lookalike.pretext.image import CIFAR_MEAN, ImageView, TwoViews
-from lookalike.pretext.mask import Masked
+from lookalike.pretext.image import CIFAR_MEAN, ImageView, Masked, TwoViews
 from lookalike.recipes import RECIPES
 from lookalike.recipes.recipe import Recipe, meaningless
 from lookalike.types import Batch, Canvases

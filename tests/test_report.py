@@ -136,7 +136,7 @@ def test_what_is_torn_or_no_number_is_passed_over(hostile_run: Path, tmp_path: P
     assert math.isnan(history.curves["top1"][0][1])
     assert history.last("top1") is None
     assert history.steps() == 9
-    assert history.guess() == pytest.approx(math.log(history.recipe.dictionary.size + 1))
+    assert history.chance_loss() == pytest.approx(math.log(history.recipe.dictionary.size + 1))
     Checked(write_report(tmp_path).read_text())  # it has no checkpoint either
 
 

@@ -25,7 +25,7 @@ from lookalike.data.source import open_source
 from lookalike.learn.dictionary import MemoryBank, Queue
 from lookalike.learn.objective import DCL
 from lookalike.learn.optim import AdamW
-from lookalike.models.heads import MLP
+from lookalike.models.encoder import MLP
 from lookalike.models.image import ResNet, Timm
 from lookalike.models.vit import ViT
 from lookalike.recipes import RECIPES, recipe_named

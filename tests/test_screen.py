@@ -28,4 +28,4 @@ def test_quiet_work_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 def test_speed_is_told_in_what_the_rows_are_called(capsys: pytest.CaptureFixture[str]) -> None:
     with Screen("simcse", rows="sentences") as screen:
         screen.step(StepReport(3, 9, 1.5, 2.0, {}, 70.4, 0.1, {}))
-    assert capsys.readouterr().out == "step 3/9  70 sentences/s  loss 1.500 (guess 2.000)  0.0 min left\n"
+    assert capsys.readouterr().out == "step 3/9  70 sentences/s  loss 1.500 (chance 2.000)  0.0 min left\n"

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
-from lookalike.core.devices import placed
+from lookalike.core.devices import module_to_device
 from lookalike.core.errors import UserError
 from lookalike.core.seeding import uniforms
 from lookalike.data.image.decode import Unreadable
@@ -43,7 +43,7 @@ HERE = Resources()
 
 def start() -> Trained:
     recipe = tiny.fitted(16)
-    return Trained(recipe, placed(recipe.build(16).encoder), 0)
+    return Trained(recipe, module_to_device(recipe.build(16).encoder), 0)
 
 
 def scene(seed: int, size: tuple[int, int] = (24, 40)) -> tuple[Image.Image, np.ndarray]:

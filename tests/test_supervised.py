@@ -20,7 +20,7 @@ from lookalike.evaluation.finetune import tune
 from lookalike.evaluation.settings import Finetune
 from lookalike.learn.labelled import Classes, CrossEntropy
 from lookalike.learn.objective import InfoNCE
-from lookalike.models.heads import MLP
+from lookalike.models.encoder import MLP
 from lookalike.pretext.image import OneView
 from lookalike.recipes import recipe_named, tiny
 from lookalike.recipes.serialize import from_plain, to_plain

@@ -28,9 +28,9 @@ from lookalike.evaluation.evaluate import evaluate
 from lookalike.evaluation.result import Resources
 from lookalike.evaluation.scenes import Look, detections, in_mirror, looks, picture, truth
 from lookalike.evaluation.settings import Boxes, Detect, Keypoints
+from lookalike.models.dense import pyramid
 from lookalike.models.image import ResNet, SmallResNet, Timm
 from lookalike.models.norm import GroupedBatchNorm2d
-from lookalike.models.pyramid import pyramid
 from lookalike.models.vit import ViT
 from lookalike.recipes import tiny
 from lookalike.train.trained import Trained

@@ -13,7 +13,7 @@ from torch import Tensor
 from lookalike.core.seeding import uniforms
 from lookalike.pretext import image, ops, ops_triton
 from lookalike.pretext.image import Draws, ImageView
-from lookalike.pretext.plan import STILL, Plan
+from lookalike.pretext.ops import STILL, Plan
 
 EVERYTHING = replace(image.MOCO_V3_SECOND, blur=0.5, solarize=0.5, gray=0.5, hue=0.5)
 KINDS = {

@@ -20,8 +20,7 @@ from lookalike.learn.dictionary import InBatch, QueueEach
 from lookalike.learn.keys import EndToEnd
 from lookalike.learn.optim import SGD
 from lookalike.models.image import SmallResNet
-from lookalike.models.text import Transformer
-from lookalike.models.towers import TwoTowers
+from lookalike.models.text import Transformer, TwoTowers
 from lookalike.recipes import RECIPES
 from lookalike.recipes.modality import loader
 from lookalike.recipes.recipe import Recipe

@@ -9,8 +9,7 @@ from lookalike.learn.dictionary import Queue
 from lookalike.learn.keys import Momentum
 from lookalike.learn.learner import Learner
 from lookalike.learn.objective import InfoNCE, top1
-from lookalike.models.encoder import Encoder
-from lookalike.models.heads import MLP
+from lookalike.models.encoder import MLP, Encoder
 from lookalike.models.image import SmallResNet
 from lookalike.types import Batch
 

@@ -10,8 +10,7 @@ from lookalike.learn.keys import Momentum, shuffled
 from lookalike.learn.learner import Learner
 from lookalike.learn.objective import InfoNCE
 from lookalike.learn.optim import SGD
-from lookalike.models.encoder import Encoder
-from lookalike.models.heads import MLP
+from lookalike.models.encoder import MLP, Encoder
 from lookalike.models.image import SmallResNet
 from lookalike.types import Batch
 

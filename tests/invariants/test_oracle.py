@@ -13,8 +13,7 @@ from lookalike.learn.keys import Momentum
 from lookalike.learn.learner import Learner
 from lookalike.learn.objective import InfoNCE
 from lookalike.learn.optim import SGD
-from lookalike.models.encoder import Encoder
-from lookalike.models.heads import MLP
+from lookalike.models.encoder import MLP, Encoder
 from lookalike.models.norm import group_norms
 from lookalike.types import Batch
 from tests import oracle

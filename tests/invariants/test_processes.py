@@ -20,10 +20,10 @@ from lookalike.learn.keys import EndToEnd, Momentum
 from lookalike.learn.learner import Learner
 from lookalike.learn.objective import DCL, InfoNCE
 from lookalike.learn.optim import SGD, Muon
-from lookalike.models.heads import MLP
+from lookalike.models.encoder import MLP
 from lookalike.models.image import SmallResNet
 from lookalike.models.vit import ViT
-from lookalike.pretext.mask import Masked
+from lookalike.pretext.image import Masked
 from lookalike.recipes import RECIPES
 from lookalike.recipes.recipe import Recipe, uneven
 from lookalike.train import checkpoint

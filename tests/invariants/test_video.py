@@ -15,9 +15,8 @@ from lookalike.data.loader import Loader
 from lookalike.data.source import open_source
 from lookalike.learn.dictionary import Queue
 from lookalike.learn.optim import SGD
-from lookalike.models.heads import MLP
-from lookalike.models.image import SmallResNet
-from lookalike.models.video import SmallVideoResNet
+from lookalike.models.encoder import MLP
+from lookalike.models.image import SmallResNet, SmallVideoResNet
 from lookalike.recipes import recipe_named
 from lookalike.recipes.recipe import Recipe
 from tests.films import SIDE, film

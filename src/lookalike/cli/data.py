@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional
 
 from lookalike.cli.flags import Verb, Workers, shown
-from lookalike.core.checks import Limit
+from lookalike.core.errors import Limit
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Embed(Verb):
     clip: Annotated[float | None, Limit(1e-3), shown("SECONDS")] = None
     """For videos: one embedding per this many seconds, the mean over the frames; inf for one per video. By default one
     per frame."""
-    workers: Workers = 2
-    """Processes that decode pictures."""
+    workers: Workers = None
+    """Processes that decode pictures; by default 2, and for a GPU all cores but two, at most 16."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ class Prepare(Verb):
     """Only this part of the data; by default every part."""
     jpeg: Annotated[int | None, Limit(1, 95), shown("QUALITY")] = None
     """Keep JPEG files of this quality, 1 to 95, instead of raw pixels: a tenth of the space, decoded when read."""
-    workers: Workers = 2
-    """Processes that decode pictures."""
+    workers: Workers = None
+    """Processes that decode pictures; by default 2, and for a GPU all cores but two, at most 16."""
     quiet: bool = False
     """Print nothing but errors."""
 
@@ -97,7 +97,7 @@ class Doctor(Verb):
     """Only this part of the data; by default every part."""
     json: Annotated[str | None, shown("FILE")] = None
     """Write all findings to this file."""
-    workers: Workers = 2
+    workers: Workers = None
     """Processes that read pictures."""
     quick: bool = False
     """Skip the few seconds of training that estimate how long an epoch takes."""

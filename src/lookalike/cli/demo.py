@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lookalike.data.loader import Loader
 from lookalike.data.source import PictureSource, open_source, reference_and_query
 from lookalike.metrics.fewshot import Interval, by_means
-from lookalike.models.features import settle
+from lookalike.models.encoder import settle
 from lookalike.recipes.images import digits
 from lookalike.recipes.recipe import Recipe
 from lookalike.report.page import Accuracies, percent

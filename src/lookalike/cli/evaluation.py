@@ -9,7 +9,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from tyro.conf import Positional, arg
 
 from lookalike.cli.flags import Verb, Workers, one_of, shown
-from lookalike.core.checks import Limit
+from lookalike.core.errors import Limit
 from lookalike.evaluation.settings import EVALUATIONS, Evaluation
 
 Settings = TypeVar("Settings", bound=Evaluation)
@@ -33,8 +33,8 @@ class Evaluate(Verb, Generic[Settings]):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the network's products. bf16 is faster on GPUs and on processors that support it; features change by up to
     two hundredths."""
-    workers: Workers = 2
-    """Processes that decode pictures."""
+    workers: Workers = None
+    """Processes that decode pictures; by default 2, and for a GPU all cores but two, at most 16."""
     json: Annotated[str | None, shown("FILE")] = None
     """Write the numbers and all settings to this file."""
 

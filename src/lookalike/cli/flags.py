@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union
 
 from tyro.conf import arg, subcommand
 
-from lookalike.core.checks import Limit, check_limits
+from lookalike.core.errors import Limit, check_limits
 
 
 def shown(metavar: str) -> Any:
@@ -17,7 +17,7 @@ def shown(metavar: str) -> Any:
     return arg(metavar=metavar, help_behavior_hint="")
 
 
-Workers = Annotated[int, Limit(0)]
+Workers = Annotated[int | None, Limit(0), shown("N")]
 
 
 @dataclass(frozen=True, kw_only=True)

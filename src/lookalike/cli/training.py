@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional
 
 from lookalike.cli.flags import Verb, Workers, shown
-from lookalike.core.checks import Limit
+from lookalike.core.errors import Limit
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Pretrain(Verb):
     """Start from the weights of this run."""
     max_bad: Annotated[float, Limit(0)] = 0.01
     """Share of pictures that may be unreadable before the run stops."""
-    workers: Workers = 2
-    """Processes that decode pictures."""
+    workers: Workers = None
+    """Processes that decode pictures; by default 2, and for a GPU all cores but two, at most 16."""
     memory: Annotated[float, Limit(0)] = 4.0
     """GiB of decoded pictures to keep in memory; if there is more data, it is decoded again in each epoch."""
     save_every: Annotated[int | None, Limit(1), shown("N")] = None

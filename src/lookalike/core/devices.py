@@ -10,7 +10,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import accumulate
 from typing import Any, Literal, TypeVar, cast, get_args
 
@@ -62,37 +62,37 @@ def _chosen(variable: str, choices: tuple[str, ...]) -> str | None:
     return value or None
 
 
-def placed(module: Module) -> Module:
+def module_to_device(module: Module) -> Module:
     """The module on that device, its kernels in the memory layout that convolutions are fastest in."""
-    moved: Module = module.to(device())
-    kernels = {parameter.dim() for parameter in moved.parameters()}
+    module = module.to(device())
+    kernels = {parameter.dim() for parameter in module.parameters()}
     if 5 in kernels:  # of clips; a network has one kind or the other
-        return moved.to(memory_format=torch.channels_last_3d) if 4 not in kernels else moved
-    return moved.to(memory_format=torch.channels_last)
+        return module.to(memory_format=torch.channels_last_3d) if 4 not in kernels else module
+    return module.to(memory_format=torch.channels_last)
 
 
 # ---- memory, and the way from the host to the device, without waiting ----
 
 
-def room(*shape: int, dtype: torch.dtype) -> Tensor:
+def host_memory(*shape: int, dtype: torch.dtype) -> Tensor:
     """Memory of the host that a GPU reads by itself, while both go on; where there is none, any memory."""
     return torch.empty(*shape, dtype=dtype, pin_memory=device().type == "cuda")
 
 
-def moved(material: M) -> M:
+def material_to_device(material: M) -> M:
     """What was read, with its pixels on the device; what plans are made of stays where the plans are made."""
     if isinstance(material, Tokens):
         return material
     return cast("M", material._replace(pixels=material.pixels.to(device(), non_blocking=True)))
 
 
-def uploaded(view: View) -> View:
+def view_to_device(view: View) -> View:
     """A view with all its parts on the device."""
     waiting = {name: part for name, part in view.items() if part.device.type == "cpu"}
-    return view | dict(zip(waiting, sent(list(waiting.values()), device())))
+    return view | dict(zip(waiting, transfer(list(waiting.values()), device())))
 
 
-def sent(parts: Sequence[Tensor], where: torch.device) -> list[Tensor]:
+def transfer(parts: Sequence[Tensor], where: torch.device) -> list[Tensor]:
     """The tensors on that device: from the host to a GPU in one copy, for which nobody waits."""
     if where.type != "cuda" or any(part.device.type != "cpu" for part in parts):
         return [part.to(where) for part in parts]
@@ -114,7 +114,7 @@ class Later:
     def __init__(self, numbers: Tensor) -> None:
         self._numbers, self._arrived = numbers, None
         if numbers.device.type == "cuda":
-            self._numbers = room(*numbers.shape, dtype=numbers.dtype).copy_(numbers, non_blocking=True)
+            self._numbers = host_memory(*numbers.shape, dtype=numbers.dtype).copy_(numbers, non_blocking=True)
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
 
@@ -143,6 +143,18 @@ def keep_freed() -> bool:
     except AttributeError:  # another C library, musl say
         return False
     return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, (1 << 31) - 1))
+
+
+@contextmanager
+def one_thread(alone: bool = True) -> Iterator[None]:
+    """Where ``alone``, operations of torch on the processor run on one thread inside; as many as before after."""
+    threads = torch.get_num_threads()
+    if alone:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 # ---- precision ----
@@ -265,3 +277,56 @@ def full_precision() -> Iterator[None]:
 def wide(numbers: Tensor) -> Tensor:
     """The same in fp32, or in double precision where they are."""
     return numbers if numbers.dtype == torch.float64 else numbers.float()
+
+
+# ---- a caller's own settings of torch, put aside while this library computes ----
+
+
+@contextmanager
+def isolated() -> Iterator[None]:
+    """torch inside as in a fresh process, after as the caller had it; around calls of the Python API, nested or not.
+
+    Put aside are the default dtype and device, disabled gradients, inference mode, autocast, products of float32 in
+    fewer bits on a processor, and the state of the global generators. The dtype and the products belong to the whole
+    process: other threads see them as they are inside, and whoever draws from the generators in another thread
+    changes what is drawn inside. The number of threads stays the caller's.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(full_precision())
+        if torch.empty(0).device.type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        stack.enter_context(_float32())
+        stack.enter_context(_generators())
+        yield
+
+
+@contextmanager
+def _float32() -> Iterator[None]:
+    """New tensors in float32, and its products computed in it."""
+    dtype, mkldnn = torch.get_default_dtype(), cast(Any, torch.backends.mkldnn)
+    settings = [(kind, kind.fp32_precision) for kind in (mkldnn.matmul, mkldnn.conv)]
+    coarse = [(kind, precision) for kind, precision in settings if precision not in ("none", "ieee")]
+    torch.set_default_dtype(torch.float32)
+    for kind, _ in coarse:
+        kind.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        for kind, precision in coarse:
+            kind.fp32_precision = precision
+
+
+@contextmanager
+def _generators() -> Iterator[None]:
+    """The caller's random numbers go on after as if nothing had been drawn or seeded inside."""
+    cpu = torch.get_rng_state()
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        torch.set_rng_state(cpu)
+        if gpus:
+            torch.cuda.set_rng_state_all(gpus)

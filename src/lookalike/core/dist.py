@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from lookalike.core.devices import device, sent
+from lookalike.core.devices import device, transfer
 from lookalike.core.errors import IO, UserError
 from lookalike.core.rendezvous import alive
 
@@ -172,7 +172,7 @@ def exchange(part: Tensor, order: Tensor) -> Tensor:
     leaving = [place[place // size == rank()] % size for place in places]
     counts = [int((mine // size == sender).sum()) for sender in range(world())]
     by_sender = (mine // size).argsort(stable=True)  # rows of one sender arrive in their order in ``mine``
-    outgoing, incoming = sent([torch.cat(leaving), by_sender.argsort()], part.device)
+    outgoing, incoming = transfer([torch.cat(leaving), by_sender.argsort()], part.device)
     arrived = torch.empty_like(part, memory_format=torch.contiguous_format)
     torch_dist.all_to_all_single(arrived, part[outgoing].contiguous(), counts, [len(rows) for rows in leaving])
     last = part.dim() == 4 and part.is_contiguous(memory_format=torch.channels_last)

@@ -1,14 +1,15 @@
-"""The one error that users see."""
+"""The one error that users see, and the limits of numbers, which stand at the fields of dataclasses."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import os
 from collections.abc import Callable, Iterable
 from functools import cache, wraps
 from importlib.util import find_spec
-from typing import ParamSpec, TypeVar
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 P = ParamSpec("P")
 Value = TypeVar("Value")
@@ -52,3 +53,46 @@ def refuse_platform() -> None:
     """Raise UserError where processes cannot fork or lock files, as decoding workers and run folders do."""
     if not hasattr(os, "fork") or find_spec("fcntl") is None:
         raise UserError(PLATFORMS)
+
+
+# ---- limits ----
+
+
+class Limit(NamedTuple):
+    """Of a number, or of each number of a tuple: ``k: Annotated[int, Limit(1)] = 200``. None is always allowed."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False  # whether ``low`` itself is too low
+
+    def holds(self, value: float) -> bool:
+        """Whether a number is within; NaN never is."""
+        return (value > self.low if self.above else value >= self.low) and value <= self.high
+
+    def __str__(self) -> str:
+        low = f"{'above' if self.above else 'at least'} {self.low:g}"
+        return low if math.isinf(self.high) else f"{low} and at most {self.high:g}"
+
+
+SHARE = Limit(0, 1, above=True)
+POSITIVE = Limit(0, above=True)
+
+
+def check_limits(value: Any) -> None:
+    """Raise UserError, naming the flag, for a field outside its limit or not among its choices."""
+    for name, hint in get_type_hints(type(value), include_extras=True).items():
+        if get_origin(hint) is Literal and getattr(value, name) not in get_args(hint):
+            raise UserError(f"{_flag(name)} must be one of {', '.join(get_args(hint))}")
+        for limit in getattr(hint, "__metadata__", ()):
+            if isinstance(limit, Limit):
+                _check(name, getattr(value, name), limit)
+
+
+def _check(name: str, value: Any, limit: Limit) -> None:
+    numbers = value if isinstance(value, tuple) else () if value is None else (value,)
+    if any(isinstance(number, str) or not limit.holds(number) for number in numbers):
+        raise UserError(f"{_flag(name)} must be {limit}")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

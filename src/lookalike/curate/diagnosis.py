@@ -17,7 +17,7 @@ from lookalike.core.errors import UserError
 from lookalike.curate.sheet import random_rows
 from lookalike.data.fingerprint import changes, from_table
 from lookalike.data.source import Source
-from lookalike.models.features import embed, raw
+from lookalike.models.encoder import embed, raw
 from lookalike.train import checkpoint
 from lookalike.train.history import History, Point, collect
 from lookalike.train.run import Run
@@ -121,14 +121,14 @@ class Diagnosis(NamedTuple):
             "logged": history.steps(),
             "ended": self.ended,
             "checkpoints": {step: reason or "whole" for step, reason in self.checkpoints},
-            "guess": history.guess(),
+            "guess": history.chance_loss(),
             "spread": self.spread._asdict() if self.spread else None,
             "words": list(self.lines()),
             **{name: history.last(name) for name in ("loss", "top1", "pixels", "knn")},
         }
 
 
-def diagnose(folder: Path, workers: int = 2) -> Diagnosis:
+def diagnose(folder: Path, workers: int | None = None) -> Diagnosis:
     """Look at a run folder and write nothing. Raises UserError where it is none."""
     history, run = collect(folder), Run(folder)
     examples = int(run.data()["examples"])
@@ -148,7 +148,7 @@ def diagnose(folder: Path, workers: int = 2) -> Diagnosis:
     return Diagnosis(history, total, holder(folder / "run.lock"), states, changed, spread, unseen, bad_files(folder))
 
 
-def spread_of(folder: Path, source: Source, workers: int) -> Spread:
+def spread_of(folder: Path, source: Source, workers: int | None) -> Spread:
     """Of some training pictures, by the newest whole checkpoint; raises UserError where there is none."""
     trained = load(folder)
     rows = random_rows(len(source), _MOST)
@@ -176,7 +176,7 @@ def rank(rows: Tensor) -> float:
 def describe_loss(history: History) -> str:
     """Where the loss is, against that at chance, and where it goes."""
     points = history.after_filling(history.curves.get("loss", []))
-    values, chance = [value for _, value in points if math.isfinite(value)], history.guess()
+    values, chance = [value for _, value in points if math.isfinite(value)], history.chance_loss()
     if not values:
         return "nothing was logged"
     tenth = max(1, len(values) // 10)

@@ -182,7 +182,7 @@ class Examination:
 
 
 def examine(
-    data: Data, split: str | None, workers: int = 2, timed: bool = True, progress: Progress = silent
+    data: Data, split: str | None, workers: int | None = None, timed: bool = True, progress: Progress = silent
 ) -> Examination:
     """Look at every picture of ``data``; ``timed`` trains for some seconds to say how long an epoch takes."""
     splits = {split: open_source(data, split)} if split else splits_of(data)

@@ -45,7 +45,7 @@ class TrainingPlan(NamedTuple):
         yield from (f"  {reason}" for reason in self.reasons)
 
 
-def plan_pretraining(data: Data, split: str | None, timed: bool, workers: int) -> TrainingPlan:
+def plan_pretraining(data: Data, split: str | None, timed: bool, workers: int | None) -> TrainingPlan:
     """What pretrain would do; ``timed`` trains for some seconds. Raises UserError where pretrain would refuse."""
     source = open_source(data, split)
     recipe = recipe_for(Request(data, Path()), source)
@@ -82,7 +82,7 @@ def _queue(recipe: Recipe) -> int | None:
     return recipe.dictionary.size if isinstance(recipe.dictionary, Queue) else None
 
 
-def _seconds_per_step(recipe: Recipe, source: PictureSource, workers: int, seconds: float = 5.0) -> float:
+def _seconds_per_step(recipe: Recipe, source: PictureSource, workers: int | None, seconds: float = 5.0) -> float:
     """As minutes are measured, by a throw-away copy of the run on few of the pictures."""
     few = Rows(source, torch.arange(len(source))[: 4 * recipe.batch])
     return pace(probe(replace(recipe, window=None), Loader(few, recipe.canvas, workers=workers, max_bad=1.0), seconds))

@@ -66,7 +66,7 @@ def prepare(
     size: int | None = None,
     split: str | None = None,
     jpeg: int | None = None,
-    workers: int = 2,
+    workers: int | None = None,
     progress: Progress = silent,
     shard_bytes: int = SHARD,
 ) -> Done:
@@ -165,7 +165,7 @@ def _make(
     sources: dict[str, PictureSource],
     plan: list[_Range],
     work: partial[_EncodedRows],
-    workers: int,
+    workers: int | None,
     progress: Progress,
 ) -> None:
     """Write every shard that is not there or not whole."""

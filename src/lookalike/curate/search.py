@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lookalike.core.devices import isolated
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.core.isolation import isolated
 from lookalike.core.progress import Progress, silent
 from lookalike.metrics.knn import products
-from lookalike.models.features import Layer, embed
+from lookalike.models.encoder import Layer, embed
 from lookalike.recipes.modality import modality_of, query_view
 from lookalike.train.run import Run
 from lookalike.train.trained import Trained, embed_data, load, read_embeddings

@@ -64,7 +64,7 @@ class _Facts(NamedTuple):
     bad: str | None
 
 
-def survey(source: PictureSource, workers: int, progress: Callable[[int], None] = lambda _: None) -> Survey:
+def survey(source: PictureSource, workers: int | None, progress: Callable[[int], None] = lambda _: None) -> Survey:
     """Look at every row of ``source``, about 250 bytes of memory and the time to decode each."""
     tasks = (range(i, min(i + _TASK, len(source))) for i in range(0, len(source), _TASK))
     every: list[_Facts] = []

@@ -15,10 +15,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lookalike.core.devices import room
+from lookalike.core.devices import host_memory
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.example import CanvasSource, PictureSource, Source
-from lookalike.data.pool import cores, ordered, stopped
+from lookalike.data.pool import ordered, stopped, worker_count
 from lookalike.types import Canvases, Material
 
 GIB = 1 << 30
@@ -117,12 +117,12 @@ class Loader:
     ) -> None:
         """Decodes everything now if N * 3 * S * S bytes, S = ``side``, fit ``budget``, else each batch when it is due.
 
-        ``workers`` are processes: None is one a core, 0 this one. ``progress`` hears how many more rows are cached,
-        ``on_bad`` all bad paths and reasons whenever they grow, before UserError is raised for too many. ``rows`` is
-        what messages call the rows.
+        ``workers`` are processes: 0 is this one, None as many as ``worker_count`` says. ``progress`` hears how many
+        more rows are cached, ``on_bad`` all bad paths and reasons whenever they grow, before UserError is raised for
+        too many. ``rows`` is what messages call the rows.
         """
         self.source, self.side, self.max_bad, self._what = source, side, max_bad, rows
-        self.workers = cores() if workers is None else workers
+        self.workers = worker_count(workers)
         self.bad: dict[str, str] = dict(source.unlisted)
         self.bad_rows: dict[int, str] = {}
         self._on_bad = on_bad
@@ -236,7 +236,7 @@ def next_good(row: int, bad: Mapping[int, str], count: int) -> int:
 
 def _chosen(part: Tensor, rows: Tensor) -> Tensor:
     """Some rows of a tensor, where a GPU can fetch them."""
-    return torch.index_select(part, 0, rows, out=room(len(rows), *part.shape[1:], dtype=part.dtype))
+    return torch.index_select(part, 0, rows, out=host_memory(len(rows), *part.shape[1:], dtype=part.dtype))
 
 
 def _chunks(steps: Iterable[Tensor], begun: deque[Tensor], slots: int) -> Iterator[_Chunk]:
@@ -258,6 +258,6 @@ def _shared(count: int, side: int) -> npt.NDArray[np.uint8]:
     return np.frombuffer(mmap.mmap(-1, int(np.prod(shape))), np.uint8).reshape(shape)
 
 
-def _empty(count: int, side: int, room: Callable[..., Tensor] = room) -> Canvases:
+def _empty(count: int, side: int, room: Callable[..., Tensor] = host_memory) -> Canvases:
     """Room for canvases and their sizes, by default where a GPU can fetch them."""
-    return Canvases(room(count, 3, side, side, dtype=torch.uint8), torch.empty(count, 2, dtype=torch.int64))
+    return Canvases(host_memory(count, 3, side, side, dtype=torch.uint8), torch.empty(count, 2, dtype=torch.int64))

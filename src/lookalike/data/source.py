@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lookalike.core.devices import isolated
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
-from lookalike.core.isolation import isolated
 from lookalike.data.example import Example, PictureSource, Source
 from lookalike.data.formats.arrays import InMemory, MapStyle, digits, in_memory
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, split_of

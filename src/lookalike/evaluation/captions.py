@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lookalike.core.devices import moved, uploaded
+from lookalike.core.devices import material_to_device, view_to_device
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.source import Data, reference_and_query
 from lookalike.evaluation import settings
 from lookalike.evaluation.result import Resources, Result
 from lookalike.metrics.retrieval import Retrieved, retrieval
-from lookalike.models.features import embed
+from lookalike.models.encoder import embed
 from lookalike.pretext.text import plain
 from lookalike.recipes.modality import CAPTIONED, modality_of
 from lookalike.train.trained import Trained, readable
@@ -58,9 +58,9 @@ def matched(spec: settings.CaptionRetrieval, model: Trained, data: Data, resourc
     encoded = partial(embed, model.encoder, layer="head")
     pictures, texts, done = [], [], 0
     for rows, material in loader.batches(torch.split(torch.arange(len(loader)), _CHUNK)):
-        material = moved(material)
+        material = material_to_device(material)
         pictures.append(encoded([model.recipe.pretext.evaluation(material)]))
-        texts.append(torch.stack([encoded([uploaded(view)]) for view in _captions(material)], 1))
+        texts.append(torch.stack([encoded([view_to_device(view)]) for view in _captions(material)], 1))
         done += len(rows)
         resources.progress("embedding", done, len(loader))
     good = torch.tensor(readable(loader))

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lookalike.core import dist
+from lookalike.core.devices import isolated
 from lookalike.core.errors import UserError, meant
 from lookalike.core.files import write_json
-from lookalike.core.isolation import isolated
 from lookalike.core.progress import Progress, silent
 from lookalike.data.fingerprint import stamps_of_files
 from lookalike.data.formats.disk import Local

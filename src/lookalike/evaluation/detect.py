@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lookalike.core.devices import device, exact, keep_freed, moved, placed
+from lookalike.core.devices import device, exact, keep_freed, material_to_device, module_to_device
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.seeding import reseed
 from lookalike.data.annotations.open import open_annotated, split_annotated
@@ -129,7 +129,7 @@ class _Fit(NamedTuple):
         for step, (rows, material) in zip(steps, loader.batches(map(order.rows, steps))):
             views = looks(spec, [scenes[row] for row in rows], drawn(spec.seed, order.epoch(step), rows), mirror)
             images, truths = [], []
-            for row, canvas, look in zip(rows.tolist(), moved(material).pixels, views):
+            for row, canvas, look in zip(rows.tolist(), material_to_device(material).pixels, views):
                 target = truth(scenes[row], look, swapped or range(len(self.learned.joints)), has_masks(spec))
                 if row in loader.bad_rows:  # another picture stands in its place
                     canvas, target = torch.zeros_like(canvas), {name: part[:0] for name, part in target.items()}
@@ -147,7 +147,7 @@ def untrained(spec: Boxes, model: Trained, learned: Annotated) -> nn.Module:
     """A detector whose new layers have weights that the seed decides, ready to learn."""
     reseed(spec.seed)
     detector: nn.Module = build(spec, model.encoder.backbone, len(learned.classes), len(learned.joints))
-    return placed(detector.requires_grad_()).train()
+    return module_to_device(detector.requires_grad_()).train()
 
 
 def digest(annotated: Annotated) -> str:
@@ -170,7 +170,7 @@ def _detections(
     loader = Loader(tested.pictures(), spec.long_side, workers=resources.workers, max_bad=1.0)
     results: list[Detections] = []
     for chunk, material in loader.batches(torch.split(torch.arange(len(loader)), 32)):
-        for row, canvas in zip(chunk.tolist(), moved(material).pixels):
+        for row, canvas in zip(chunk.tolist(), material_to_device(material).pixels):
             scene = tested.scenes[row]
             (look,) = looks(spec, [scene], None)
             (output,) = detector([_shown(model, canvas, look)])

@@ -25,8 +25,8 @@ from torchvision.ops.poolers import initLevelMapper
 
 from lookalike.core.errors import UserError
 from lookalike.evaluation.settings import Boxes, Detect, Keypoints
+from lookalike.models.dense import Pyramid, pyramid
 from lookalike.models.norm import GroupedBatchNorm2d
-from lookalike.models.pyramid import Pyramid, pyramid
 
 LEVELS = 4  # the coarsest of a backbone that are used, as the paper's C2 to C5
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lookalike.core import dist
-from lookalike.core.devices import Precision
+from lookalike.core.devices import Precision, isolated
 from lookalike.core.errors import UserError
-from lookalike.core.isolation import isolated
 from lookalike.core.progress import Progress, silent
 from lookalike.data.source import Data
 from lookalike.evaluation.result import Resources, Result
@@ -29,7 +28,7 @@ def evaluate(
     weights: str | None = None,
     precision: Precision = "fp32",
     out: str | Path | None = None,
-    workers: int | None = 2,
+    workers: int | None = None,
     progress: Progress = silent,
     say: Callable[[str], None] = lambda _: None,
     **settings: Any,

@@ -27,7 +27,7 @@ from lookalike.learn.learner import Learner
 from lookalike.learn.optim import AdamW, Cosine
 from lookalike.metrics.fewshot import Interval, drawn, interval
 from lookalike.metrics.probe import LinearClassifier, LinearProbe, folds
-from lookalike.models.features import embed, raw
+from lookalike.models.encoder import embed, raw
 from lookalike.pretext.image import OneView
 from lookalike.recipes.modality import only_pictures
 from lookalike.recipes.recipe import Length, Recipe

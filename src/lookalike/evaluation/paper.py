@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lookalike.core.devices import moved
+from lookalike.core.devices import material_to_device
 from lookalike.core.errors import UserError
 from lookalike.data.example import as_pictures
 from lookalike.data.loader import Loader
@@ -24,8 +24,7 @@ from lookalike.evaluation.result import Resources, Result
 from lookalike.learn.optim import SGD, Steps
 from lookalike.metrics.fewshot import drawn
 from lookalike.metrics.probe import LinearClassifier
-from lookalike.models.encoder import Encoder
-from lookalike.models.features import evaluating, raw, width
+from lookalike.models.encoder import Encoder, evaluating, raw, width
 from lookalike.pretext.image import ImageView
 from lookalike.recipes.modality import only_pictures
 from lookalike.train.fit import Fit
@@ -102,7 +101,7 @@ def _batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Rows (B,) and their features (B, F), which other crops change in every epoch."""
     for step, (rows, canvases) in enumerate(loader.batches(map(order.rows, range(done, total))), done):
-        crops = view(moved(canvases), rows, order.seed, order.epoch(step), 0)
+        crops = view(material_to_device(canvases), rows, order.seed, order.epoch(step), 0)
         with evaluating(encoder):
             features = encoder.raw(**crops).float()
         yield rows, features.clone()  # no tensor of inference takes part in training

@@ -17,7 +17,7 @@ class Resources:
 
     progress: Progress = silent
     say: Callable[[str], None] = lambda _: None  # for a line about the data
-    workers: int | None = 2  # processes that decode; None for as many as suit the machine
+    workers: int | None = None  # processes that decode; by default as suits the device
     folder: Path | None = None  # where a fit is saved, so that the same call continues it
     cache: dict[Any, Any] = field(default_factory=dict)  # what trials on one model share
 

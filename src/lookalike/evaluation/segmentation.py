@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lookalike.core.devices import Precision, autocast, exact, full_precision, moved, placed
+from lookalike.core.devices import Precision, autocast, exact, full_precision, material_to_device, module_to_device
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.seeding import reseed, uniforms
 from lookalike.data.image.decode import Unreadable
@@ -20,8 +20,7 @@ from lookalike.data.order import Order
 from lookalike.evaluation.settings import Segment
 from lookalike.learn.optim import SGD, Steps
 from lookalike.models.dense import Segmenter
-from lookalike.models.encoder import Encoder
-from lookalike.models.features import width
+from lookalike.models.encoder import Encoder, width
 from lookalike.pretext import ops
 from lookalike.pretext.image import ImageView
 from lookalike.train.fit import Fit
@@ -126,7 +125,7 @@ def batches(
             cut(mask, classes.table, size, box, turned, loss_side(spec))
             for mask, size, box, turned in zip(masks, canvases.sizes, boxes, flip.tolist())
         ]
-        yield photos(moved(canvases), boxes, flip, spec.crop, view), torch.stack(truth)
+        yield photos(material_to_device(canvases), boxes, flip, spec.crop, view), torch.stack(truth)
 
 
 def segmenter(spec: Segment, encoder: Encoder, scenes: Scenes, classes: MaskClasses) -> Segmenter:
@@ -136,7 +135,7 @@ def segmenter(spec: Segment, encoder: Encoder, scenes: Scenes, classes: MaskClas
     features, group = width(encoder, 64), min(spec.grouped, batch_of(spec, scenes))
     reseed(spec.seed, 1)
     layout = (features, len(classes.ids), spec.width, spec.dilation, spec.stride, group)
-    return placed(Segmenter(encoder.backbone, *layout))
+    return module_to_device(Segmenter(encoder.backbone, *layout))
 
 
 def batch_of(spec: Segment, scenes: Scenes) -> int:
@@ -197,7 +196,7 @@ def guesses(
         if mask is None or row in loader.bad_rows:
             continue
         with torch.inference_mode(), exact(), full_precision():
-            logits = model(whole(moved(canvases), spec.size, view), (mask.shape[0], mask.shape[1]))
+            logits = model(whole(material_to_device(canvases), spec.size, view), (mask.shape[0], mask.shape[1]))
         yield Prediction(row, mask, logits[0].argmax(0).cpu())
 
 

@@ -10,8 +10,7 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from lookalike.core.checks import POSITIVE, SHARE, Limit, check_limits
-from lookalike.core.errors import UserError, meant
+from lookalike.core.errors import POSITIVE, SHARE, Limit, UserError, check_limits, meant
 from lookalike.evaluation.result import Resources, Result
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lookalike.core.devices import uploaded
+from lookalike.core.devices import view_to_device
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION
 from lookalike.data.rows import Rows
@@ -17,7 +17,7 @@ from lookalike.data.text.source import find_text
 from lookalike.evaluation import settings
 from lookalike.evaluation.result import Resources, Result
 from lookalike.metrics.spearman import spearman
-from lookalike.models.features import Layer, embed
+from lookalike.models.encoder import Layer, embed
 from lookalike.pretext.text import plain
 from lookalike.recipes.modality import TEXT, modality_of
 from lookalike.train.trained import Trained, whiten_untrained
@@ -73,4 +73,4 @@ def scored(model: Trained, data: Data, split: str | None) -> tuple[Scored, str]:
 def texts_embedded(model: Trained, pairs: Scored, number: int, layer: Layer) -> Tensor:
     """(N, F) unit rows of the first (0) or second (1) text of each pair."""
     batches = model.loader(pairs.source).batches(torch.split(torch.arange(len(pairs)), 500))
-    return embed(model.encoder, (uploaded(plain(batch.material, number)) for batch in batches), layer)
+    return embed(model.encoder, (view_to_device(plain(batch.material, number)) for batch in batches), layer)

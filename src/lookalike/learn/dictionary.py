@@ -1,4 +1,4 @@
-"""What a query is scored against: the dictionary, as one field of a recipe.
+"""What a query is scored against: entries, and the dictionary that supplies them, as one field of a recipe.
 
 A value (``Queue(4096)``) says which; ``build`` makes the module that holds its state. ``look_up`` is pure;
 ``absorb`` moves the state, once, after the optimizer step. Every rank holds the same queue, and its share of a bank.
@@ -6,7 +6,9 @@ A value (``Queue(4096)``) says which; ``build`` makes the module that holds its 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +17,62 @@ from torch.nn import functional as F
 from lookalike.core import dist
 from lookalike.core.devices import full_precision, wide
 from lookalike.core.seeding import integers, uniforms
-from lookalike.learn.entries import DTYPES, Dictionary, Entries, Precision, RowBlock
 
-__all__ = ["Dictionary", "Entries", "InBatch", "MemoryBank", "Neighbours", "Queue", "QueueEach"]
+Precision = Literal["fp32", "bf16", "fp16"]
+"""Of the rows that a dictionary stores; sums over them are never narrower than fp32."""
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _ROWS, _DRAWS = 1, 2  # which of a bank's random streams: the initial rows, the negatives of a step
 _CHUNK = 256  # keys whose neighbours are searched at a time: 100 MB of products with a queue of 98,304
+
+
+class Entries(NamedTuple):
+    """What B queries are scored against; all rows have unit norm."""
+
+    positive: Tensor  # (B, D): what each query should score highest
+    negatives: Tensor  # (K, D) shared by all queries, or (B, K, D) drawn for each
+    ignore: Tensor | None = None  # (B, K), True where a negative is none: itself, its own positive
+    alike: Tensor | None = None  # (B, K), True where an entry is one more positive (labels say so)
+    sharded: bool = False  # ``negatives`` are this rank's part of K, ``ignore`` is for the queries of all ranks
+    anchors: Tensor | None = None  # (B, D) rows that are scored in the queries' place, which are the entries then
+
+    def scored(self, query: Tensor) -> Tensor:
+        """(B, D) the rows that are scored against the entries: ``query``, unless there are ``anchors``."""
+        return query if self.anchors is None else self.anchors
+
+    def wide(self) -> Entries:
+        """The same with positives in fp32 or better; negatives, which may be many, are widened in parts where used."""
+        return self._replace(positive=wide(self.positive))
+
+
+class RowBlock(NamedTuple):
+    """Rows ``first`` to ``first + block`` of a tensor with ``total`` rows; the last rank's part may be shorter."""
+
+    first: int
+    block: int
+    total: int
+
+
+class Dictionary(nn.Module, ABC):
+    """Supplies entries and, after the step, absorbs the keys that the step made."""
+
+    one_view = False  # whether it absorbs the keys of one direction alone, the first
+
+    @abstractmethod
+    def look_up(self, query: Tensor, key: Tensor, index: Tensor, direction: int = 0) -> Entries:
+        """The entries for queries (B, D) with keys (B, D) of the examples in rows ``index`` (B,); changes nothing.
+
+        Each rank passes its own share of the batch. In direction 0 first views are queries of second ones, in direction
+        1 it is the other way round.
+        """
+
+    def absorb(self, query: Tensor, key: Tensor, index: Tensor) -> None:
+        """Take in what a step made on all ranks, direction by direction in the global order, after the optimizer."""
+
+    def shards(self) -> dict[str, RowBlock]:
+        """Those tensors of the state of which this rank holds a part only."""
+        return {}
 
 
 # ---- the batch ----

@@ -6,15 +6,15 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lookalike.core import dist
-from lookalike.core.devices import sent
+from lookalike.core.devices import transfer
 from lookalike.core.seeding import hashed, scramble
-from lookalike.learn.dictionary import BankOfKeys
-from lookalike.learn.entries import Dictionary
+from lookalike.learn.dictionary import BankOfKeys, Dictionary
 from lookalike.models.encoder import Encoder, unit
 from lookalike.types import Batch, View
 
@@ -53,8 +53,17 @@ class QueryEncoder:
         return self.predict(self.project(view))
 
 
-class Keys(nn.Module, ABC):
-    """Turns two views of each example into (query, key) pairs."""
+class Keys(ABC):
+    """Turns two views of each example into (query, key) pairs; a value whose ``build`` gives what a learner uses."""
+
+    @property
+    def directions(self) -> int:
+        """Pairs an example."""
+        return 1
+
+    def build(self, encoder: Encoder, dictionary: Dictionary | None = None) -> Keys:
+        """For an encoder: the value itself, where it has no state."""
+        return self
 
     @abstractmethod
     def pairs(self, encoder: QueryEncoder, batch: Batch, keys: tuple[Tensor, ...] = ()) -> list[Pair]:
@@ -67,7 +76,7 @@ class Keys(nn.Module, ABC):
         """
         return ()
 
-    def follow(self, encoder: Encoder, progress: float) -> None:
+    def follow(self, encoder: Encoder, progress: float) -> None:  # noqa: B027  (most have no state)
         """Move what makes the keys after the optimizer step; ``progress`` runs from 0 to 1 over the run."""
 
     def absorbed(self, query: Tensor, key: Tensor) -> Tensor:
@@ -100,7 +109,7 @@ class Momentum:
         return 1 - (1 - self.momentum) * (1 + math.cos(math.pi * progress)) / 2
 
 
-class MomentumKeys(Keys):
+class MomentumKeys(nn.Module, Keys):
     """Holds the twin: it gets no gradient, and its parameters are the moving average of the encoder's."""
 
     def __init__(self, spec: Momentum, encoder: Encoder) -> None:
@@ -126,7 +135,7 @@ class MomentumKeys(Keys):
             keys: Tensor = self.twin(**view)
             return keys
         keys = self.twin(**{name: dist.exchange(part, order) for name, part in view.items()})
-        (back,) = sent([order.argsort()], keys.device)
+        (back,) = transfer([order.argsort()], keys.device)
         return dist.share(dist.gather(keys)[back])
 
     @torch.no_grad()
@@ -143,27 +152,18 @@ def shuffled(index: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class EndToEnd:
-    """Keys from the encoder itself, with gradient: SimCLR (arXiv 2002.05709), figure 2(a) of the MoCo paper."""
+class EndToEnd(Keys):
+    """Keys from the encoder itself, with gradient: SimCLR (arXiv 2002.05709), figure 2(a) of the MoCo paper.
+
+    Both views go through the encoder once; the predictor, where there is one, makes queries alone.
+    """
 
     symmetric: bool = True  # both views are queries
-
-    def build(self, encoder: Encoder, dictionary: Dictionary | None = None) -> EncodedKeys:
-        """Nothing is stored."""
-        return EncodedKeys(self.symmetric)
 
     @property
     def directions(self) -> int:
         """Pairs an example."""
         return 2 if self.symmetric else 1
-
-
-class EncodedKeys(Keys):
-    """Both views go through the encoder once; the predictor, where there is one, makes queries alone."""
-
-    def __init__(self, symmetric: bool) -> None:
-        super().__init__()
-        self.symmetric = symmetric
 
     def pairs(self, encoder: QueryEncoder, batch: Batch, keys: tuple[Tensor, ...] = ()) -> list[Pair]:
         """The first views are queries of the second ones and, if symmetric, the other way round."""
@@ -178,29 +178,25 @@ class EncodedKeys(Keys):
 class Stored:
     """Keys that the dictionary holds: InstDisc (arXiv 1805.01978), figure 2(b) of the MoCo paper."""
 
+    directions: ClassVar[int] = 1
+
     def build(self, encoder: Encoder, dictionary: Dictionary | None = None) -> StoredKeys:
         """Only a memory bank knows the row of an example."""
         if not isinstance(dictionary, BankOfKeys):
             raise ValueError("stored keys need a memory bank: no other dictionary has a row for every example")
         return StoredKeys(dictionary)
 
-    @property
-    def directions(self) -> int:
-        """Pairs an example."""
-        return 1
-
 
 class StoredKeys(Keys):
     """One view a step: its query is compared with its example's row, which then moves toward it."""
 
     def __init__(self, bank: BankOfKeys) -> None:
-        super().__init__()
-        self._bank = (bank,)  # in a tuple: it is the learner's module, and registered there
+        self._bank = bank
 
     def pairs(self, encoder: QueryEncoder, batch: Batch, keys: tuple[Tensor, ...] = ()) -> list[Pair]:
         """Queries of first views, each with its example's row."""
         query = encoder.query(batch.first)
-        return [(query, self._bank[0].stored(batch.index).to(query.dtype))]
+        return [(query, self._bank.stored(batch.index).to(query.dtype))]
 
     def absorbed(self, query: Tensor, key: Tensor) -> Tensor:
         """The query."""
@@ -208,21 +204,13 @@ class StoredKeys(Keys):
 
 
 @dataclass(frozen=True)
-class Alone:
-    """No keys, so no pairs: reconstruction trains alone, as in a masked autoencoder."""
-
-    def build(self, encoder: Encoder, dictionary: Dictionary | None = None) -> NoKeys:
-        """Dictionary and objective are not used."""
-        return NoKeys()
+class Alone(Keys):
+    """No keys, so no pairs, and neither dictionary nor objective: reconstruction trains alone (masked autoencoder)."""
 
     @property
     def directions(self) -> int:
         """Pairs an example."""
         return 0
-
-
-class NoKeys(Keys):
-    """Makes no pairs."""
 
     def pairs(self, encoder: QueryEncoder, batch: Batch, keys: tuple[Tensor, ...] = ()) -> list[Pair]:
         """An empty list."""

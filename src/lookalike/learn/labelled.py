@@ -11,29 +11,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lookalike.learn.entries import Dictionary, Entries
+from lookalike.learn.dictionary import Dictionary, Entries
 from lookalike.learn.keys import Keys, Pair, QueryEncoder
 from lookalike.learn.objective import InfoNCE, Objective
-from lookalike.models.encoder import Encoder
 from lookalike.types import Batch
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """No keys: a label says what the one view of a step should score highest."""
+class Labelled(Keys):
+    """No keys: a label says what the one view of a step should score highest.
 
-    def build(self, encoder: Encoder, dictionary: Dictionary | None = None) -> Logits:
-        """Nothing is stored."""
-        return Logits()
-
-    @property
-    def directions(self) -> int:
-        """Pairs an example."""
-        return 1
-
-
-class Logits(Keys):
-    """The head's output as it is: a norm would bind the logits."""
+    Queries are the head's output as it is: a norm would bind the logits.
+    """
 
     def pairs(self, encoder: QueryEncoder, batch: Batch, keys: tuple[Tensor, ...] = ()) -> list[Pair]:
         """The logits (B, C) of the first view."""

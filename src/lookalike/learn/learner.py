@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lookalike.core import dist
-from lookalike.core.devices import full_precision, sent
-from lookalike.learn.entries import Dictionary, Entries
+from lookalike.core.devices import full_precision, transfer
+from lookalike.learn.dictionary import Dictionary, Entries
 from lookalike.learn.keys import Keys, Pair, QueryEncoder
 from lookalike.learn.objective import Objective, top1
 from lookalike.models.decoder import PatchDecoder, WordDecoder
@@ -106,7 +106,7 @@ class Learner(nn.Module):
         dist.mean_(list(_statistics(self)))
 
     def _on_device(self, index: Tensor) -> Tensor:
-        return sent([index], next(self.encoder.parameters()).device)[0]
+        return transfer([index], next(self.encoder.parameters()).device)[0]
 
     def _identity(self, index: Tensor) -> Tensor:
         """(B,) equal numbers for examples that are alike: rows, or labels where the objective is supervised."""

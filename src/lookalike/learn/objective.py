@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from torch.nn import functional as F
 
 from lookalike.core import dist
 from lookalike.core.devices import full_precision, wide
-from lookalike.learn.entries import Entries
+from lookalike.learn.dictionary import Entries
 
 
 class Objective(ABC):
@@ -68,12 +70,10 @@ class InfoNCE(Objective):
 
 
 @dataclass(frozen=True)
-class DCL(Objective):
+class DCL(InfoNCE):
     """−log(exp(q·k⁺/τ) / Σ exp(q·k⁻/τ)): the positive is left out of the denominator (arXiv 2110.06848, equation 6)."""
 
     temperature: float = 0.1
-    chunk: int = 8192
-    weight: float = 1.0
 
     def chance_loss(self, negatives: int) -> float:
         """log K, weighted."""
@@ -86,18 +86,12 @@ class DCL(Objective):
 
 
 @dataclass(frozen=True)
-class SupCon(Objective):
+class SupCon(InfoNCE):
     """The mean of −log softmax over all positives of a query, which labels name (arXiv 2004.11362, equation 2)."""
 
     temperature: float = 0.1
-    chunk: int = 8192
-    weight: float = 1.0
 
     supervised = True
-
-    def chance_loss(self, negatives: int) -> float:
-        """log(K + 1), weighted."""
-        return self.weight * math.log(negatives + 1)
 
     def score(self, query: Tensor, entries: Entries) -> Tensor:
         """The mean over B queries."""
@@ -202,11 +196,13 @@ def _mixed(weights: Tensor, keys: Tensor) -> Tensor:
     return weights @ keys if keys.dim() == 2 else torch.bmm(weights[:, None], keys)[:, 0]
 
 
-def _chunks(entries: Entries, size: int) -> list[tuple[Tensor, Tensor | None]]:
-    """Negatives in parts of ``size``, and which of them to ignore."""
-    keys = torch.split(entries.negatives, size, dim=-2)
-    ignore = torch.split(entries.ignore, size, dim=1) if entries.ignore is not None else [None] * len(keys)
-    return list(zip(keys, ignore))
+def _scored(query: Tensor, negatives: Tensor, ignore: Tensor | None, chunk: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Negatives in parts of ``chunk``, in the query's type, and their products (B, chunk), −∞ for those to ignore."""
+    ignored = repeat(None) if ignore is None else torch.split(ignore, chunk, dim=1)
+    for part, where in zip(torch.split(negatives, chunk, dim=-2), ignored):
+        keys = part.to(query.dtype)
+        scores = _scores(query, keys)
+        yield keys, scores if where is None else scores.masked_fill_(where, -torch.inf)
 
 
 class _LogSumExp(torch.autograd.Function):
@@ -224,11 +220,7 @@ class _LogSumExp(torch.autograd.Function):
         scaled = wide(query) / temperature
         top = torch.full_like(scaled[:, :1], -torch.inf)
         total, mean = torch.zeros_like(top), torch.zeros_like(scaled)
-        for part, ignored in _chunks(Entries(query, negatives, ignore), chunk):
-            keys = part.to(scaled.dtype)
-            logits = _scores(scaled, keys)
-            if ignored is not None:
-                logits.masked_fill_(ignored, -torch.inf)
+        for keys, logits in _scored(scaled, negatives, ignore, chunk):
             risen = torch.maximum(top, logits.amax(1, keepdim=True))
             fade = (top - risen).exp().nan_to_num_(0.0)  # -inf minus -inf: nothing was summed yet
             weights = logits.sub_(risen.nan_to_num(neginf=0.0)).exp_()
@@ -250,11 +242,8 @@ class _LogSumExp(torch.autograd.Function):
         if ctx.needs_input_grad[1]:  # keys with gradient: recompute the weights
             parts = []
             rows = query.to(result.dtype)
-            for keys, ignored in _chunks(Entries(query, negatives, ignore), ctx.chunk):
-                logits = _scores(rows, keys.to(result.dtype)) / ctx.temperature
-                if ignored is not None:
-                    logits = logits.masked_fill(ignored, -torch.inf)
-                weights = (logits - result).exp().nan_to_num(0.0) * scale
+            for keys, scores in _scored(rows, negatives, ignore, ctx.chunk):
+                weights = (scores / ctx.temperature - result).exp().nan_to_num(0.0) * scale
                 parts.append(weights.T @ rows if keys.dim() == 2 else weights[:, :, None] * rows[:, None])
             to_negatives = torch.cat(parts, -2).to(negatives.dtype)
         return (scale * mean).to(query.dtype), to_negatives, None, None, None
@@ -278,10 +267,7 @@ def top1(query: Tensor, entries: Entries, chunk: int = 8192) -> Tensor:
     positive = (query * entries.positive).sum(1)
     queries = dist.gather(query) if entries.sharded else query
     best = torch.full((len(queries),), -torch.inf, dtype=query.dtype, device=query.device)
-    for keys, ignored in _chunks(entries, chunk):
-        scores = _scores(queries, keys.to(query.dtype))
-        if ignored is not None:
-            scores = scores.masked_fill(ignored, -torch.inf)
+    for _, scores in _scored(queries, entries.negatives, entries.ignore, chunk):
         best = torch.maximum(best, scores.amax(1))
     if entries.sharded:
         best = dist.share(dist.gather(best).view(dist.world(), -1).amax(0))

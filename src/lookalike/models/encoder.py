@@ -1,18 +1,28 @@
-"""The encoder: a backbone whose features are evaluated, under a head whose unit-norm embedding is trained."""
+"""The encoder: a backbone whose features are evaluated, under a head whose unit-norm embedding is trained.
+
+One table of its embeddings feeds every evaluation, search and export.
+"""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lookalike.core.devices import Precision, autocast, full_precision, wide
+from lookalike.core.devices import Precision, autocast, exact, full_precision, wide
+from lookalike.core.errors import UserError
+from lookalike.models.norm import GroupedBatchNorm1d
 from lookalike.models.text import TransformerBackbone
 from lookalike.models.vit import ViTBackbone
 from lookalike.models.winograd import fewer_products
+from lookalike.types import View
 
+Layer = Literal["backbone", "head"]
 _RIDGE = 1e-4  # of the largest variance: directions far below it hold rounding, not pictures
 
 
@@ -112,3 +122,97 @@ class Encoder(nn.Module):
 def unit(rows: Tensor) -> Tensor:
     """Rows of unit norm, in fp32 or better whatever the products ran in."""
     return F.normalize(wide(rows), dim=1)
+
+
+# ---- heads ----
+
+
+@dataclass(frozen=True)
+class MLP:
+    """Linear layers of these widths with ReLU between: ``MLP((128,))`` is MoCo v1's, ``MLP((2048, 128))`` v2's.
+
+    ``norm="hidden"`` puts BatchNorm before each ReLU; ``"all"`` adds one without scale and shift at the end, as
+    MoCo v3 does (arXiv 2104.02057, section 3.1). A layer that BatchNorm follows has no bias, which it would cancel.
+    """
+
+    widths: tuple[int, ...] = (128,)
+    norm: Literal["none", "hidden", "all"] = "none"
+    bias: bool = True  # of layers that no BatchNorm follows (MoCo v3's predictor: none)
+    tanh: bool = False  # after the last layer, as SimCSE's head (arXiv 2104.08821)
+
+    def build(self, features: int, group: int | None = None) -> nn.Sequential:
+        """(B, features) → (B, widths[-1]); BatchNorm, if any, in groups of ``group`` examples, 2 or more."""
+        if self.norm != "none" and (group is None or group < 2):
+            raise UserError(f"head.norm {self.norm!r} compares the examples of a group: group must be at least 2")
+        layers: list[nn.Module] = []
+        last = len(self.widths) - 1
+        for i, (before, after) in enumerate(zip((features, *self.widths), self.widths)):
+            normed = self.norm == "all" or (self.norm == "hidden" and i < last)
+            layers.append(nn.Linear(before, after, bias=self.bias and not normed))
+            if normed and group is not None:
+                layers.append(GroupedBatchNorm1d(after, group, affine=i < last))
+            layers.append(nn.ReLU(inplace=True))
+        return nn.Sequential(*layers[:-1], *([nn.Tanh()] if self.tanh else []))
+
+
+# ---- evaluation ----
+
+
+@contextmanager
+def evaluating(encoder: Encoder) -> Iterator[None]:
+    """Evaluation mode, no gradient, and fp32 without TF32 inside; restored after."""
+    modes = [(module, module.training) for module in encoder.modules()]
+    encoder.eval()
+    try:
+        with torch.inference_mode(), exact():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def width(encoder: Encoder, side: int) -> int:
+    """How many features the backbone gives of a picture (3, side, side)."""
+    with evaluating(encoder):
+        pixels = torch.zeros(1, 3, side, side, device=next(encoder.parameters()).device)
+        return int(encoder.backbone(pixels=pixels).shape[1])
+
+
+def embed(
+    encoder: Encoder,
+    views: Iterable[View],
+    layer: Layer = "backbone",
+    progress: Callable[[int], None] = lambda _: None,
+) -> Tensor:
+    """(N, F) float32 unit rows, in the order of ``views``; ``progress`` gets the number of examples of each view."""
+    rows: list[Tensor] = []
+    with evaluating(encoder):
+        for view in views:
+            features = encoder.features(**view) if layer == "backbone" else encoder(**view)
+            rows.append(F.normalize(features.float(), dim=1).cpu())
+            progress(len(features))
+    return torch.cat(rows).clone() if rows else torch.empty(0, 0)
+
+
+def raw(encoder: Encoder, views: Iterable[View], progress: Callable[[int], None] = lambda _: None) -> Tensor:
+    """(N, F) float32 output of the backbone, neither whitened nor of unit norm."""
+    rows: list[Tensor] = []
+    with evaluating(encoder):
+        for view in views:
+            rows.append(encoder.raw(**view).float())
+            progress(len(rows[-1]))
+    return torch.cat(rows).clone()
+
+
+def means(rows: Tensor, number: Tensor, count: int) -> Tensor:
+    """(count, F) unit rows: the mean of the unit rows (N, F) that have each ``number`` (N,)."""
+    return F.normalize(rows.new_zeros(count, rows.shape[1]).index_add_(0, number, rows), dim=1)
+
+
+def settle(encoder: Encoder, views: Iterable[View]) -> Tensor:
+    """Fit the encoder's whitening, if it has one, to whole pictures, and return their features: (N, F) unit rows."""
+    features = raw(encoder, views)
+    if encoder.whitening is not None:
+        encoder.whitening.fit(features)
+        features = encoder.whitening(features)
+    return F.normalize(features, dim=1).cpu()

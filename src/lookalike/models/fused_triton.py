@@ -202,11 +202,7 @@ def _split(rows: int, lines: int, tiles: int | None = None, programs: int = 1) -
     return share, triton.cdiv(rows, share)
 
 
-@torch.library.custom_op(
-    "lookalike::add_norm",
-    mutates_args=(),
-    schema="(Tensor x, Tensor? added, Tensor weight, Tensor bias, float eps, ScalarType dtype) -> (Tensor, Tensor)",
-)
+@torch.library.custom_op("lookalike::add_norm", mutates_args=())
 def add_norm(
     x: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
@@ -227,12 +223,7 @@ def _sum_and_norm(
     return x.new_empty(0) if added is None else torch.empty_like(x), torch.empty_like(x, dtype=dtype)
 
 
-@torch.library.custom_op(
-    "lookalike::add_norm_backward",
-    mutates_args=(),
-    schema="(Tensor? by_total, Tensor by_out, Tensor total, Tensor weight, float eps, ScalarType? dtype) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
-)
+@torch.library.custom_op("lookalike::add_norm_backward", mutates_args=())
 def add_norm_backward(
     by_total: Tensor | None, by_out: Tensor, total: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -260,7 +251,7 @@ def _norm_gradients(
     return torch.empty_like(total), to_added, torch.empty_like(weight), torch.empty_like(weight)
 
 
-@torch.library.custom_op("lookalike::bias_gelu", mutates_args=(), schema="(Tensor x, Tensor bias) -> Tensor")
+@torch.library.custom_op("lookalike::bias_gelu", mutates_args=())
 def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
     """(..., width) GELU of x + bias, in the type of ``x``, which is contiguous."""
     out, tile, rows = torch.empty_like(x), _tiles(x, whole=False), x.numel() // x.shape[-1]
@@ -271,9 +262,7 @@ def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
     return out
 
 
-@torch.library.custom_op(
-    "lookalike::bias_gelu_backward", mutates_args=(), schema="(Tensor grad, Tensor x, Tensor bias) -> (Tensor, Tensor)"
-)
+@torch.library.custom_op("lookalike::bias_gelu_backward", mutates_args=())
 def bias_gelu_backward(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients by x, in its type, and by bias."""
     to_x, to_bias, width, tile = torch.empty_like(x), torch.empty_like(bias), x.shape[-1], _tiles(x, whole=False)

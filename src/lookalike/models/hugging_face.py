@@ -128,7 +128,9 @@ def _loaded(folder: Path, dropout: float) -> Any:
         from transformers import AutoConfig, AutoModel
         from transformers.utils.logging import disable_progress_bar
     except ImportError:
-        raise _missing() from None
+        raise UserError(
+            "Hugging Face's encoders need the package transformers: pip install 'lookalike[text]'"
+        ) from None
     disable_progress_bar()
     safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
@@ -143,7 +145,3 @@ def _loaded(folder: Path, dropout: float) -> Any:
         raise UserError(
             f"{folder}: no encoder that can be loaded ({type(error).__name__}: {reason})", BAD_DATA
         ) from None
-
-
-def _missing() -> UserError:
-    return UserError("encoders of Hugging Face need the package transformers: pip install 'lookalike[text]'", USAGE)

@@ -1,11 +1,14 @@
-"""Backbones for pictures. A value says which; ``build`` gives a module that takes ``pixels``, and its width F."""
+"""Backbones for pictures and for clips. A value says which; ``build`` gives a module and its width F.
+
+The module takes ``pixels``: (B, 3, S, S) of pictures, (B, 3, T, S, S) of clips.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import timm
 import torch
@@ -92,7 +95,8 @@ class Timm:
             hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names them"
             raise UserError(f"model.name {self.name!r} is not a model of timm; {hint}")
         net = self._create()
-        return TimmPixels(group_norms(net, group)), _width(net)
+        width = getattr(net, "head_hidden_size", None) or net.num_features  # of the few that keep a layer after pooling
+        return TimmPixels(group_norms(net, group)), cast("int", width)
 
     def _create(self) -> nn.Module:
         """For any size of picture first: only some constructors have that option, and the others refuse it at once."""
@@ -106,12 +110,6 @@ class Timm:
         if self.size is None:
             raise refused
         raise UserError(f"model.size: {self.name} of timm is not made for one size; leave it out") from refused
-
-
-def _width(net: nn.Module) -> int:
-    """F of a timm model, whose own attribute is wrong for the few that keep a layer after pooling."""
-    width: int = getattr(net, "head_hidden_size", None) or net.num_features  # type: ignore[assignment]
-    return width
 
 
 # ---- torchvision's ResNets with ReLU and the addition of a block left to its norms: one pass on a GPU ----
@@ -157,7 +155,7 @@ def activate_in_norms(net: nn.Module) -> nn.Module:
     return net
 
 
-# ---- small ResNets, of pictures and of clips ----
+# ---- small ResNets ----
 
 
 @dataclass(frozen=True)
@@ -246,3 +244,51 @@ class SmallResNetBackbone(ResidualBackbone):
             for number in range(count)
         ]
         super().__init__(stem, blocks, group)
+
+
+# ---- clips ----
+
+
+@dataclass(frozen=True)
+class VideoResNet:
+    """torchvision's ResNets of 18 layers for videos (Tran et al. 2018, arXiv 1711.11248)."""
+
+    name: Literal["r3d_18", "mc3_18", "r2plus1d_18"] = "r3d_18"
+
+    def build(self, group: int) -> tuple[nn.Module, int]:
+        """Random weights, BatchNorm in groups of ``group`` examples, no classifier."""
+        net = torchvision.models.get_model(self.name, weights=None)
+        features = int(net.fc.in_features)
+        net.fc = nn.Identity()
+        return Pixels(group_norms(net, group)), features
+
+
+@dataclass(frozen=True)
+class SmallVideoResNet:
+    """A ResNet of 3×3×3 convolutions for processors: its first one shrinks pictures by ``stride`` and no time.
+
+    From the second stage on each halves the resolution; the last ``slow`` of them halve time, too.
+    """
+
+    widths: tuple[int, ...] = (16, 32, 64, 128)
+    kernel: int = 5  # side of the first convolution, in pixels; it sees three frames
+    stride: int = 4
+    slow: int = 2
+
+    def build(self, group: int) -> tuple[nn.Module, int]:
+        """Random weights; the width of the last stage is F."""
+        if not 0 <= self.slow < len(self.widths):
+            raise UserError(f"model.slow must be from 0 to {len(self.widths) - 1}: the first stage halves nothing")
+        return SmallVideoBackbone(self, group), self.widths[-1]
+
+
+class SmallVideoBackbone(ResidualBackbone):
+    """Of clips: one block a stage."""
+
+    def __init__(self, spec: SmallVideoResNet, group: int) -> None:
+        side, margin = spec.stride, (spec.kernel - spec.stride + 1) // 2
+        kernel, stride, padding = (3, spec.kernel, spec.kernel), (1, side, side), (1, margin, margin)
+        stem = nn.Conv3d(3, spec.widths[0], kernel, stride, padding, bias=False)
+        slow = len(spec.widths) - spec.slow
+        strides = [(2 if stage >= slow else 1, 2, 2) if stage else (1, 1, 1) for stage in range(len(spec.widths))]
+        super().__init__(stem, zip(spec.widths, strides), group)

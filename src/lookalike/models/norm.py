@@ -44,16 +44,7 @@ class _Grouped(torch.autograd.Function):
         slices = zip(x.tensor_split(groups), grad.tensor_split(groups), to_x.tensor_split(groups), means, scales)
         for part, upstream, to, mean, scale in slices:
             by_x, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
-                upstream,
-                part,
-                weight,
-                None,
-                None,
-                mean,
-                scale,
-                True,
-                ctx.eps,
-                [True, True, True],
+                upstream, part, weight, None, None, mean, scale, True, ctx.eps, [True, True, True]
             )
             to.copy_(by_x)
             to_weight += by_weight
@@ -192,6 +183,13 @@ def group_norms(module: nn.Module, group: int) -> nn.Module:
         else:
             group_norms(child, group)
     return module
+
+
+def set_group(module: nn.Module, group: int) -> None:
+    """Let every grouped BatchNorm in ``module`` take groups of ``group`` examples."""
+    for part in module.modules():
+        if isinstance(part, _GroupedBatchNorm):
+            part.group = group
 
 
 def _like(norm: _BatchNorm, group: int) -> _GroupedBatchNorm:

@@ -67,12 +67,7 @@ def _fp32(like: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device=like.device)
 
 
-@torch.library.custom_op(
-    "lookalike::grouped_norm",
-    mutates_args=("running_mean", "running_var"),
-    schema="(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor(a!) running_mean, "
-    "Tensor(b!) running_var, int groups, float eps, float momentum, bool activate) -> (Tensor, Tensor, Tensor)",
-)
+@torch.library.custom_op("lookalike::grouped_norm", mutates_args=("running_mean", "running_var"))
 def forward(
     x: Tensor,
     residual: Tensor | None,
@@ -108,12 +103,7 @@ def _normed(
     return torch.empty_like(x), mean, variance
 
 
-@torch.library.custom_op(
-    "lookalike::grouped_norm_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor x, Tensor? out, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, "
-    "int groups, float eps, bool activate) -> (Tensor, Tensor, Tensor, Tensor)",
-)
+@torch.library.custom_op("lookalike::grouped_norm_backward", mutates_args=())
 def backward(
     grad: Tensor,
     x: Tensor,

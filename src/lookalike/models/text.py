@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from lookalike.core.errors import UserError
 from lookalike.core.seeding import after, integers
+from lookalike.models.image import ResNet, SmallResNet
 
 LEAST = 259  # tokens that every vocabulary has: three special ones, and the bytes
 _TABLE = 1 << 18  # entries: 1 MB, which stays in a processor's cache
@@ -179,3 +180,40 @@ def positions(place: Tensor, width: int) -> Tensor:
     frequencies = 10_000.0 ** -(torch.arange(width // 2, device=place.device) / (width // 2))
     angles = place[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], 1)
+
+
+# ---- texts beside pictures ----
+
+
+@dataclass(frozen=True)
+class TwoTowers:
+    """An encoder for each kind (CLIP, arXiv 2103.00020, section 2.3); both end in F features."""
+
+    picture: SmallResNet | ResNet = SmallResNet()  # noqa: RUF009
+    text: Transformer = Transformer(width=256, depth=2)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the network of texts knows."""
+        return self.text.vocabulary
+
+    def build(self, group: int) -> tuple[nn.Module, int]:
+        """Random weights and F."""
+        picture, features = self.picture.build(group)
+        text, width = self.text.build(group)
+        if width != features:
+            raise UserError(f"model.text.width {width} must be the features of the picture's network, {features}")
+        return TwoTowersBackbone(picture, text), features
+
+
+class TwoTowersBackbone(nn.Module):
+    """A view with ``pixels`` goes through the network of pictures, any other through that of texts."""
+
+    def __init__(self, picture: nn.Module, text: nn.Module) -> None:
+        super().__init__()
+        self.picture, self.text = picture, text
+
+    def forward(self, **view: Tensor) -> Tensor:
+        """A view of B pictures or texts → (B, F)."""
+        features: Tensor = self.picture(**view) if "pixels" in view else self.text(**view)
+        return features

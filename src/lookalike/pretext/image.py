@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from lookalike.core.devices import sent
+from lookalike.core.errors import UserError
 from lookalike.core.kernels import load
 from lookalike.core.seeding import uniforms
 from lookalike.pretext import ops
-from lookalike.pretext.plan import STILL, Plan, Style
+from lookalike.pretext.ops import STILL, GroupSlice, Numbers, Plan, Style, group_slices
 from lookalike.types import Canvases, View
 
 Triple = tuple[float, float, float]
@@ -25,6 +25,8 @@ IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 CIFAR_MEAN: Triple = (0.4914, 0.4822, 0.4465)
 CIFAR_STD: Triple = (0.2023, 0.1994, 0.2010)  # as in the MoCo CIFAR notebook and lemniscate
 
+_MASK = 8  # the number of the draws that choose patches, beside those of the two views
+_GRAY = 128
 _CHUNK = 1 << 18  # pixels a colour plane of a sub-batch on a CPU: fewer calls were faster than staying in L2 cache
 
 
@@ -37,74 +39,6 @@ class Draws:
     FACTORS = slice(28, 32)  # brightness, contrast, saturation, hue
     GRAY, BLUR, SIGMA, SOLARIZE = 32, 33, 34, 35
     COUNT = 36
-
-
-class Numbers(NamedTuple):
-    """The numbers of a plan that pixels are computed with, on their device, where they come in one copy."""
-
-    order: Tensor  # (B,) int64, the places of the examples as they were
-    boxes: Tensor  # (B, 4)
-    flip: Tensor  # (B,) bool
-    blends: Tensor  # (3, 3, B) for each of three steps the weights of ``ops.adjust``
-    hues: Tensor  # (3, B)
-    sigma: Tensor  # (B,)
-    indices: Tensor  # (R,) int64 of examples that change, slice by slice
-
-    @classmethod
-    def of(cls, plan: Plan, order: Tensor, indices: Tensor, device: torch.device) -> Numbers:
-        """Those of a plan."""
-        blends = ops.blend_weights(plan.kinds, plan.factors.gather(1, plan.kinds)).permute(2, 0, 1).contiguous()
-        hues = ops.hue_offsets(plan.factors[:, ops.HUE])
-        return cls(*sent([order, plan.boxes, plan.flip, blends, hues, plan.sigma, indices], device))
-
-
-class Selection(NamedTuple):
-    """Some examples of a slice: those in ``place``, or where they are not side by side those at some indices."""
-
-    place: slice
-    indices: slice | None  # which of ``Numbers.indices``
-
-    def change(self, planes: Tensor, numbers: Numbers, operation: Callable[[Tensor], Tensor]) -> None:
-        """Apply ``operation`` to these examples of (3, B, H, W), and to no other."""
-        if self.indices is None:  # no copies
-            part = planes[:, self.place]
-            part.copy_(operation(part))
-        else:
-            index = numbers.indices[self.indices]
-            planes.index_copy_(1, index, operation(planes.index_select(1, index)))
-
-    def of(self, values: Tensor, numbers: Numbers) -> Tensor:
-        """Theirs, of (B,)."""
-        return values[self.place] if self.indices is None else values.index_select(0, numbers.indices[self.indices])
-
-
-class GroupSlice(NamedTuple):
-    """Consecutive examples of one group, and which of them change how."""
-
-    place: slice
-    group: int
-    gray: Selection | None
-    blur: Selection | None
-    solarize: Selection | None
-
-
-def group_slices(plan: Plan, places: Iterator[slice]) -> tuple[list[GroupSlice], Tensor]:
-    """The slices of a plan, whose examples are in the order of their groups, and the indices of their selections."""
-    slices, indices, count = [], [plan.group.new_empty(0)], 0
-    for place in places:
-        selections: list[Selection | None] = []
-        for where in (plan.gray, plan.blur, plan.solarize):
-            index = where[place].nonzero()[:, 0]
-            if len(index) == 0:
-                selections.append(None)
-            elif int(index[-1] - index[0]) < len(index):
-                selections.append(Selection(slice(int(index[0]), int(index[-1]) + 1), None))
-            else:
-                selections.append(Selection(slice(0, 0), slice(count, count + len(index))))
-                indices.append(index)
-                count += len(index)
-        slices.append(GroupSlice(place, int(plan.group[place.start]), *selections))
-    return slices, torch.cat(indices)
 
 
 def kernels_for(pixels: Tensor) -> ModuleType | None:
@@ -128,9 +62,7 @@ class ImageView:
     gray: float = 0.0
     blur: float = 0.0
     sigma: tuple[float, float] = (0.1, 2.0)  # pixels of the view
-    kernel: float = (
-        0.0  # side of the blur's kernel over the view's, made odd (SimCLR 0.1); 0: three of the widest sigma
-    )
+    kernel: float = 0.0  # side of the blur's kernel over the view's, odd (SimCLR 0.1); 0: three of the widest sigma
     solarize: float = 0.0
     order: Literal["jitter first", "gray first"] = "jitter first"
     mean: Triple = IMAGENET_MEAN
@@ -304,6 +236,55 @@ class OneView(TwoViews):
         view = self.first(canvases, rows, seed, epoch, 0)
         return view, view
 
+
+@dataclass(frozen=True)
+class Masked(TwoViews):
+    """The query sees a random part of the patches, its key the whole (arXiv 2111.06377, section 3, for the mask).
+
+    ``patch`` is the model's, so that what is hidden costs nothing: see ``ViTBackbone.tokens``.
+    """
+
+    share: float = 0.6  # of the patches, hidden
+    patch: int = 16  # side in pixels
+    same: bool = False  # one crop on both sides: masked against whole, and no second view to make
+
+    def __call__(self, canvases: Canvases, rows: Tensor, seed: int, epoch: int) -> tuple[View, View]:
+        """Two views of the examples at ``rows`` (B,) of the source; the first says which patches it may ``keep``."""
+        if self.same:
+            first = second = self.first(canvases, rows, seed, epoch, 0)
+        else:
+            first, second = super().__call__(canvases, rows, seed, epoch)
+        return {**first, "keep": self.keep(rows, seed, epoch)}, second
+
+    def keep(self, rows: Tensor, seed: int, epoch: int) -> Tensor:
+        """(B, n) the patches that stay visible, numbered by rows of the picture, ascending: equally many in each."""
+        draws = uniforms(seed, epoch, rows, _MASK, self.patches())
+        return draws.argsort(dim=1, stable=True)[:, : self.visible()].sort(dim=1).values
+
+    def patches(self) -> int:
+        """Of a view; raises UserError."""
+        if self.patch < 1 or self.first.size % self.patch or not 0 <= self.share < 1:
+            raise UserError(
+                f"views of {self.first.size} pixels do not divide into patches of {self.patch} of which "
+                f"{self.share:g} are hidden: pretext.patch must divide pretext.first.size, and 0 <= pretext.share < 1"
+            )
+        return (self.first.size // self.patch) ** 2
+
+    def visible(self) -> int:
+        """Patches of a view that stay: at least one."""
+        return max(1, round((1 - self.share) * self.patches()))
+
+    def displayable(self, first: View, second: View) -> tuple[Tensor, Tensor]:
+        """Both views back as uint8 (B, 3, S, S), the hidden patches gray."""
+        query, key = super().displayable(first, second)
+        across = self.first.size // self.patch
+        visible = torch.zeros(len(query), across**2, dtype=torch.bool, device=query.device)
+        visible = visible.scatter(1, first["keep"].to(query.device), True).view(-1, 1, across, across)
+        wide = visible.repeat_interleave(self.patch, 2).repeat_interleave(self.patch, 3)
+        return torch.where(wide, query, _GRAY), key
+
+
+# ---- published views ----
 
 MOCO_V1 = ImageView(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4, jitter=1.0, gray=0.2, order="gray first")
 """He et al. 2019, arXiv 1911.05722; moco/main_moco.py without ``--aug-plus``, and InstDisc's lemniscate.pytorch."""

@@ -8,20 +8,22 @@ one to torchvision's result. What returns ``None`` changes its planes in place.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lookalike.core.devices import full_precision
+from lookalike.core.devices import full_precision, transfer
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 """The four colour changes, numbered as ``torchvision.transforms.ColorJitter`` numbers them."""
 
 TRIES = 10
 """How often torchvision's RandomResizedCrop draws before it falls back to a centre crop."""
+
+STILL = 4  # the group of examples whose colours stay; groups 0 to 3 change their hue as the first to fourth of the ops
 
 _LUMA = (0.2989, 0.587, 0.114)  # torchvision's rounding of ITU-R 601
 _BYTE = 255.0
@@ -235,3 +237,111 @@ def displayable(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...])
     """Normalised (B, 3, H, W) back to uint8."""
     shift, scale = (torch.tensor(v, device=pixels.device)[:, None, None] for v in (mean, std))
     return (pixels.float() * scale + shift).mul_(_BYTE).round_().clamp_(0, _BYTE).to(torch.uint8)
+
+
+# ---- what happens to each example of a batch, decided before any pixel is computed ----
+
+
+class Plan(NamedTuple):
+    """What happens to each of B examples, on the CPU: the code that runs depends on it."""
+
+    boxes: Tensor  # (B, 4) float32 top, left, height, width on the canvas
+    flip: Tensor  # (B,) bool, as the next three
+    gray: Tensor
+    blur: Tensor
+    solarize: Tensor
+    group: Tensor  # (B,) when the hue changes, 0 to 3, or STILL
+    kinds: Tensor  # (B, 3) brightness, contrast and saturation in their order
+    factors: Tensor  # (B, 4) by number of the operation; the hue in turns
+    sigma: Tensor  # (B,) pixels
+
+    def ordered(self, order: Tensor) -> Plan:
+        """The same for the examples in another order."""
+        return Plan(*(field.index_select(0, order) for field in self))
+
+    @classmethod
+    def crops(cls, boxes: Tensor) -> Plan:
+        """Nothing but that ``boxes`` (B, 4) are cropped."""
+        count = len(boxes)
+        no, one = torch.zeros(count, dtype=torch.bool), torch.ones(count)
+        group, kinds = torch.full((count,), STILL), torch.arange(3).expand(count, 3)
+        return cls(boxes, no, no, no, no, group, kinds, one[:, None].expand(count, 4), one)
+
+
+class Style(NamedTuple):
+    """What views of one kind have in common."""
+
+    size: int
+    radius: int  # pixels that the blur reaches to each side
+    plain: bool  # whether no example of any batch changes its colours' hue, contrast, ... or blurs
+    gray_first: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Numbers(NamedTuple):
+    """The numbers of a plan that pixels are computed with, on their device, where they come in one copy."""
+
+    order: Tensor  # (B,) int64, the places of the examples as they were
+    boxes: Tensor  # (B, 4)
+    flip: Tensor  # (B,) bool
+    blends: Tensor  # (3, 3, B) for each of three steps the weights of ``adjust``
+    hues: Tensor  # (3, B)
+    sigma: Tensor  # (B,)
+    indices: Tensor  # (R,) int64 of examples that change, slice by slice
+
+    @classmethod
+    def of(cls, plan: Plan, order: Tensor, indices: Tensor, device: torch.device) -> Numbers:
+        """Those of a plan."""
+        blends = blend_weights(plan.kinds, plan.factors.gather(1, plan.kinds)).permute(2, 0, 1).contiguous()
+        hues = hue_offsets(plan.factors[:, HUE])
+        return cls(*transfer([order, plan.boxes, plan.flip, blends, hues, plan.sigma, indices], device))
+
+
+class Selection(NamedTuple):
+    """Some examples of a slice: those in ``place``, or where they are not side by side those at some indices."""
+
+    place: slice
+    indices: slice | None  # which of ``Numbers.indices``
+
+    def change(self, planes: Tensor, numbers: Numbers, operation: Callable[[Tensor], Tensor]) -> None:
+        """Apply ``operation`` to these examples of (3, B, H, W), and to no other."""
+        if self.indices is None:  # no copies
+            part = planes[:, self.place]
+            part.copy_(operation(part))
+        else:
+            index = numbers.indices[self.indices]
+            planes.index_copy_(1, index, operation(planes.index_select(1, index)))
+
+    def of(self, values: Tensor, numbers: Numbers) -> Tensor:
+        """Theirs, of (B,)."""
+        return values[self.place] if self.indices is None else values.index_select(0, numbers.indices[self.indices])
+
+
+class GroupSlice(NamedTuple):
+    """Consecutive examples of one group, and which of them change how."""
+
+    place: slice
+    group: int
+    gray: Selection | None
+    blur: Selection | None
+    solarize: Selection | None
+
+
+def group_slices(plan: Plan, places: Iterator[slice]) -> tuple[list[GroupSlice], Tensor]:
+    """The slices of a plan, whose examples are in the order of their groups, and the indices of their selections."""
+    slices, indices, count = [], [plan.group.new_empty(0)], 0
+    for place in places:
+        selections: list[Selection | None] = []
+        for where in (plan.gray, plan.blur, plan.solarize):
+            index = where[place].nonzero()[:, 0]
+            if len(index) == 0:
+                selections.append(None)
+            elif int(index[-1] - index[0]) < len(index):
+                selections.append(Selection(slice(int(index[0]), int(index[-1]) + 1), None))
+            else:
+                selections.append(Selection(slice(0, 0), slice(count, count + len(index))))
+                indices.append(index)
+                count += len(index)
+        slices.append(GroupSlice(place, int(plan.group[place.start]), *selections))
+    return slices, torch.cat(indices)

@@ -15,11 +15,11 @@ import torch
 import triton
 from torch import Tensor
 
-from lookalike.core.devices import sent
+from lookalike.core.devices import transfer
 from lookalike.core.kernels import device_of
 from lookalike.pretext import ops
+from lookalike.pretext.ops import STILL, Plan, Style
 from lookalike.pretext.ops_kernels import blur, crop, plain, recolour
-from lookalike.pretext.plan import STILL, Plan, Style
 
 WORK = "views are made"
 KERNELS = {"lookalike::plain_views": 1, "lookalike::view_crops": 1}
@@ -47,11 +47,7 @@ def _compiled(size: int, **more: int) -> dict[str, int]:
 # ---- operators ----
 
 
-@torch.library.custom_op(
-    "lookalike::plain_views",
-    mutates_args=(),
-    schema="(Tensor pixels, Tensor marks, Tensor numbers, int size) -> Tensor",
-)
+@torch.library.custom_op("lookalike::plain_views", mutates_args=())
 def plain_views(pixels: Tensor, marks: Tensor, numbers: Tensor, size: int) -> Tensor:
     """(B, S, S, 3) views that are cropped, perhaps gray or solarised, and normalised."""
     out: Tensor = _views(pixels, marks, numbers, size)
@@ -66,11 +62,7 @@ def _views(pixels: Tensor, marks: Tensor, numbers: Tensor, size: int) -> Tensor:
     return _fp32(pixels, len(marks), size, size, 3)
 
 
-@torch.library.custom_op(
-    "lookalike::view_crops",
-    mutates_args=(),
-    schema="(Tensor pixels, Tensor marks, Tensor numbers, int size, bool gray_first) -> (Tensor, Tensor)",
-)
+@torch.library.custom_op("lookalike::view_crops", mutates_args=())
 def view_crops(pixels: Tensor, marks: Tensor, numbers: Tensor, size: int, gray_first: bool) -> tuple[Tensor, Tensor]:
     """Planes (B, 3, S, S) up to the contrast, and the sums (B, tiles) of their luma."""
     planes, sums = _planes_and_sums(pixels, marks, numbers, size, gray_first)
@@ -88,11 +80,7 @@ def _planes_and_sums(
     return _fp32(pixels, len(marks), 3, size, size), _fp32(pixels, len(marks), _grid(1, size)[0])
 
 
-@torch.library.custom_op(
-    "lookalike::view_colours",
-    mutates_args=(),
-    schema="(Tensor planes, Tensor sums, Tensor marks, Tensor numbers, bool gray_first) -> Tensor",
-)
+@torch.library.custom_op("lookalike::view_colours", mutates_args=())
 def view_colours(planes: Tensor, sums: Tensor, marks: Tensor, numbers: Tensor, gray_first: bool) -> Tensor:
     """(B, S, S, 3) finished views, but what is to be blurred is in it as planes (3, S, S), for ``blur_views``."""
     size = planes.shape[-1]
@@ -104,11 +92,7 @@ def view_colours(planes: Tensor, sums: Tensor, marks: Tensor, numbers: Tensor, g
     return out
 
 
-@torch.library.custom_op(
-    "lookalike::blur_views",
-    mutates_args=("planes", "out"),
-    schema="(Tensor(a!) planes, Tensor(b!) out, Tensor blurring, Tensor marks, Tensor numbers, int radius) -> ()",
-)
+@torch.library.custom_op("lookalike::blur_views", mutates_args=("planes", "out"))
 def blur_views(planes: Tensor, out: Tensor, blurring: Tensor, marks: Tensor, numbers: Tensor, radius: int) -> None:
     """Finish the views numbered ``blurring`` (R,) of what ``view_colours`` gave; ``planes`` are used up."""
     size = planes.shape[-1]
@@ -130,7 +114,7 @@ def views(pixels: Tensor, plan: Plan, style: Style) -> Tensor:
     """(B, S, S, 3) the views of a plan from canvases (C, 3, H, W) uint8; B is a multiple of C, which come in turn."""
     pixels = pixels.contiguous()
     canvas = torch.arange(len(plan.flip)) % len(pixels)
-    marks, numbers, blurring = sent(tables(plan, canvas, (pixels.shape[2], pixels.shape[3]), style), pixels.device)
+    marks, numbers, blurring = transfer(tables(plan, canvas, (pixels.shape[2], pixels.shape[3]), style), pixels.device)
     if style.plain:
         return cast("Tensor", plain_views(pixels, marks, numbers, style.size))
     planes, sums = view_crops(pixels, marks, numbers, style.size, style.gray_first)

@@ -13,7 +13,7 @@ from lookalike.learn.keys import Alone, EndToEnd, Momentum, Stored
 from lookalike.learn.objective import NCE, InfoNCE, SupCon
 from lookalike.learn.optim import LARS, SGD, AdamW, Cosine
 from lookalike.models.decoder import Decoder
-from lookalike.models.heads import MLP
+from lookalike.models.encoder import MLP
 from lookalike.models.image import ResNet
 from lookalike.models.vit import ViT
 from lookalike.pretext.image import (
@@ -23,10 +23,10 @@ from lookalike.pretext.image import (
     MOCO_V3_SECOND,
     SIMCLR,
     ImageView,
+    Masked,
     OneView,
     TwoViews,
 )
-from lookalike.pretext.mask import Masked
 from lookalike.recipes.images import SmallRecipe, moco_cifar, moco_v1, small
 from lookalike.recipes.recipe import DictionaryValue, Length, Recipe
 

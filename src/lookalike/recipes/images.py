@@ -15,12 +15,11 @@ from lookalike.learn.dictionary import Queue
 from lookalike.learn.keys import Momentum
 from lookalike.learn.objective import InfoNCE
 from lookalike.learn.optim import SGD, AdamW, Cosine, Muon, Steps
-from lookalike.models.heads import MLP
-from lookalike.models.image import ResNet, SmallResNet
-from lookalike.models.towers import TwoTowers
-from lookalike.models.video import SmallVideoResNet, VideoResNet
-from lookalike.pretext.captions import Captions
+from lookalike.models.encoder import MLP
+from lookalike.models.image import ResNet, SmallResNet, SmallVideoResNet, VideoResNet
+from lookalike.models.text import TwoTowers
 from lookalike.pretext.image import MOCO_CIFAR, MOCO_V1, MOCO_V2, ImageView, TwoViews
+from lookalike.pretext.text import Captions
 from lookalike.pretext.video import TwoClips, TwoFrames
 from lookalike.recipes.recipe import Length, Recipe
 

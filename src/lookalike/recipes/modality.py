@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from lookalike.core.devices import moved, uploaded
+from lookalike.core.devices import material_to_device, view_to_device
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.example import TextSource, as_pictures
 from lookalike.data.image.decode import Unreadable, decode
@@ -21,13 +21,11 @@ from lookalike.data.text.loader import CaptionLoader, TextLoader, refuse_too_man
 from lookalike.data.text.source import find_text
 from lookalike.data.text.tokenizer import Tokenizer
 from lookalike.data.video.timeline import Timeline
-from lookalike.models.features import Layer
+from lookalike.models.encoder import Layer
 from lookalike.models.hugging_face import HuggingFace
-from lookalike.models.text import Transformer
-from lookalike.models.towers import TwoTowers
-from lookalike.pretext.captions import Captions
+from lookalike.models.text import Transformer, TwoTowers
 from lookalike.pretext.image import TwoViews
-from lookalike.pretext.text import SameSentence, plain
+from lookalike.pretext.text import Captions, SameSentence, plain
 from lookalike.pretext.video import TwoClips, TwoFrames
 from lookalike.recipes import RECIPES
 from lookalike.recipes.recipe import Recipe
@@ -162,7 +160,7 @@ def query_view(recipe: Recipe, tokenizer: Tokenizer | None, query: str, layer: L
     if not query.strip():
         raise UserError("an empty query: give a sentence")
     tokens = torch.tensor(tokenizer.encoded([query.strip()], _of_words(recipe).length))
-    return uploaded(plain(Tokens(tokens[:, None], torch.tensor([[tokens.shape[1]]])), 0))
+    return view_to_device(plain(Tokens(tokens[:, None], torch.tensor([[tokens.shape[1]]])), 0))
 
 
 def _picture_view(recipe: Recipe, file: str) -> View:
@@ -173,7 +171,7 @@ def _picture_view(recipe: Recipe, file: str) -> View:
         raise UserError(f"{file}: neither a path of the table nor a picture ({reason})", BAD_DATA) from None
     assert isinstance(recipe.pretext, TwoViews | Captions)
     sizes = torch.tensor([[canvas.height, canvas.width]])
-    return recipe.pretext.evaluation(moved(Canvases(torch.stack([canvas.pixels]), sizes)))
+    return recipe.pretext.evaluation(material_to_device(Canvases(torch.stack([canvas.pixels]), sizes)))
 
 
 class Examples:

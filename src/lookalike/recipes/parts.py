@@ -23,7 +23,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from lookalike.core.errors import UserError
 from lookalike.core.seeding import hashed
-from lookalike.learn.entries import Dictionary
+from lookalike.learn.dictionary import Dictionary
 from lookalike.models.image import Pixels
 from lookalike.models.norm import group_norms
 from lookalike.pretext import ops

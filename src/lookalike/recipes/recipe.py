@@ -18,18 +18,13 @@ from lookalike.learn.objective import DCL, NCE, InfoNCE, Objective, SupCon
 from lookalike.learn.optim import LARS, SGD, AdamW, Cosine, Linear, Muon, Steps
 from lookalike.metrics.knn import Knn
 from lookalike.models.decoder import Decoder, Words
-from lookalike.models.encoder import Encoder, Whitening
-from lookalike.models.heads import MLP
+from lookalike.models.encoder import MLP, Encoder, Whitening
 from lookalike.models.hugging_face import HuggingFace
-from lookalike.models.image import ResNet, SmallResNet, Timm
-from lookalike.models.text import Transformer
-from lookalike.models.towers import TwoTowers
-from lookalike.models.video import SmallVideoResNet, VideoResNet
+from lookalike.models.image import ResNet, SmallResNet, SmallVideoResNet, Timm, VideoResNet
+from lookalike.models.text import Transformer, TwoTowers
 from lookalike.models.vit import ViT
-from lookalike.pretext.captions import Captions
-from lookalike.pretext.image import ImageView, OneView, TwoViews
-from lookalike.pretext.mask import Masked
-from lookalike.pretext.text import Cloze, Pairs, SameSentence
+from lookalike.pretext.image import ImageView, Masked, OneView, TwoViews
+from lookalike.pretext.text import Captions, Cloze, Pairs, SameSentence
 from lookalike.pretext.video import TwoClips, TwoFrames, TwoMoments
 from lookalike.recipes.parts import PARTS, Backbone, DictionaryPart, adapted
 

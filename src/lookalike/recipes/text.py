@@ -9,13 +9,11 @@ from lookalike.learn.keys import Alone, EndToEnd, Momentum
 from lookalike.learn.objective import InfoNCE
 from lookalike.learn.optim import AdamW, Cosine, Linear
 from lookalike.models.decoder import Words
-from lookalike.models.heads import MLP
+from lookalike.models.encoder import MLP
 from lookalike.models.hugging_face import HuggingFace
 from lookalike.models.image import SmallResNet
-from lookalike.models.text import Transformer
-from lookalike.models.towers import TwoTowers
-from lookalike.pretext.captions import Captions
-from lookalike.pretext.text import Cloze, Pairs, SameSentence
+from lookalike.models.text import Transformer, TwoTowers
+from lookalike.pretext.text import Captions, Cloze, Pairs, SameSentence
 from lookalike.recipes.images import SmallRecipe, small
 from lookalike.recipes.recipe import Length, Recipe
 

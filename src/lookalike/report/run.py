@@ -85,7 +85,7 @@ def charts(history: History) -> list[Chart]:
     curves = {name: history.after_filling(points) for name, points in history.curves.items()}
     plain = history.recipe.reconstruction is None
     chance = "chance, log(K + 1)" if plain else "chance"
-    first = [Chart("Loss", curves.get("loss", []), (chance, history.guess()))]
+    first = [Chart("Loss", curves.get("loss", []), (chance, history.chance_loss()))]
     named = {
         "top1": "Queries that pick their own key",
         "pixels": "Squared error of hidden pixels",

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from lookalike.core import dist
 from lookalike.core.errors import BAD_DATA, IO, UserError
 from lookalike.core.files import UNFINISHED, read_json, sync_folder
-from lookalike.learn.entries import Dictionary, RowBlock
+from lookalike.learn.dictionary import Dictionary, RowBlock
 from lookalike.recipes.recipe import Recipe
 
 KEPT = 2

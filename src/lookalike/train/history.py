@@ -28,7 +28,7 @@ class History(NamedTuple):
     environment: dict[str, Any]
     curves: dict[str, list[Point]]  # by the name of the metric
 
-    def guess(self) -> float:
+    def chance_loss(self) -> float:
         """The loss at chance level."""
         return self.recipe.chance_loss(self.examples())
 

@@ -13,14 +13,23 @@ from typing import NamedTuple
 import torch
 
 from lookalike.core import dist
-from lookalike.core.devices import exact
+from lookalike.core.devices import exact, one_thread
 from lookalike.core.errors import UserError
 from lookalike.data.loader import Loads
 from lookalike.data.order import order_of
 from lookalike.learn.learner import Learner
 from lookalike.recipes.recipe import Length, Recipe
 from lookalike.train import checkpoint
-from lookalike.train.loop import Finished, Measure, batches, has_own_attention, new_learner, train, work_of
+from lookalike.train.loop import (
+    Finished,
+    Measure,
+    batches,
+    has_own_attention,
+    leaves_cores,
+    new_learner,
+    train,
+    work_of,
+)
 from lookalike.train.run import Run
 from lookalike.train.trained import Checkup
 from lookalike.train.watch import Meter, StepReport
@@ -92,7 +101,7 @@ def probe(recipe: Recipe, loader: Loads, seconds: float) -> list[float]:
     optimizer = recipe.optimizer.build(learner, recipe.batch)
     work = work_of(dist.distributed(learner), learner, recipe)
     marks, loss = [time.perf_counter()], torch.zeros(())
-    with exact(has_own_attention(recipe)):
+    with exact(has_own_attention(recipe)), one_thread(leaves_cores(loader)):
         for batch in Meter().over(batches(loader, recipe, order, 0, _PROBES)):
             optimizer.zero_grad()
             outcome = work(batch)

@@ -12,16 +12,26 @@ import torch
 from torch import Tensor, nn
 
 from lookalike.core import dist
-from lookalike.core.devices import device, exact, full_precision, keep_freed, moved, placed, sent, uploaded
+from lookalike.core.devices import (
+    device,
+    exact,
+    full_precision,
+    keep_freed,
+    material_to_device,
+    module_to_device,
+    one_thread,
+    transfer,
+    view_to_device,
+)
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.seeding import reseed
-from lookalike.data.loader import Loads
+from lookalike.data.loader import Loader, Loads
 from lookalike.data.order import Order, order_of
 from lookalike.learn import optim
 from lookalike.learn.dictionary import InBatch, Queue
 from lookalike.learn.labelled import Classes
 from lookalike.learn.learner import Learner, Outcome
-from lookalike.models.text import Transformer
+from lookalike.models.text import Transformer, TwoTowers
 from lookalike.models.vit import ViT
 from lookalike.pretext.image import ViewPair
 from lookalike.recipes.modality import Examples
@@ -70,18 +80,19 @@ def batches(
     reads = (examples.training(rows_of(step), order.epoch(step)) for step in range(start, stop))
     for step, loaded in enumerate(meter.reads(loader.batches(reads)), start):
         rows = rows_of(step)
-        first, second = recipe.pretext(moved(loaded.material), rows, recipe.seed, order.epoch(step))
+        first, second = recipe.pretext(material_to_device(loaded.material), rows, recipe.seed, order.epoch(step))
         # Where labels teach, a picture that stands in for one that cannot be read brings its own.
         known = loader.shown(rows) if recipe.objective.supervised else rows
-        index = known if dist.world() > 1 else sent([known], device())[0]  # ranks tell each other by it what they send
-        query = uploaded(first)
-        yield Batch(index, query, query if second is first else uploaded(second))
+        # Ranks tell each other by it what they send, so theirs stays on the host.
+        index = known if dist.world() > 1 else transfer([known], device())[0]
+        query = view_to_device(first)
+        yield Batch(index, query, query if second is first else view_to_device(second))
 
 
 def views_at(loader: Loads, recipe: Recipe, rows: Tensor, epoch: int) -> tuple[View, View]:
     """The two views that ``epoch`` draws of the examples at ``rows`` (B,)."""
     loaded = next(iter(loader.batches([Examples(recipe, loader).training(rows, epoch)])))
-    return recipe.pretext(moved(loaded.material), rows, recipe.seed, epoch)
+    return recipe.pretext(material_to_device(loaded.material), rows, recipe.seed, epoch)
 
 
 def train(
@@ -110,7 +121,7 @@ def train(
     log = Log(run, watch, meter := Meter(), recipe, len(loader), total)
     work = work_of(dist.distributed(learner), learner, recipe)
 
-    with Signals() as signals, exact(has_own_attention(recipe)):
+    with Signals() as signals, exact(has_own_attention(recipe)), one_thread(leaves_cores(loader)):
         coming = meter.over(batches(loader, recipe, order, step, total, meter))
         for step, batch in enumerate(coming, step + 1):  # noqa: B020  (steps count on from the checkpoint)
             reseed(recipe.seed, step)
@@ -138,14 +149,23 @@ def has_own_attention(recipe: Recipe) -> bool:
 
     All their other kernels are so either way, as those of ResNets are; networks of others may have some that are not.
     """
-    return isinstance(recipe.model, ViT | Transformer)
+    return isinstance(recipe.model, ViT | Transformer | TwoTowers)
+
+
+def leaves_cores(loader: Loads, kind: str | None = None) -> bool:
+    """Whether other processes decode for a GPU, a ``kind`` of device: threads of this one would take their cores.
+
+    They wait, but awake: on one thread 2,353 pictures a second became 4,333, with 16 workers on 16 cores.
+    """
+    on_gpu = (kind or device().type) == "cuda"
+    return on_gpu and isinstance(loader, Loader) and not loader.cached and loader.workers > 0
 
 
 def new_learner(recipe: Recipe, loader: Loads) -> Learner:
     """A learner with its initial weights, where it will train; refuses what cannot be trained so."""
     if reason := uneven(recipe, dist.world()):
         raise UserError(reason)
-    learner = placed(recipe.build(len(loader)))
+    learner = module_to_device(recipe.build(len(loader)))
     if recipe.objective.supervised:
         labels = loader.source.labels
         if bool((labels < 0).any()):

@@ -15,11 +15,9 @@ import torch
 from torch import nn
 
 from lookalike.core import dist
-from lookalike.core.checks import Limit, check_limits
-from lookalike.core.devices import Precision, computes_in_bf16, device, named_precision
-from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.core.devices import Precision, computes_in_bf16, device, isolated, named_precision
+from lookalike.core.errors import BAD_DATA, Limit, UserError, check_limits
 from lookalike.core.files import UNFINISHED, write_atomically
-from lookalike.core.isolation import isolated
 from lookalike.core.progress import counted
 from lookalike.data.fingerprint import changes, from_table, to_table
 from lookalike.data.loader import GIB, Loads
@@ -72,7 +70,7 @@ class Request:
     overwrite: bool = False
     extend: bool = False  # make an existing run longer: to so many epochs or steps in all, or by so many minutes
     supervised: bool = False  # train the recipe's backbone with labels instead
-    workers: Annotated[int, Limit(0)] = 2
+    workers: Annotated[int | None, Limit(0)] = None
     memory: Annotated[float, Limit(0)] = 4.0  # GiB
     max_bad: Annotated[float, Limit(0)] = 0.01  # share of pictures that may be unreadable
     save_every: Annotated[int | None, Limit(1)] = None  # steps

@@ -93,7 +93,7 @@ class Screen:
             f"{report.examples_per_second:.0f} {self.rows}/s  " if report.seconds_per_step else ""
         )  # known from step 2 on
         measures = "".join(f"  {name} {value:.3f}" for name, value in report.measures.items())
-        state = f"{speed}loss {report.loss:.3f} (guess {report.chance_loss:.3f}){measures}  {shown}".rstrip()
+        state = f"{speed}loss {report.loss:.3f} (chance {report.chance_loss:.3f}){measures}  {shown}".rstrip()
         self._show(self.title, report.step, report.total, state)
         if not self.console.is_terminal and (time.monotonic() >= self.next_plain or report.step == report.total):
             self.next_plain = time.monotonic() + _PLAIN_SECONDS

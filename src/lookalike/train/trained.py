@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from lookalike.core import dist
-from lookalike.core.devices import Precision, moved, placed, uploaded
+from lookalike.core.devices import Precision, isolated, material_to_device, module_to_device, view_to_device
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.files import write_atomically
-from lookalike.core.isolation import isolated
 from lookalike.core.progress import Progress, counted, silent
 from lookalike.core.seeding import uniforms
 from lookalike.data.loader import GIB, Loads
@@ -27,8 +26,7 @@ from lookalike.data.source import Data, Rows, Source, name_of, reference_and_que
 from lookalike.data.text.tokenizer import Tokenizer
 from lookalike.data.video.timeline import pieces, video_of
 from lookalike.learn.learner import Learner
-from lookalike.models.encoder import Encoder
-from lookalike.models.features import Layer, embed, means, settle
+from lookalike.models.encoder import Encoder, Layer, embed, means, settle
 from lookalike.recipes.modality import Examples, load_tokenizer, loader, modality_of
 from lookalike.recipes.parts import Network
 from lookalike.recipes.recipe import Recipe
@@ -53,7 +51,7 @@ class Trained(NamedTuple):
         return f"Trained({self.recipe.name}, {type(self.recipe.model).__name__}, step {self.step:,})"
 
     @isolated()
-    def loader(self, source: Source, workers: int | None = 2, budget: int = 4 * GIB) -> Loads:
+    def loader(self, source: Source, workers: int | None = None, budget: int = 4 * GIB) -> Loads:
         """What reads all rows of ``source``, however many are bad; at most ``budget`` bytes are kept."""
         return loader(self.recipe, source, self.tokenizer, budget, workers)
 
@@ -61,7 +59,7 @@ class Trained(NamedTuple):
         """The examples at ``rows`` (N,) as the encoder is evaluated: whole, nothing random."""
         whole = Examples(self.recipe, loader).whole
         for _, material in loader.batches(map(whole, torch.split(rows, _CHUNK))):
-            yield uploaded(self.recipe.pretext.evaluation(moved(material)))
+            yield view_to_device(self.recipe.pretext.evaluation(material_to_device(material)))
 
     @isolated()
     def features(
@@ -112,7 +110,7 @@ def load(
             )
         step = checkpoint.load_learner(path, learner)
     learner.encoder.evaluated_in = precision
-    return Trained(recipe, placed(learner.encoder), step, load_tokenizer(folder, recipe))
+    return Trained(recipe, module_to_device(learner.encoder), step, load_tokenizer(folder, recipe))
 
 
 class PartFeatures(NamedTuple):
@@ -156,7 +154,7 @@ def parts(
     trained: Trained,
     data: Data,
     layer: Layer = "backbone",
-    workers: int | None = 2,
+    workers: int | None = None,
     progress: Progress = silent,
     clip: float | None = None,
 ) -> tuple[PartFeatures, PartFeatures]:
@@ -200,7 +198,7 @@ def embed_data(
     model: Trained | str | Path,
     data: Data,
     layer: Layer = "backbone",
-    workers: int = 2,
+    workers: int | None = None,
     progress: Progress = silent,
     clip: float | None = None,
 ) -> Embeddings:
@@ -284,5 +282,5 @@ class Checkup(NamedTuple):
     def seconds(self) -> float:
         """How long one call takes, by making one."""
         began = time.perf_counter()
-        self(placed(self.recipe.build(len(self.loader))))
+        self(module_to_device(self.recipe.build(len(self.loader))))
         return time.perf_counter() - began
