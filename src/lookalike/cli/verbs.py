@@ -19,9 +19,9 @@ from lookalike.core import dist
 from lookalike.core.errors import UserError, meant
 from lookalike.core.files import refuse_unwritable, write_json
 from lookalike.curate import search as searching
-from lookalike.curate.diagnosis import diagnose
-from lookalike.curate.doctor import about_machine, examine
-from lookalike.curate.plan import preview as draw_preview
+from lookalike.curate.diagnosis import about_machine, diagnose
+from lookalike.curate.doctor import examine
+from lookalike.curate.doctor import preview as draw_preview
 from lookalike.curate.prepare import prepare as make_cache
 from lookalike.data.source import open_source
 from lookalike.evaluation import compare as comparing

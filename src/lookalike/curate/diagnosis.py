@@ -1,11 +1,13 @@
-"""``lookalike doctor RUN``: whether a run is finished, whether it learned, and how to continue."""
+"""``lookalike doctor`` for a run (is it finished, did it learn, how to continue it), and for the machine at hand."""
 
 from __future__ import annotations
 
 import fcntl
 import math
+import os
 import shlex
 from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -13,9 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lookalike.core.devices import accelerator, device, processor, resolved
 from lookalike.core.errors import UserError
-from lookalike.curate.sheet import random_rows
+from lookalike.curate.survey import random_rows
 from lookalike.data.fingerprint import changes, from_table
+from lookalike.data.loader import GIB
+from lookalike.data.pool import cores
 from lookalike.data.source import Source
 from lookalike.models.features import embed, raw
 from lookalike.train import checkpoint
@@ -25,6 +30,7 @@ from lookalike.train.trained import load
 
 _MOST = 500  # pictures whose features are looked at
 _FLAT = 0.01  # of the loss, or of a share: less is no change
+_EXTRAS = {"tensorboard": "log", "fsspec": "remote", "tokenizers": "text", "av": "video"}
 
 
 class Spread(NamedTuple):
@@ -240,3 +246,23 @@ def again(history: History) -> str:
     if isinstance(command, list) and len(command) > 1 and command[1] in verbs:
         return shlex.join(["lookalike", *(str(word) for word in command[1:] if word != "--overwrite")])
     return "the same call"
+
+
+def about_machine() -> dict[str, str]:
+    """Versions and hardware by name, for a report without data."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    return {
+        "lookalike": version("lookalike"),
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
+        "processor": f"{cores()} cores, {processor()}",
+        "device": f"{accelerator() or device()}, computes in {resolved('auto')}",
+        "memory": f"{memory:.1f} GiB",
+        "extras": ", ".join(f"{name} {_version_of(name, extra)}" for name, extra in _EXTRAS.items()),
+    }
+
+
+def _version_of(name: str, extra: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return f"missing (pip install 'lookalike[{extra}]')"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import os
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
-from lookalike.core.files import UNFINISHED, sync_folder, write_atomically, write_json
+from lookalike.core.files import UNFINISHED, sync_folder, write_atomically, write_csv, write_json
 from lookalike.core.progress import Progress, silent
 from lookalike.data.example import Example
 from lookalike.data.fingerprint import Stamps, changes, from_table, to_table
@@ -244,8 +243,6 @@ def _finish(out: Path, settings: dict[str, object], count: int) -> Done:
         shards.append(CacheShard(len(table), int(beside["bytes"]), beside["sha256"]))
         broken = table.filter(table["bad"].is_valid())
         bad |= dict(zip(broken["path"].to_pylist(), broken["bad"].to_pylist()))
-    text = io.StringIO()
-    csv.writer(text).writerows([("path", "reason"), *sorted(bad.items())])
-    write_atomically(out / "bad_files.csv", text.getvalue().encode())
+    write_csv(out / "bad_files.csv", ("path", "reason"), sorted(bad.items()))
     write_json(out / CANVASES, settings | {"finished": True, "shards": [list(shard) for shard in shards]})
     return Done(sum(shard.rows for shard in shards), int(str(settings["side"])), shards, bad)

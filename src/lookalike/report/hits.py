@@ -10,7 +10,7 @@ from PIL import Image
 
 from lookalike.core.errors import UserError
 from lookalike.curate.search import Hit
-from lookalike.curate.sheet import upright
+from lookalike.curate.survey import upright
 from lookalike.data.image.decode import Unreadable, decode
 from lookalike.data.loader import Loader
 from lookalike.data.source import PictureSource, Rows, splits_of

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lookalike.core.devices import full_precision
 from lookalike.core.progress import Progress, silent
-from lookalike.curate.sheet import random_rows, upright
+from lookalike.curate.survey import random_rows, upright
 from lookalike.data.loader import Loader
 from lookalike.data.source import PictureSource
 from lookalike.report.page import GAP, PictureRow, side_by_side

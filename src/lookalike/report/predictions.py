@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from lookalike.curate.sheet import upright
+from lookalike.curate.survey import upright
 from lookalike.data.annotations.record import Annotated, Scene
 from lookalike.data.formats.disk import Local
 from lookalike.data.image.decode import Unreadable, decode
