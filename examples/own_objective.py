@@ -22,7 +22,7 @@ class Hinge(Objective):
         positive = (query * entries.positive).sum(1, keepdim=True)
         return F.relu(self.margin - positive + query @ entries.negatives.T).mean()
 
-    def guess(self, negatives: int) -> float:
+    def chance_loss(self, negatives: int) -> float:
         """The loss where all products are equal: what training starts near."""
         return self.margin
 

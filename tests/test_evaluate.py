@@ -257,7 +257,7 @@ def test_a_table_of_embeddings(trained: tuple[Recipe, Learner], tmp_path: Path, 
     vectors = np.stack(found["embedding"].to_pylist())
     assert vectors.shape == (1797, width)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
-    again = model.features(Loader(source, 32, workers=0), torch.tensor([5, 1000, 3]), layer)  # type: ignore[arg-type]
+    again = model.features(Loader(source, recipe.canvas, workers=0), torch.tensor([5, 1000, 3]), layer)  # type: ignore[arg-type]
     np.testing.assert_allclose(
         vectors[[5, 1000, 3]], again.numpy(), atol=1e-5
     )  # batches of other sizes round otherwise

@@ -60,6 +60,7 @@ def test_functions_have_their_signatures_for_completion() -> None:
     names = list(inspect.signature(lookalike.pretrain).parameters)
     assert names[:8] == ["data", "out", "recipe", "minutes", "steps", "epochs", "batch", "model"]
     assert list(inspect.signature(lookalike.supervised).parameters) == names
+    assert inspect.signature(lookalike.pretrain).return_annotation.__name__ == "Finished"
     assert "queries" in inspect.signature(lookalike.search).parameters
 
 

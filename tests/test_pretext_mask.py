@@ -150,7 +150,7 @@ NONSENSE = {
     "only a ViT leaves patches out": lambda r: replace(r, model=RECIPES["small"].fitted(50_000, 32).model),
     "model.patch must be pretext.patch": lambda r: replace(r, model=replace(r.model, patch=6)),
     "nothing is: the pretext must be Masked": lambda r: replace(r, pretext=TwoViews(VIEW)),
-    "its share more": lambda r: replace(r, pretext=replace(r.pretext, share=0.0)),
+    "a larger share": lambda r: replace(r, pretext=replace(r.pretext, share=0.0)),
     "without keys a decoder teaches alone": lambda r: replace(r, reconstruction=None),
     "the head is MLP": lambda r: replace(r, head=replace(r.head, widths=(8,))),
 }

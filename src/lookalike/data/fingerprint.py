@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.formats.files import printable
+from lookalike.data.image.decode import one_line
 
 Opens = Callable[[str], BinaryIO]
 """How a file of the data is opened by its name; raises OSError."""
@@ -126,8 +127,9 @@ def from_table(path: Path) -> Stamps:
     try:
         table = pq.read_table(path, schema=pa.schema({"name": pa.string(), "bytes": pa.int64(), "token": pa.uint64()}))
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise UserError(f"{path} does not say what the data was ({reason}): choose another --out", BAD_DATA) from None
+        raise UserError(
+            f"{path} does not say what the data was ({one_line(error)}): choose another --out", BAD_DATA
+        ) from None
     return Stamps(table["name"].to_pylist(), table["bytes"].to_numpy(), table["token"].to_numpy())
 
 

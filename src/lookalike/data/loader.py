@@ -1,4 +1,4 @@
-"""Canvases of the rows that a step asks for: the same whether cached or decoded again, in this process or in others."""
+"""Canvases of the rows of a step: the same whether cached or decoded again, in this process or in others."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ M = TypeVar("M", bound=Material, covariant=True)
 
 
 class Loaded(NamedTuple, Generic[M]):
-    """One batch: ``rows`` (B,) as asked for, and what was read of them."""
+    """One batch: ``rows`` (B,) of a step, and what was read of them."""
 
     rows: Tensor
     material: M
@@ -54,7 +54,7 @@ class Loads(Protocol):
         """The material of each step's rows (B,), in order: a function of the data alone. Raises UserError."""
 
     def shown(self, rows: Tensor) -> Tensor:
-        """The rows (B,) whose material stands in a batch that was asked for ``rows``: others where those are bad."""
+        """The rows (B,) whose material stands in the batch of ``rows``: others where those are bad."""
 
 
 class _Chunk(NamedTuple):
@@ -161,7 +161,7 @@ class Loader:
             yield Loaded(rows, Canvases(*(_chosen(part, rows) for part in self._canvases)))
 
     def shown(self, rows: Tensor) -> Tensor:
-        """The rows (B,) whose pictures stand in a batch that was asked for ``rows``: others where those are bad."""
+        """The rows (B,) whose pictures stand in the batch of ``rows``: others where those are bad."""
         if not self.bad_rows:
             return rows
         bad, count = self.bad_rows, len(self)

@@ -22,7 +22,7 @@ from lookalike.core.errors import IO, UserError
 T = TypeVar("T")
 R = TypeVar("R")
 
-_DEATHS = 3  # times in a row that workers may be killed before nobody asks them again
+_DEATHS = 3  # times in a row that workers may be killed before no new one is started
 _AHEAD = 3  # tasks under way per worker
 
 

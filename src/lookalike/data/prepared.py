@@ -32,7 +32,7 @@ from torch import Tensor
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
 from lookalike.data.example import Example, broken, whole
 from lookalike.data.fingerprint import Stamps
-from lookalike.data.image.decode import Unreadable, decode, squash
+from lookalike.data.image.decode import Unreadable, decode, one_line, squash
 from lookalike.data.pool import cores
 
 CANVASES, VERSION = "canvases.json", 1
@@ -273,8 +273,7 @@ def read_index(root: Path, number: int) -> tuple[pa.Table, dict[str, str]]:
         if not table.schema.equals(INDEX):
             raise pa.ArrowInvalid("other columns")
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0][:200]
         raise UserError(
-            f"{path} cannot be read ({reason}): the same lookalike prepare again mends it", BAD_DATA
+            f"{path} cannot be read ({one_line(error)}): the same lookalike prepare again mends it", BAD_DATA
         ) from None
     return table, {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}

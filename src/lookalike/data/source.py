@@ -88,7 +88,7 @@ def reference_and_query(data: Data) -> tuple[PictureSource, PictureSource]: ...
 def reference_and_query(data: Data, *, find: Callable[[Data], Place[S]]) -> tuple[S | Rows, S | Rows]: ...
 @isolated()
 def reference_and_query(data: Data, *, find: Finder | None = None) -> tuple[Source, Source]:
-    """What an evaluation compares with, and what it asks: train and test (else validation), else 80 and 20 percent."""
+    """The reference and the queries of an evaluation: train and test (else validation), else 80 and 20 percent."""
     parts = splits_of(data, find=find or place_of)
     query = TEST if TEST in parts else VALIDATION
     if TRAIN in parts and query in parts:

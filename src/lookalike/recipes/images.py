@@ -21,6 +21,7 @@ from lookalike.models.towers import TwoTowers
 from lookalike.models.video import SmallVideoResNet
 from lookalike.pretext.captions import Captions
 from lookalike.pretext.image import MOCO_CIFAR, MOCO_V1, MOCO_V2, ImageView, TwoViews
+from lookalike.pretext.video import TwoClips
 from lookalike.recipes.recipe import Length, Recipe, silent, unchanged
 
 moco_v1 = Recipe(
@@ -118,7 +119,7 @@ def small_batch(examples: int) -> int:
 def resized(recipe: Recipe, whole: int) -> Recipe:
     """``recipe`` for whole pictures of so many pixels a side; unchanged where its pretext does not name their size."""
     pretext, size = recipe.pretext, whole * 3 // 4
-    if isinstance(pretext, TwoViews) and pretext.whole is not None:
+    if isinstance(pretext, TwoViews | TwoClips) and pretext.whole is not None:
         pretext = replace(pretext, first=replace(pretext.first, size=size), whole=whole)
     elif isinstance(pretext, Captions):
         pretext = replace(pretext, picture=replace(pretext.picture, size=size), whole=whole)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import wraps
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, ParamSpec
 
@@ -65,7 +66,7 @@ class Request:
     batch: int | None = None
     model: str | Backbone | nn.Module | None = None
     view: ImageView | Transform | None = None
-    settings: Mapping[str, object] = field(default_factory=dict)
+    settings: Mapping[str, object] | None = None
     split: str | None = None
     init_from: str | Path | None = None
     overwrite: bool = False
@@ -106,7 +107,7 @@ class Request:
             recipe = with_model(recipe, self.model)
         if self.view is not None:
             recipe = with_view(recipe, self.view)
-        for path, value in self.settings.items():
+        for path, value in (self.settings or {}).items():
             recipe = override(recipe, path, value)
         return recipe
 
@@ -144,6 +145,7 @@ def _as_function(request: Callable[P, Request], name: str) -> Callable[P, Finish
         return carry_out(request(*args, **options))
 
     run.__name__ = run.__qualname__ = name
+    run.__signature__ = signature(request).replace(return_annotation=Finished)  # type: ignore[attr-defined]
     return run
 
 

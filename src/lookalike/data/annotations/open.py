@@ -24,9 +24,9 @@ _KINDS = "COCO's .json, Pascal VOC's .xml, YOLO's .txt, a .mat or .csv with poin
 
 
 def open_annotated(data: str | Path, file: str | None = None, points: bool = False) -> Annotated:
-    """The records of a folder, of the kind of ``file`` or of the files in it; ``points`` where they are what is asked.
+    """The records of a folder, of the kind of ``file`` or of the files in it; ``points`` where keypoints are wanted.
 
-    Raises UserError where there is nothing that can be read, or nothing of what is asked.
+    Raises UserError where there is nothing that can be read, or nothing of what is wanted.
     """
     root = Path(data)
     if not root.is_dir():
@@ -93,7 +93,7 @@ def _of_file(pictures: Pictures, file: Path) -> RawAnnotations:
 
 
 def _in_folder(pictures: Pictures, points: bool, inside: str = "") -> RawAnnotations:
-    """What the files below the root state: the first kind there is, points first where they are asked."""
+    """What the files below the root state: the first kind there is, points first where they are wanted."""
     files = [f for f in listed(pictures.root, (".json", ".xml", ".txt", ".mat", ".csv")).files if f.startswith(inside)]
     if json := _coco_files(pictures.root, files, points):
         return coco(pictures, json)
@@ -110,7 +110,7 @@ def _in_folder(pictures: Pictures, points: bool, inside: str = "") -> RawAnnotat
 
 
 def _coco_files(root: Path, files: Sequence[str], points: bool) -> list[Path]:
-    """COCO's files by their names: those of points where these are asked, else those of objects."""
+    """COCO's files by their names: those of points where these are wanted, else those of objects."""
     names = [file for file in files if file.lower().endswith(".json")]
     objects = [file for file in names if not any(word in file.lower() for word in (*_OTHERS, _POINTS))]
     pointed = [file for file in names if _POINTS in file.lower()]

@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from lookalike.core.errors import BAD_DATA, IO, USAGE, UserError
+from lookalike.data.image.decode import one_line
 
 PREFIX = "hub:"
 _NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?P<folder>(/[\w.-]+)*)(@(?P<revision>[\w./-]+))?")
@@ -27,13 +28,12 @@ def snapshot(data: str, suffixes: Sequence[str]) -> Path:
     folder = match["folder"].strip("/")
     patterns = [f"{folder}/*{suffix}" if folder else f"*{suffix}" for s in suffixes for suffix in (s, s.upper())]
     try:
-        folder_of_snapshot = snapshot_download(
+        fetched = snapshot_download(
             match["name"], repo_type="dataset", revision=match["revision"], allow_patterns=patterns
         )
     except Exception as error:  # of HTTP, of the Hub and of the cache: a dozen classes that change with its versions
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise UserError(f"{data} cannot be fetched ({type(error).__name__}: {reason})", IO) from None
-    root = Path(folder_of_snapshot) / folder
+        raise UserError(f"{data} cannot be fetched ({one_line(error)})", IO) from None
+    root = Path(fetched) / folder
     if not root.is_dir():
         raise UserError(f"{data}: there is no picture, table or archive in it; see its files on the Hub", BAD_DATA)
     return root

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 from lookalike.core.errors import BAD_DATA, IO, USAGE, UserError
 from lookalike.data.formats.disk import MAX_BYTES
 from lookalike.data.formats.files import Listing, printable
-from lookalike.data.image.decode import Unreadable
+from lookalike.data.image.decode import Unreadable, one_line
 
 _WAITS = (0.5, 2.0, 8.0)  # seconds between tries
 
@@ -103,7 +103,7 @@ class Remote(NamedTuple):
                     raise lasting from None
                 if (wait := next(waits, None)) is None:
                     raise UserError(
-                        f"{self.url} cannot be reached ({_line(error)}): try the same command again later", IO
+                        f"{self.url} cannot be reached ({one_line(error)}): try the same command again later", IO
                     ) from None
                 time.sleep(wait)
 
@@ -161,9 +161,9 @@ def _connected(url: str) -> tuple[Any, str]:
     try:
         system, path = url_to_fs(url, skip_instance_cache=True)
     except ImportError as error:
-        raise UserError(f"{url}: {_line(error)}: pip install 'lookalike[remote]'", USAGE) from None
+        raise UserError(f"{url}: {one_line(error)}: pip install 'lookalike[remote]'", USAGE) from None
     except ValueError as error:
-        raise UserError(f"{url}: {_line(error)}; s3://, gs:// and https:// are known", USAGE) from None
+        raise UserError(f"{url}: {one_line(error)}; s3://, gs:// and https:// are known", USAGE) from None
     return system, str(path)
 
 
@@ -183,7 +183,3 @@ def _lasting(error: Exception) -> Exception | None:
     if isinstance(status, int) and 400 <= status < 500 and status not in (408, 429):
         return OSError(f"HTTP status {status}")
     return None
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__

@@ -28,7 +28,7 @@ from lookalike.data.formats.columns import BROKEN, FOR_TEXT, PictureColumns, col
 from lookalike.data.formats.disk import Disk, Local
 from lookalike.data.formats.encoded import numbered
 from lookalike.data.formats.files import printable
-from lookalike.data.image.decode import Unreadable
+from lookalike.data.image.decode import Unreadable, one_line
 
 _KEEP = 512 << 20  # bytes of row groups kept in memory, per process
 _SLOW = 16 << 20  # bytes of a row group from which a random row costs more than its decoding
@@ -77,7 +77,7 @@ class Tables:
         try:
             data = self._files[file].picture(self._columns, row - self._starts[file])
         except BROKEN as error:
-            raise Unreadable(f"{type(error).__name__}: {_reason(error)}") from None
+            raise Unreadable(one_line(error)) from None
         if data is None:
             raise Unreadable("the table holds no bytes for this row")
         return data
@@ -164,7 +164,7 @@ class ParquetFile:
             self.schema = self._meta.schema.to_arrow_schema()
         except BROKEN as error:
             raise UserError(
-                f"{self.where}: no parquet file that can be read ({_reason(error)}); fetch it again", BAD_DATA
+                f"{self.where}: no parquet file that can be read ({one_line(error)}); fetch it again", BAD_DATA
             ) from None
         self.rows = self._meta.num_rows
         counts = (self._meta.row_group(number).num_rows for number in range(self._meta.num_row_groups))
@@ -183,7 +183,7 @@ class ParquetFile:
             return field(column, name).to_pylist()  # type: ignore[no-any-return]
         except BROKEN as error:
             raise UserError(
-                f"{self.where}: column {name} cannot be read ({_reason(error)}); fetch the file again", BAD_DATA
+                f"{self.where}: column {name} cannot be read ({one_line(error)}); fetch the file again", BAD_DATA
             ) from None
 
     def picture(self, columns: PictureColumns, row: int) -> bytes | None:
@@ -222,7 +222,7 @@ class ArrowFile:
                 self._table.column(columns.image).validate(full=True)
         except BROKEN as error:
             raise UserError(
-                f"{self.where}: no Arrow file that can be read ({_reason(error)}); write it again", BAD_DATA
+                f"{self.where}: no Arrow file that can be read ({one_line(error)}); write it again", BAD_DATA
             ) from None
         self.rows = self._table.num_rows
 
@@ -275,7 +275,3 @@ def _state(folder: Path) -> set[str] | None:
         return None
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{folder / 'state.json'} cannot be read; save the dataset again", BAD_DATA) from None
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:200]

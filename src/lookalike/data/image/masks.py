@@ -47,7 +47,7 @@ class Scenes(NamedTuple):
 
 
 class MaskedPhotos(NamedTuple):
-    """What segmentation learns from, what it is asked, and the photos that nobody has drawn a mask for."""
+    """The photos that segmentation is trained and tested on, and those that nobody has drawn a mask for."""
 
     reference: Scenes
     query: Scenes
