@@ -20,16 +20,7 @@ from lookalike.core.files import write_atomically, write_csv
 from lookalike.core.progress import Progress, silent
 from lookalike.curate.survey import Survey, Tile, largest, near, random_rows, same, sheet, survey, upright
 from lookalike.data.loader import GIB, Loader
-from lookalike.data.source import (
-    EVERYTHING,
-    Data,
-    PictureSource,
-    Rows,
-    name_of,
-    native_side,
-    open_source,
-    splits_of,
-)
+from lookalike.data.source import EVERYTHING, Data, PictureSource, Rows, name_of, native_side, open_source, splits_of
 from lookalike.data.video.timeline import video_of
 from lookalike.learn.dictionary import Queue
 from lookalike.recipes.recipe import Recipe
@@ -273,19 +264,21 @@ def plan_pretraining(data: Data, split: str | None, timed: bool, workers: int) -
     steps = len(source) // recipe.batch
     minutes = steps * _seconds_per_step(recipe, source, workers) / 60 if timed else None
     size = len(source) * 3 * recipe.canvas**2 / GIB
-    crop, reasons = recipe.pictures.first.size, list(_reasons(recipe, source, size, minutes))
-    return TrainingPlan(
-        recipe.name, len(source), _queue(recipe), recipe.batch, crop, recipe.canvas, size, minutes, reasons
-    )
+    queue = recipe.dictionary.size if isinstance(recipe.dictionary, Queue) else None
+    settings = queue, recipe.batch, recipe.pictures.first.size, recipe.canvas
+    reasons = list(_reasons(recipe, source, queue, size, minutes))
+    return TrainingPlan(recipe.name, len(source), *settings, size, minutes, reasons)
 
 
-def _reasons(recipe: Recipe, source: PictureSource, size: float, minutes: float | None) -> Iterator[str]:
+def _reasons(
+    recipe: Recipe, source: PictureSource, queue: int | None, size: float, minutes: float | None
+) -> Iterator[str]:
     """Why these settings."""
     examples = len(source)
     where = "there is no GPU" if device().type == "cpu" else "there is a GPU"
     yield f"recipe {recipe.name}: {where}, and there are {examples:,} pictures"
     yield f"batches of {recipe.batch}: {examples // recipe.batch:,} steps per epoch"
-    if (queue := _queue(recipe)) is not None:
+    if queue is not None:
         share = f"{queue / examples:.0%} of the pictures"
         yield f"queue of {queue:,} keys: those of the last {queue / recipe.batch:.0f} steps, {share}"
     crop = f"{recipe.pictures.first.size} px crops, cut from pictures stored at {recipe.canvas} px"
@@ -296,11 +289,6 @@ def _reasons(recipe: Recipe, source: PictureSource, size: float, minutes: float 
         epochs = recipe.length.epochs or (recipe.length.minutes or 0) / minutes
         time = f"{60 * minutes:.2g} s" if minutes < 1 else f"{minutes:.2g} minutes"
         yield f"an epoch takes about {time} on this machine; the default length is {epochs:,.0f} epochs"
-
-
-def _queue(recipe: Recipe) -> int | None:
-    """The keys of a queue, None for another dictionary."""
-    return recipe.dictionary.size if isinstance(recipe.dictionary, Queue) else None
 
 
 def _seconds_per_step(recipe: Recipe, source: PictureSource, workers: int, seconds: float = 5.0) -> float:

@@ -1,4 +1,4 @@
-"""``lookalike prepare``: every picture decoded and made small once, so that training reads canvases from a map."""
+"""``lookalike prepare``: every picture decoded and reduced once, so that training reads canvases from a map."""
 
 from __future__ import annotations
 
@@ -29,13 +29,12 @@ from lookalike.data.prepared import CANVASES, INDEX, RAW, VERSION, CacheShard, r
 from lookalike.data.source import EVERYTHING, Data, PictureSource, native_side, open_source, splits_of
 from lookalike.train.run import Run
 
-SIDE = 160  # px where no other side is asked for: crops of 128 px lose little, and a million take 77 GB
+SIDE = 160  # px by default: crops of 128 px lose little, and a million take 77 GB
 SHARD = 256_000_000  # bytes of raw canvases in one shard
-_TASK = 64  # rows a worker makes at a time
-_ROW = tuple[int, int, int, int, str | None]  # height, width, bytes, adler32, bad
+_TASK = 64  # rows a worker encodes at a time
 
 
-class Done(NamedTuple):
+class CacheSummary(NamedTuple):
     """What a cache holds."""
 
     rows: int
@@ -45,18 +44,15 @@ class Done(NamedTuple):
 
 
 class _Range(NamedTuple):
-    """Rows of one split that a worker makes: part of shard ``shard``."""
+    """Rows of one split, which a worker encodes: part of shard ``shard``."""
 
     shard: int
     split: str
     rows: range
 
 
-class _EncodedRows(NamedTuple):
-    """What it made of them."""
-
-    data: bytes
-    rows: list[_ROW]
+_Row = tuple[str, str | None, int, int, int, int, int, str | None]
+"""Of the index, without the offset: path, split, label, height, width, bytes, adler32, bad."""
 
 
 def prepare(
@@ -68,7 +64,7 @@ def prepare(
     workers: int = 2,
     progress: Progress = silent,
     shard_bytes: int = SHARD,
-) -> Done:
+) -> CacheSummary:
     """Write the canvases of ``data`` into the folder ``out``, or go on where an earlier call was stopped.
 
     Shards that are whole by their hash are kept, so that the same call again mends a damaged cache. Raises UserError.
@@ -87,7 +83,7 @@ def prepare(
             for left in (out / folder).glob(f".*{UNFINISHED}"):  # by a call that was killed in a write
                 left.unlink()
         plan = list(_plan(sources, side, coding, shard_bytes))
-        _make(out, sources, plan, partial(_part, sources, side, jpeg), workers, progress)
+        _write_missing(out, plan, partial(_part, sources, side, jpeg), workers, progress)
         return _finish(out, settings, 1 + max(task.shard for task in plan))
 
 
@@ -110,7 +106,7 @@ def _stamps(sources: dict[str, PictureSource]) -> Stamps:
 
 
 def _begin(out: Path, settings: dict[str, object], now: Stamps) -> None:
-    """Record what is made of what, or check that it is what was begun."""
+    """Record the settings and the files of a new cache, or check them against those of the one begun."""
     if not (out / CANVASES).exists():
         write_atomically(out / "data.parquet", to_table(now))
         write_json(out / CANVASES, settings | {"finished": False, "shards": []})
@@ -121,7 +117,7 @@ def _begin(out: Path, settings: dict[str, object], now: Stamps) -> None:
     if differ:
         raise UserError(f"{out} holds a cache of other settings ({'; '.join(differ)}): choose another --out", USAGE)
     if changed := changes(from_table(out / "data.parquet"), now):
-        raise UserError(f"{out} was made of other pictures: {changed}; choose another --out", BAD_DATA)
+        raise UserError(f"{out} was prepared from other pictures: {changed}; choose another --out", BAD_DATA)
 
 
 def _plan(sources: dict[str, PictureSource], side: int, coding: str, shard_bytes: int) -> Iterator[_Range]:
@@ -136,16 +132,19 @@ def _plan(sources: dict[str, PictureSource], side: int, coding: str, shard_bytes
             shard += 1
 
 
-def _part(sources: dict[str, PictureSource], side: int, jpeg: int | None, task: _Range) -> _EncodedRows:
+def _part(
+    sources: dict[str, PictureSource], side: int, jpeg: int | None, task: _Range
+) -> tuple[list[bytes], list[_Row]]:
     """The canvases of some rows, in a worker."""
-    encoded: list[bytes] = []
-    rows: list[_ROW] = []
-    for row in task.rows:
-        example = sources[task.split].example(row, side)
+    canvases: list[bytes] = []
+    rows: list[_Row] = []
+    split = None if task.split == EVERYTHING else task.split
+    for example in (sources[task.split].example(row, side) for row in task.rows):
         data = _encoded(example, jpeg)
-        encoded.append(data)
-        rows.append((example.height, example.width, len(data), zlib.adler32(data), example.bad))
-    return _EncodedRows(b"".join(encoded), rows)
+        size, check = (example.height, example.width, len(data)), zlib.adler32(data)
+        canvases.append(data)
+        rows.append((example.path, split, example.label, *size, check, example.bad))
+    return canvases, rows
 
 
 def _encoded(example: Example, jpeg: int | None) -> bytes:
@@ -159,30 +158,25 @@ def _encoded(example: Example, jpeg: int | None) -> bytes:
     return file.getvalue()
 
 
-def _make(
-    out: Path,
-    sources: dict[str, PictureSource],
-    plan: list[_Range],
-    work: partial[_EncodedRows],
-    workers: int,
-    progress: Progress,
+def _write_missing(
+    out: Path, plan: list[_Range], work: partial[tuple[list[bytes], list[_Row]]], workers: int, progress: Progress
 ) -> None:
-    """Write every shard that is not there or not whole."""
+    """Write every shard that is missing or damaged."""
     whole = {number for number in {task.shard for task in plan} if _is_whole(out, number)}
     remaining = [task for task in plan if task.shard not in whole]
     total = sum(len(task.rows) for task in plan)
     done = total - sum(len(task.rows) for task in remaining)
     with closing(ordered(work, remaining, workers)) as parts:
-        for shard, done_parts in groupby(parts, lambda done_parts: done_parts[0].shard):
-            with _Writing(out, shard) as writing:
-                for task, part in done_parts:
-                    writing.add(task, part, sources[task.split])
-                    done += len(part.rows)
+        for shard, shard_parts in groupby(parts, lambda pair: pair[0].shard):
+            with _ShardWriter(out, shard) as writer:
+                for task, (canvases, rows) in shard_parts:
+                    writer.add(canvases, rows)
+                    done += len(task.rows)
                     progress("preparing", done, total)
 
 
 def _is_whole(out: Path, number: int) -> bool:
-    """Whether a shard is there and what its index says."""
+    """Whether a shard has the hash in its index."""
     try:
         _, beside = read_index(out, number)
         with (out / "shards" / shard_name(number)).open("rb") as file:
@@ -191,17 +185,16 @@ def _is_whole(out: Path, number: int) -> bool:
         return False
 
 
-class _Writing:
-    """One shard in the making: published by rename, and counted as made when its index is."""
+class _ShardWriter:
+    """Writes one shard, which is published by rename, and counts as whole when its index is written."""
 
     def __init__(self, out: Path, number: int) -> None:
-        self.out, self.number = out, number
-        self.name = shard_name(number)
-        self.columns: dict[str, list[object]] = {name: [] for name in INDEX.names}
+        self.out, self.number, self.name = out, number, shard_name(number)
+        self.temporary = out / f".{self.name}{UNFINISHED}"
+        self.index: list[tuple[object, ...]] = []
         self.sum, self.length = hashlib.sha256(), 0
 
-    def __enter__(self) -> _Writing:
-        self.temporary = self.out / f".{self.name}{UNFINISHED}"
+    def __enter__(self) -> _ShardWriter:
         self.file: BinaryIO = self.temporary.open("wb")
         return self
 
@@ -216,25 +209,21 @@ class _Writing:
         self.temporary.replace(self.out / "shards" / self.name)
         sync_folder(self.out / "shards")
         beside = {"bytes": str(self.length), "sha256": self.sum.hexdigest()}
-        table = pa.table(self.columns, schema=INDEX.with_metadata(beside))
+        table = pa.table(list(map(list, zip(*self.index))), schema=INDEX.with_metadata(beside))
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         write_atomically(self.out / "index" / f"{self.number:05}.parquet", sink.getvalue().to_pybytes())
 
-    def add(self, task: _Range, part: _EncodedRows, source: PictureSource) -> None:
-        """Append the canvases of a part and their rows of the index."""
-        self.file.write(part.data)
-        self.sum.update(part.data)
-        split = None if task.split == EVERYTHING else task.split
-        labels = source.labels[task.rows.start : task.rows.stop].tolist()
-        for row, label, (height, width, length, check, bad) in zip(task.rows, labels, part.rows):
-            values = (source.paths[row], split, label, height, width, self.length, length, check, bad)
-            for name, value in zip(INDEX.names, values):
-                self.columns[name].append(value)
+    def add(self, canvases: list[bytes], rows: list[_Row]) -> None:
+        """Append canvases and their rows of the index."""
+        for data, (*head, length, check, bad) in zip(canvases, rows):
+            self.file.write(data)
+            self.sum.update(data)
+            self.index.append((*head, self.length, length, check, bad))
             self.length += length
 
 
-def _finish(out: Path, settings: dict[str, object], count: int) -> Done:
+def _finish(out: Path, settings: dict[str, object], count: int) -> CacheSummary:
     """Publish the list of shards, which makes the cache whole, after the list of bad files."""
     shards: list[CacheShard] = []
     bad: dict[str, str] = {}
@@ -245,4 +234,4 @@ def _finish(out: Path, settings: dict[str, object], count: int) -> Done:
         bad |= dict(zip(broken["path"].to_pylist(), broken["bad"].to_pylist()))
     write_csv(out / "bad_files.csv", ("path", "reason"), sorted(bad.items()))
     write_json(out / CANVASES, settings | {"finished": True, "shards": [list(shard) for shard in shards]})
-    return Done(sum(shard.rows for shard in shards), int(str(settings["side"])), shards, bad)
+    return CacheSummary(sum(shard.rows for shard in shards), int(str(settings["side"])), shards, bad)

@@ -60,18 +60,8 @@ class Survey(NamedTuple):
         return np.setdiff1d(np.arange(len(self.sizes)), np.fromiter(self.bad, np.int64, len(self.bad)))
 
 
-class _Facts(NamedTuple):
-    """One picture."""
-
-    kind: str
-    height: int
-    width: int
-    length: int
-    content: int
-    look: int
-    gray: bool
-    thumb: bytes
-    bad: str | None
+_Facts = tuple[str, tuple[int, int], int, int, int, Bytes, bool, str | None]
+"""Of one picture, in the order of ``Survey``."""
 
 
 def survey(sources: Collection[PictureSource], workers: int, progress: Progress = silent) -> Survey:
@@ -83,15 +73,16 @@ def survey(sources: Collection[PictureSource], workers: int, progress: Progress 
         for _, part in ordered(partial(_look_at, source, largest(source, _SIDE)), tasks, workers):
             rows += part
             progress("looking at pictures", len(rows), total)
+    kinds, sizes, lengths, content, looks, thumbs, gray, bad = zip(*rows)
     return Survey(
-        Counter(facts.kind for facts in rows if facts.kind),
-        np.array([(facts.height, facts.width) for facts in rows], np.int64).reshape(-1, 2),
-        np.array([facts.length for facts in rows], np.int64),
-        np.array([facts.content for facts in rows], np.uint64),
-        np.array([facts.look for facts in rows], np.uint64),
-        np.frombuffer(b"".join(facts.thumb for facts in rows), np.uint8).reshape(-1, 3 * _THUMB**2),
-        np.array([facts.gray for facts in rows], np.bool_),
-        {row: facts.bad for row, facts in enumerate(rows) if facts.bad is not None},
+        Counter(filter(None, kinds)),
+        np.array(sizes, np.int64),
+        np.array(lengths, np.int64),
+        np.array(content, np.uint64),
+        np.array(looks, np.uint64),
+        np.stack(thumbs),
+        np.array(gray, np.bool_),
+        {row: reason for row, reason in enumerate(bad) if reason is not None},
     )
 
 
@@ -120,10 +111,9 @@ def _facts(source: PictureSource, row: int, side: int) -> _Facts:
     pixels = np.ascontiguousarray(example.pixels.permute(1, 2, 0).numpy())
     content = hashlib.sha256(data or pixels.tobytes()).digest()[:8]
     spread = float((pixels.max(2).astype(np.int16) - pixels.min(2)).mean())
-    thumb = np.asarray(Image.fromarray(pixels).resize((_THUMB, _THUMB), Resampling.BOX)).tobytes()
-    number = int.from_bytes(content, "little")
-    size = example.height, example.width
-    return _Facts(kind, *size, len(data), number, look(pixels), spread <= _GRAY, thumb, example.bad)
+    thumb = np.asarray(Image.fromarray(pixels).resize((_THUMB, _THUMB), Resampling.BOX)).reshape(-1)
+    number, size = int.from_bytes(content, "little"), (example.height, example.width)
+    return kind, size, len(data), number, look(pixels), thumb, spread <= _GRAY, example.bad
 
 
 def look(pixels: Bytes) -> int:
