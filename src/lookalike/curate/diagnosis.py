@@ -7,6 +7,7 @@ import math
 import os
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean
@@ -53,11 +54,11 @@ class Spread(NamedTuple):
 
 
 class Diagnosis(NamedTuple):
-    """All that is known of a run."""
+    """The state of a run."""
 
     history: History
     total: int | None  # steps of the whole run
-    busy: str | None  # who trains here now
+    busy: str | None  # the process that is training here
     checkpoints: list[tuple[int, str | None]]  # steps, newest first, and what is damaged
     changed: str | None  # what happened to the data since the run began; empty where nothing did
     spread: Spread | None
@@ -105,7 +106,7 @@ class Diagnosis(NamedTuple):
         return f"unfinished: step {self.whole:,}{of} is saved, the last logged step is {logged:,}"
 
     def _next(self) -> str:
-        folder, command = shlex.quote(str(self.history.folder)), again(self.history)
+        folder, command = shlex.quote(str(self.history.folder)), original_command(self.history)
         if self.busy:
             return "nothing to do, it is still running"
         if self.ended:
@@ -180,7 +181,7 @@ def rank(rows: Tensor) -> float:
 
 
 def describe_loss(history: History) -> str:
-    """Where the loss is, against that at chance, and where it goes."""
+    """The last loss, the loss at chance level, and the trend."""
     points = history.after_filling(history.curves.get("loss", []))
     values, chance = [value for _, value in points if math.isfinite(value)], history.guess()
     if not values:
@@ -194,7 +195,7 @@ def describe_loss(history: History) -> str:
 
 
 def trend(values: Sequence[float], tenth: int) -> str:
-    """The last tenth against the one before it."""
+    """How the mean of the last ``tenth`` values compares with that of as many before them."""
     if len(values) < 20:
         return "too few values for a trend"
     last, before = fmean(values[-tenth:]), fmean(values[-2 * tenth : -tenth])
@@ -204,7 +205,7 @@ def trend(values: Sequence[float], tenth: int) -> str:
 
 
 def describe_knn(points: Sequence[Point]) -> str:
-    """From where to where, and whether it was better before."""
+    """The first and last accuracy, or the best where the last is lower."""
     good = [(step, value) for step, value in points if math.isfinite(value)]
     if not good:
         return "not measured: there are no labels, too few pictures, or it is too early"
@@ -219,27 +220,23 @@ def describe_knn(points: Sequence[Point]) -> str:
 
 
 def holder(lock: Path) -> str | None:
-    """Who trains in the folder now."""
-    try:
-        with lock.open(encoding="utf-8", errors="replace") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return file.read().strip() or "another process"
-    except OSError:
-        pass
+    """The process that is training in a folder, by its lock file."""
+    with suppress(OSError), lock.open(encoding="utf-8", errors="replace") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file.read().strip() or "another process"
     return None
 
 
 def bad_files(folder: Path) -> int:
-    """How many pictures stand in bad_files.csv."""
-    try:
+    """How many pictures are listed in bad_files.csv."""
+    with suppress(OSError):
         return max(0, len((folder / "bad_files.csv").read_bytes().splitlines()) - 1)
-    except OSError:
-        return 0
+    return 0
 
 
-def again(history: History) -> str:
+def original_command(history: History) -> str:
     """The command that began the run."""
     command = history.environment.get("command")
     verbs = ("pretrain", "supervised")

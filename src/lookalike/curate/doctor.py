@@ -56,7 +56,7 @@ class TrainingPlan(NamedTuple):
 
 @dataclass(frozen=True)
 class Examination:
-    """What is known of some data; the rows of ``survey`` are those of all splits in turn."""
+    """What data is like; the rows of ``survey`` are those of all splits in turn."""
 
     data: str
     splits: dict[str, PictureSource]
@@ -81,10 +81,6 @@ class Examination:
     def crossing(self, groups: Sequence[Sequence[int]]) -> int:
         """How many groups have pictures of two splits."""
         return sum(len({self.place(row)[0] for row in group}) > 1 for group in groups)
-
-    def named(self, groups: Sequence[Sequence[int]]) -> list[list[str]]:
-        """Their paths."""
-        return [[self.paths[row] for row in group] for group in groups]
 
     def classes(self) -> dict[str, dict[str, int]]:
         """{split: {class: pictures}}."""
@@ -113,7 +109,10 @@ class Examination:
             "gray": int(self.survey.gray[self.survey.good].sum()),
             "broken": {self.paths[row]: reason for row, reason in self.survey.bad.items()},
             "unlisted": self.unlisted(),
-            **{f"{kind}_duplicates": self.named(groups) for kind, groups in self.duplicates.items()},
+            **{
+                f"{kind}_duplicates": [[self.paths[row] for row in group] for group in groups]
+                for kind, groups in self.duplicates.items()
+            },
             "across_splits": self.crossing(self.duplicates["near"] or self.duplicates["exact"]),
             "training": self.plan._asdict() if self.plan else None,
             "refused": self.refusal,
@@ -175,7 +174,7 @@ class Examination:
             total, many, crossing = sum(map(len, groups)), _count(len(groups), "group"), self.crossing(groups)
             across = f"; groups across splits, which inflate evaluations: {crossing:,}" if crossing else ""
             yield f"{kind} duplicates: {total:,} pictures in {many}, {total - len(groups):,} redundant{across}"
-            yield f"  first {' = '.join(self.named(groups[:1])[0][:3])}"
+            yield f"  first {' = '.join(self.paths[row] for row in groups[0][:3])}"
 
     def write(self, out: Path) -> list[Path]:
         """Write sheets of pictures and duplicates, and lists of unreadable ones and duplicates; where they are."""

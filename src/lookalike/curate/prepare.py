@@ -136,14 +136,13 @@ def _part(
     sources: dict[str, PictureSource], side: int, jpeg: int | None, task: _Range
 ) -> tuple[list[bytes], list[_Row]]:
     """The canvases of some rows, in a worker."""
-    canvases: list[bytes] = []
-    rows: list[_Row] = []
+    examples = [sources[task.split].example(row, side) for row in task.rows]
+    canvases = [_encoded(example, jpeg) for example in examples]
     split = None if task.split == EVERYTHING else task.split
-    for example in (sources[task.split].example(row, side) for row in task.rows):
-        data = _encoded(example, jpeg)
-        size, check = (example.height, example.width, len(data)), zlib.adler32(data)
-        canvases.append(data)
-        rows.append((example.path, split, example.label, *size, check, example.bad))
+    rows: list[_Row] = [
+        (one.path, split, one.label, one.height, one.width, len(data), zlib.adler32(data), one.bad)
+        for one, data in zip(examples, canvases)
+    ]
     return canvases, rows
 
 

@@ -144,12 +144,9 @@ def near(survey: Survey) -> list[list[int]]:
     single = rows[np.unique(survey.looks[rows], return_index=True)[1]]
     for band in range(4):
         keys = (survey.looks[single] >> np.uint64(16 * band)) & np.uint64(0xFFFF)
-        order = np.argsort(keys, kind="stable")
-        buckets = np.split(single[order], np.flatnonzero(np.diff(keys[order])) + 1)
-        pairs += [_of_near_hashes(survey, bucket) for bucket in buckets if 1 < len(bucket) <= _CROWD]
-    if not pairs:
-        return []
-    edges = np.concatenate(pairs)
+        buckets = (np.array(bucket) for bucket in same(keys, single) if len(bucket) <= _CROWD)
+        pairs += [_of_near_hashes(survey, bucket) for bucket in buckets]
+    edges = np.concatenate([np.empty((0, 2), np.int64), *pairs])
     graph = coo_array((np.ones(len(edges), np.bool_), tuple(edges.T)), (count, count))
     return same(connected_components(graph, directed=False)[1], np.arange(count))
 
