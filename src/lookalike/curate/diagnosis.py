@@ -239,8 +239,7 @@ def bad_files(folder: Path) -> int:
 def original_command(history: History) -> str:
     """The command that began the run."""
     command = history.environment.get("command")
-    verbs = ("pretrain", "supervised")
-    if isinstance(command, list) and len(command) > 1 and command[1] in verbs:
+    if isinstance(command, list) and len(command) > 1 and command[1] in ("pretrain", "supervised"):
         return shlex.join(["lookalike", *(str(word) for word in command[1:] if word != "--overwrite")])
     return "the same call"
 

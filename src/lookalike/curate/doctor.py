@@ -207,18 +207,16 @@ def examine(
     pictures = survey(splits.values(), workers, progress)
     paths = [path for source in splits.values() for path in source.paths]
     groups = {"exact": same(pictures.content[pictures.good], pictures.good), "near": near(pictures)}
-    duplicates = {kind: _of_several_videos(some, paths) for kind, some in groups.items()}
+    duplicates = {  # frames of one video are alike by nature
+        kind: [group for group in some if len({video_of(paths[row]) for row in group}) > 1]
+        for kind, some in groups.items()
+    }
     plan, refusal = None, None
     try:
         plan = plan_pretraining(data, split, timed, workers)
     except UserError as error:
         refusal = str(error)
     return Examination(name_of(data), splits, pictures, duplicates, plan, refusal)
-
-
-def _of_several_videos(groups: Sequence[list[int]], paths: Sequence[str]) -> list[list[int]]:
-    """Without groups that lie in one video, whose frames are alike by nature."""
-    return [group for group in groups if len({video_of(paths[row]) for row in group}) > 1]
 
 
 def _count(number: int, noun: str) -> str:
@@ -260,8 +258,7 @@ def plan_pretraining(data: Data, split: str | None, timed: bool, workers: int) -
     """What pretrain would do; ``timed`` trains for some seconds. Raises UserError where pretrain would refuse."""
     source = open_source(data, split)
     recipe = recipe_for(Request(data, Path()), source)
-    steps = len(source) // recipe.batch
-    minutes = steps * _seconds_per_step(recipe, source, workers) / 60 if timed else None
+    minutes = len(source) // recipe.batch * _seconds_per_step(recipe, source, workers) / 60 if timed else None
     size = len(source) * 3 * recipe.canvas**2 / GIB
     queue = recipe.dictionary.size if isinstance(recipe.dictionary, Queue) else None
     settings = queue, recipe.batch, recipe.pictures.first.size, recipe.canvas

@@ -6,12 +6,12 @@ import hashlib
 import io
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +53,8 @@ class _Range(NamedTuple):
 
 _Row = tuple[str, str | None, int, int, int, int, int, str | None]
 """Of the index, without the offset: path, split, label, height, width, bytes, adler32, bad."""
+_Part = tuple[list[bytes], list[_Row]]
+"""Canvases and their rows."""
 
 
 def prepare(
@@ -132,9 +134,7 @@ def _plan(sources: dict[str, PictureSource], side: int, coding: str, shard_bytes
             shard += 1
 
 
-def _part(
-    sources: dict[str, PictureSource], side: int, jpeg: int | None, task: _Range
-) -> tuple[list[bytes], list[_Row]]:
+def _part(sources: dict[str, PictureSource], side: int, jpeg: int | None, task: _Range) -> _Part:
     """The canvases of some rows, in a worker."""
     examples = [sources[task.split].example(row, side) for row in task.rows]
     canvases = [_encoded(example, jpeg) for example in examples]
@@ -157,21 +157,23 @@ def _encoded(example: Example, jpeg: int | None) -> bytes:
     return file.getvalue()
 
 
-def _write_missing(
-    out: Path, plan: list[_Range], work: partial[tuple[list[bytes], list[_Row]]], workers: int, progress: Progress
-) -> None:
+def _write_missing(out: Path, plan: list[_Range], work: partial[_Part], workers: int, progress: Progress) -> None:
     """Write every shard that is missing or damaged."""
     whole = {number for number in {task.shard for task in plan} if _is_whole(out, number)}
     remaining = [task for task in plan if task.shard not in whole]
     total = sum(len(task.rows) for task in plan)
     done = total - sum(len(task.rows) for task in remaining)
+
+    def advancing(parts: Iterable[tuple[_Range, _Part]]) -> Iterator[_Part]:
+        nonlocal done
+        for task, part in parts:
+            yield part
+            done += len(task.rows)
+            progress("preparing", done, total)
+
     with closing(ordered(work, remaining, workers)) as parts:
         for shard, shard_parts in groupby(parts, lambda pair: pair[0].shard):
-            with _ShardWriter(out, shard) as writer:
-                for task, (canvases, rows) in shard_parts:
-                    writer.add(canvases, rows)
-                    done += len(task.rows)
-                    progress("preparing", done, total)
+            _write_shard(out, shard, advancing(shard_parts))
 
 
 def _is_whole(out: Path, number: int) -> bool:
@@ -184,42 +186,30 @@ def _is_whole(out: Path, number: int) -> bool:
         return False
 
 
-class _ShardWriter:
-    """Writes one shard, which is published by rename, and counts as whole when its index is written."""
-
-    def __init__(self, out: Path, number: int) -> None:
-        self.out, self.number, self.name = out, number, shard_name(number)
-        self.temporary = out / f".{self.name}{UNFINISHED}"
-        self.index: list[tuple[object, ...]] = []
-        self.sum, self.length = hashlib.sha256(), 0
-
-    def __enter__(self) -> _ShardWriter:
-        self.file: BinaryIO = self.temporary.open("wb")
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self.file.flush()
-            os.fsync(self.file.fileno())
-        self.file.close()
-        if kind is not None:
-            self.temporary.unlink(missing_ok=True)
-            return
-        self.temporary.replace(self.out / "shards" / self.name)
-        sync_folder(self.out / "shards")
-        beside = {"bytes": str(self.length), "sha256": self.sum.hexdigest()}
-        table = pa.table(list(map(list, zip(*self.index))), schema=INDEX.with_metadata(beside))
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        write_atomically(self.out / "index" / f"{self.number:05}.parquet", sink.getvalue().to_pybytes())
-
-    def add(self, canvases: list[bytes], rows: list[_Row]) -> None:
-        """Append canvases and their rows of the index."""
-        for data, (*head, length, check, bad) in zip(canvases, rows):
-            self.file.write(data)
-            self.sum.update(data)
-            self.index.append((*head, self.length, length, check, bad))
-            self.length += length
+def _write_shard(out: Path, number: int, parts: Iterable[_Part]) -> None:
+    """Publish one shard by rename, then its index, with which it counts as whole."""
+    name, digest, length = shard_name(number), hashlib.sha256(), 0
+    index: list[tuple[object, ...]] = []
+    temporary = out / f".{name}{UNFINISHED}"
+    try:
+        with temporary.open("wb") as file:
+            for data, (*head, size, check, bad) in (pair for part in parts for pair in zip(*part)):
+                file.write(data)
+                digest.update(data)
+                index.append((*head, length, size, check, bad))
+                length += size
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    temporary.replace(out / "shards" / name)
+    sync_folder(out / "shards")
+    beside = {"bytes": str(length), "sha256": digest.hexdigest()}
+    sink = pa.BufferOutputStream()
+    table = pa.table(list(map(list, zip(*index))), schema=INDEX.with_metadata(beside))
+    pq.write_table(table, sink, compression="zstd")
+    write_atomically(out / "index" / f"{number:05}.parquet", sink.getvalue().to_pybytes())
 
 
 def _finish(out: Path, settings: dict[str, object], count: int) -> CacheSummary:

@@ -74,8 +74,7 @@ def learned_from(*runs: str | Path | None) -> str | None:
 
 def _embedded_data(trained: Trained, run: Path, layer: Layer, progress: Progress) -> Embeddings:
     """The data that a run was trained on, embedded; raises UserError."""
-    data = learned_from(run)
-    assert data is not None
+    data = str(Run(run).data().get("data"))
     try:
         return embed_data(trained, data, layer, progress=progress)
     except UserError as error:

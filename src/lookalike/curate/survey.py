@@ -39,6 +39,7 @@ _PAPER, _INK = "white", (60, 60, 60)
 _ONES = np.array([i.bit_count() for i in range(256)], np.uint8)  # np.bitwise_count came with numpy 2
 
 Bytes = npt.NDArray[np.uint8]
+Numbers = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 
 
@@ -46,8 +47,8 @@ class Survey(NamedTuple):
     """N pictures; what is known of a broken one are its path, its kind if it has any, and the reason in ``bad``."""
 
     kinds: Counter[str]  # such as "JPEG RGB"
-    sizes: npt.NDArray[np.int64]  # (N, 2) height, width
-    lengths: npt.NDArray[np.int64]  # (N,) bytes of the file, 0 where it is none
+    sizes: Numbers  # (N, 2) height, width
+    lengths: Numbers  # (N,) bytes of the file, 0 where it is none
     content: Words  # (N,) of the bytes of the file, or of its pixels
     looks: Words  # (N,) dHash
     thumbs: Bytes  # (N, 8 * 8 * 3)
@@ -55,7 +56,7 @@ class Survey(NamedTuple):
     bad: dict[int, str]
 
     @property
-    def good(self) -> npt.NDArray[np.int64]:
+    def good(self) -> Numbers:
         """The rows that can be read."""
         return np.setdiff1d(np.arange(len(self.sizes)), np.fromiter(self.bad, np.int64, len(self.bad)))
 
@@ -126,7 +127,7 @@ def look(pixels: Bytes) -> int:
     return int.from_bytes(np.packbits(gray[:, :-1] > gray[:, 1:]).tobytes(), "little")
 
 
-def same(values: npt.NDArray[np.generic], rows: npt.NDArray[np.int64]) -> list[list[int]]:
+def same(values: npt.NDArray[np.generic], rows: Numbers) -> list[list[int]]:
     """Groups of two or more of ``rows`` (M,) whose ``values`` (M,) are equal, each in order."""
     order = np.argsort(values, kind="stable")
     starts = np.flatnonzero(values[order][1:] != values[order][:-1]) + 1
@@ -151,7 +152,7 @@ def near(survey: Survey) -> list[list[int]]:
     return same(connected_components(graph, directed=False)[1], np.arange(count))
 
 
-def _of_one_hash(survey: Survey, group: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+def _of_one_hash(survey: Survey, group: Numbers) -> list[Numbers]:
     """Pairs (P, 2) of the first and those with its colours, then of what is left the same, a few times over."""
     pairs = []
     for _ in range(8):
@@ -163,7 +164,7 @@ def _of_one_hash(survey: Survey, group: npt.NDArray[np.int64]) -> list[npt.NDArr
     return pairs
 
 
-def _of_near_hashes(survey: Survey, bucket: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _of_near_hashes(survey: Survey, bucket: Numbers) -> Numbers:
     """The pairs (P, 2) of a bucket that look alike."""
     looks = survey.looks[bucket]
     apart = _ONES[(looks[:, None] ^ looks[None, :])[..., None].view(np.uint8)].sum(-1)
@@ -171,9 +172,7 @@ def _of_near_hashes(survey: Survey, bucket: npt.NDArray[np.int64]) -> npt.NDArra
     return pairs[_colours_apart(survey, pairs[:, 0], pairs[:, 1]) <= _ALIKE]
 
 
-def _colours_apart(
-    survey: Survey, some: npt.NDArray[np.int64], others: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
+def _colours_apart(survey: Survey, some: Numbers, others: Numbers) -> npt.NDArray[np.float64]:
     """(P,) the mean difference of 8 x 8 colours."""
     return np.asarray(np.abs(survey.thumbs[others].astype(np.int16) - survey.thumbs[some]).mean(axis=1))
 
