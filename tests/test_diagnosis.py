@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from lookalike.curate.diagnosis import again, describe_knn, describe_loss, deviation, diagnose, rank, trend
+from lookalike.curate.diagnosis import describe_knn, describe_loss, deviation, diagnose, original_command, rank, trend
 from lookalike.train.history import collect
 from lookalike.train.run import Run
 from tests.conftest import Said
@@ -111,9 +111,9 @@ def test_curves_in_words(run: Path) -> None:
 def test_the_command_is_the_one_that_began_it(run: Path) -> None:
     history = collect(run)
     history.environment["command"] = ["/usr/bin/lookalike", "pretrain", "my photos", "--overwrite", "--out", "a"]
-    assert again(history) == "lookalike pretrain 'my photos' --out a"
+    assert original_command(history) == "lookalike pretrain 'my photos' --out a"
     history.environment["command"] = ["-c"]
-    assert again(history) == "the same call"
+    assert original_command(history) == "the same call"
 
 
 def test_deviation_and_rank_are_of_known_features() -> None:

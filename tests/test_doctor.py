@@ -16,8 +16,7 @@ import torch
 from PIL import Image
 
 from lookalike.curate.doctor import Examination, examine
-from lookalike.curate.sheet import Tile, sheet, upright
-from lookalike.curate.survey import joined, near, same, survey
+from lookalike.curate.survey import Tile, near, same, sheet, survey, upright
 from lookalike.data.loader import Loader
 from lookalike.data.source import open_source
 from lookalike.recipes import recipe_named
@@ -116,19 +115,18 @@ def test_it_writes_what_it_found(found: Examination, tmp_path: Path) -> None:
 
 
 def test_any_workers_and_any_kind_of_source_see_the_same(album: Path, found: Examination, tmp_path: Path) -> None:
-    parts = [survey(open_source(album, split), 2) for split in ("train", "test")]
-    both = joined(parts)
+    both = survey([open_source(album, split) for split in ("train", "test")], 2)
     for one, other in zip(both, found.survey, strict=True):
         assert np.array_equal(one, other) if isinstance(one, np.ndarray) else one == other
     images = [{"bytes": (album / path).read_bytes(), "path": path} for path in found.paths]
     table(tmp_path / "t.parquet", images)
-    packed = survey(open_source(tmp_path / "t.parquet"), 0)
+    packed = survey([open_source(tmp_path / "t.parquet")], 0)
     assert np.array_equal(packed.content, found.survey.content)
-    assert same(packed.content, packed.good) == found.duplicates["exact"]
+    assert same(packed.content[packed.good], packed.good) == found.duplicates["exact"]
     pixels = torch.stack([torch.full((3, 8, 8), i, dtype=torch.uint8) for i in (1, 1, 200)])
-    plain = survey(open_source(pixels), 0)
+    plain = survey([open_source(pixels)], 0)
     assert same(plain.content, plain.good) == [[0, 1]]
-    assert near(plain, plain.good) == [[0, 1]]  # all of them have the hash of a flat picture, but not the colour
+    assert near(plain) == [[0, 1]]  # all of them have the hash of a flat picture, but not the colour
 
 
 def test_data_that_cannot_be_trained_on_is_reported_all_the_same(tmp_path: Path) -> None:

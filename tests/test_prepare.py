@@ -281,5 +281,7 @@ def test_the_command_says_what_it_did(say: Callable[..., Said], photos: Path, tm
     assert (code, err) == (0, "")
     assert "64 pictures of 16 px, 0.00 GB in 2 shards" in out
     assert "3 cannot be read, first train/a/04.png" in out
-    refused(say("prepare", photos, "--out", tmp_path / "x", "--jpeg", 99), 2, "--jpeg must be at most 95")
+    refused(
+        say("prepare", photos, "--out", tmp_path / "x", "--jpeg", 99), 2, "--jpeg must be at least 1 and at most 95"
+    )
     refused(say("prepare", tmp_path / "missing", "--out", tmp_path / "x"), 65, "missing")

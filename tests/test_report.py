@@ -20,11 +20,10 @@ from lookalike.recipes.images import tiny
 from lookalike.recipes.recipe import Length
 from lookalike.report import charts
 from lookalike.report.charts import Chart, svg, ticks
-from lookalike.report.neighbours import RIGHT, WRONG, agreement, nearest_others, picture_row
 from lookalike.report.page import Accuracies, accuracies, bar, percent, sheet
-from lookalike.report.predictions import _COLOURS as COLOURS
-from lookalike.report.predictions import draw_body, drawing
-from lookalike.report.run import write_report
+from lookalike.report.pictures import _COLOURS as COLOURS
+from lookalike.report.pictures import draw_body, drawing
+from lookalike.report.run import RIGHT, WRONG, agreement, nearest_others, picture_row, write_report
 from lookalike.train.history import collect
 from lookalike.train.pretrain import pretrain
 

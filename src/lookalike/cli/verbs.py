@@ -19,9 +19,9 @@ from lookalike.core import dist
 from lookalike.core.errors import UserError, meant
 from lookalike.core.files import refuse_unwritable, write_json
 from lookalike.curate import search as searching
-from lookalike.curate.diagnosis import diagnose
-from lookalike.curate.doctor import about_machine, examine
-from lookalike.curate.plan import preview as draw_preview
+from lookalike.curate.diagnosis import about_machine, diagnose
+from lookalike.curate.doctor import examine
+from lookalike.curate.doctor import preview as draw_preview
 from lookalike.curate.prepare import prepare as make_cache
 from lookalike.data.source import open_source
 from lookalike.evaluation import compare as comparing
@@ -34,14 +34,12 @@ from lookalike.recipes.recipe import Recipe
 from lookalike.recipes.serialize import flat
 from lookalike.report.comparison import markdown
 from lookalike.report.comparison import write as write_comparison
-from lookalike.report.hits import write_page
-from lookalike.report.predictions import write_detections, write_segmentation
+from lookalike.report.pictures import write_detections, write_hits, write_segmentation
 from lookalike.train.pretrain import Request, carry_out, recipe_for
 from lookalike.train.screen import Screen
 from lookalike.train.trained import embed_data, load, write_embeddings
 
 _FIELDS = [field.name for field in fields(Recipe)]
-_DETECTIONS = 24  # pictures of a page of boxes or points
 
 
 def run(command: Verb, rest: Sequence[str], began: float) -> int:
@@ -199,7 +197,7 @@ def draw(page: Path, command: Evaluate[Evaluation], result: Result) -> None:
     about |= {"run": command.run, "data": command.data, "weights": command.weights or "its own"}
     title = f"{command.settings.NAME} · {Path(command.data).name}"
     shown = result.detail.pictures, result.detail.detections
-    write_detections(page, title, str(result), *shown, about, _DETECTIONS)
+    write_detections(page, title, str(result), *shown, about)
 
 
 def compare(command: Compare, rest: Sequence[str]) -> int:
@@ -270,7 +268,7 @@ def search(command: Search) -> int:
             for hit in hits:
                 screen.say(f"  {hit.cosine:.4f}  {hit.path}")
         if command.page and data is not None:
-            write_page(Path(command.page), command.where, data, command.queries, answers)
+            write_hits(Path(command.page), command.where, data, command.queries, answers)
             screen.say(f"written: {command.page}")
     rows = [{"query": query, "hits": [hit._asdict() for hit in hits]} for query, hits in zip(command.queries, answers)]
     write_record(command.json, {"found": rows, "where": command.where, "run": command.run})

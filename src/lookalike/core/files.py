@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import json
 import os
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,13 @@ def sync_folder(folder: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Indented JSON, published by rename."""
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table with a head, published by rename."""
+    text = io.StringIO()
+    csv.writer(text).writerows([head, *rows])
+    write_atomically(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def read_json(path: Path) -> Any:

@@ -1,11 +1,14 @@
-"""``lookalike doctor RUN``: whether a run is finished, whether it learned, and how to continue."""
+"""``lookalike doctor`` for a run (is it finished, did it learn, how to continue it), and for the machine at hand."""
 
 from __future__ import annotations
 
 import fcntl
 import math
+import os
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -13,9 +16,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lookalike.core.devices import accelerator, device, processor, resolved
 from lookalike.core.errors import UserError
-from lookalike.curate.sheet import random_rows
+from lookalike.curate.survey import random_rows
 from lookalike.data.fingerprint import changes, from_table
+from lookalike.data.loader import GIB
+from lookalike.data.pool import cores
 from lookalike.data.source import Source
 from lookalike.models.encoder import embed, raw
 from lookalike.train import checkpoint
@@ -25,6 +31,7 @@ from lookalike.train.trained import load
 
 _MOST = 500  # pictures whose features are looked at
 _FLAT = 0.01  # of the loss, or of a share: less is no change
+_EXTRAS = {"tensorboard": "log", "fsspec": "remote", "tokenizers": "text", "av": "video"}
 
 
 class Spread(NamedTuple):
@@ -47,11 +54,11 @@ class Spread(NamedTuple):
 
 
 class Diagnosis(NamedTuple):
-    """All that is known of a run."""
+    """The state of a run."""
 
     history: History
     total: int | None  # steps of the whole run
-    busy: str | None  # who trains here now
+    busy: str | None  # the process that is training here
     checkpoints: list[tuple[int, str | None]]  # steps, newest first, and what is damaged
     changed: str | None  # what happened to the data since the run began; empty where nothing did
     spread: Spread | None
@@ -99,7 +106,7 @@ class Diagnosis(NamedTuple):
         return f"unfinished: step {self.whole:,}{of} is saved, the last logged step is {logged:,}"
 
     def _next(self) -> str:
-        folder, command = shlex.quote(str(self.history.folder)), again(self.history)
+        folder, command = shlex.quote(str(self.history.folder)), original_command(self.history)
         if self.busy:
             return "nothing to do, it is still running"
         if self.ended:
@@ -174,7 +181,7 @@ def rank(rows: Tensor) -> float:
 
 
 def describe_loss(history: History) -> str:
-    """Where the loss is, against that at chance, and where it goes."""
+    """The last loss, the loss at chance level, and the trend."""
     points = history.after_filling(history.curves.get("loss", []))
     values, chance = [value for _, value in points if math.isfinite(value)], history.chance_loss()
     if not values:
@@ -188,7 +195,7 @@ def describe_loss(history: History) -> str:
 
 
 def trend(values: Sequence[float], tenth: int) -> str:
-    """The last tenth against the one before it."""
+    """How the mean of the last ``tenth`` values compares with that of as many before them."""
     if len(values) < 20:
         return "too few values for a trend"
     last, before = fmean(values[-tenth:]), fmean(values[-2 * tenth : -tenth])
@@ -198,7 +205,7 @@ def trend(values: Sequence[float], tenth: int) -> str:
 
 
 def describe_knn(points: Sequence[Point]) -> str:
-    """From where to where, and whether it was better before."""
+    """The first and last accuracy, or the best where the last is lower."""
     good = [(step, value) for step, value in points if math.isfinite(value)]
     if not good:
         return "not measured: there are no labels, too few pictures, or it is too early"
@@ -213,30 +220,45 @@ def describe_knn(points: Sequence[Point]) -> str:
 
 
 def holder(lock: Path) -> str | None:
-    """Who trains in the folder now."""
-    try:
-        with lock.open(encoding="utf-8", errors="replace") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return file.read().strip() or "another process"
-    except OSError:
-        pass
+    """The process that is training in a folder, by its lock file."""
+    with suppress(OSError), lock.open(encoding="utf-8", errors="replace") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file.read().strip() or "another process"
     return None
 
 
 def bad_files(folder: Path) -> int:
-    """How many pictures stand in bad_files.csv."""
-    try:
+    """How many pictures are listed in bad_files.csv."""
+    with suppress(OSError):
         return max(0, len((folder / "bad_files.csv").read_bytes().splitlines()) - 1)
-    except OSError:
-        return 0
+    return 0
 
 
-def again(history: History) -> str:
+def original_command(history: History) -> str:
     """The command that began the run."""
     command = history.environment.get("command")
-    verbs = ("pretrain", "supervised")
-    if isinstance(command, list) and len(command) > 1 and command[1] in verbs:
+    if isinstance(command, list) and len(command) > 1 and command[1] in ("pretrain", "supervised"):
         return shlex.join(["lookalike", *(str(word) for word in command[1:] if word != "--overwrite")])
     return "the same call"
+
+
+def about_machine() -> dict[str, str]:
+    """Versions and hardware by name, for a report without data."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    return {
+        "lookalike": version("lookalike"),
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
+        "processor": f"{cores()} cores, {processor()}",
+        "device": f"{accelerator() or device()}, computes in {resolved('auto')}",
+        "memory": f"{memory:.1f} GiB",
+        "extras": ", ".join(f"{name} {_version_of(name, extra)}" for name, extra in _EXTRAS.items()),
+    }
+
+
+def _version_of(name: str, extra: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return f"missing (pip install 'lookalike[{extra}]')"

@@ -1,43 +1,62 @@
-"""``lookalike doctor``: what data is like, what is wrong with it, and what training would make of it."""
+"""``lookalike doctor`` and ``preview``: what data is like, what is wrong with it, what training would make of it."""
 
 from __future__ import annotations
 
-import csv
-import io
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
 
-from lookalike.core.devices import accelerator, device, processor, resolved
-from lookalike.core.errors import UserError
-from lookalike.core.files import write_atomically
+from lookalike.core.devices import device
+from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.core.files import write_atomically, write_csv
 from lookalike.core.progress import Progress, silent
-from lookalike.curate.plan import TrainingPlan, plan_pretraining
-from lookalike.curate.sheet import Tile, random_rows, sheet, upright
-from lookalike.curate.survey import Survey, joined, largest, near, same, survey
-from lookalike.data.loader import GIB
-from lookalike.data.pool import cores
-from lookalike.data.source import EVERYTHING, Data, PictureSource, name_of, open_source, splits_of
+from lookalike.curate.survey import Survey, Tile, largest, near, random_rows, same, sheet, survey, upright
+from lookalike.data.loader import GIB, Loader
+from lookalike.data.source import EVERYTHING, Data, PictureSource, Rows, name_of, native_side, open_source, splits_of
 from lookalike.data.video.timeline import video_of
+from lookalike.learn.dictionary import Queue
+from lookalike.recipes.recipe import Recipe
+from lookalike.train.length import pace, probe
+from lookalike.train.loop import views_at
+from lookalike.train.pretrain import Request, recipe_for
 
 _SHOWN, _TILE = 100, 96  # pictures of the sheet, and their pixels
 _GROUPS, _EACH = 24, 4  # groups of duplicates that are drawn, and pictures of each
-_EXTRAS = {"tensorboard": "log", "fsspec": "remote", "tokenizers": "text", "av": "video"}
+_PREVIEW = 160  # px of a picture of a preview
+
+
+class TrainingPlan(NamedTuple):
+    """What pretraining would do by default."""
+
+    recipe: str
+    examples: int
+    queue: int | None  # keys, where there is a queue
+    batch: int
+    crop: int
+    canvas: int
+    gigabytes: float  # of canvases
+    minutes_an_epoch: float | None  # as measured, None where it was not
+    reasons: list[str]
+
+    def lines(self) -> Iterator[str]:
+        """The settings, and a reason for each."""
+        queue = f"a queue of {self.queue:,} keys, " if self.queue else ""
+        settings = f"batches of {self.batch}, {queue}{self.crop} px crops"
+        yield f"by default, pretrain would use recipe {self.recipe}: {settings}"
+        yield from (f"  {reason}" for reason in self.reasons)
 
 
 @dataclass(frozen=True)
 class Examination:
-    """What is known of some data; the rows of ``survey`` are those of all splits in turn."""
+    """What data is like; the rows of ``survey`` are those of all splits in turn."""
 
     data: str
     splits: dict[str, PictureSource]
@@ -62,10 +81,6 @@ class Examination:
     def crossing(self, groups: Sequence[Sequence[int]]) -> int:
         """How many groups have pictures of two splits."""
         return sum(len({self.place(row)[0] for row in group}) > 1 for group in groups)
-
-    def named(self, groups: Sequence[Sequence[int]]) -> list[list[str]]:
-        """Their paths."""
-        return [[self.paths[row] for row in group] for group in groups]
 
     def classes(self) -> dict[str, dict[str, int]]:
         """{split: {class: pictures}}."""
@@ -94,7 +109,10 @@ class Examination:
             "gray": int(self.survey.gray[self.survey.good].sum()),
             "broken": {self.paths[row]: reason for row, reason in self.survey.bad.items()},
             "unlisted": self.unlisted(),
-            **{f"{kind}_duplicates": self.named(groups) for kind, groups in self.duplicates.items()},
+            **{
+                f"{kind}_duplicates": [[self.paths[row] for row in group] for group in groups]
+                for kind, groups in self.duplicates.items()
+            },
             "across_splits": self.crossing(self.duplicates["near"] or self.duplicates["exact"]),
             "training": self.plan._asdict() if self.plan else None,
             "refused": self.refusal,
@@ -156,7 +174,7 @@ class Examination:
             total, many, crossing = sum(map(len, groups)), _count(len(groups), "group"), self.crossing(groups)
             across = f"; groups across splits, which inflate evaluations: {crossing:,}" if crossing else ""
             yield f"{kind} duplicates: {total:,} pictures in {many}, {total - len(groups):,} redundant{across}"
-            yield f"  first {' = '.join(self.named(groups[:1])[0][:3])}"
+            yield f"  first {' = '.join(self.paths[row] for row in groups[0][:3])}"
 
     def write(self, out: Path) -> list[Path]:
         """Write sheets of pictures and duplicates, and lists of unreadable ones and duplicates; where they are."""
@@ -168,17 +186,17 @@ class Examination:
             for number, group in enumerate(groups)
             for row in group
         ]
-        contents = {
-            "sheet.png": _contact_sheet(self),
-            "duplicates.png": _duplicate_sheet(self),
-            "bad_files.csv": _csv(("path", "reason"), bad),
-            "duplicates.csv": _csv(("group", "kind", "split", "path"), duplicates),
-        }
-        for name, content in contents.items():
-            (out / name).unlink(missing_ok=True)  # of an earlier call
-            if content:
-                write_atomically(out / name, content)
-        return [out / name for name, content in contents.items() if content]
+        paths = [out / name for name in ("sheet.png", "duplicates.png", "bad_files.csv", "duplicates.csv")]
+        for path in paths:
+            path.unlink(missing_ok=True)  # of an earlier call
+        for path, image in zip(paths, (_contact_sheet(self), _duplicate_sheet(self))):
+            if image:
+                write_atomically(path, image)
+        if bad:
+            write_csv(paths[2], ("path", "reason"), bad)
+        if duplicates:
+            write_csv(paths[3], ("group", "kind", "split", "path"), duplicates)
+        return [path for path in paths if path.exists()]
 
 
 def examine(
@@ -186,49 +204,19 @@ def examine(
 ) -> Examination:
     """Look at every picture of ``data``; ``timed`` trains for some seconds to say how long an epoch takes."""
     splits = {split: open_source(data, split)} if split else splits_of(data)
-    total, done = sum(len(source) for source in splits.values()), 0
-
-    def more(count: int) -> None:
-        nonlocal done
-        done += count
-        progress("looking at pictures", done, total)
-
-    pictures = joined([survey(source, workers, more) for source in splits.values()])
+    pictures = survey(splits.values(), workers, progress)
     paths = [path for source in splits.values() for path in source.paths]
-    name = name_of(data)
-    groups = {"exact": same(pictures.content, pictures.good), "near": near(pictures, pictures.good)}
-    duplicates = {kind: _apart(some, paths) for kind, some in groups.items()}
+    groups = {"exact": same(pictures.content[pictures.good], pictures.good), "near": near(pictures)}
+    duplicates = {  # frames of one video are alike by nature
+        kind: [group for group in some if len({video_of(paths[row]) for row in group}) > 1]
+        for kind, some in groups.items()
+    }
     plan, refusal = None, None
     try:
         plan = plan_pretraining(data, split, timed, workers)
     except UserError as error:
         refusal = str(error)
-    return Examination(name, splits, pictures, duplicates, plan, refusal)
-
-
-def about_machine() -> dict[str, str]:
-    """Versions and hardware by name, for a report without data."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-    return {
-        "lookalike": version("lookalike"),
-        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
-        "processor": f"{cores()} cores, {processor()}",
-        "device": f"{accelerator() or device()}, computes in {resolved('auto')}",
-        "memory": f"{memory:.1f} GiB",
-        "extras": ", ".join(f"{name} {_version_of(name, extra)}" for name, extra in _EXTRAS.items()),
-    }
-
-
-def _version_of(name: str, extra: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return f"missing (pip install 'lookalike[{extra}]')"
-
-
-def _apart(groups: Sequence[list[int]], paths: Sequence[str]) -> list[list[int]]:
-    """Without groups that lie in one video: its frames are alike by nature."""
-    return [group for group in groups if len({video_of(paths[row]) for row in group}) > 1]
+    return Examination(name_of(data), splits, pictures, duplicates, plan, refusal)
 
 
 def _count(number: int, noun: str) -> str:
@@ -237,13 +225,6 @@ def _count(number: int, noun: str) -> str:
 
 def _range(values: npt.NDArray[np.int64]) -> dict[str, int]:
     return {"min": int(values.min()), "median": int(np.median(values)), "max": int(values.max())}
-
-
-def _csv(head: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes:
-    """Empty where there are no rows."""
-    text = io.StringIO()
-    csv.writer(text).writerows([head, *rows] if rows else [])
-    return text.getvalue().encode()
 
 
 def _tile(data: Examination, row: int, words: str) -> Tile:
@@ -271,3 +252,68 @@ def _duplicate_sheet(data: Examination) -> bytes:
         pictures = [_tile(data, row, data.paths[row]) for row in group[:_EACH]]
         tiles += [*pictures, *[blank] * (_EACH - len(pictures))]
     return sheet(tiles, 2 * _EACH, _TILE, f"groups of near duplicates, up to {_EACH} of each") if tiles else b""
+
+
+def plan_pretraining(data: Data, split: str | None, timed: bool, workers: int | None) -> TrainingPlan:
+    """What pretrain would do; ``timed`` trains for some seconds. Raises UserError where pretrain would refuse."""
+    source = open_source(data, split)
+    recipe = recipe_for(Request(data, Path()), source)
+    minutes = len(source) // recipe.batch * _seconds_per_step(recipe, source, workers) / 60 if timed else None
+    size = len(source) * 3 * recipe.canvas**2 / GIB
+    queue = recipe.dictionary.size if isinstance(recipe.dictionary, Queue) else None
+    settings = queue, recipe.batch, recipe.pictures.first.size, recipe.canvas
+    reasons = list(_reasons(recipe, source, queue, size, minutes))
+    return TrainingPlan(recipe.name, len(source), *settings, size, minutes, reasons)
+
+
+def _reasons(
+    recipe: Recipe, source: PictureSource, queue: int | None, size: float, minutes: float | None
+) -> Iterator[str]:
+    """Why these settings."""
+    examples = len(source)
+    where = "there is no GPU" if device().type == "cpu" else "there is a GPU"
+    yield f"recipe {recipe.name}: {where}, and there are {examples:,} pictures"
+    yield f"batches of {recipe.batch}: {examples // recipe.batch:,} steps per epoch"
+    if queue is not None:
+        share = f"{queue / examples:.0%} of the pictures"
+        yield f"queue of {queue:,} keys: those of the last {queue / recipe.batch:.0f} steps, {share}"
+    crop = f"{recipe.pictures.first.size} px crops, cut from pictures stored at {recipe.canvas} px"
+    yield f"{crop}: the median short side is {native_side(source)} px"
+    keep = "they are kept in memory" if size <= 4 else "prepare them once, or raise --memory above its 4 GiB"
+    yield f"all pictures at that size take {size:.2f} GiB: {keep}"
+    if minutes is not None:
+        epochs = recipe.length.epochs or (recipe.length.minutes or 0) / minutes
+        time = f"{60 * minutes:.2g} s" if minutes < 1 else f"{minutes:.2g} minutes"
+        yield f"an epoch takes about {time} on this machine; the default length is {epochs:,.0f} epochs"
+
+
+def _seconds_per_step(recipe: Recipe, source: PictureSource, workers: int | None, seconds: float = 5.0) -> float:
+    """As minutes are measured, by a throw-away copy of the run on few of the pictures."""
+    few = Rows(source, torch.arange(len(source))[: 4 * recipe.batch])
+    return pace(probe(replace(recipe, window=None), Loader(few, recipe.canvas, workers=workers, max_bad=1.0), seconds))
+
+
+def preview(source: PictureSource, recipe: Recipe, out: Path, count: int = 12, epoch: int = 0) -> int:
+    """Write a PNG of up to ``count`` rows as (picture, query view, key view), the very views that ``epoch`` draws.
+
+    How many rows it has: which they are, the number of rows decides; unreadable ones are left out. Raises UserError.
+    """
+    rows = random_rows(len(source), 4 * count)
+    few = Loader(Rows(source, rows), recipe.canvas, workers=0, max_bad=1.0)
+    good = torch.tensor([i for i in range(len(rows)) if i not in few.bad_rows])[:count]
+    if not len(good):
+        raise UserError(f"none of {len(rows)} pictures can be read, first {source.paths[int(rows[0])]}", BAD_DATA)
+    pictures = next(iter(few.batches([good]))).material
+    # From all rows again, since a view may read others than its own.
+    loader = Loader(source, recipe.canvas, 0, workers=0, max_bad=1.0)
+    views = recipe.pictures.displayable(*views_at(loader, recipe, rows[good], epoch))
+    tiles: list[Tile] = []
+    for i, row in enumerate(rows[good].tolist()):
+        height, width = pictures.sizes[i].tolist()
+        tiles.append(Tile(upright(pictures.pixels[i], height, width, _PREVIEW), source.paths[row]))
+        tiles += [Tile(upright(v[i].cpu(), 1, 1, _PREVIEW), name) for v, name in zip(views, ("query view", "key view"))]
+    size = recipe.pictures.first.size
+    title = f"Recipe {recipe.name}, epoch {epoch}: each picture and its two views of {size} px"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, sheet(tiles, 6 if len(good) > 1 else 3, _PREVIEW, title))
+    return len(good)

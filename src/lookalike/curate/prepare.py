@@ -1,18 +1,17 @@
-"""``lookalike prepare``: every picture decoded and made small once, so that training reads canvases from a map."""
+"""``lookalike prepare``: every picture decoded and reduced once, so that training reads canvases from a map."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
-from lookalike.core.files import UNFINISHED, sync_folder, write_atomically, write_json
+from lookalike.core.files import UNFINISHED, sync_folder, write_atomically, write_csv, write_json
 from lookalike.core.progress import Progress, silent
 from lookalike.data.example import Example
 from lookalike.data.fingerprint import Stamps, changes, from_table, to_table
@@ -30,13 +29,12 @@ from lookalike.data.prepared import CANVASES, INDEX, RAW, VERSION, CacheShard, r
 from lookalike.data.source import EVERYTHING, Data, PictureSource, native_side, open_source, splits_of
 from lookalike.train.run import Run
 
-SIDE = 160  # px where no other side is asked for: crops of 128 px lose little, and a million take 77 GB
+SIDE = 160  # px by default: crops of 128 px lose little, and a million take 77 GB
 SHARD = 256_000_000  # bytes of raw canvases in one shard
-_TASK = 64  # rows a worker makes at a time
-_ROW = tuple[int, int, int, int, str | None]  # height, width, bytes, adler32, bad
+_TASK = 64  # rows a worker encodes at a time
 
 
-class Done(NamedTuple):
+class CacheSummary(NamedTuple):
     """What a cache holds."""
 
     rows: int
@@ -46,18 +44,17 @@ class Done(NamedTuple):
 
 
 class _Range(NamedTuple):
-    """Rows of one split that a worker makes: part of shard ``shard``."""
+    """Rows of one split, which a worker encodes: part of shard ``shard``."""
 
     shard: int
     split: str
     rows: range
 
 
-class _EncodedRows(NamedTuple):
-    """What it made of them."""
-
-    data: bytes
-    rows: list[_ROW]
+_Row = tuple[str, str | None, int, int, int, int, int, str | None]
+"""Of the index, without the offset: path, split, label, height, width, bytes, adler32, bad."""
+_Part = tuple[list[bytes], list[_Row]]
+"""Canvases and their rows."""
 
 
 def prepare(
@@ -69,7 +66,7 @@ def prepare(
     workers: int | None = None,
     progress: Progress = silent,
     shard_bytes: int = SHARD,
-) -> Done:
+) -> CacheSummary:
     """Write the canvases of ``data`` into the folder ``out``, or go on where an earlier call was stopped.
 
     Shards that are whole by their hash are kept, so that the same call again mends a damaged cache. Raises UserError.
@@ -88,7 +85,7 @@ def prepare(
             for left in (out / folder).glob(f".*{UNFINISHED}"):  # by a call that was killed in a write
                 left.unlink()
         plan = list(_plan(sources, side, coding, shard_bytes))
-        _make(out, sources, plan, partial(_part, sources, side, jpeg), workers, progress)
+        _write_missing(out, plan, partial(_part, sources, side, jpeg), workers, progress)
         return _finish(out, settings, 1 + max(task.shard for task in plan))
 
 
@@ -111,7 +108,7 @@ def _stamps(sources: dict[str, PictureSource]) -> Stamps:
 
 
 def _begin(out: Path, settings: dict[str, object], now: Stamps) -> None:
-    """Record what is made of what, or check that it is what was begun."""
+    """Record the settings and the files of a new cache, or check them against those of the one begun."""
     if not (out / CANVASES).exists():
         write_atomically(out / "data.parquet", to_table(now))
         write_json(out / CANVASES, settings | {"finished": False, "shards": []})
@@ -122,7 +119,7 @@ def _begin(out: Path, settings: dict[str, object], now: Stamps) -> None:
     if differ:
         raise UserError(f"{out} holds a cache of other settings ({'; '.join(differ)}): choose another --out", USAGE)
     if changed := changes(from_table(out / "data.parquet"), now):
-        raise UserError(f"{out} was made of other pictures: {changed}; choose another --out", BAD_DATA)
+        raise UserError(f"{out} was prepared from other pictures: {changed}; choose another --out", BAD_DATA)
 
 
 def _plan(sources: dict[str, PictureSource], side: int, coding: str, shard_bytes: int) -> Iterator[_Range]:
@@ -137,16 +134,16 @@ def _plan(sources: dict[str, PictureSource], side: int, coding: str, shard_bytes
             shard += 1
 
 
-def _part(sources: dict[str, PictureSource], side: int, jpeg: int | None, task: _Range) -> _EncodedRows:
+def _part(sources: dict[str, PictureSource], side: int, jpeg: int | None, task: _Range) -> _Part:
     """The canvases of some rows, in a worker."""
-    encoded: list[bytes] = []
-    rows: list[_ROW] = []
-    for row in task.rows:
-        example = sources[task.split].example(row, side)
-        data = _encoded(example, jpeg)
-        encoded.append(data)
-        rows.append((example.height, example.width, len(data), zlib.adler32(data), example.bad))
-    return _EncodedRows(b"".join(encoded), rows)
+    examples = [sources[task.split].example(row, side) for row in task.rows]
+    canvases = [_encoded(example, jpeg) for example in examples]
+    split = None if task.split == EVERYTHING else task.split
+    rows: list[_Row] = [
+        (one.path, split, one.label, one.height, one.width, len(data), zlib.adler32(data), one.bad)
+        for one, data in zip(examples, canvases)
+    ]
+    return canvases, rows
 
 
 def _encoded(example: Example, jpeg: int | None) -> bytes:
@@ -160,30 +157,29 @@ def _encoded(example: Example, jpeg: int | None) -> bytes:
     return file.getvalue()
 
 
-def _make(
-    out: Path,
-    sources: dict[str, PictureSource],
-    plan: list[_Range],
-    work: partial[_EncodedRows],
-    workers: int | None,
-    progress: Progress,
+def _write_missing(
+    out: Path, plan: list[_Range], work: partial[_Part], workers: int | None, progress: Progress
 ) -> None:
-    """Write every shard that is not there or not whole."""
+    """Write every shard that is missing or damaged."""
     whole = {number for number in {task.shard for task in plan} if _is_whole(out, number)}
     remaining = [task for task in plan if task.shard not in whole]
     total = sum(len(task.rows) for task in plan)
     done = total - sum(len(task.rows) for task in remaining)
+
+    def advancing(parts: Iterable[tuple[_Range, _Part]]) -> Iterator[_Part]:
+        nonlocal done
+        for task, part in parts:
+            yield part
+            done += len(task.rows)
+            progress("preparing", done, total)
+
     with closing(ordered(work, remaining, workers)) as parts:
-        for shard, done_parts in groupby(parts, lambda done_parts: done_parts[0].shard):
-            with _Writing(out, shard) as writing:
-                for task, part in done_parts:
-                    writing.add(task, part, sources[task.split])
-                    done += len(part.rows)
-                    progress("preparing", done, total)
+        for shard, shard_parts in groupby(parts, lambda pair: pair[0].shard):
+            _write_shard(out, shard, advancing(shard_parts))
 
 
 def _is_whole(out: Path, number: int) -> bool:
-    """Whether a shard is there and what its index says."""
+    """Whether a shard has the hash in its index."""
     try:
         _, beside = read_index(out, number)
         with (out / "shards" / shard_name(number)).open("rb") as file:
@@ -192,50 +188,33 @@ def _is_whole(out: Path, number: int) -> bool:
         return False
 
 
-class _Writing:
-    """One shard in the making: published by rename, and counted as made when its index is."""
-
-    def __init__(self, out: Path, number: int) -> None:
-        self.out, self.number = out, number
-        self.name = shard_name(number)
-        self.columns: dict[str, list[object]] = {name: [] for name in INDEX.names}
-        self.sum, self.length = hashlib.sha256(), 0
-
-    def __enter__(self) -> _Writing:
-        self.temporary = self.out / f".{self.name}{UNFINISHED}"
-        self.file: BinaryIO = self.temporary.open("wb")
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self.file.flush()
-            os.fsync(self.file.fileno())
-        self.file.close()
-        if kind is not None:
-            self.temporary.unlink(missing_ok=True)
-            return
-        self.temporary.replace(self.out / "shards" / self.name)
-        sync_folder(self.out / "shards")
-        beside = {"bytes": str(self.length), "sha256": self.sum.hexdigest()}
-        table = pa.table(self.columns, schema=INDEX.with_metadata(beside))
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        write_atomically(self.out / "index" / f"{self.number:05}.parquet", sink.getvalue().to_pybytes())
-
-    def add(self, task: _Range, part: _EncodedRows, source: PictureSource) -> None:
-        """Append the canvases of a part and their rows of the index."""
-        self.file.write(part.data)
-        self.sum.update(part.data)
-        split = None if task.split == EVERYTHING else task.split
-        labels = source.labels[task.rows.start : task.rows.stop].tolist()
-        for row, label, (height, width, length, check, bad) in zip(task.rows, labels, part.rows):
-            values = (source.paths[row], split, label, height, width, self.length, length, check, bad)
-            for name, value in zip(INDEX.names, values):
-                self.columns[name].append(value)
-            self.length += length
+def _write_shard(out: Path, number: int, parts: Iterable[_Part]) -> None:
+    """Publish one shard by rename, then its index, with which it counts as whole."""
+    name, digest, length = shard_name(number), hashlib.sha256(), 0
+    index: list[tuple[object, ...]] = []
+    temporary = out / f".{name}{UNFINISHED}"
+    try:
+        with temporary.open("wb") as file:
+            for data, (*head, size, check, bad) in (pair for part in parts for pair in zip(*part)):
+                file.write(data)
+                digest.update(data)
+                index.append((*head, length, size, check, bad))
+                length += size
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    temporary.replace(out / "shards" / name)
+    sync_folder(out / "shards")
+    beside = {"bytes": str(length), "sha256": digest.hexdigest()}
+    sink = pa.BufferOutputStream()
+    table = pa.table(list(map(list, zip(*index))), schema=INDEX.with_metadata(beside))
+    pq.write_table(table, sink, compression="zstd")
+    write_atomically(out / "index" / f"{number:05}.parquet", sink.getvalue().to_pybytes())
 
 
-def _finish(out: Path, settings: dict[str, object], count: int) -> Done:
+def _finish(out: Path, settings: dict[str, object], count: int) -> CacheSummary:
     """Publish the list of shards, which makes the cache whole, after the list of bad files."""
     shards: list[CacheShard] = []
     bad: dict[str, str] = {}
@@ -244,8 +223,6 @@ def _finish(out: Path, settings: dict[str, object], count: int) -> Done:
         shards.append(CacheShard(len(table), int(beside["bytes"]), beside["sha256"]))
         broken = table.filter(table["bad"].is_valid())
         bad |= dict(zip(broken["path"].to_pylist(), broken["bad"].to_pylist()))
-    text = io.StringIO()
-    csv.writer(text).writerows([("path", "reason"), *sorted(bad.items())])
-    write_atomically(out / "bad_files.csv", text.getvalue().encode())
+    write_csv(out / "bad_files.csv", ("path", "reason"), sorted(bad.items()))
     write_json(out / CANVASES, settings | {"finished": True, "shards": [list(shard) for shard in shards]})
-    return Done(sum(shard.rows for shard in shards), int(str(settings["side"])), shards, bad)
+    return CacheSummary(sum(shard.rows for shard in shards), int(str(settings["side"])), shards, bad)

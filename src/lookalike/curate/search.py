@@ -51,11 +51,14 @@ def search(
     if new and trained is None:
         if run is None:
             raise UserError(
-                f"{new[0]} is no path of {where}: name the run that made it with --run, to encode the query"
+                f"{new[0]} is no path of {where}: name with --run the run that embedded it, to encode the query"
             )
         trained = load(run)
     vectors = torch.from_numpy(table.vectors)
-    encoded = dict(zip(new, encode(trained, new, layer))) if trained is not None and new else {}
+    encoded: dict[str, Tensor] = {}
+    if trained is not None and new:
+        views = [query_view(trained.recipe, trained.tokenizer, query, layer) for query in new]
+        encoded = dict(zip(new, embed(trained.encoder, views, layer)))
     for query, vector in encoded.items():
         if len(vector) != vectors.shape[1]:
             raise UserError(f"{query} has {len(vector)} features and {where} {vectors.shape[1]}: it is of another run")
@@ -71,8 +74,7 @@ def learned_from(*runs: str | Path | None) -> str | None:
 
 def _embedded_data(trained: Trained, run: Path, layer: Layer, progress: Progress) -> Embeddings:
     """The data that a run was trained on, embedded; raises UserError."""
-    data = learned_from(run)
-    assert data is not None
+    data = str(Run(run).data().get("data"))
     try:
         return embed_data(trained, data, layer, progress=progress)
     except UserError as error:
@@ -93,9 +95,3 @@ def _hits(table: Embeddings, vectors: Tensor, queries: Tensor, own: Sequence[int
             nearest = zip(values, places)
             hits.append([Hit(v, table.path[i], table.split[i], int(table.label[i])) for v, i in nearest])
     return hits
-
-
-def encode(trained: Trained, queries: Sequence[str], layer: Layer) -> list[Tensor]:
-    """A unit row (F,) of each picture file, or sentence; raises UserError."""
-    views = (query_view(trained.recipe, trained.tokenizer, query, layer) for query in queries)
-    return list(embed(trained.encoder, views, layer))

@@ -1,34 +1,45 @@
-"""What every picture of a source is: size, kind, colour, content, and what it looks like, in a few numbers each."""
+"""Looking at pictures: what each is in a few numbers, which look alike, and sheets of thumbnails."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+import torch
+from PIL import Image, ImageDraw, ImageFont
 from PIL.Image import Resampling
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
 
+from lookalike.core.progress import Progress, silent
+from lookalike.core.seeding import uniforms
 from lookalike.data.example import PictureSource, broken, whole
 from lookalike.data.image.decode import Unreadable, decode, header
 from lookalike.data.pool import ordered
 from lookalike.data.prepared import Prepared
 
-SIDE = 64  # px at which pictures are looked at: enough for a hash of 9 x 8, and large JPEGs decode at an eighth
-THUMB = 8
+_SIDE = 64  # px at which pictures are looked at: enough for a hash of 9 x 8, and large JPEGs decode at an eighth
+_THUMB = 8
 _TASK = 64
 _GRAY = 1.0  # of 255: the mean spread of the three colours up to which a picture is gray; sepia has 5 and more
 _NEAR = 3  # bits of 64 in which the hashes of near duplicates may differ: so one of four bands of 16 is equal
 _ALIKE = 6.0  # of 255: the mean difference of their 8 x 8 colours
 _CROWD = 200  # hashes that share a band: more than that is a plain background, whose pairs are not looked at one by one
 
+_GAP, _LINE = 8, 14  # px of a sheet: between tiles, and a line of text
+_PAPER, _INK = "white", (60, 60, 60)
+
 _ONES = np.array([i.bit_count() for i in range(256)], np.uint8)  # np.bitwise_count came with numpy 2
 
 Bytes = npt.NDArray[np.uint8]
+Numbers = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 
 
@@ -36,8 +47,8 @@ class Survey(NamedTuple):
     """N pictures; what is known of a broken one are its path, its kind if it has any, and the reason in ``bad``."""
 
     kinds: Counter[str]  # such as "JPEG RGB"
-    sizes: npt.NDArray[np.int64]  # (N, 2) height, width
-    lengths: npt.NDArray[np.int64]  # (N,) bytes of the file, 0 where it is none
+    sizes: Numbers  # (N, 2) height, width
+    lengths: Numbers  # (N,) bytes of the file, 0 where it is none
     content: Words  # (N,) of the bytes of the file, or of its pixels
     looks: Words  # (N,) dHash
     thumbs: Bytes  # (N, 8 * 8 * 3)
@@ -45,60 +56,40 @@ class Survey(NamedTuple):
     bad: dict[int, str]
 
     @property
-    def good(self) -> npt.NDArray[np.int64]:
+    def good(self) -> Numbers:
         """The rows that can be read."""
         return np.setdiff1d(np.arange(len(self.sizes)), np.fromiter(self.bad, np.int64, len(self.bad)))
 
 
-class _Facts(NamedTuple):
-    """One picture."""
-
-    kind: str
-    height: int
-    width: int
-    length: int
-    content: int
-    look: int
-    gray: bool
-    thumb: bytes
-    bad: str | None
+_Facts = tuple[str, tuple[int, int], int, int, int, Bytes, bool, str | None]
+"""Of one picture, in the order of ``Survey``."""
 
 
-def survey(source: PictureSource, workers: int | None, progress: Callable[[int], None] = lambda _: None) -> Survey:
-    """Look at every row of ``source``, about 250 bytes of memory and the time to decode each."""
-    tasks = (range(i, min(i + _TASK, len(source))) for i in range(0, len(source), _TASK))
-    every: list[_Facts] = []
-    for _, part in ordered(partial(_look_at, source, largest(source, SIDE)), tasks, workers):
-        every += part
-        progress(len(part))
+def survey(sources: Collection[PictureSource], workers: int | None, progress: Progress = silent) -> Survey:
+    """Look at every row of ``sources`` in turn, about 250 bytes of memory and the time to decode each."""
+    rows: list[_Facts] = []
+    total = sum(map(len, sources))
+    for source in sources:
+        tasks = (range(i, min(i + _TASK, len(source))) for i in range(0, len(source), _TASK))
+        for _, part in ordered(partial(_look_at, source, largest(source, _SIDE)), tasks, workers):
+            rows += part
+            progress("looking at pictures", len(rows), total)
+    kinds, sizes, lengths, content, looks, thumbs, gray, bad = zip(*rows)
     return Survey(
-        Counter(facts.kind for facts in every if facts.kind),
-        np.array([(facts.height, facts.width) for facts in every], np.int64).reshape(-1, 2),
-        np.array([facts.length for facts in every], np.int64),
-        np.array([facts.content for facts in every], np.uint64),
-        np.array([facts.look for facts in every], np.uint64),
-        np.frombuffer(b"".join(facts.thumb for facts in every), np.uint8).reshape(-1, 3 * THUMB**2),
-        np.array([facts.gray for facts in every], np.bool_),
-        {row: facts.bad for row, facts in enumerate(every) if facts.bad is not None},
+        Counter(filter(None, kinds)),
+        np.array(sizes, np.int64),
+        np.array(lengths, np.int64),
+        np.array(content, np.uint64),
+        np.array(looks, np.uint64),
+        np.stack(thumbs),
+        np.array(gray, np.bool_),
+        {row: reason for row, reason in enumerate(bad) if reason is not None},
     )
 
 
 def largest(source: PictureSource, side: int) -> int:
     """``side``, or the side of a prepared cache where that is smaller."""
     return min(side, source.own) if isinstance(source, Prepared) else side
-
-
-def joined(parts: Sequence[Survey]) -> Survey:
-    """The surveys of several sources as one, rows in turn."""
-    kinds: Counter[str] = Counter()
-    bad: dict[int, str] = {}
-    start = 0
-    for part in parts:
-        kinds.update(part.kinds)
-        bad |= {start + row: reason for row, reason in part.bad.items()}
-        start += len(part.sizes)
-    sizes, lengths, content, looks, thumbs, gray = (np.concatenate(c) for c in zip(*(part[1:-1] for part in parts)))
-    return Survey(kinds, sizes, lengths, content, looks, thumbs, gray, bad)
 
 
 def _look_at(source: PictureSource, side: int, rows: range) -> list[_Facts]:
@@ -121,10 +112,9 @@ def _facts(source: PictureSource, row: int, side: int) -> _Facts:
     pixels = np.ascontiguousarray(example.pixels.permute(1, 2, 0).numpy())
     content = hashlib.sha256(data or pixels.tobytes()).digest()[:8]
     spread = float((pixels.max(2).astype(np.int16) - pixels.min(2)).mean())
-    thumb = np.asarray(Image.fromarray(pixels).resize((THUMB, THUMB), Resampling.BOX)).tobytes()
-    number = int.from_bytes(content, "little")
-    size = example.height, example.width
-    return _Facts(kind, *size, len(data), number, look(pixels), spread <= _GRAY, thumb, example.bad)
+    thumb = np.asarray(Image.fromarray(pixels).resize((_THUMB, _THUMB), Resampling.BOX)).reshape(-1)
+    number, size = int.from_bytes(content, "little"), (example.height, example.width)
+    return kind, size, len(data), number, look(pixels), thumb, spread <= _GRAY, example.bad
 
 
 def look(pixels: Bytes) -> int:
@@ -137,67 +127,103 @@ def look(pixels: Bytes) -> int:
     return int.from_bytes(np.packbits(gray[:, :-1] > gray[:, 1:]).tobytes(), "little")
 
 
-def same(values: Words, rows: npt.NDArray[np.int64]) -> list[list[int]]:
-    """Groups of two or more of ``rows`` whose values are equal, each in order."""
-    order = rows[np.argsort(values[rows], kind="stable")]
-    starts = np.flatnonzero(np.diff(values[order], prepend=values[order][:1] + np.uint64(1)))
-    return sorted(group.tolist() for group in np.split(order, starts) if len(group) > 1)
+def same(values: npt.NDArray[np.generic], rows: Numbers) -> list[list[int]]:
+    """Groups of two or more of ``rows`` (M,) whose ``values`` (M,) are equal, each in order."""
+    order = np.argsort(values, kind="stable")
+    starts = np.flatnonzero(values[order][1:] != values[order][:-1]) + 1
+    return sorted(group.tolist() for group in np.split(rows[order], starts) if len(group) > 1)
 
 
-def near(survey: Survey, rows: npt.NDArray[np.int64]) -> list[list[int]]:
-    """Groups of ``rows`` that look alike, each in order: hashes at most 3 bits apart, and about the same colours.
+def near(survey: Survey) -> list[list[int]]:
+    """Groups of rows that look alike, each in order: hashes at most 3 bits apart, and about the same colours.
 
     Hashes so near have one of four bands of 16 bits in common, so only those are compared that share one: O(N) for
     pictures that differ. Hashes that very many share (plain backgrounds) count as alike only where they are equal.
     """
-    parent = {int(row): int(row) for row in rows}
-
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
-
-    for group in same(survey.looks, rows):
-        _join_alike(survey, np.array(group), parent, root)
-    firsts = np.unique(survey.looks[rows], return_index=True)[1]
-    single = rows[firsts]
+    rows, count = survey.good, len(survey.sizes)
+    pairs = [pair for group in same(survey.looks[rows], rows) for pair in _of_one_hash(survey, np.array(group))]
+    single = rows[np.unique(survey.looks[rows], return_index=True)[1]]
     for band in range(4):
         keys = (survey.looks[single] >> np.uint64(16 * band)) & np.uint64(0xFFFF)
-        order = np.argsort(keys, kind="stable")
-        for bucket in np.split(single[order], np.flatnonzero(np.diff(keys[order])) + 1):
-            if 1 < len(bucket) <= _CROWD:
-                _join_near(survey, bucket, parent, root)
-    groups: dict[int, list[int]] = {}
-    for row in parent:
-        groups.setdefault(root(row), []).append(row)
-    return sorted(sorted(group) for group in groups.values() if len(group) > 1)
+        buckets = (np.array(bucket) for bucket in same(keys, single) if len(bucket) <= _CROWD)
+        pairs += [_of_near_hashes(survey, bucket) for bucket in buckets]
+    edges = np.concatenate([np.empty((0, 2), np.int64), *pairs])
+    graph = coo_array((np.ones(len(edges), np.bool_), tuple(edges.T)), (count, count))
+    return same(connected_components(graph, directed=False)[1], np.arange(count))
 
 
-def _join_alike(
-    survey: Survey, group: npt.NDArray[np.int64], parent: dict[int, int], root: Callable[[int], int]
-) -> None:
-    """Join those of one hash whose colours are those of the first, of what is left the same, a few times over."""
+def _of_one_hash(survey: Survey, group: Numbers) -> list[Numbers]:
+    """Pairs (P, 2) of the first and those with its colours, then of what is left the same, a few times over."""
+    pairs = []
     for _ in range(8):
         if len(group) < 2:
-            return
-        alike = _colours_apart(survey, group[0], group) <= _ALIKE
-        for row in group[alike].tolist():
-            parent[root(row)] = root(int(group[0]))
+            break
+        alike = _colours_apart(survey, group[:1], group) <= _ALIKE
+        pairs.append(np.stack([np.broadcast_to(group[:1], alike.sum()), group[alike]], 1))
         group = group[~alike]
+    return pairs
 
 
-def _join_near(
-    survey: Survey, bucket: npt.NDArray[np.int64], parent: dict[int, int], root: Callable[[int], int]
-) -> None:
-    """Join the pairs of a bucket that are near."""
+def _of_near_hashes(survey: Survey, bucket: Numbers) -> Numbers:
+    """The pairs (P, 2) of a bucket that look alike."""
     looks = survey.looks[bucket]
     apart = _ONES[(looks[:, None] ^ looks[None, :])[..., None].view(np.uint8)].sum(-1)
-    for i, j in zip(*np.nonzero(np.triu(apart <= _NEAR, 1))):
-        if _colours_apart(survey, bucket[i], bucket[j : j + 1])[0] <= _ALIKE:
-            parent[root(int(bucket[j]))] = root(int(bucket[i]))
+    pairs = bucket[np.argwhere(np.triu(apart <= _NEAR, 1))]
+    return pairs[_colours_apart(survey, pairs[:, 0], pairs[:, 1]) <= _ALIKE]
 
 
-def _colours_apart(survey: Survey, one: int, others: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """(B,) the mean difference of 8 x 8 colours."""
-    return np.asarray(np.abs(survey.thumbs[others].astype(np.int16) - survey.thumbs[one]).mean(axis=1))
+def _colours_apart(survey: Survey, some: Numbers, others: Numbers) -> npt.NDArray[np.float64]:
+    """(P,) the mean difference of 8 x 8 colours."""
+    return np.asarray(np.abs(survey.thumbs[others].astype(np.int16) - survey.thumbs[some]).mean(axis=1))
+
+
+class Tile(NamedTuple):
+    """One picture of a sheet, and what is written beneath it."""
+
+    image: Image.Image
+    words: str = ""
+
+
+def random_rows(count: int, most: int) -> Tensor:
+    """At most ``most`` of ``count`` rows in an order that is random and always the same."""
+    rows = torch.arange(count)
+    return rows[uniforms(0, 0, rows, 3, 1)[:, 0].argsort()][:most]
+
+
+def upright(pixels: Tensor, height: int, width: int, side: int) -> Image.Image:
+    """A canvas uint8 (3, S, S) in the shape of its picture, of at most ``side`` pixels; small ones are enlarged."""
+    image = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+    scale = side / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return image.resize(size, Resampling.NEAREST if max(height, width) <= side // 2 else Resampling.LANCZOS)
+
+
+def sheet(tiles: Sequence[Tile], columns: int, side: int, title: str = "") -> bytes:
+    """A PNG of ``tiles`` in rows of ``columns``, each in a square of ``side`` pixels."""
+    line = _LINE if any(tile.words for tile in tiles) else 0
+    rows, head = -(-len(tiles) // columns), 2 * _LINE if title else 0
+    size = columns * (side + _GAP) + _GAP, head + rows * (side + line + _GAP) + _GAP
+    paper, font = Image.new("RGB", size, _PAPER), ImageFont.load_default(11)
+    draw = ImageDraw.Draw(paper)
+    draw.text((_GAP, _GAP), _printable(title), _INK, font)
+    for i, (image, words) in enumerate(tiles):
+        left, top = _GAP + i % columns * (side + _GAP), head + _GAP + i // columns * (side + line + _GAP)
+        paper.paste(image, (left + (side - image.width) // 2, top + (side - image.height) // 2))
+        draw.text((left, top + side + 1), _shortened(_printable(words), side, font), _INK, font)
+    file = io.BytesIO()
+    paper.save(file, "PNG")
+    return file.getvalue()
+
+
+def _shortened(words: str, side: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+    """The end of the words, as far as it fits: of a path, the file's name."""
+    if font.getlength(words) <= side:
+        return words
+    while words and font.getlength("…" + words) > side:
+        words = words[1:]
+    return "…" + words
+
+
+def _printable(words: str) -> str:
+    """One line of what any font can draw."""
+    return "".join(letter if letter.isprintable() else "?" for letter in words)

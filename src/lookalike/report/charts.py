@@ -46,12 +46,6 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [number * step for number in range(first, last + 1)]
 
 
-def segments(points: Sequence[Point]) -> list[list[Point]]:
-    """The points in pieces without a gap: a value that is not finite ends a piece."""
-    pieces = groupby(points, lambda point: math.isfinite(point[0]) and math.isfinite(point[1]))
-    return [list(piece) for finite, piece in pieces if finite]
-
-
 def running_mean(points: Sequence[Point], share: float = 0.05) -> list[Point]:
     """Each point as the mean of the neighbours within ``share`` of all points, half on either side."""
     reach = max(1, round(len(points) * share / 2))
@@ -78,47 +72,46 @@ def axes(chart: Chart, points: Sequence[Point]) -> tuple[Axis, Axis, list[float]
 
 def svg(chart: Chart) -> str:
     """The chart; a sentence in its place where nothing can be drawn."""
-    pieces = segments(chart.points)
+    by_finite = groupby(chart.points, lambda point: all(map(math.isfinite, point)))
+    pieces = [list(piece) for finite, piece in by_finite if finite]  # a value that is not finite leaves a gap
     if not pieces:
         return f'<p class="quiet">{escape(chart.title)}: nothing was logged.</p>'
     points = [point for piece in pieces for point in piece]
     x_axis, y_axis, xs, ys = axes(chart, points)
     last = number(points[-1][1], chart.percent)
-    parts = [
+    parts = (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}, at the end {last}">',
         *_grid(x_axis, y_axis, xs, ys, chart.percent),
         *_guide(chart.guide, x_axis, y_axis),
         *(part for piece in pieces for part in _curve(piece, x_axis, y_axis, len(chart.points) > _MANY)),
-        text(x_axis.at(points[-1][0]) + 6, y_axis.at(points[-1][1]), last, "start", "last"),
+        _text(x_axis.at(points[-1][0]) + 6, y_axis.at(points[-1][1]), last, "start", "last"),
         "</svg>",
-    ]
+    )
     return "\n".join(parts)
 
 
-def text(x: float, y: float, words: str, anchor: str = "middle", kind: str = "tick") -> str:
-    """Words whose middle is at the height ``y``; ``kind`` is a class of the CSS."""
+def _text(x: float, y: float, words: str, anchor: str = "middle", kind: str = "tick") -> str:
     return f'<text class="{kind}" x="{x:.2f}" y="{y:.2f}" dy="4" text-anchor="{anchor}">{escape(words)}</text>'
 
 
-def level(axis: Axis, y: float, kind: str = "grid") -> str:
-    """A line across the plot."""
+def _level(axis: Axis, y: float, kind: str = "grid") -> str:
     return f'<line class="{kind}" x1="{axis.start}" x2="{axis.stop}" y1="{y:.2f}" y2="{y:.2f}"/>'
 
 
 def _grid(x_axis: Axis, y_axis: Axis, xs: list[float], ys: list[float], percent: bool) -> Iterator[str]:
     for y in ys:
-        yield level(x_axis, y_axis.at(y))
-        yield text(_LEFT - 7, y_axis.at(y), number(y, percent), "end")
+        yield _level(x_axis, y_axis.at(y))
+        yield _text(_LEFT - 7, y_axis.at(y), number(y, percent), "end")
     for x in xs:
-        yield text(x_axis.at(x), HEIGHT - 25, number(x))
-    yield text((x_axis.start + x_axis.stop) / 2, HEIGHT - 8, "step")
+        yield _text(x_axis.at(x), HEIGHT - 25, number(x))
+    yield _text((x_axis.start + x_axis.stop) / 2, HEIGHT - 8, "step")
 
 
 def _guide(guide: tuple[str, float] | None, x_axis: Axis, y_axis: Axis) -> Iterator[str]:
     if guide:
         y = y_axis.at(guide[1])
-        yield level(x_axis, y, "guide")
-        yield text(x_axis.stop, y + 10, guide[0], "end")  # above the line it could leave the picture
+        yield _level(x_axis, y, "guide")
+        yield _text(x_axis.stop, y + 10, guide[0], "end")  # above the line it could leave the picture
 
 
 def _curve(points: Sequence[Point], x_axis: Axis, y_axis: Axis, many: bool) -> Iterator[str]:
@@ -126,11 +119,9 @@ def _curve(points: Sequence[Point], x_axis: Axis, y_axis: Axis, many: bool) -> I
         corners = "L".join(f"{x_axis.at(x):.2f},{y_axis.at(y):.2f}" for x, y in points)
         return f'<path class="{kind}" d="M{corners}"/>'
 
+    yield line(points, "faint" if many else "line")
     if many:
-        yield line(points, "faint")
         yield line(running_mean(points), "line")
-        return
-    yield line(points, "line")
-    for x, y in points:
+    for x, y in () if many else points:
         at = f'cx="{x_axis.at(x):.2f}" cy="{y_axis.at(y):.2f}"'
         yield f'<circle class="dot" {at} r="2.5"><title>step {number(x)}: {number(y)}</title></circle>'

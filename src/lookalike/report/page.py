@@ -122,8 +122,7 @@ def accuracies(results: Accuracies) -> str:
 
 
 def _accuracy(cell: Interval, best: bool) -> str:
-    value = f"<strong>{percent(cell)}</strong>" if best else percent(cell)
-    return value + bar(cell, best)
+    return (f"<strong>{percent(cell)}</strong>" if best else percent(cell)) + bar(cell, best)
 
 
 def percent(cell: Interval) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import fcntl
-import io
 import json
 import os
 import platform
@@ -26,7 +24,7 @@ from lookalike.core import dist
 from lookalike.core.devices import accelerator, processor
 from lookalike.core.errors import BAD_DATA, LOCKED, USAGE, UserError
 from lookalike.core.errors import IO as IO_ERROR
-from lookalike.core.files import UNFINISHED, read_json, write_atomically, write_json
+from lookalike.core.files import UNFINISHED, read_json, write_atomically, write_csv, write_json
 from lookalike.recipes.recipe import Recipe
 from lookalike.recipes.serialize import differences, from_plain, to_plain
 from lookalike.train import checkpoint
@@ -205,9 +203,7 @@ class Run:
         """bad_files.csv: each picture that could not be read, once, with the reason."""
         if not bad or not self.writes:
             return
-        text = io.StringIO()
-        csv.writer(text).writerows([("path", "reason"), *sorted(bad.items())])
-        write_atomically(self.folder / "bad_files.csv", text.getvalue().encode("utf-8", "surrogateescape"))
+        write_csv(self.folder / "bad_files.csv", ("path", "reason"), sorted(bad.items()))
 
 
 @contextmanager

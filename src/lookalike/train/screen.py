@@ -14,17 +14,17 @@ from lookalike.train.watch import StepReport
 
 _WIDE = 115  # columns that a live line with everything takes; on fewer it has the numbers alone, without a bar
 _PLAIN_SECONDS = 15.0  # between lines where there is no terminal: a log should stay readable
-_SILENT_SECONDS = 60.0  # of work that is no training: short work says its result alone
+_SILENT_SECONDS = 60.0  # of work that is no training: short work prints its result alone
 
 
 class _Output:
-    """sys.stdout as it is when something is written; what it cannot show is escaped, and if it is gone nothing is said.
+    """sys.stdout at the time of writing; what it cannot show is escaped, and if it is gone nothing is written.
 
-    Work does not end because nobody listens to it: behind ``| head``, in a daemon, on a terminal that was closed.
+    A run does not end because nobody reads its output: behind ``| head``, in a daemon, on a terminal that was closed.
     """
 
     def __getattr__(self, name: str) -> Any:
-        """What rich asks of it: encoding, isatty, fileno."""
+        """What rich needs: encoding, isatty, fileno."""
         return getattr(_stdout(), name)
 
     def write(self, text: str) -> int:

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 
 class Board:
-    """The event file of one sitting, made when the first number comes. A later one voids the steps it repeats."""
+    """The event file of one process, created with the first value. A later one voids the steps it repeats."""
 
     def __init__(self, folder: Path, step: int) -> None:
         self.folder, self.step = folder, step

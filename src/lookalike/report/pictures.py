@@ -1,9 +1,10 @@
-"""Pictures with the truth beside what a network predicts: pages of objects and of masks."""
+"""Pages of pictures: what a network predicts beside the truth (objects, masks), and search results."""
 
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +14,20 @@ from PIL import Image, ImageDraw
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from lookalike.curate.sheet import upright
+from lookalike.core.errors import UserError
+from lookalike.curate.search import Hit
+from lookalike.curate.survey import largest, upright
 from lookalike.data.annotations.record import Annotated, Scene
 from lookalike.data.formats.disk import Local
 from lookalike.data.image.decode import Unreadable, decode
+from lookalike.data.source import PictureSource, splits_of
 from lookalike.evaluation.scenes import Detections, pasted
 from lookalike.evaluation.segment import Segmented
 from lookalike.report.page import PictureRow, facts, picture, sheet, shown, side_by_side, table, write
 
-SIDE = 236  # pixels of the longer side of a picture on the page
-SURE = 0.5  # scores below are not drawn
+_SIDE = 236  # pixels of the longer side of a picture on the page
+_MOST = 24  # pictures on a page of objects
+_SURE = 0.5  # scores below are not drawn
 _COLOURS = (  # of classes, told apart by people who see no red or no green, too (Okabe & Ito 2008)
     *((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66)),
     *((0, 114, 178), (213, 94, 0), (204, 121, 167)),
@@ -30,31 +35,25 @@ _COLOURS = (  # of classes, told apart by people who see no red or no green, too
 _LEFT, _RIGHT, _MIDDLE = (86, 180, 233), (230, 159, 0), (255, 255, 255)  # sides of a body
 _OPACITY = 0.45  # of a mask
 _LARGE = 300  # pixels of the longer side of a picture beside its masks
+_HIT = 176  # pixels of the longer side of a search result
 _VOID = (128, 128, 128)
 
 
 def write_detections(
-    path: Path,
-    title: str,
-    lead: str,
-    truth: Annotated,
-    detections: Sequence[Detections],
-    settings: Mapping[str, str],
-    most: int,
+    path: Path, title: str, lead: str, truth: Annotated, detections: Sequence[Detections], settings: Mapping[str, str]
 ) -> None:
-    """Up to ``most`` of the pictures of ``truth``, evenly spaced: annotated on the left, detected on the right.
+    """Up to 24 of the pictures of ``truth``, evenly spaced: annotated on the left, detected on the right.
 
     Raises UserError where it cannot be written.
     """
-    rows = range(0, len(truth.scenes), max(1, -(-len(truth.scenes) // most)))
+    rows = range(0, len(truth.scenes), max(1, -(-len(truth.scenes) // _MOST)))
     panels = [_panel(truth, truth.scenes[row], detections[row]) for row in rows]
     choice = "All" if len(panels) == len(truth.scenes) else f"{len(panels)} evenly spaced ones of the"
     parts = [
         f'<p class="quiet">{choice} {len(truth.scenes)} test pictures. Left: the annotations. Right: the detections '
-        f"with a score of at least {SURE:g}; where there are none, the one with the highest score.</p>",
+        f"with a score of at least {_SURE:g}; where there are none, the one with the highest score.</p>",
         f'<div class="pairs">{"".join(panels)}</div>',
-        "<h2>Settings</h2>",
-        facts(settings),
+        f"<h2>Settings</h2>{facts(settings)}",
     ]
     write(path, title, lead, parts)
 
@@ -97,16 +96,16 @@ def detected(
 
 def _confident(detections: Detections) -> npt.NDArray[np.int64]:
     """Rows that are drawn: those with a high score, else the one with the highest."""
-    rows = np.flatnonzero(detections.scores >= SURE)
+    rows = np.flatnonzero(detections.scores >= _SURE)
     return rows if len(rows) else np.arange(min(1, len(detections.scores)))
 
 
 def _photo(truth: Annotated, scene: Scene) -> Image.Image:
     try:
-        canvas = decode(Local(truth.root).whole(scene.path), SIDE)
-        return upright(canvas.pixels, canvas.height, canvas.width, SIDE)
+        canvas = decode(Local(truth.root).whole(scene.path), _SIDE)
+        return upright(canvas.pixels, canvas.height, canvas.width, _SIDE)
     except Unreadable:
-        return Image.new("RGB", (SIDE, max(1, round(SIDE * scene.height / scene.width))), "gray")
+        return Image.new("RGB", (_SIDE, max(1, round(_SIDE * scene.height / scene.width))), "gray")
 
 
 def drawing(
@@ -144,21 +143,15 @@ def _side(joint: str) -> tuple[int, int, int]:
 
 
 def write_segmentation(path: Path, title: str, lead: str, result: Segmented) -> None:
-    """One self-contained page. Raises UserError where it cannot be written."""
-    pictures = sheet(rows(result), "photo, true mask, predicted mask")
-    write(path, title, lead, ["<h2>Classes</h2>", legend(result), "<h2>Pictures</h2>", pictures])
-
-
-def rows(result: Segmented) -> list[PictureRow]:
-    """Photo, true mask and predicted mask of each picture that was kept."""
-    ids = np.array(result.classes.ids)
-    rows = []
+    """Photo, true mask and predicted mask of some pictures. Raises UserError where it cannot be written."""
+    ids, rows = np.array(result.classes.ids), []
     for one, example in result.predictions:
         photo = upright(example.pixels, example.height, example.width, _LARGE)
         masks = (one.truth.numpy(), ids[one.guess.numpy()])
         panels = [photo, *(painted(mask, result.classes.ids, photo) for mask in masks)]
         rows.append(PictureRow("", side_by_side(panels), f"{example.path}: photo, true mask, predicted mask"))
-    return rows
+    pictures = sheet(rows, "photo, true mask, predicted mask")
+    write(path, title, lead, ["<h2>Classes</h2>", legend(result), "<h2>Pictures</h2>", pictures])
 
 
 def colour(place: int) -> tuple[int, int, int]:
@@ -181,7 +174,46 @@ def legend(result: Segmented) -> str:
     cells = []
     for place, number in sorted(enumerate(result.classes.ids), key=lambda pair: pair[1]):
         value = result.scores.iou.get(number)
-        fill = "#{:02x}{:02x}{:02x}".format(*colour(place))
-        patch = f'<svg width="14" height="14" aria-hidden="true"><rect width="14" height="14" fill="{fill}"/></svg>'
+        fill = f'<rect width="14" height="14" fill="rgb{colour(place)}"/>'
+        patch = f'<svg width="14" height="14" aria-hidden="true">{fill}</svg>'
         cells.append((f"{patch} class {number}", "not in the test pictures" if value is None else f"{value:.1%}"))
     return table("facts", cells)
+
+
+def write_hits(path: Path, table: str, data: str, queries: Sequence[str], hits: Sequence[Sequence[Hit]]) -> None:
+    """Each query and what lies nearest to it with its cosine, as pictures of ``data``; queries may be files.
+
+    Raises UserError where ``data`` does not exist, or the page cannot be written.
+    """
+    paths = {*queries, *(hit.path for nearest in hits for hit in nearest)}
+    try:
+        sources = splits_of(data).values()
+    except UserError as error:
+        raise UserError(f"no page: {error}; say with --data where the pictures are", error.code) from None
+    album: dict[str, Image.Image] = {}
+    for source in sources:
+        album |= _of_paths(source, paths - album.keys())
+    for query in set(queries) - album.keys():
+        with suppress(OSError, ValueError, Unreadable):  # a sentence
+            canvas = decode(Path(query).read_bytes(), _HIT)
+            album[query] = upright(canvas.pixels, canvas.height, canvas.width, _HIT)
+    parts = []
+    for query, nearest in zip(queries, hits):
+        own = [_figure(query, "query", album)] if query in album else []
+        figures = [*own, *(_figure(hit.path, f"{hit.cosine:.3f}", album) for hit in nearest)]
+        parts += [f"<h2>{shown(query)}</h2>", f'<div class="hits">{"".join(figures)}</div>']
+    write(path, f"Nearest in {Path(table).name}", "", parts)
+
+
+def _of_paths(source: PictureSource, paths: set[str]) -> Iterator[tuple[str, Image.Image]]:
+    """The readable pictures of a source that have these paths."""
+    for row, path in enumerate(source.paths):
+        if path in paths:
+            example = source.example(row, largest(source, _HIT))
+            if example.bad is None:
+                yield path, upright(example.pixels, example.height, example.width, _HIT)
+
+
+def _figure(path: str, words: str, album: Mapping[str, Image.Image]) -> str:
+    image = picture(album[path], path) if path in album else ""
+    return f"<figure>{image}<figcaption><b>{shown(words)}</b> {shown(path)}</figcaption></figure>"
