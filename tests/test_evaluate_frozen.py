@@ -17,7 +17,7 @@ from lookalike.data.loader import Loader
 from lookalike.data.source import open_source
 from lookalike.evaluation import paper
 from lookalike.evaluation.settings import Probe
-from lookalike.metrics.clusters import agreement
+from lookalike.metrics.agreement import agreement
 from lookalike.metrics.fewshot import by_shares, drawn
 from lookalike.metrics.knn import largest, products
 from lookalike.metrics.probe import LinearProbe, folds

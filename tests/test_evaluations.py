@@ -22,7 +22,7 @@ from lookalike.data.loader import Loader
 from lookalike.data.source import open_source
 from lookalike.evaluation import paper
 from lookalike.evaluation.settings import Probe
-from lookalike.metrics.clusters import agreement
+from lookalike.metrics.agreement import agreement
 from lookalike.metrics.fewshot import drawn
 from lookalike.metrics.knn import Knn
 from lookalike.metrics.probe import LinearProbe

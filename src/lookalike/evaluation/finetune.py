@@ -20,9 +20,9 @@ from lookalike.data.loader import Loaded, Loader
 from lookalike.data.rows import Rows
 from lookalike.data.source import Data
 from lookalike.evaluation import settings
-from lookalike.evaluation.lines import half, intervals, named, say_missing
+from lookalike.evaluation.evaluation import Resources, Result
+from lookalike.evaluation.frozen import halves, named, say_missing
 from lookalike.evaluation.paper import loader_of
-from lookalike.evaluation.result import Resources, Result
 from lookalike.learn.learner import Learner
 from lookalike.learn.optim import AdamW, Cosine
 from lookalike.metrics.fewshot import Interval, drawn, interval
@@ -74,17 +74,17 @@ def finetune(spec: settings.Finetune, model: Trained, data: Data, resources: Res
     loaders = loader_of(reference, model, resources.workers), loader_of(query, model, resources.workers)
     kept = nullcontext(resources.folder) if resources.folder else TemporaryDirectory(prefix="lookalike-")
     with kept as folder:
-        tuned = tune(spec, model, *loaders, Path(folder), resources.progress)
+        results = tune(spec, model, *loaders, Path(folder), resources.progress)
     lines = [
-        f"{share:.0%} of the labels ({one.labels}): accuracy {one.tuned.mean:.2%}{half(one.tuned, '.2%')} fine-tuned "
-        f"(rate {one.rate:g}), {one.frozen.mean:.2%}{half(one.frozen, '.2%')} frozen (n = {spec.draws} draws)"
-        for share, one in tuned.items()
+        f"{share:.0%} of the labels ({one.labels}): accuracy {one.tuned:.2%} fine-tuned (rate {one.rate:g}), "
+        f"{one.frozen:.2%} frozen (n = {spec.draws} draws)"
+        for share, one in results.items()
     ]
-    numbers = intervals({f"interval_{named(share)}": one.tuned for share, one in tuned.items()})
-    for share, one in reversed(tuned.items()):  # the last ones are those of the first share
+    numbers = halves({f"interval_{named(share)}": one.tuned for share, one in results.items()})
+    for share, one in reversed(results.items()):  # the last ones are those of the first share
         values = {"accuracy": one.tuned.mean, "frozen": one.frozen.mean, "rate": one.rate}
         numbers |= {f"{name}_{named(share)}": value for name, value in values.items()} | values
-    return spec.result(numbers, {"step": model.step, "queries": len(query)}, lines)
+    return spec.result(numbers, {"step": model.step, "queries": len(query)}, *lines)
 
 
 def tune(
@@ -94,12 +94,84 @@ def tune(
 
     The same call again continues what was interrupted.
     """
-    features = raw(model.encoder, model.views(reference, torch.arange(len(reference)))).cpu()
-    queries = raw(model.encoder, model.views(query, torch.arange(len(query)))).cpu()
-    good, right = torch.tensor(readable(reference)), torch.tensor(readable(query))
-    test = Queries(Some(query, right), queries[right], query.source.labels[right])
-    tuning = Tuning(spec, model, reference, features, folder, progress)
-    return {share: tuning.share(share, good, test) for share in spec.shares}
+    training, test = (Labelled.of(model, loader) for loader in (reference, query))
+    tuning = Tuning(spec, model, folder, progress)
+    return {share: tuning.share(share, training, test) for share in spec.shares}
+
+
+class Labelled(NamedTuple):
+    """Pictures that can be read, with their features (N, F) as the backbone gives them, and labels (N,)."""
+
+    loader: Loader
+    features: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, model: Trained, loader: Loader) -> Labelled:
+        """All that can be read of a loader."""
+        features = raw(model.encoder, model.views(loader, torch.arange(len(loader)))).cpu()
+        return cls(loader, features, loader.source.labels).rows(torch.tensor(readable(loader)))
+
+    def rows(self, rows: Tensor) -> Labelled:
+        """Some of them."""
+        return Labelled(Some(self.loader, rows), self.features[rows], self.labels[rows])
+
+    def probe(self) -> LinearClassifier:
+        """Fitted to the frozen features."""
+        return LinearProbe().fit(self.features, self.labels)
+
+
+class Tuning(NamedTuple):
+    """What all fits share."""
+
+    spec: settings.Finetune
+    model: Trained
+    folder: Path
+    progress: Progress
+
+    def share(self, share: float, reference: Labelled, query: Labelled) -> Tuned:
+        """With a share of the labels of ``reference``."""
+        seeds = range(self.spec.seed, self.spec.seed + self.spec.draws)
+        draws = [reference.rows(drawn(reference.labels, share, seed)) for seed in seeds]
+        rate = self.rate(share, draws[0])
+        before, after = [], []
+        for draw, labelled in enumerate(draws):
+            probe = labelled.probe()
+            learner = self.fit(probe, labelled, rate, draw, f"{share:g} of the labels, draw {draw + 1}")
+            before.append(probe.accuracy(query.features, query.labels))
+            after.append(self.accuracy(learner, probe.classes, query))
+        return Tuned(interval(before), interval(after), rate, len(draws[0].labels))
+
+    def rate(self, share: float, labelled: Labelled) -> float:
+        """The best on a held-out fifth; where that would be nothing, the lowest."""
+        rates, held_out = self.spec.rates, folds(labelled.labels, self.spec.seed) == 0
+        if len(rates) == 1 or not bool(held_out.any()) or bool(held_out.all()):
+            return min(rates)
+        fitted, others = (labelled.rows(some.nonzero()[:, 0]) for some in (~held_out, held_out))
+        probe, accuracy = fitted.probe(), {}
+        for rate in sorted(rates):
+            learner = self.fit(probe, fitted, rate, 0, f"{share:g} of the labels, choosing the rate, {rate:g}")
+            accuracy[rate] = self.accuracy(learner, probe.classes, others)
+        return max(accuracy, key=lambda rate: accuracy[rate])
+
+    def fit(self, probe: LinearClassifier, labelled: Labelled, rate: float, draw: int, what: str) -> Learner:
+        """The network tuned to these pictures, from the backbone and ``probe`` on."""
+        seed = self.spec.seed + draw
+        recipe = classifier(self.spec, self.model.recipe, len(probe.classes), len(labelled.labels), rate, seed)
+        weights = {f"backbone.{name}": part for name, part in self.model.encoder.backbone.state_dict().items()}
+        weights |= {"head.0.weight": probe.weight.float(), "head.0.bias": probe.bias.float()}
+        folder = self.folder / what.replace(" ", "-").replace(",", "")
+        with opened_fit(folder, recipe, labelled.loader, weights) as run:
+            done = train(recipe, run, labelled.loader, watch=lambda at: self.progress(what, at.step, at.total))
+        if done.signal:
+            leave(done.signal)
+        return done.learner
+
+    def accuracy(self, learner: Learner, classes: Tensor, query: Labelled) -> float:
+        """The share of pictures whose label the whole network predicts."""
+        views = self.model.views(query.loader, torch.arange(len(query.labels)))
+        logits = embed(learner.encoder, views, "head")  # of unit norm, which moves no maximum
+        return float((classes[logits.argmax(1)] == query.labels).double().mean())
 
 
 def classifier(spec: settings.Finetune, recipe: Recipe, classes: int, examples: int, rate: float, seed: int) -> Recipe:
@@ -120,74 +192,6 @@ def classifier(spec: settings.Finetune, recipe: Recipe, classes: int, examples: 
         checkups=0,
         seed=seed,
     ).fitted(examples)
-
-
-class Queries(NamedTuple):
-    """What is predicted: pictures, their features (Q, F), and their labels (Q,)."""
-
-    loader: Loader
-    features: Tensor
-    labels: Tensor
-
-
-class Tuning(NamedTuple):
-    """What every fit starts from."""
-
-    spec: settings.Finetune
-    model: Trained
-    loader: Loader
-    features: Tensor  # (N, F) of the pictures of ``loader``, as the backbone gives them
-    folder: Path
-    progress: Progress
-
-    def share(self, share: float, good: Tensor, test: Queries) -> Tuned:
-        """With a share of the labels of the rows ``good``."""
-        spec, labels = self.spec, self.loader.source.labels
-        draws = [good[drawn(labels[good], share, spec.seed + draw)] for draw in range(spec.draws)]
-        rate = self.rate(share, draws[0])
-        before, after = [], []
-        for draw, rows in enumerate(draws):
-            probe = LinearProbe().fit(self.features[rows], labels[rows])
-            learner = self.fit(probe, rows, rate, draw, f"{share:g} of the labels, draw {draw + 1}")
-            before.append(probe.accuracy(test.features, test.labels))
-            after.append(self.accuracy(learner, test.loader, probe.classes, test.labels))
-        return Tuned(interval(before), interval(after), rate, len(draws[0]))
-
-    def rate(self, share: float, rows: Tensor) -> float:
-        """The best on a held-out fifth; where that would be nothing, the lowest."""
-        rates, labels = self.spec.rates, self.loader.source.labels[rows]
-        held_out = folds(labels, self.spec.seed) == 0
-        if len(rates) == 1 or not bool(held_out.any()) or bool(held_out.all()):
-            return min(rates)
-        fit, others = rows[~held_out], Some(self.loader, rows[held_out])
-        probe = LinearProbe().fit(self.features[fit], labels[~held_out])
-        accuracy = {}
-        for rate in sorted(rates):
-            learner = self.fit(probe, fit, rate, 0, f"{share:g} of the labels, choosing the rate, {rate:g}")
-            accuracy[rate] = self.accuracy(learner, others, probe.classes, labels[held_out])
-        return max(accuracy, key=lambda rate: accuracy[rate])
-
-    def fit(self, probe: LinearClassifier, rows: Tensor, rate: float, draw: int, what: str) -> Learner:
-        """The network tuned to the pictures at ``rows``, from the backbone and ``probe`` on."""
-        loader, seed = Some(self.loader, rows), self.spec.seed + draw
-        recipe = classifier(self.spec, self.model.recipe, len(probe.classes), len(rows), rate, seed)
-        folder = self.folder / what.replace(" ", "-").replace(",", "")
-        with opened_fit(folder, recipe, loader, self._start(probe)) as run:
-            done = train(recipe, run, loader, watch=lambda report: self.progress(what, report.step, report.total))
-        if done.signal:
-            leave(done.signal)
-        return done.learner
-
-    def accuracy(self, learner: Learner, query: Loader, classes: Tensor, truth: Tensor) -> float:
-        """The share of pictures whose label the whole network predicts."""
-        views = self.model.views(query, torch.arange(len(query)))
-        logits = embed(learner.encoder, views, "head")  # of unit norm, which moves no maximum
-        return float((classes[logits.argmax(1)] == truth).double().mean())
-
-    def _start(self, probe: LinearClassifier) -> dict[str, Tensor]:
-        """The weights to begin with."""
-        backbone = {f"backbone.{name}": part for name, part in self.model.encoder.backbone.state_dict().items()}
-        return {**backbone, "head.0.weight": probe.weight.float(), "head.0.bias": probe.bias.float()}
 
 
 @contextmanager

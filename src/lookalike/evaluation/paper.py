@@ -19,8 +19,8 @@ from lookalike.data.order import Order
 from lookalike.data.rows import Rows
 from lookalike.data.source import Data, Source
 from lookalike.evaluation import settings
-from lookalike.evaluation.lines import say_missing
-from lookalike.evaluation.result import Resources, Result
+from lookalike.evaluation.evaluation import Resources, Result
+from lookalike.evaluation.frozen import say_missing
 from lookalike.learn.optim import SGD, Steps
 from lookalike.metrics.fewshot import drawn
 from lookalike.metrics.probe import LinearClassifier
@@ -55,7 +55,7 @@ def probe(spec: settings.Probe, model: Trained, data: Data, resources: Resources
         f"(paper's protocol, lr {spec.lr:g}, step {model.step})"
     )
     facts = {"step": model.step, "queries": len(good), "reference": len(reference)}
-    return spec.result({"accuracy": accuracy}, facts, [line])
+    return spec.result({"accuracy": accuracy}, facts, line)
 
 
 def loader_of(source: Source, model: Trained, workers: int | None) -> Loader:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from lookalike.core.errors import UserError
 from lookalike.data.annotations.record import Scene
-from lookalike.evaluation.scenes import Detections, pasted
+from lookalike.evaluation.detector import Detections, pasted
 
 Numbers = npt.NDArray[np.float64]
 Kind = Literal["bbox", "segm", "keypoints"]

@@ -1,70 +1,15 @@
-"""One frozen value an evaluation: its fields are the flags, the record in JSON, the settings of ``compare`` and the
-keyword arguments in Python. Nothing here imports torch: ``run`` is the one door to the code that measures.
-"""
+"""Every evaluation. Its fields are the flags, the record in JSON, the settings of ``compare`` and Python's keywords."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from importlib import import_module
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from lookalike.core.checks import POSITIVE, SHARE, Limit, check_limits
+from lookalike.core.checks import POSITIVE, SHARE, Limit
 from lookalike.core.errors import UserError, meant
-from lookalike.evaluation.result import Resources, Result
-
-if TYPE_CHECKING:
-    from lookalike.data.source import Data
-    from lookalike.train.trained import Trained
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """A way to measure a model."""
-
-    NAME: ClassVar[str]
-    METRIC: ClassVar[str]  # the number that models are compared by
-    RUNNER: ClassVar[str]
-    DRAWS: ClassVar[str | None] = None  # what the seed decides, in words
-    TRIALS: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # other defaults for repeated trials
-    FITS: ClassVar[bool] = False  # whether a network is trained, which can be saved and continued
-    PAGE: ClassVar[bool] = False  # whether there are pictures to show on a page
-
-    def __post_init__(self) -> None:
-        check_limits(self)
-
-    @property
-    def metric(self) -> str:
-        """The number that models are compared by, with these settings."""
-        return self.METRIC
-
-    @property
-    def repeats(self) -> bool:
-        """Whether another seed can give another number."""
-        return self.DRAWS is not None
-
-    @property
-    def runner(self) -> str:
-        """Module and function, in this package, that measure."""
-        return self.RUNNER
-
-    def settings(self) -> dict[str, Any]:
-        """Every field; those that follow from others as what they come to."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    def run(self, model: Trained, data: Data, resources: Resources | None = None) -> Result:
-        """Measure ``model`` on ``data``; no numbers in a process of torchrun that only embeds. Raises UserError."""
-        module, function = self.runner.split(":")
-        measure = getattr(import_module(f"lookalike.evaluation.{module}"), function)
-        result: Result = measure(self, model, data, resources or Resources())
-        return result
-
-    def result(
-        self, numbers: Mapping[str, float], facts: Mapping[str, Any], lines: list[str], detail: Any = None
-    ) -> Result:
-        """What was measured with these settings."""
-        return Result(self.settings(), numbers, self.metric, facts, lines, detail)
+from lookalike.evaluation.evaluation import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,8 +171,8 @@ class Finetune(Evaluation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scenes(Evaluation):
-    """Of pictures with annotations: a network on this backbone is trained on train and tested on test (else val)."""
+class Transfer(Evaluation):
+    """A network on this backbone is trained on the annotated pictures of train and tested on test (else val)."""
 
     FITS, PAGE = True, True
 
@@ -253,7 +198,7 @@ class Scenes(Evaluation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Boxes(Scenes):
+class Boxes(Transfer):
     """A detector with this backbone."""
 
     METRIC, RUNNER = "AP", "detect:detect"
@@ -326,7 +271,7 @@ class Keypoints(Boxes):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segment(Scenes):
+class Segment(Transfer):
     """Mean intersection over union of semantic segmentation: an FCN on the dilated backbone, all of it trained.
 
     As in the MoCo paper (arXiv 1911.05722, appendix), which has 256 channels, crops of 513 pixels, batches of 16, a
@@ -365,12 +310,11 @@ class Segment(Scenes):
 class Sts(Evaluation):
     """Semantic textual similarity: Spearman correlation between cosines of sentence pairs and human scores.
 
-    DATA is a .csv, .tsv or .parquet file, or a folder of them, with columns sentence1, sentence2 and score (or GLUE's
-    label); without a header, the two columns of words and the one of numbers; or name
-    them: pairs.tsv:first,second,score
+    DATA is a .csv, .tsv or .parquet file, or a folder of them, with columns sentence1, sentence2 and score (or
+    label); without a header, the two columns of words and the one of numbers; or named: pairs.tsv:first,second,score
     """
 
-    NAME, METRIC, RUNNER = "sts", "spearman", "sts:sts"
+    NAME, METRIC, RUNNER = "sts", "spearman", "pairs:sts"
 
     layer: Literal["backbone", "head"] = "backbone"
     """Which features: the backbone's, or the output of the head that was trained on top of it."""
@@ -386,7 +330,7 @@ class CaptionRetrieval(Evaluation):
     else a fifth.
     """
 
-    NAME, METRIC, RUNNER = "captions", "recall", "captions:captions"
+    NAME, METRIC, RUNNER = "captions", "recall", "pairs:captions"
 
     at: Annotated[tuple[int, ...], Limit(1)] = (1, 5, 10)
     """Recall at k is the share of searches with a hit among the k nearest, for each of these k."""

@@ -20,7 +20,11 @@ class Interval(NamedTuple):
     """A mean and the half-width of its 95 % interval."""
 
     mean: float
-    half: float
+    half: float  # NaN of a single draw
+
+    def __format__(self, form: str) -> str:
+        """``71.20% ± 1.30%``; a mean without an interval stands alone."""
+        return f"{self.mean:{form}}" + ("" if math.isnan(self.half) else f" ± {self.half:{form}}")
 
 
 def by_means(

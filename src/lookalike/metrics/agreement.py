@@ -1,7 +1,8 @@
-"""Whether classes are clusters: k-means with as many centres as there are classes, compared with the labels."""
+"""Whether features agree with people: clusters with classes, and cosines with scores. Nothing is trained."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torch import Tensor
 
+from lookalike.core.devices import full_precision
 from lookalike.metrics.fewshot import Interval, interval
 
 
@@ -45,3 +47,17 @@ def agreement(
         scores.append((normalized_mutual_info_score(names, parts), adjusted_rand_score(names, parts)))
         progress(1)
     return Agreement(interval([nmi for nmi, _ in scores]), interval([ari for _, ari in scores]), classes)
+
+
+@full_precision()
+def spearman(first: Tensor, second: Tensor) -> float:
+    """Spearman's rank correlation of (N,) and (N,); equal values share the mean of their ranks. NaN without order."""
+    ranks = torch.stack([ranked(first), ranked(second)])
+    return float(torch.corrcoef(ranks)[0, 1]) if len(first) > 1 else math.nan
+
+
+def ranked(values: Tensor) -> Tensor:
+    """(N,) float64 ranks from 0; equal values share their mean."""
+    _, which, counts = torch.unique(values.double(), return_inverse=True, return_counts=True)
+    means: Tensor = counts.cumsum(0).double() - (counts + 1) / 2
+    return means[which]
