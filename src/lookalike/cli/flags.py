@@ -1,4 +1,7 @@
-"""What each verb of the command line takes, with the words of its help; nothing here imports torch, which is slow."""
+"""What each verb of the command line takes; nothing here imports torch, which is slow.
+
+The words of ``--help`` are the docstrings, and the docstring or the comment of each field.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +44,7 @@ class Verb:
     device: Annotated[Literal["cpu", "cuda", "mps"] | None, shown("cpu|cuda|mps")] = None
     """Where to compute; by default a GPU if there is one. The environment variable LOOKALIKE_DEVICE sets it for all
     commands."""
-    debug: bool = False
-    """Show the traceback of an error."""
+    debug: bool = False  # Show the traceback of an error.
 
     def __post_init__(self) -> None:
         check_limits(self)
@@ -52,10 +54,8 @@ class Verb:
 class Demo(Verb):
     """Pretrain on 1,797 handwritten digits without labels, in two minutes, and write a report on what was learned."""
 
-    out: str = "demo"
-    """Folder for the run and report.html."""
-    overwrite: bool = False
-    """Start again; an old demo in this folder is moved aside."""
+    out: str = "demo"  # Folder for the run and report.html.
+    overwrite: bool = False  # Start again; an old demo in this folder is moved aside.
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,7 @@ class Pretrain(Verb):
     digits. Text: lines of a .txt, a .csv, .tsv or .parquet (FILE:COLUMN names one column, FILE:FIRST,SECOND two), or a
     folder of them. Videos: video files; frames:FOLDER, one folder of frames per video; frames@12.5:FOLDER if they are
     not 25 a second. Captions: a folder of pictures with captions.csv (image, caption) or COCO's captions_*.json."""
-    out: Annotated[str, shown("RUN")]
-    """Folder for the run: recipe.json, metrics.jsonl, checkpoints/."""
+    out: Annotated[str, shown("RUN")]  # Folder for the run: recipe.json, metrics.jsonl, checkpoints/.
     recipe: Annotated[str | None, shown("NAME")] = None
     """For pictures: small, moco_v1, moco_v2, moco_v3, moco_cifar, simclr, nnclr, instdisc, supcon, masked_moco, mae,
     tiny; small_simclr and so on are smaller versions for a CPU. For text: mlm, simcse, moco_text, text_pairs,
@@ -87,22 +86,17 @@ class Pretrain(Verb):
     minutes: Annotated[float | None, shown("M")] = None
     """Train for about this many minutes, decoding included: the number of steps is measured at the start and corrected
     on the way. By default the length is that of the recipe, for small 10 minutes."""
-    epochs: Annotated[float | None, shown("E")] = None
-    """Train for this many passes over the data instead."""
-    steps: Annotated[int | None, shown("N")] = None
-    """Train for this many steps instead."""
+    epochs: Annotated[float | None, shown("E")] = None  # Train for this many passes over the data instead.
+    steps: Annotated[int | None, shown("N")] = None  # Train for this many steps instead.
     extend: bool = False
     """Lengthen the run in this folder, finished or stopped: --epochs and --steps are the new total, --minutes is added.
     The learning rate goes on as in a run of the new length. The same command again continues it; if the run has
     finished, --minutes adds to it once more."""
     split: Annotated[str | None, shown("NAME")] = None
     """Which part of the data; by default train if there is one, else everything."""
-    overwrite: bool = False
-    """Start again; an old run in this folder is moved aside."""
-    init_from: Annotated[str | None, shown("RUN")] = None
-    """Start from the weights of this run."""
-    max_bad: Annotated[float, Limit(0)] = 0.01
-    """Share of pictures that may be unreadable before the run stops."""
+    overwrite: bool = False  # Start again; an old run in this folder is moved aside.
+    init_from: Annotated[str | None, shown("RUN")] = None  # Start from the weights of this run.
+    max_bad: Annotated[float, Limit(0)] = 0.01  # Share of pictures that may be unreadable before the run stops.
     workers: Workers = 2
     memory: Annotated[float, Limit(0)] = 4.0
     """GiB of decoded pictures to keep in memory; if there is more data, it is decoded again in each epoch."""
@@ -110,8 +104,7 @@ class Pretrain(Verb):
     """Steps between checkpoints; by default about a minute."""
     allow_data_change: bool = False
     """Continue the run although files were added, removed, renamed or replaced since it began."""
-    quiet: bool = False
-    """Print nothing but errors."""
+    quiet: bool = False  # Print nothing but errors.
 
 
 @dataclass(frozen=True)
@@ -130,21 +123,18 @@ class Supervised(Pretrain):
 class Evaluate(Verb, Generic[Settings]):
     """Measure a model: k nearest neighbours, linear probe, fine-tuning, detection and more."""
 
-    run: Positional[Annotated[str, shown("RUN")]]
-    """The model: folder of a run."""
+    run: Positional[Annotated[str, shown("RUN")]]  # The model: folder of a run.
     data: Positional[Annotated[str, shown("DATA")]]
     """What to measure on. Unless the description above says otherwise: pictures, texts or videos with labels, as class
     folders or tables with a label column."""
     settings: Annotated[Settings, arg(name="")]
-    untrained: bool = False
-    """Measure the same network with its initial weights, as a baseline."""
+    untrained: bool = False  # Measure the same network with its initial weights, as a baseline.
     weights: Annotated[str | None, shown("FILE")] = None
     """Measure the same network with other weights: a .safetensors or .pth file, or torchvision:NAME or timm:NAME if
     those are on this machine already."""
     precision: Precision = "fp32"
     workers: Workers = 2
-    json: Annotated[str | None, shown("FILE")] = None
-    """Write the numbers and all settings to this file."""
+    json: Annotated[str | None, shown("FILE")] = None  # Write the numbers and all settings to this file.
 
 
 @dataclass(frozen=True)
@@ -181,32 +171,25 @@ class Compare(Verb):
     Finished trials are kept in --out; after an interruption the same command continues.
     """
 
-    runs: Positional[Annotated[tuple[str, ...], shown("RUN")]]
-    """Folders of runs."""
-    on: Annotated[str, shown("DATA")]
-    """What to measure on, as lookalike evaluate takes it."""
+    runs: Positional[Annotated[tuple[str, ...], shown("RUN")]]  # Folders of runs.
+    on: Annotated[str, shown("DATA")]  # What to measure on, as lookalike evaluate takes it.
     task: Annotated[str, shown("TASK")]
     """knn, probe, fewshot, retrieve, clusters, finetune, detect, keypoints, segment, sts or captions."""
-    trials: Annotated[int, Limit(1)] = 5
-    """How many times each model is measured, with another seed each time."""
+    trials: Annotated[int, Limit(1)] = 5  # How many times each model is measured, with another seed each time.
     weights: Annotated[tuple[str, ...], shown("FILE")] = ()
     """Other weights for the network of the first run: .safetensors or .pth files, torchvision:NAME or timm:NAME."""
     metric: Annotated[str | None, shown("NAME")] = None
     """Another number of the task to compare by, such as AP50, PCK or frozen."""
-    out: str = "compare"
-    """Folder for the trials and for TASK.md, TASK.json, TASK.svg and TASK.html."""
+    out: str = "compare"  # Folder for the trials and for TASK.md, TASK.json, TASK.svg and TASK.html.
 
 
 @dataclass(frozen=True)
 class Embed(Verb):
     """Write one embedding per picture, text or video to a parquet table: path, split, label, embedding."""
 
-    run: Positional[Annotated[str, shown("RUN")]]
-    """The model: folder of a run."""
-    data: Positional[Annotated[str, shown("DATA")]]
-    """Pictures, texts or videos, as the run learned from."""
-    out: Annotated[str, shown("FILE")]
-    """The parquet file to write."""
+    run: Positional[Annotated[str, shown("RUN")]]  # The model: folder of a run.
+    data: Positional[Annotated[str, shown("DATA")]]  # Pictures, texts or videos, as the run learned from.
+    out: Annotated[str, shown("FILE")]  # The parquet file to write.
     layer: Layer = "backbone"
     precision: Precision = "fp32"
     clip: Annotated[float | None, Limit(1e-3), shown("SECONDS")] = None
@@ -228,14 +211,10 @@ class Search(Verb):
     """A table that lookalike embed wrote, or the folder of a run, whose data is then embedded first."""
     queries: Positional[Annotated[tuple[str, ...], shown("QUERY")]]
     """Paths in the table; picture files; sentences, for models of text or captions."""
-    top: Annotated[int, Limit(1)] = 10
-    """Number of hits to show."""
-    run: Annotated[str | None, shown("RUN")] = None
-    """The run that made the table, to embed queries that are not in it."""
-    json: Annotated[str | None, shown("FILE")] = None
-    """Write the hits to this file."""
-    page: Annotated[str | None, shown("FILE")] = None
-    """Write an HTML page with the pictures of the hits."""
+    top: Annotated[int, Limit(1)] = 10  # Number of hits to show.
+    run: Annotated[str | None, shown("RUN")] = None  # The run that made the table, to embed queries that are not in it.
+    json: Annotated[str | None, shown("FILE")] = None  # Write the hits to this file.
+    page: Annotated[str | None, shown("FILE")] = None  # Write an HTML page with the pictures of the hits.
     data: Annotated[str | None, shown("DATA")] = None
     """Where the pictures for the page are, if no longer where the run read them."""
 
@@ -247,19 +226,15 @@ class Prepare(Verb):
     From then on, use the folder as DATA. The same command continues after an interruption, and repairs damaged shards.
     """
 
-    data: Positional[Annotated[str, shown("DATA")]]
-    """Pictures in any layout."""
-    out: Annotated[str, shown("FOLDER")]
-    """Folder to write."""
+    data: Positional[Annotated[str, shown("DATA")]]  # Pictures in any layout.
+    out: Annotated[str, shown("FOLDER")]  # Folder to write.
     size: Annotated[int | None, Limit(1), shown("PIXELS")] = None
     """Side of the prepared pictures; by default 160, or less if the pictures are smaller."""
-    split: Annotated[str | None, shown("NAME")] = None
-    """Only this part of the data; by default every part."""
+    split: Annotated[str | None, shown("NAME")] = None  # Only this part of the data; by default every part.
     jpeg: Annotated[int | None, Limit(1, 95), shown("QUALITY")] = None
     """Keep JPEG files of this quality, 1 to 95, instead of raw pixels: a tenth of the space, decoded when read."""
     workers: Workers = 2
-    quiet: bool = False
-    """Print nothing but errors."""
+    quiet: bool = False  # Print nothing but errors.
 
 
 @dataclass(frozen=True)
@@ -272,15 +247,11 @@ class Doctor(Verb):
 
     data: Positional[Annotated[str | None, shown("DATA|RUN")]] = None
     """Pictures in any layout, a folder that lookalike prepare wrote, or the folder of a run."""
-    out: str = "doctor"
-    """Folder for a sheet of sample pictures and lists of broken and duplicate files."""
-    split: Annotated[str | None, shown("NAME")] = None
-    """Only this part of the data; by default every part."""
-    json: Annotated[str | None, shown("FILE")] = None
-    """Write all findings to this file."""
+    out: str = "doctor"  # Folder for a sheet of sample pictures and lists of broken and duplicate files.
+    split: Annotated[str | None, shown("NAME")] = None  # Only this part of the data; by default every part.
+    json: Annotated[str | None, shown("FILE")] = None  # Write all findings to this file.
     workers: Workers = 2
-    quick: bool = False
-    """Skip the few seconds of training that estimate how long an epoch takes."""
+    quick: bool = False  # Skip the few seconds of training that estimate how long an epoch takes.
 
 
 @dataclass(frozen=True)
@@ -290,16 +261,12 @@ class Preview(Verb):
     Any field of the recipe can be set by its path: --pretext.first.blur 0
     """
 
-    data: Positional[Annotated[str, shown("DATA")]]
-    """Pictures in any layout."""
+    data: Positional[Annotated[str, shown("DATA")]]  # Pictures in any layout.
     recipe: Positional[Annotated[str | None, shown("RECIPE")]] = None
     """Name of a recipe; by default the one that lookalike pretrain would choose."""
-    out: str = "preview.png"
-    """The picture to write."""
-    rows: Annotated[int, Limit(1)] = 12
-    """Number of pictures."""
-    epoch: Annotated[int, Limit(0)] = 0
-    """The epoch whose views to draw; each has its own."""
+    out: str = "preview.png"  # The picture to write.
+    rows: Annotated[int, Limit(1)] = 12  # Number of pictures.
+    epoch: Annotated[int, Limit(0)] = 0  # The epoch whose views to draw; each has its own.
     split: Annotated[str | None, shown("NAME")] = None
     """Which part of the data; by default train if there is one, else everything."""
 

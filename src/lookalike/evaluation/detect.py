@@ -36,7 +36,7 @@ from lookalike.evaluation.precision import coco_precision, correct_points, tools
 from lookalike.evaluation.settings import Boxes, Keypoints
 from lookalike.learn.optim import AdamW, Cosine
 from lookalike.train.fit import Fit, weights_digest
-from lookalike.train.trained import Trained
+from lookalike.train.trained import Trained, readable
 
 ALPHA = 0.1
 """PCK: a point is found within so much of the longer side of what the known points of its object reach over."""
@@ -94,16 +94,17 @@ def fit(spec: Boxes, model: Trained, learned: Annotated, tested: Annotated, reso
         return torch.stack(list(losses.values())).sum()
 
     optimizer = AdamW(spec.lr, spec.decay).build(detector, 256)
-    pictures = partial(batches, spec, model, learned, resources.workers)
+    views = partial(batches, spec, model, learned, resources.workers)
     origin = {"start": weights_digest(model.encoder.backbone), "data": digest(learned)}
-    training = Fit(detector, optimizer, Cosine(warmup=0.1), spec.steps, spec.seed, pictures, loss, _STEEP)
+    training = Fit(detector, optimizer, Cosine(warmup=0.1), spec.steps, spec.seed, views, loss, _STEEP)
     training.run(partial(resources.progress, "fitting"), resources.folder, spec.settings() | origin)
-    return scored(spec, tested, *_detections(detector.eval(), spec, model, tested, resources), len(learned.scenes))
-
-
-def scored(spec: Boxes, tested: Annotated, results: list[Detections], rows: list[int], learned: int) -> Fitted:
-    """What was detected in the pictures ``rows`` against their annotations: COCO's AP, VOC's AP50 by area, PCK."""
+    results, rows = _detections(detector.eval(), spec, model, tested, resources)
     pictures = tested.some(rows)
+    return Fitted(metrics(spec, pictures, results), pictures, results, len(learned.scenes))
+
+
+def metrics(spec: Boxes, pictures: Annotated, results: list[Detections]) -> dict[str, float]:
+    """All numbers of the detections in ``pictures``, in 0..1: COCO's AP, AP50 and AP75, VOC's AP50 by area, PCK."""
     table = (pictures.scenes, results, len(pictures.classes))
     numbers = coco_precision(*table, "bbox") | {"VOC_AP50": voc_precision(*table)}
     if has_masks(spec):
@@ -111,7 +112,7 @@ def scored(spec: Boxes, tested: Annotated, results: list[Detections], rows: list
     if isinstance(spec, Keypoints):
         numbers |= {f"keypoint_{name}": value for name, value in coco_precision(*table, "keypoints").items()}
         numbers |= {"PCK": correct_points(pictures.scenes, results, ALPHA)}
-    return Fitted(numbers, pictures, results, learned)
+    return numbers
 
 
 def batches(
@@ -160,16 +161,14 @@ def _detections(
     detector: nn.Module, spec: Boxes, model: Trained, tested: Annotated, resources: Resources
 ) -> tuple[list[Detections], list[int]]:
     """What the detector finds in every picture that can be read, each alone, and the rows of these."""
-    loader = Loader(tested.pictures(), spec.long_side, workers=resources.workers, max_bad=1.0)
-    results: list[Detections] = []
+    loader, results = Loader(tested.pictures(), spec.long_side, workers=resources.workers, max_bad=1.0), []
     for chunk, material in loader.batches(torch.split(torch.arange(len(loader)), 32)):
         for row, canvas in zip(chunk.tolist(), moved(material).pixels):
-            scene = tested.scenes[row]
-            (look,) = looks(spec, [scene], None)
+            (look,) = looks(spec, [tested.scenes[row]], None)
             (output,) = detector([_shown(model, canvas, look)])
-            results.append(detections(output, scene, look))
+            results.append(detections(output, tested.scenes[row], look))
             resources.progress("testing", len(results), len(loader))
-    good = [row for row in range(len(loader)) if row not in loader.bad_rows]
+    good = readable(loader)
     return [results[row] for row in good], good
 
 

@@ -12,7 +12,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -102,8 +102,7 @@ class _PointMaps(KeypointRCNNPredictor):  # type: ignore[misc]  # torchvision is
 
     def forward(self, x: Tensor) -> Tensor:
         """(R, C, 14, 14) → (R, K, 56, 56)."""
-        maps: Tensor = super().forward(x)
-        return maps.contiguous()
+        return cast(Tensor, super().forward(x)).contiguous()
 
 
 class FPN(nn.Module):
@@ -121,8 +120,8 @@ class FPN(nn.Module):
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) → maps of ``spec.width`` by name, the finest first."""
-        joined: dict[str, Tensor] = self.fpn(OrderedDict(zip(self.names, self.levels(pixels)[-LEVELS:])))
-        return joined
+        levels = OrderedDict(zip(self.names, self.levels(pixels)[-LEVELS:]))
+        return cast(dict[str, Tensor], self.fpn(levels))
 
     def pool(self, side: int) -> MultiScaleRoIAlign:
         """Boxes to maps of ``side``."""
@@ -130,9 +129,9 @@ class FPN(nn.Module):
 
     def box_head(self) -> nn.Module:
         """One convolution and one hidden layer; its BatchNorm sees the boxes of ``spec.grouped`` pictures."""
-        norm = partial(GroupedBatchNorm2d, group=self.spec.grouped * self.spec.rois)
-        head: nn.Module = FastRCNNConvFCHead((self.spec.width, 7, 7), [self.spec.width], [self.spec.hidden], norm)
-        return head
+        spec = self.spec
+        norm = partial(GroupedBatchNorm2d, group=spec.grouped * spec.rois)
+        return cast(nn.Module, FastRCNNConvFCHead((spec.width, 7, 7), [spec.width], [spec.hidden], norm))
 
 
 class C4(nn.Module):
@@ -143,9 +142,8 @@ class C4(nn.Module):
         if not hasattr(levels, "stages"):
             raise UserError("--neck c4 needs separate stages, which timm's backbones do not have: choose --neck fpn")
         *trunk, self._last = levels.stages
-        self.trunk, self.spec, self.out_channels = nn.Sequential(*trunk), spec, levels.widths[-2]
+        self.trunk, self.out_channels, self.box_width = nn.Sequential(*trunk), levels.widths[-2], levels.widths[-1]
         self.strides, self.every_stride = levels.strides[-2:-1], levels.strides[-LEVELS:]
-        self.box_width = levels.widths[-1]
         self._last_group = spec.grouped * spec.rois
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
@@ -183,12 +181,10 @@ class Anchors(AnchorGenerator):  # type: ignore[misc]  # torchvision is not type
 
     def forward(self, images: ImageList, maps: list[Tensor]) -> list[Tensor]:
         """(A, 4) for each picture."""
-        here = maps[0].device
-        self.set_cell_anchors(maps[0].dtype, here)
-        sizes = [list(level.shape[-2:]) for level in maps]
-        strides = [[torch.tensor(stride, device=here)] * 2 for stride in self.strides]
-        every = torch.cat(self.grid_anchors(sizes, strides))
-        return [every] * len(images.image_sizes)
+        self.set_cell_anchors(maps[0].dtype, maps[0].device)
+        strides = [[torch.tensor(stride, device=maps[0].device)] * 2 for stride in self.strides]
+        anchors = torch.cat(self.grid_anchors([list(level.shape[-2:]) for level in maps], strides))
+        return [anchors] * len(images.image_sizes)
 
 
 class Padded(nn.Module):
@@ -206,7 +202,7 @@ class Padded(nn.Module):
         return ImageList(batch, [(image.shape[1], image.shape[2]) for image in images]), truths
 
     def postprocess(self, results: list[dict[str, Tensor]], *_: object) -> list[dict[str, Tensor]]:
-        """As it is."""
+        """In pixels of the pictures that were given."""
         return results
 
 
@@ -245,9 +241,8 @@ def looks(spec: Boxes, scenes: Sequence[Scene], draws: Tensor | None, mirror: bo
 
 def picture(canvas: Tensor, look: Look, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(3, height, width) normalised, of a canvas uint8 (3, S, S)."""
-    pixels = interpolate(
-        canvas[None].float(), (look.height, look.width), mode="bilinear", antialias=True, align_corners=False
-    )[0]
+    size = (look.height, look.width)
+    pixels = interpolate(canvas[None].float(), size, mode="bilinear", antialias=True, align_corners=False)[0]
     shift, scale = (torch.tensor(numbers, device=canvas.device)[:, None, None] for numbers in (mean, std))
     pixels = (pixels / 255 - shift) / scale
     return pixels.flip(2) if look.mirrored else pixels
@@ -281,12 +276,10 @@ def truth(scene: Scene, look: Look, swapped: Sequence[int], masks: bool) -> Trut
 
 
 def _mask(scene: Scene, row: int, look: Look) -> npt.NDArray[np.bool_]:
-    outline = scene.outlines[row]
-    if outline is not None:
+    if (outline := scene.outlines[row]) is not None:
         return outline.mask(look.height, look.width)
     mask = np.zeros((look.height, look.width), dtype=bool)
-    scale = np.tile([look.width / scene.width, look.height / scene.height], 2)
-    left, top, right, bottom = scene.boxes[row] * scale
+    left, top, right, bottom = scene.boxes[row] * np.tile([look.width / scene.width, look.height / scene.height], 2)
     mask[math.floor(top) : math.ceil(bottom), math.floor(left) : math.ceil(right)] = True
     return mask
 
@@ -295,17 +288,12 @@ def detections(output: dict[str, Tensor], scene: Scene, look: Look) -> Detection
     """What torchvision's detector gives for one picture, in its own pixels."""
     scale = np.array([scene.width / look.width, scene.height / look.height])
     boxes = output["boxes"].double().cpu().numpy() * np.tile(scale, 2)
+    labels, scores = output["labels"].cpu().numpy() - 1, output["scores"].double().cpu().numpy()
     points = None
     if "keypoints" in output:
         places = output["keypoints"].double().cpu().numpy()[..., :2] * scale
         points = np.concatenate([places, output["keypoints_scores"].double().cpu().numpy()[..., None]], 2)
-    return Detections(
-        boxes,
-        output["labels"].cpu().numpy() - 1,
-        output["scores"].double().cpu().numpy(),
-        output["masks"].cpu() if "masks" in output else None,
-        points,
-    )
+    return Detections(boxes, labels, scores, output["masks"].cpu() if "masks" in output else None, points)
 
 
 def pasted(detections: Detections, height: int, width: int) -> npt.NDArray[np.bool_]:
@@ -321,13 +309,9 @@ def in_mirror(joints: Sequence[str]) -> tuple[int, ...] | None:
 
     None where no name says a side, or a side lacks its other: then pictures are not to be mirrored.
     """
+    swap = {"left": "right", "right": "left", "l": "r", "r": "l"}
     names = {name.lower(): i for i, name in enumerate(joints)}
-    others = [names.get(_turned(name), -1) for name in names]
+    turned = ("".join(swap.get(part, part) for part in re.split(r"([^a-z]+)", name)) for name in names)
+    others = [names.get(name, -1) for name in turned]
     sided = any(other not in (-1, i) for i, other in enumerate(others))
     return tuple(others) if len(names) == len(joints) and sided and -1 not in others else None
-
-
-def _turned(name: str) -> str:
-    """``right_knee`` for ``left_knee``; ``neck`` as it is."""
-    swap = {"left": "right", "right": "left", "l": "r", "r": "l"}
-    return "".join(swap.get(part, part) for part in re.split(r"([^a-z]+)", name))

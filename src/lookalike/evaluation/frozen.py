@@ -119,14 +119,13 @@ def probe(spec: settings.Probe, table: Features, resources: Resources) -> Result
 def fewshot(spec: settings.Fewshot, table: Features, resources: Resources) -> Result:
     """Accuracy for each number of labels, and for each share."""
     more = resources.counter("fitting", spec.draws * len(spec.shares))
-    accuracies: dict[str, Interval] = {}
-    lines = []
     few = by_means(*table.table(), spec.labels, spec.draws, spec.seed)
     shares = by_shares(*table.table(), spec.shares, spec.draws, spec.seed, progress=more)
-    for amount, accuracy in [*few.items(), *shares.items()]:
-        words = f"{amount:.0%} of the labels" if isinstance(amount, float) else f"{amount} labels a class"
-        lines.append(f"{words}: accuracy {accuracy:.2%} (n = {spec.draws} draws)")
-        accuracies[named(amount)] = accuracy
+    lines = [f"{count} labels a class: accuracy {one:.2%} (n = {spec.draws} draws)" for count, one in few.items()]
+    lines += [
+        f"{share:.0%} of the labels: accuracy {one:.2%} (n = {spec.draws} draws)" for share, one in shares.items()
+    ]
+    accuracies = {named(amount): accuracy for amount, accuracy in [*few.items(), *shares.items()]}
     numbers = {f"accuracy_{name}": accuracy.mean for name, accuracy in accuracies.items()}
     numbers |= halves({f"interval_{name}": accuracy for name, accuracy in accuracies.items()})
     numbers["accuracy"] = next(iter(numbers.values()))

@@ -44,11 +44,10 @@ def probe(spec: settings.Probe, model: Trained, data: Data, resources: Resources
     if spec.share < 1:
         reference = Rows(reference, drawn(reference.labels, spec.share, spec.seed))
     say_missing(reference.labels, query.labels, resources)
-    loaders = [loader_of(source, model, resources.workers) for source in (reference, query)]
-    view, progress = model.recipe.crops(), partial(resources.progress, "probing")
-    classifier = fit(spec, model.encoder, loaders[0], view, progress)
-    features = raw(model.encoder, model.views(loaders[1], torch.arange(len(query)))).cpu()
-    good = torch.tensor(readable(loaders[1]))
+    training, test = (loader_of(source, model, resources.workers) for source in (reference, query))
+    classifier = fit(spec, model.encoder, training, model.recipe.crops(), partial(resources.progress, "probing"))
+    features = raw(model.encoder, model.views(test, torch.arange(len(query)))).cpu()
+    good = torch.tensor(readable(test))
     accuracy = classifier.accuracy(features[good], query.labels[good])
     line = (
         f"linear probe accuracy {accuracy:.2%} on {len(good)} pictures after {spec.epochs} epochs of {len(reference)} "
@@ -88,8 +87,8 @@ def fit(
     optimizer = SGD(spec.lr, _MOMENTUM, weight_decay=0.0).build(layer, order.batch)
     batches = partial(_batches, encoder, loader, replace(view, scale=_AREA), order, total)
     Fit(layer, optimizer, schedule(spec.epochs), total, spec.seed, batches, loss).run(progress)
-    weight, bias = layer.weight.detach().cpu().double(), layer.bias.detach().cpu().double()
-    return LinearClassifier(classes, weight, bias, 0.0)
+    weight, bias = (part.detach().cpu().double() for part in (layer.weight, layer.bias))
+    return LinearClassifier(classes, weight, bias, decay=0.0)
 
 
 def schedule(epochs: int) -> Steps:

@@ -1,4 +1,7 @@
-"""Every evaluation. Its fields are the flags, the record in JSON, the settings of ``compare`` and Python's keywords."""
+"""Every evaluation. Its fields are the flags, the record in JSON, the settings of ``compare`` and Python's keywords.
+
+The words of ``--help`` are the docstrings, and the docstring or the comment of each field.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +33,8 @@ class Sampled(Frozen):
     METRIC = "accuracy"
     TRIALS = MappingProxyType({"share": 0.5})
 
-    share: Annotated[float, SHARE] = 1.0
-    """Share of the labelled examples of each class to use, drawn by the seed."""
-    seed: Annotated[int, Limit(0)] = 0
-    """Decides what is drawn."""
+    share: Annotated[float, SHARE] = 1.0  # Share of the labelled examples of each class to use, drawn by the seed.
+    seed: Annotated[int, Limit(0)] = 0  # Decides what is drawn.
 
     @property
     def repeats(self) -> bool:
@@ -51,10 +52,8 @@ class NearestNeighbours(Sampled):
     NAME, RUNNER = "knn", "frozen:knn"
     DRAWS = "which labelled examples vote"
 
-    k: Annotated[int, Limit(1)] = 200
-    """Number of neighbours that vote."""
-    temperature: Annotated[float, Limit(1e-6)] = 0.1
-    """A vote weighs exp(cosine / temperature)."""
+    k: Annotated[int, Limit(1)] = 200  # Number of neighbours that vote.
+    temperature: Annotated[float, Limit(1e-6)] = 0.1  # A vote weighs exp(cosine / temperature).
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +67,9 @@ class Probe(Sampled):
     NAME, RUNNER = "probe", "frozen:probe"
     DRAWS = "which labelled examples are fitted"
 
-    protocol: Literal["strong", "paper"] = "strong"
-    """How the classifier is trained."""
-    epochs: Annotated[int, Limit(1)] = 100
-    """Passes over train (paper only)."""
-    lr: Annotated[float, Limit(0)] = 30.0
-    """Learning rate for a batch of 256 (paper only)."""
+    protocol: Literal["strong", "paper"] = "strong"  # How the classifier is trained.
+    epochs: Annotated[int, Limit(1)] = 100  # Passes over train (paper only).
+    lr: Annotated[float, Limit(0)] = 30.0  # Learning rate for a batch of 256 (paper only).
 
     @property
     def repeats(self) -> bool:
@@ -100,12 +96,9 @@ class Fewshot(Frozen):
 
     labels: Annotated[tuple[int, ...], Limit(1)] = (1, 5, 10)
     """Numbers of labelled examples a class; models are compared by the first."""
-    shares: Annotated[tuple[float, ...], SHARE] = (0.01, 0.1)
-    """Shares of the labelled examples of each class."""
-    draws: Annotated[int, Limit(1)] = 20
-    """How many times the labelled examples are drawn."""
-    seed: Annotated[int, Limit(0)] = 0
-    """Decides which examples are drawn."""
+    shares: Annotated[tuple[float, ...], SHARE] = (0.01, 0.1)  # Shares of the labelled examples of each class.
+    draws: Annotated[int, Limit(1)] = 20  # How many times the labelled examples are drawn.
+    seed: Annotated[int, Limit(0)] = 0  # Decides which examples are drawn.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,12 +126,9 @@ class Clusters(Frozen):
     DRAWS = "the first centres of the clusters"
     TRIALS = MappingProxyType({"draws": 1})
 
-    draws: Annotated[int, Limit(1)] = 5
-    """How many times the clustering is repeated."""
-    starts: Annotated[int, Limit(1)] = 3
-    """Random starts of k-means; the best by its own loss counts."""
-    seed: Annotated[int, Limit(0)] = 0
-    """Decides the first centres."""
+    draws: Annotated[int, Limit(1)] = 5  # How many times the clustering is repeated.
+    starts: Annotated[int, Limit(1)] = 3  # Random starts of k-means; the best by its own loss counts.
+    seed: Annotated[int, Limit(0)] = 0  # Decides the first centres.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,16 +148,11 @@ class Finetune(Evaluation):
     """Shares of the labelled pictures of each class; models are compared by the first."""
     rates: Annotated[tuple[float, ...], POSITIVE] = (1e-4, 1e-3)
     """Learning rates of AdamW to choose from, for a batch of 256."""
-    steps: Annotated[int, Limit(1)] = 200
-    """Training steps."""
-    batch: Annotated[int, Limit(2)] = 64
-    """Pictures a step."""
-    decay: Annotated[float, Limit(0)] = 0.05
-    """Weight decay."""
-    draws: Annotated[int, Limit(1)] = 3
-    """How many times the labelled pictures are drawn."""
-    seed: Annotated[int, Limit(0)] = 0
-    """Decides which pictures are drawn, and the order of training."""
+    steps: Annotated[int, Limit(1)] = 200  # Training steps.
+    batch: Annotated[int, Limit(2)] = 64  # Pictures a step.
+    decay: Annotated[float, Limit(0)] = 0.05  # Weight decay.
+    draws: Annotated[int, Limit(1)] = 3  # How many times the labelled pictures are drawn.
+    seed: Annotated[int, Limit(0)] = 0  # Decides which pictures are drawn, and the order of training.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,16 +161,11 @@ class Transfer(Evaluation):
 
     FITS, PAGE = True, True
 
-    steps: Annotated[int, Limit(1)] = 300
-    """Training steps."""
-    batch: Annotated[int, Limit(1)] = 8
-    """Pictures a step."""
-    group: Annotated[int | None, Limit(1)] = None
-    """Pictures that share BatchNorm statistics; by default the batch."""
-    width: Annotated[int, Limit(1)] = 64
-    """Channels of the new layers."""
-    seed: Annotated[int, Limit(0)] = 0
-    """Decides the new layers, the order of the pictures, and how they are varied."""
+    steps: Annotated[int, Limit(1)] = 300  # Training steps.
+    batch: Annotated[int, Limit(1)] = 8  # Pictures a step.
+    group: Annotated[int | None, Limit(1)] = None  # Pictures that share BatchNorm statistics; by default the batch.
+    width: Annotated[int, Limit(1)] = 64  # Channels of the new layers.
+    seed: Annotated[int, Limit(0)] = 0  # Decides the new layers, the order of the pictures, and how they are varied.
 
     @property
     def grouped(self) -> int:
@@ -204,12 +184,9 @@ class Boxes(Transfer):
     METRIC, RUNNER = "AP", "detect:detect"
     DRAWS = "the new layers, the order of the pictures, and how they are varied"
 
-    annotations: str | None = None
-    """The file or folder of annotations, if DATA holds several; otherwise it is found."""
-    lr: Annotated[float, Limit(0)] = 1e-3
-    """Peak learning rate of AdamW."""
-    decay: Annotated[float, Limit(0)] = 0.05
-    """Weight decay."""
+    annotations: str | None = None  # The file or folder of annotations, if DATA holds several; otherwise it is found.
+    lr: Annotated[float, Limit(0)] = 1e-3  # Peak learning rate of AdamW.
+    decay: Annotated[float, Limit(0)] = 0.05  # Weight decay.
     size: Annotated[int, Limit(16)] = 160
     """Short side of the pictures in pixels; large photos with small objects need more."""
     longest: Annotated[int | None, Limit(16)] = None
@@ -219,12 +196,9 @@ class Boxes(Transfer):
     """Training pictures are randomly enlarged or reduced by up to this factor."""
     neck: Literal["fpn", "c4"] = "fpn"
     """fpn: a feature pyramid. c4: the last stage but one, with the last stage as the head of each box."""
-    hidden: Annotated[int, Limit(1)] = 256
-    """Width of the hidden layer of the box head."""
-    rois: Annotated[int, Limit(1)] = 32
-    """Boxes of a picture that a training step samples."""
-    proposals: Annotated[int, Limit(1)] = 200
-    """Boxes that the region proposal network passes on."""
+    hidden: Annotated[int, Limit(1)] = 256  # Width of the hidden layer of the box head.
+    rois: Annotated[int, Limit(1)] = 32  # Boxes of a picture that a training step samples.
+    proposals: Annotated[int, Limit(1)] = 200  # Boxes that the region proposal network passes on.
     anchors: Annotated[tuple[float, ...], POSITIVE] = (2.0, 4.0)
     """Sides of the anchor boxes, in strides of their level."""
 
@@ -266,8 +240,7 @@ class Keypoints(Boxes):
 
     NAME, METRIC = "keypoints", "keypoint_AP"
 
-    convolutions: Annotated[int, Limit(1)] = 4
-    """Convolutions before the maps of points."""
+    convolutions: Annotated[int, Limit(1)] = 4  # Convolutions before the maps of points.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,22 +259,16 @@ class Segment(Transfer):
 
     void: Annotated[tuple[int, ...], Limit(0)] = (255,)
     """Numbers in masks that are no class: neither trained on nor tested."""
-    size: Annotated[int, Limit(8)] = 192
-    """Short side of a whole picture in pixels."""
-    crop: Annotated[int, Limit(8)] = 160
-    """Side of the training crops in pixels."""
+    size: Annotated[int, Limit(8)] = 192  # Short side of a whole picture in pixels.
+    crop: Annotated[int, Limit(8)] = 160  # Side of the training crops in pixels.
     scale: Annotated[tuple[float, float], POSITIVE] = (0.5, 2.0)
     """Smallest and largest factor by which training pictures are scaled."""
-    stride: Annotated[int, Limit(1)] = 16
-    """Pixels of a picture for one place of the feature map, at most."""
+    stride: Annotated[int, Limit(1)] = 16  # Pixels of a picture for one place of the feature map, at most.
     dilation: Annotated[int, Limit(1)] = 2
     """Dilation of the head's convolutions; the paper has 6, for crops of 513 pixels."""
-    lr: Annotated[float, POSITIVE] = 0.05
-    """Learning rate of SGD."""
-    momentum: Annotated[float, Limit(0, 1)] = 0.9
-    """Momentum of SGD."""
-    decay: Annotated[float, Limit(0)] = 1e-4
-    """Weight decay."""
+    lr: Annotated[float, POSITIVE] = 0.05  # Learning rate of SGD.
+    momentum: Annotated[float, Limit(0, 1)] = 0.9  # Momentum of SGD.
+    decay: Annotated[float, Limit(0)] = 1e-4  # Weight decay.
     drops: Annotated[tuple[float, ...], Limit(0, 1)] = (0.7, 0.9)
     """Shares of the steps after which the learning rate drops to a tenth."""
 
@@ -318,8 +285,7 @@ class Sts(Evaluation):
 
     layer: Literal["backbone", "head"] = "backbone"
     """Which features: the backbone's, or the output of the head that was trained on top of it."""
-    split: str | None = None
-    """Which part of the data to use; by default test, else validation, else everything."""
+    split: str | None = None  # Which part of the data to use; by default test, else validation, else everything.
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torch import Tensor
 
 from lookalike.core.devices import full_precision
-from lookalike.metrics.fewshot import Interval, interval
+from lookalike.metrics.fewshot import Count, Interval, interval
 
 
 class Agreement(NamedTuple):
@@ -26,12 +25,7 @@ class Agreement(NamedTuple):
 
 
 def agreement(
-    features: Tensor,
-    labels: Tensor,
-    draws: int = 5,
-    starts: int = 3,
-    seed: int = 0,
-    progress: Callable[[int], None] = lambda _: None,
+    features: Tensor, labels: Tensor, draws: int = 5, starts: int = 3, seed: int = 0, progress: Count = lambda _: None
 ) -> Agreement:
     """Of unit rows (N, F) with labels (N,), which only count the classes and judge the result.
 

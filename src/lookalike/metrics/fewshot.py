@@ -15,6 +15,9 @@ from lookalike.core.devices import full_precision
 from lookalike.core.seeding import uniforms
 from lookalike.metrics.probe import LinearProbe
 
+Count = Callable[[int], None]
+"""Told how many more are done."""
+
 
 class Interval(NamedTuple):
     """A mean and the half-width of its 95 % interval."""
@@ -57,7 +60,7 @@ def by_shares(
     draws: int,
     seed: int = 0,
     probe: LinearProbe = LinearProbe(),  # noqa: B008  (frozen)
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Count = lambda _: None,
 ) -> dict[float, Interval]:
     """Accuracy of a linear probe for each share of the labels of each class, at least one, over so many draws of them.
 
