@@ -79,7 +79,7 @@ class Probe(Sampled):
     @property
     def runner(self) -> str:
         """Either protocol has its own."""
-        return "paper:probe" if self.protocol == "paper" else self.RUNNER
+        return "tuning:paper_probe" if self.protocol == "paper" else self.RUNNER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +139,7 @@ class Finetune(Evaluation):
     with the same labels. Tested on test (else val).
     """
 
-    NAME, METRIC, RUNNER = "finetune", "accuracy", "finetune:finetune"
+    NAME, METRIC, RUNNER = "finetune", "accuracy", "tuning:finetune"
     DRAWS = "which pictures are labelled, and the order of training"
     TRIALS = MappingProxyType({"shares": (0.1,), "draws": 1})
     FITS = True

@@ -1,42 +1,140 @@
-"""Fine-tuning the whole network with all or few labels: each fit is a run of its own, so that it can be continued."""
+"""Evaluations that train on pictures: the linear probe of the MoCo papers, and fine-tuning the whole network."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterable, Iterator
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from lookalike.core.devices import moved
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.progress import Progress, silent
+from lookalike.data.example import as_pictures
 from lookalike.data.fingerprint import to_table
 from lookalike.data.loader import Loaded, Loader
+from lookalike.data.order import Order
 from lookalike.data.rows import Rows
-from lookalike.data.source import Data
+from lookalike.data.source import Data, Source
 from lookalike.evaluation import settings
 from lookalike.evaluation.evaluation import Resources, Result
 from lookalike.evaluation.frozen import halves, named, say_missing
-from lookalike.evaluation.paper import loader_of
 from lookalike.learn.learner import Learner
-from lookalike.learn.optim import AdamW, Cosine
+from lookalike.learn.optim import SGD, AdamW, Cosine, Steps
 from lookalike.metrics.fewshot import Interval, drawn, interval
 from lookalike.metrics.probe import LinearClassifier, LinearProbe, folds
-from lookalike.models.features import embed, raw
-from lookalike.pretext.image import OneView
+from lookalike.models.encoder import Encoder
+from lookalike.models.features import embed, evaluating, raw, width
+from lookalike.pretext.image import ImageView, OneView
 from lookalike.recipes.modality import only_pictures
 from lookalike.recipes.recipe import Length, Recipe
 from lookalike.train import checkpoint
+from lookalike.train.fit import Fit
 from lookalike.train.loop import train
 from lookalike.train.run import Run, check_same
 from lookalike.train.stops import leave
 from lookalike.train.trained import Trained, labelled_parts, readable
 from lookalike.types import Canvases
+
+_BATCH, _MOMENTUM = 256, 0.9  # of the paper's probe
+_AREA = (0.08, 1.0)  # of its crops
+
+
+# The linear probe of the MoCo papers (arXiv 1911.05722, section 4.1; moco/main_lincls.py)
+
+
+def paper_probe(spec: settings.Probe, model: Trained, data: Data, resources: Resources) -> Result:
+    """Accuracy on the pictures of the queries that can be read."""
+    if spec.layer != "backbone":
+        raise UserError("the paper's probe uses the backbone: leave out --layer")
+    only_pictures(model.recipe, "the paper's probe")
+    reference, query = labelled_parts(model, data)
+    if spec.share < 1:
+        reference = Rows(reference, drawn(reference.labels, spec.share, spec.seed))
+    say_missing(reference.labels, query.labels, resources)
+    training, test = (loader_of(source, model, resources.workers) for source in (reference, query))
+    classifier = fit_linear(spec, model.encoder, training, model.recipe.crops(), partial(resources.progress, "probing"))
+    features = raw(model.encoder, model.views(test, torch.arange(len(query)))).cpu()
+    good = torch.tensor(readable(test))
+    accuracy = classifier.accuracy(features[good], query.labels[good])
+    line = (
+        f"linear probe accuracy {accuracy:.2%} on {len(good)} pictures after {spec.epochs} epochs of {len(reference)} "
+        f"(paper's protocol, lr {spec.lr:g}, step {model.step})"
+    )
+    facts = {"step": model.step, "queries": len(good), "reference": len(reference)}
+    return spec.result({"accuracy": accuracy}, facts, line)
+
+
+def loader_of(source: Source, model: Trained, workers: int | None) -> Loader:
+    """All pictures of ``source``, however many cannot be read."""
+    return Loader(as_pictures(source), model.recipe.canvas, workers=workers, max_bad=1.0)
+
+
+def fit_linear(
+    spec: settings.Probe,
+    encoder: Encoder,
+    loader: Loader,
+    view: ImageView,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> LinearClassifier:
+    """One linear layer on the backbone's output in evaluation mode, by SGD on random crops and mirror images.
+
+    To the labelled pictures of ``loader``, in whole batches; nothing of ``encoder`` changes.
+    """
+    classes, numbers = torch.unique(loader.source.labels, return_inverse=True)
+    order = Order(len(loader), min(_BATCH, len(loader)), spec.seed)
+    layer = initial_layer(width(encoder, view.size), len(classes), spec.seed).to(next(encoder.parameters()).device)
+    total = spec.epochs * order.steps_per_epoch
+
+    def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
+        rows, features = batch
+        good = torch.tensor([row not in loader.bad_rows for row in rows.tolist()])  # another stands in its place
+        logits = layer(features[good.to(features.device)])
+        return F.cross_entropy(logits, numbers[rows[good]].to(logits.device))
+
+    optimizer = SGD(spec.lr, _MOMENTUM, weight_decay=0.0).build(layer, order.batch)
+    batches = partial(_batches, encoder, loader, replace(view, scale=_AREA), order, total)
+    Fit(layer, optimizer, schedule(spec.epochs), total, spec.seed, batches, loss).run(progress)
+    weight, bias = (part.detach().cpu().double() for part in (layer.weight, layer.bias))
+    return LinearClassifier(classes, weight, bias, decay=0.0)
+
+
+def schedule(epochs: int) -> Steps:
+    """A tenth of the rate at the first epoch from three fifths on, a hundredth at that from four fifths on."""
+    return Steps(tuple(math.ceil(at * epochs) / epochs for at in (0.6, 0.8)))
+
+
+def _batches(
+    encoder: Encoder, loader: Loader, view: ImageView, order: Order, total: int, done: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows (B,) and their features (B, F), which other crops change in every epoch."""
+    for step, (rows, canvases) in enumerate(loader.batches(map(order.rows, range(done, total))), done):
+        crops = view(moved(canvases), rows, order.seed, order.epoch(step), 0)
+        with evaluating(encoder):
+            features = encoder.raw(**crops).float()
+        yield rows, features.clone()  # no tensor of inference takes part in training
+
+
+def initial_layer(features: int, classes: int, seed: int) -> nn.Linear:
+    """Weights of deviation 0.01, no bias."""
+    layer = nn.Linear(features, classes)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        layer.weight.copy_(0.01 * torch.randn(classes, features, generator=generator))
+        layer.bias.zero_()
+    return layer
+
+
+# Fine-tuning: each fit is a run of its own, so that it can be continued
 
 
 class Tuned(NamedTuple):
