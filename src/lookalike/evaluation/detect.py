@@ -81,8 +81,7 @@ def words(metrics: dict[str, float]) -> str:
 def fit(spec: Boxes, model: Trained, learned: Annotated, tested: Annotated, resources: Resources) -> Fitted:
     """Train a detector from ``model``, which stays as it is, on ``learned``, and test it on ``tested``.
 
-    A function of its arguments alone. With a folder it is saved there, and the same call goes on where it stopped.
-    Metrics are in 0..1. Raises UserError.
+    A function of its arguments alone. Raises UserError.
     """
     if has_masks(spec) and not any(outline for scene in learned.scenes for outline in scene.outlines):
         raise UserError("--masks needs annotations with outlines, such as COCO's or YOLO's polygons", BAD_DATA)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -37,14 +38,8 @@ class Features(NamedTuple):
 
 
 def features(spec: settings.Frozen, model: Trained, data: Data, resources: Resources) -> Features | None:
-    """Each process of torchrun embeds a share of the examples; the first one alone gets them.
-
-    Of a ``settings.Sampled`` the reference is the share that is drawn.
-    """
-
-    def embedded() -> tuple[Part, Part]:
-        return parts(model, data, spec.layer, resources.workers, resources.progress, spec.clip)
-
+    """Each process of torchrun embeds a share of the examples; the first one alone gets them."""
+    embedded = partial(parts, model, data, spec.layer, resources.workers, resources.progress, spec.clip)
     reference, query = resources.once((spec.layer, spec.clip), embedded)
     if not dist.first():
         return None

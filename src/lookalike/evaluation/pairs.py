@@ -97,10 +97,7 @@ def captions(spec: settings.CaptionRetrieval, model: Trained, data: Data, resour
 
 
 def captioned(model: Trained, data: Data, resources: Resources) -> tuple[Tensor, Tensor]:
-    """Unit rows of the pictures (N, D) of test, else validation, else a fifth, and of their captions (N, V, D).
-
-    Raises UserError.
-    """
+    """Unit rows of pictures (N, D), test, else validation, else a fifth, and captions (N, V, D); raises UserError."""
     if modality_of(model.recipe) is not CAPTIONED:
         raise UserError(f"{model.recipe.name} was not trained on captions: name a run of moco_captions")
     _, source = reference_and_query(data, find=CAPTIONED.find)

@@ -131,10 +131,7 @@ def _hits(truth: Numbers, hard: npt.NDArray[np.bool_], boxes: Numbers) -> Number
 
 
 def average_precision(hits: Numbers, scores: Numbers, total: int) -> float:
-    """The area under precision, made monotone, over recall, as VOC has it from 2010 on.
-
-    ``hits`` (M,) are 1, 0 or NaN, which is not counted.
-    """
+    """The area under precision, made monotone, over recall, as VOC has it from 2010 on; see ``_hits``."""
     counted = ~np.isnan(hits)
     right = hits[counted][np.argsort(-scores[counted], kind="stable")]
     hit = np.cumsum(right)

@@ -104,17 +104,14 @@ def segment(spec: Segment, model: Trained, data: Data, resources: Resources) -> 
 
 
 def segmented(spec: Segment, model: Trained, data: Data, resources: Resources) -> Segmented:
-    """Train a copy of the backbone on the reference's masks and test it on the queries.
-
-    With a folder the fit is kept there, and the same call goes on where it was stopped. Raises UserError.
-    """
+    """Train a copy of the backbone on the reference's masks and test it on the queries; raises UserError."""
     scenes, view, progress = pairs(str(data)), model.recipe.pictures.first, resources.progress
     classes = MaskClasses.of(scenes.reference, spec.void, partial(progress, "reading masks"))
     origin = {"start": weights_digest(model.encoder.backbone), "data": digest(scenes.reference, classes)}
-    learned = Photos(spec, scenes.reference, classes, view)
-    network = learned.fitted(model.encoder, resources, spec.settings() | origin)
+    training, test = (Photos(spec, photos, classes, view) for photos in (scenes.reference, scenes.query))
+    network = training.fitted(model.encoder, resources, spec.settings() | origin)
     confusion, shown = Confusion(classes, spec.void), list[tuple[Prediction, Example]]()
-    for one in Photos(spec, scenes.query, classes, view).predictions(network, partial(progress, "testing")):
+    for one in test.predictions(network, partial(progress, "testing")):
         confusion.add(one.truth, one.guess)
         if len(shown) < _SHOWN:
             shown.append((one, scenes.query.source.example(one.row, _SIDE)))

@@ -86,10 +86,7 @@ def fit_linear(
     view: ImageView,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> LinearClassifier:
-    """One linear layer on the backbone's output in evaluation mode, by SGD on random crops and mirror images.
-
-    To the labelled pictures of ``loader``, in whole batches; nothing of ``encoder`` changes.
-    """
+    """One linear layer on the backbone's output, by SGD on random crops and mirror images of labelled pictures."""
     classes, numbers = torch.unique(loader.source.labels, return_inverse=True)
     order = Order(len(loader), min(_BATCH, len(loader)), spec.seed)
     layer = initial_layer(width(encoder, view.size), len(classes), spec.seed).to(next(encoder.parameters()).device)
@@ -138,10 +135,10 @@ def initial_layer(features: int, classes: int, seed: int) -> nn.Linear:
 
 
 class Tuned(NamedTuple):
-    """With one share of the labels: accuracy of a probe on the frozen features, and after fine-tuning; the rate."""
+    """With one share of the labels."""
 
-    frozen: Interval
-    tuned: Interval
+    frozen: Interval  # accuracy of a probe on the frozen features
+    tuned: Interval  # after fine-tuning
     rate: float
     labels: int
 
@@ -170,8 +167,7 @@ def finetune(spec: settings.Finetune, model: Trained, data: Data, resources: Res
     reference, query = labelled_parts(model, data)
     say_missing(reference.labels, query.labels, resources)
     loaders = loader_of(reference, model, resources.workers), loader_of(query, model, resources.workers)
-    kept = nullcontext(resources.folder) if resources.folder else TemporaryDirectory(prefix="lookalike-")
-    with kept as folder:
+    with nullcontext(resources.folder) if resources.folder else TemporaryDirectory(prefix="lookalike-") as folder:
         results = tune(spec, model, *loaders, Path(folder), resources.progress)
     lines = [
         f"{share:.0%} of the labels ({one.labels}): accuracy {one.tuned:.2%} fine-tuned (rate {one.rate:g}), "
@@ -188,31 +184,28 @@ def finetune(spec: settings.Finetune, model: Trained, data: Data, resources: Res
 def tune(
     spec: settings.Finetune, model: Trained, reference: Loader, query: Loader, folder: Path, progress: Progress = silent
 ) -> dict[float, Tuned]:
-    """For each share, from the labelled pictures of ``reference`` to those of ``query``; fits go below ``folder``.
-
-    The same call again continues what was interrupted.
-    """
-    training, test = (Labelled.of(model, loader) for loader in (reference, query))
+    """For each share, from the labelled pictures of ``reference`` to those of ``query``; fits stay in ``folder``."""
+    training, test = (LabelledPictures.of(model, loader) for loader in (reference, query))
     tuning = Tuning(spec, model, folder, progress)
     return {share: tuning.share(share, training, test) for share in spec.shares}
 
 
-class Labelled(NamedTuple):
-    """Pictures that can be read, with their features (N, F) as the backbone gives them, and labels (N,)."""
+class LabelledPictures(NamedTuple):
+    """Pictures that can be read."""
 
     loader: Loader
-    features: Tensor
-    labels: Tensor
+    features: Tensor  # (N, F) as the backbone gives them
+    labels: Tensor  # (N,)
 
     @classmethod
-    def of(cls, model: Trained, loader: Loader) -> Labelled:
+    def of(cls, model: Trained, loader: Loader) -> LabelledPictures:
         """All that can be read of a loader."""
         features = raw(model.encoder, model.views(loader, torch.arange(len(loader)))).cpu()
         return cls(loader, features, loader.source.labels).rows(torch.tensor(readable(loader)))
 
-    def rows(self, rows: Tensor) -> Labelled:
+    def rows(self, rows: Tensor) -> LabelledPictures:
         """Some of them."""
-        return Labelled(Some(self.loader, rows), self.features[rows], self.labels[rows])
+        return LabelledPictures(Some(self.loader, rows), self.features[rows], self.labels[rows])
 
     def probe(self) -> LinearClassifier:
         """Fitted to the frozen features."""
@@ -227,7 +220,7 @@ class Tuning(NamedTuple):
     folder: Path
     progress: Progress
 
-    def share(self, share: float, reference: Labelled, query: Labelled) -> Tuned:
+    def share(self, share: float, reference: LabelledPictures, query: LabelledPictures) -> Tuned:
         """With a share of the labels of ``reference``."""
         seeds = range(self.spec.seed, self.spec.seed + self.spec.draws)
         draws = [reference.rows(drawn(reference.labels, share, seed)) for seed in seeds]
@@ -240,7 +233,7 @@ class Tuning(NamedTuple):
             after.append(self.accuracy(learner, probe.classes, query))
         return Tuned(interval(before), interval(after), rate, len(draws[0].labels))
 
-    def rate(self, share: float, labelled: Labelled) -> float:
+    def rate(self, share: float, labelled: LabelledPictures) -> float:
         """The best on a held-out fifth; where that would be nothing, the lowest."""
         rates, held_out = self.spec.rates, folds(labelled.labels, self.spec.seed) == 0
         if len(rates) == 1 or not bool(held_out.any()) or bool(held_out.all()):
@@ -252,7 +245,7 @@ class Tuning(NamedTuple):
             accuracy[rate] = self.accuracy(learner, probe.classes, others)
         return max(accuracy, key=lambda rate: accuracy[rate])
 
-    def fit(self, probe: LinearClassifier, labelled: Labelled, rate: float, draw: int, what: str) -> Learner:
+    def fit(self, probe: LinearClassifier, labelled: LabelledPictures, rate: float, draw: int, what: str) -> Learner:
         """The network tuned to these pictures, from the backbone and ``probe`` on."""
         seed = self.spec.seed + draw
         recipe = classifier(self.spec, self.model.recipe, len(probe.classes), len(labelled.labels), rate, seed)
@@ -265,7 +258,7 @@ class Tuning(NamedTuple):
             leave(done.signal)
         return done.learner
 
-    def accuracy(self, learner: Learner, classes: Tensor, query: Labelled) -> float:
+    def accuracy(self, learner: Learner, classes: Tensor, query: LabelledPictures) -> float:
         """The share of pictures whose label the whole network predicts."""
         views = self.model.views(query.loader, torch.arange(len(query.labels)))
         logits = embed(learner.encoder, views, "head")  # of unit norm, which moves no maximum
