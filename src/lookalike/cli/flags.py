@@ -34,6 +34,9 @@ Precision = Annotated[
     ),
 ]
 Workers = Annotated[int, Limit(0), arg(help="Processes that decode pictures.")]
+Data = Positional[Annotated[str, shown("DATA")]]
+File = Annotated[str | None, shown("FILE")]
+Name = Annotated[str | None, shown("NAME")]
 Settings = TypeVar("Settings", bound=Evaluation)
 
 
@@ -71,14 +74,14 @@ class Pretrain(Verb):
     recipe.json of a run. Afterwards: lookalike evaluate, lookalike embed.
     """
 
-    data: Positional[Annotated[str, shown("DATA")]]
+    data: Data
     """Pictures: a folder in any layout; a .txt or .csv list of paths; a parquet, Arrow, tar or zip file, or a folder of
     them; a folder that lookalike prepare wrote; hub:owner/name; an address such as s3://bucket/folder; or the name
     digits. Text: lines of a .txt, a .csv, .tsv or .parquet (FILE:COLUMN names one column, FILE:FIRST,SECOND two), or a
     folder of them. Videos: video files; frames:FOLDER, one folder of frames per video; frames@12.5:FOLDER if they are
     not 25 a second. Captions: a folder of pictures with captions.csv (image, caption) or COCO's captions_*.json."""
     out: Annotated[str, shown("RUN")]  # Folder for the run: recipe.json, metrics.jsonl, checkpoints/.
-    recipe: Annotated[str | None, shown("NAME")] = None
+    recipe: Name = None
     """For pictures: small, moco_v1, moco_v2, moco_v3, moco_cifar, simclr, nnclr, instdisc, supcon, masked_moco, mae,
     tiny; small_simclr and so on are smaller versions for a CPU. For text: mlm, simcse, moco_text, text_pairs,
     simcse_bert. For videos: video_moco (two frames), video_moco_clips and video_moco_r3d (two clips). For pictures with
@@ -92,8 +95,7 @@ class Pretrain(Verb):
     """Lengthen the run in this folder, finished or stopped: --epochs and --steps are the new total, --minutes is added.
     The learning rate goes on as in a run of the new length. The same command again continues it; if the run has
     finished, --minutes adds to it once more."""
-    split: Annotated[str | None, shown("NAME")] = None
-    """Which part of the data; by default train if there is one, else everything."""
+    split: Name = None  # Which part of the data; by default train if there is one, else everything.
     overwrite: bool = False  # Start again; an old run in this folder is moved aside.
     init_from: Annotated[str | None, shown("RUN")] = None  # Start from the weights of this run.
     max_bad: Annotated[float, Limit(0)] = 0.01  # Share of pictures that may be unreadable before the run stops.
@@ -102,8 +104,7 @@ class Pretrain(Verb):
     """GiB of decoded pictures to keep in memory; if there is more data, it is decoded again in each epoch."""
     save_every: Annotated[int | None, Limit(1), shown("N")] = None
     """Steps between checkpoints; by default about a minute."""
-    allow_data_change: bool = False
-    """Continue the run although files were added, removed, renamed or replaced since it began."""
+    allow_data_change: bool = False  # Continue although files were added, removed, renamed or replaced since the start.
     quiet: bool = False  # Print nothing but errors.
 
 
@@ -124,17 +125,17 @@ class Evaluate(Verb, Generic[Settings]):
     """Measure a model: k nearest neighbours, linear probe, fine-tuning, detection and more."""
 
     run: Positional[Annotated[str, shown("RUN")]]  # The model: folder of a run.
-    data: Positional[Annotated[str, shown("DATA")]]
+    data: Data
     """What to measure on. Unless the description above says otherwise: pictures, texts or videos with labels, as class
     folders or tables with a label column."""
     settings: Annotated[Settings, arg(name="")]
     untrained: bool = False  # Measure the same network with its initial weights, as a baseline.
-    weights: Annotated[str | None, shown("FILE")] = None
+    weights: File = None
     """Measure the same network with other weights: a .safetensors or .pth file, or torchvision:NAME or timm:NAME if
     those are on this machine already."""
     precision: Precision = "fp32"
     workers: Workers = 2
-    json: Annotated[str | None, shown("FILE")] = None  # Write the numbers and all settings to this file.
+    json: File = None  # Write the numbers and all settings to this file.
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ class EvaluateFit(Evaluate[Settings]):
 class EvaluateScenes(EvaluateFit[Settings]):
     """Of evaluations with something to look at."""
 
-    page: Annotated[str | None, shown("FILE")] = None
+    page: File = None
     """The HTML page to write, with pictures, their annotations and the predictions; by default detect.html,
     keypoints.html or segment.html."""
 
@@ -178,8 +179,7 @@ class Compare(Verb):
     trials: Annotated[int, Limit(1)] = 5  # How many times each model is measured, with another seed each time.
     weights: Annotated[tuple[str, ...], shown("FILE")] = ()
     """Other weights for the network of the first run: .safetensors or .pth files, torchvision:NAME or timm:NAME."""
-    metric: Annotated[str | None, shown("NAME")] = None
-    """Another number of the task to compare by, such as AP50, PCK or frozen."""
+    metric: Name = None  # Another number of the task to compare by, such as AP50, PCK or frozen.
     out: str = "compare"  # Folder for the trials and for TASK.md, TASK.json, TASK.svg and TASK.html.
 
 
@@ -188,7 +188,7 @@ class Embed(Verb):
     """Write one embedding per picture, text or video to a parquet table: path, split, label, embedding."""
 
     run: Positional[Annotated[str, shown("RUN")]]  # The model: folder of a run.
-    data: Positional[Annotated[str, shown("DATA")]]  # Pictures, texts or videos, as the run learned from.
+    data: Data  # Pictures, texts or videos, as the run learned from.
     out: Annotated[str, shown("FILE")]  # The parquet file to write.
     layer: Layer = "backbone"
     precision: Precision = "fp32"
@@ -213,8 +213,8 @@ class Search(Verb):
     """Paths in the table; picture files; sentences, for models of text or captions."""
     top: Annotated[int, Limit(1)] = 10  # Number of hits to show.
     run: Annotated[str | None, shown("RUN")] = None  # The run that made the table, to embed queries that are not in it.
-    json: Annotated[str | None, shown("FILE")] = None  # Write the hits to this file.
-    page: Annotated[str | None, shown("FILE")] = None  # Write an HTML page with the pictures of the hits.
+    json: File = None  # Write the hits to this file.
+    page: File = None  # Write an HTML page with the pictures of the hits.
     data: Annotated[str | None, shown("DATA")] = None
     """Where the pictures for the page are, if no longer where the run read them."""
 
@@ -226,11 +226,11 @@ class Prepare(Verb):
     From then on, use the folder as DATA. The same command continues after an interruption, and repairs damaged shards.
     """
 
-    data: Positional[Annotated[str, shown("DATA")]]  # Pictures in any layout.
+    data: Data  # Pictures in any layout.
     out: Annotated[str, shown("FOLDER")]  # Folder to write.
     size: Annotated[int | None, Limit(1), shown("PIXELS")] = None
     """Side of the prepared pictures; by default 160, or less if the pictures are smaller."""
-    split: Annotated[str | None, shown("NAME")] = None  # Only this part of the data; by default every part.
+    split: Name = None  # Only this part of the data; by default every part.
     jpeg: Annotated[int | None, Limit(1, 95), shown("QUALITY")] = None
     """Keep JPEG files of this quality, 1 to 95, instead of raw pixels: a tenth of the space, decoded when read."""
     workers: Workers = 2
@@ -248,8 +248,8 @@ class Doctor(Verb):
     data: Positional[Annotated[str | None, shown("DATA|RUN")]] = None
     """Pictures in any layout, a folder that lookalike prepare wrote, or the folder of a run."""
     out: str = "doctor"  # Folder for a sheet of sample pictures and lists of broken and duplicate files.
-    split: Annotated[str | None, shown("NAME")] = None  # Only this part of the data; by default every part.
-    json: Annotated[str | None, shown("FILE")] = None  # Write all findings to this file.
+    split: Name = None  # Only this part of the data; by default every part.
+    json: File = None  # Write all findings to this file.
     workers: Workers = 2
     quick: bool = False  # Skip the few seconds of training that estimate how long an epoch takes.
 
@@ -261,14 +261,13 @@ class Preview(Verb):
     Any field of the recipe can be set by its path: --pretext.first.blur 0
     """
 
-    data: Positional[Annotated[str, shown("DATA")]]  # Pictures in any layout.
+    data: Data  # Pictures in any layout.
     recipe: Positional[Annotated[str | None, shown("RECIPE")]] = None
     """Name of a recipe; by default the one that lookalike pretrain would choose."""
     out: str = "preview.png"  # The picture to write.
     rows: Annotated[int, Limit(1)] = 12  # Number of pictures.
     epoch: Annotated[int, Limit(0)] = 0  # The epoch whose views to draw; each has its own.
-    split: Annotated[str | None, shown("NAME")] = None
-    """Which part of the data; by default train if there is one, else everything."""
+    split: Name = None  # Which part of the data; by default train if there is one, else everything.
 
 
 VERBS: dict[str, type[Verb]] = {

@@ -95,7 +95,7 @@ class Fewshot(Frozen):
     TRIALS = MappingProxyType({"labels": (5,), "shares": (), "draws": 1})
 
     labels: Annotated[tuple[int, ...], Limit(1)] = (1, 5, 10)
-    """Numbers of labelled examples a class; models are compared by the first."""
+    """Labelled examples a class; models are compared by the first."""
     shares: Annotated[tuple[float, ...], SHARE] = (0.01, 0.1)  # Shares of the labelled examples of each class.
     draws: Annotated[int, Limit(1)] = 20  # How many times the labelled examples are drawn.
     seed: Annotated[int, Limit(0)] = 0  # Decides which examples are drawn.
@@ -147,7 +147,7 @@ class Finetune(Evaluation):
     shares: Annotated[tuple[float, ...], SHARE] = (1.0, 0.1, 0.01)
     """Shares of the labelled pictures of each class; models are compared by the first."""
     rates: Annotated[tuple[float, ...], POSITIVE] = (1e-4, 1e-3)
-    """Learning rates of AdamW to choose from, for a batch of 256."""
+    """AdamW's learning rates to choose from, for a batch of 256."""
     steps: Annotated[int, Limit(1)] = 200  # Training steps.
     batch: Annotated[int, Limit(2)] = 64  # Pictures a step.
     decay: Annotated[float, Limit(0)] = 0.05  # Weight decay.
@@ -187,20 +187,16 @@ class Boxes(Transfer):
     annotations: str | None = None  # The file or folder of annotations, if DATA holds several; otherwise it is found.
     lr: Annotated[float, Limit(0)] = 1e-3  # Peak learning rate of AdamW.
     decay: Annotated[float, Limit(0)] = 0.05  # Weight decay.
-    size: Annotated[int, Limit(16)] = 160
-    """Short side of the pictures in pixels; large photos with small objects need more."""
+    size: Annotated[int, Limit(16)] = 160  # Short side in pixels; large photos with small objects need more.
     longest: Annotated[int | None, Limit(16)] = None
-    """Limit for the long side in pixels; a picture that would exceed it is made smaller. By default 1.6 times the
-    size."""
-    jitter: Annotated[float, Limit(1)] = 1.25
-    """Training pictures are randomly enlarged or reduced by up to this factor."""
+    """Limit for the long side in pixels; by default 1.6 times the size."""
+    jitter: Annotated[float, Limit(1)] = 1.25  # Training pictures are randomly resized by up to this factor.
     neck: Literal["fpn", "c4"] = "fpn"
     """fpn: a feature pyramid. c4: the last stage but one, with the last stage as the head of each box."""
     hidden: Annotated[int, Limit(1)] = 256  # Width of the hidden layer of the box head.
     rois: Annotated[int, Limit(1)] = 32  # Boxes of a picture that a training step samples.
     proposals: Annotated[int, Limit(1)] = 200  # Boxes that the region proposal network passes on.
-    anchors: Annotated[tuple[float, ...], POSITIVE] = (2.0, 4.0)
-    """Sides of the anchor boxes, in strides of their level."""
+    anchors: Annotated[tuple[float, ...], POSITIVE] = (2.0, 4.0)  # Sides of the anchor boxes in strides of their level.
 
     @property
     def long_side(self) -> int:
@@ -222,8 +218,7 @@ class Detect(Boxes):
 
     NAME = "detect"
 
-    masks: bool = False
-    """Also predict masks (Mask R-CNN), and compare by their average precision; annotations need outlines."""
+    masks: bool = False  # Predict masks, too (Mask R-CNN), and compare by their AP; annotations need outlines.
 
     @property
     def metric(self) -> str:
@@ -257,20 +252,18 @@ class Segment(Transfer):
     NAME, METRIC, RUNNER = "segment", "miou", "segment:segment"
     DRAWS = "the new head, the order of the pictures, and their crops"
 
-    void: Annotated[tuple[int, ...], Limit(0)] = (255,)
-    """Numbers in masks that are no class: neither trained on nor tested."""
+    void: Annotated[tuple[int, ...], Limit(0)] = (255,)  # Numbers in masks that are neither trained on nor tested.
     size: Annotated[int, Limit(8)] = 192  # Short side of a whole picture in pixels.
     crop: Annotated[int, Limit(8)] = 160  # Side of the training crops in pixels.
-    scale: Annotated[tuple[float, float], POSITIVE] = (0.5, 2.0)
-    """Smallest and largest factor by which training pictures are scaled."""
+    scale: Annotated[tuple[float, float], POSITIVE] = (0.5, 2.0)  # Least and greatest scale of training pictures.
     stride: Annotated[int, Limit(1)] = 16  # Pixels of a picture for one place of the feature map, at most.
     dilation: Annotated[int, Limit(1)] = 2
-    """Dilation of the head's convolutions; the paper has 6, for crops of 513 pixels."""
+    """Dilation of the head's convolutions; the paper has 6 for crops of 513 pixels."""
     lr: Annotated[float, POSITIVE] = 0.05  # Learning rate of SGD.
     momentum: Annotated[float, Limit(0, 1)] = 0.9  # Momentum of SGD.
     decay: Annotated[float, Limit(0)] = 1e-4  # Weight decay.
     drops: Annotated[tuple[float, ...], Limit(0, 1)] = (0.7, 0.9)
-    """Shares of the steps after which the learning rate drops to a tenth."""
+    """After these shares of the steps, a tenth of the rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
