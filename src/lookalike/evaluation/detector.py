@@ -218,7 +218,7 @@ class Look(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """What a detector says of one picture, in pixels of the picture as it was; the surest first."""
+    """What a detector predicts for one picture, in pixels of the picture as it was; the highest scores first."""
 
     boxes: npt.NDArray[np.float64]  # (M, 4) left, top, right, bottom
     labels: npt.NDArray[np.int64]  # (M,) numbers of classes

@@ -150,7 +150,7 @@ def overlaps(a: Numbers, b: Numbers) -> Numbers:
 def correct_points(scenes: Sequence[Scene], detections: Sequence[Detections], alpha: float = 0.2) -> float:
     """PCK: the share of known points that were found within ``alpha`` of the size of their object.
 
-    The size is the longer side of the extent of its known points (Yang & Ramanan 2013). The detected boxes, the surest
+    The size is the longer side of the extent of its known points (Yang & Ramanan 2013). The detected boxes, the best
     first, are each counted for the object that they overlap most and that has none yet; the points of an object without
     one are not found. 0 where no point is known.
     """
