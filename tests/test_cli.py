@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 import lookalike
-from lookalike.cli.main import VERBS, main
+from lookalike.cli.flags import VERBS
+from lookalike.cli.main import main
 from lookalike.core.errors import UserError
 from tests.forks import digest
 

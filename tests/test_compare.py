@@ -18,7 +18,7 @@ from PIL import Image
 from lookalike.cli.main import main
 from lookalike.data.source import Data
 from lookalike.evaluation.compare import Comparison, ModelScores, compare, names, starts
-from lookalike.evaluation.result import Resources, Result
+from lookalike.evaluation.evaluation import Resources, Result
 from lookalike.evaluation.settings import EVALUATIONS, Evaluation, Probe
 from lookalike.metrics.fewshot import interval
 from lookalike.report.comparison import comparison_page, markdown, picture
@@ -128,7 +128,7 @@ class Toy(Evaluation):
             raise KeyboardInterrupt
         self.made.append(self.seed)
         numbers = {"score": 0.5 + self.gain * (model.step > 0) + 0.01 * self.seed, "seed": float(self.seed)}
-        return self.result(numbers, {}, [])
+        return self.result(numbers, {})
 
 
 def test_a_new_evaluation_is_one_class_and_an_interrupted_comparison_goes_on(

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from lookalike.data.loader import Loader
 from lookalike.data.source import open_source
-from lookalike.evaluation import paper
+from lookalike.evaluation import tuning
 from lookalike.evaluation.settings import Probe
-from lookalike.metrics.clusters import agreement
+from lookalike.metrics.agreement import agreement
 from lookalike.metrics.fewshot import by_shares, drawn
 from lookalike.metrics.knn import largest, products
 from lookalike.metrics.probe import LinearProbe, folds
@@ -204,7 +204,9 @@ def test_the_papers_probe_learns_and_leaves_every_byte_of_the_encoder() -> None:
     steps: list[tuple[int, int]] = []
     loader = Loader(open_source(Shades()), 16, workers=0)
     spec = Probe(epochs=30, lr=3.0)
-    probe = paper.fit(spec, encoder, loader, recipe.pretext.crops(), lambda done, total: steps.append((done, total)))
+    probe = tuning.fit_linear(
+        spec, encoder, loader, recipe.pretext.crops(), lambda done, total: steps.append((done, total))
+    )
     assert digest(encoder) == before
     assert encoder.training
     assert steps[-1] == (30, 30)
@@ -214,7 +216,7 @@ def test_the_papers_probe_learns_and_leaves_every_byte_of_the_encoder() -> None:
         encoder.eval()
         features = torch.cat([encoder.backbone(**view) for view in views])
     assert probe.accuracy(features, loader.source.labels) > 0.9
-    again = paper.fit(spec, encoder, loader, recipe.pretext.crops())
+    again = tuning.fit_linear(spec, encoder, loader, recipe.pretext.crops())
     assert torch.equal(again.weight, probe.weight)
 
 
@@ -223,7 +225,7 @@ def canvases(loader: Loader) -> list[Canvases]:
 
 
 def test_the_papers_rate_falls_at_three_and_four_fifths_of_the_epochs() -> None:
-    rates = [30 * paper.schedule(100).share(epoch / 100) for epoch in (0, 59, 60, 79, 80, 99)]
+    rates = [30 * tuning.schedule(100).share(epoch / 100) for epoch in (0, 59, 60, 79, 80, 99)]
     assert [round(rate, 9) for rate in rates] == [30, 30, 3, 3, 0.3, 0.3]
-    assert paper.schedule(10).share(0.6) == pytest.approx(0.1)
-    assert paper.schedule(2).share(0.99) == 1  # within an epoch it stays
+    assert tuning.schedule(10).share(0.6) == pytest.approx(0.1)
+    assert tuning.schedule(2).share(0.99) == 1  # within an epoch it stays

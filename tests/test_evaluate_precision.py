@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from lookalike.data.annotations.masks import Polygons
 from lookalike.data.annotations.record import Scene
+from lookalike.evaluation.detector import Detections, pasted
 from lookalike.evaluation.precision import (
     average_precision,
     coco_precision,
@@ -22,7 +23,6 @@ from lookalike.evaluation.precision import (
     overlaps,
     voc_precision,
 )
-from lookalike.evaluation.scenes import Detections, pasted
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 SIDE, CLASSES = 120, 3

@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from lookalike.cli.main import main
 from lookalike.data.loader import Loader
 from lookalike.data.source import open_source
-from lookalike.evaluation import paper
+from lookalike.evaluation import tuning
 from lookalike.evaluation.settings import Probe
-from lookalike.metrics.clusters import agreement
+from lookalike.metrics.agreement import agreement
 from lookalike.metrics.fewshot import drawn
 from lookalike.metrics.knn import Knn
 from lookalike.metrics.probe import LinearProbe
@@ -92,7 +92,7 @@ def test_the_papers_probe_changes_nothing_of_the_network() -> None:
     encoder = recipe.build(len(source)).encoder.train()
     before = {name: part.numpy().tobytes() for name, part in encoder.state_dict().items()}
     loader = Loader(source, recipe.canvas, workers=0)
-    found = paper.fit(Probe(epochs=1), encoder, loader, recipe.pretext.crops())
+    found = tuning.fit_linear(Probe(epochs=1), encoder, loader, recipe.pretext.crops())
     assert {name: part.numpy().tobytes() for name, part in encoder.state_dict().items()} == before
     assert all(module.training for module in encoder.modules())
     assert all(part.grad is None for part in encoder.parameters())

@@ -21,11 +21,11 @@ from lookalike.core.errors import UserError
 from lookalike.learn.dictionary import Entries, InBatch, MemoryBank, Neighbours, Queue
 from lookalike.learn.objective import DCL, NCE, InfoNCE, Objective, SupCon, log_sum_exp, top1
 from lookalike.learn.optim import Muon, orthogonalised
+from lookalike.metrics.agreement import spearman
 from lookalike.metrics.fewshot import by_means
 from lookalike.metrics.knn import Knn, products
 from lookalike.metrics.probe import LinearProbe
 from lookalike.metrics.retrieval import retrieval
-from lookalike.metrics.spearman import spearman
 from lookalike.models.encoder import Whitening, embed, evaluating, means, settle, unit
 from lookalike.models.winograd import convolve, correlate, scheme
 from lookalike.pretext import ops

@@ -24,9 +24,8 @@ from lookalike.core.seeding import uniforms
 from lookalike.data.image.decode import Unreadable
 from lookalike.data.image.masks import MOST, decoded, pairs
 from lookalike.evaluation.compare import compare
-from lookalike.evaluation.result import Resources
-from lookalike.evaluation.segment import segmented
-from lookalike.evaluation.segmentation import VOID, Confusion, MaskClasses, crops, cut, mean_loss, photos
+from lookalike.evaluation.evaluation import Resources
+from lookalike.evaluation.segment import VOID, Confusion, MaskClasses, crops, cut, mean_loss, photos, segmented
 from lookalike.evaluation.settings import Segment
 from lookalike.models.dense import dilated
 from lookalike.models.image import Pixels, SmallResNet, Timm

@@ -16,8 +16,8 @@ from lookalike.core.errors import UserError
 from lookalike.data.loader import Loader
 from lookalike.data.order import Order
 from lookalike.data.source import open_source, reference_and_query
-from lookalike.evaluation.finetune import tune
 from lookalike.evaluation.settings import Finetune
+from lookalike.evaluation.tuning import tune
 from lookalike.learn.labelled import Classes, CrossEntropy
 from lookalike.learn.objective import InfoNCE
 from lookalike.models.encoder import MLP

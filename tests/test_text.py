@@ -20,7 +20,7 @@ from lookalike.core.errors import UserError
 from lookalike.data.text.loader import TextLoader
 from lookalike.data.text.source import find_text
 from lookalike.data.text.tokenizer import Tokenizer
-from lookalike.metrics.spearman import ranked, spearman
+from lookalike.metrics.agreement import ranked, spearman
 from lookalike.models.decoder import Words
 from lookalike.models.hugging_face import HuggingFace
 from lookalike.models.text import CounterDropout, Packing, Transformer, table

@@ -23,10 +23,9 @@ from lookalike.data.annotations.open import open_annotated, split_annotated
 from lookalike.data.annotations.record import Annotated
 from lookalike.evaluation.compare import compare
 from lookalike.evaluation.detect import Fitted, fit, untrained
-from lookalike.evaluation.detector import Anchors, Padded, build
+from lookalike.evaluation.detector import Anchors, Look, Padded, build, detections, in_mirror, looks, picture, truth
 from lookalike.evaluation.evaluate import evaluate
-from lookalike.evaluation.result import Resources
-from lookalike.evaluation.scenes import Look, detections, in_mirror, looks, picture, truth
+from lookalike.evaluation.evaluation import Resources
 from lookalike.evaluation.settings import Boxes, Detect, Keypoints
 from lookalike.models.dense import pyramid
 from lookalike.models.image import ResNet, SmallResNet, Timm

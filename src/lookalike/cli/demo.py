@@ -12,14 +12,13 @@ from torch.nn import functional as F
 from lookalike.data.loader import Loader
 from lookalike.data.source import PictureSource, open_source, reference_and_query
 from lookalike.metrics.fewshot import Interval, by_means
-from lookalike.models.encoder import settle
 from lookalike.recipes.images import digits
 from lookalike.recipes.recipe import Recipe
 from lookalike.report.page import Accuracies, percent
 from lookalike.report.run import write_report
 from lookalike.train.pretrain import Request, carry_out
 from lookalike.train.screen import Screen
-from lookalike.train.trained import Trained, load
+from lookalike.train.trained import Trained, load, whiten_untrained
 
 DATA = "digits"
 LABELS, DRAWS = (1, 5, 10), 100
@@ -66,12 +65,10 @@ def pixels(source: PictureSource) -> Tensor:
 
 
 def by_network(trained: Trained, reference: PictureSource, query: PictureSource) -> list[Interval]:
-    """Those of a network's features; one that was never trained gets its whitening, if it has one, as the other did."""
-    loaders = [Loader(part, trained.recipe.canvas, workers=0) for part in (reference, query)]
-    if trained.step == 0 and trained.encoder.whitening is not None:
-        whole = Loader(open_source(DATA), trained.recipe.canvas, workers=0)
-        settle(trained.encoder, trained.views(whole, torch.arange(len(whole))))
-    known, queries = (trained.features(loader) for loader in loaders)
+    """With a network's features; one that was never trained gets its whitening, as the other did."""
+    if trained.step == 0:
+        whiten_untrained(trained, open_source(DATA))
+    known, queries = (trained.features(trained.loader(part, 0)) for part in (reference, query))
     return few(known, queries, reference, query)
 
 

@@ -8,17 +8,13 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import tyro
 from tyro.conf import FlagCreatePairsOff
 
 import lookalike
-from lookalike.cli.data import Doctor, Embed, Prepare, Preview, Search
-from lookalike.cli.evaluation import Compare, Evaluate, evaluations
-from lookalike.cli.flags import Verb, one_of
-from lookalike.cli.training import Demo, Pretrain, Supervised
+from lookalike.cli.flags import VERBS, Verb, verbs
 from lookalike.core.errors import IO, UserError, meant, refuse_platform
 from lookalike.evaluation.settings import evaluation_named
 
@@ -31,24 +27,6 @@ Begin with: lookalike demo. Then: lookalike pretrain PHOTOS --out runs/first --m
 
 --version prints the version. --tyro-print-completion bash (or zsh, tcsh) prints a script for shell completion."""
 
-VERBS: dict[str, Any] = {
-    "demo": Demo,
-    "pretrain": Pretrain,
-    "supervised": Supervised,
-    "evaluate": Evaluate,
-    "compare": Compare,
-    "embed": Embed,
-    "search": Search,
-    "prepare": Prepare,
-    "doctor": Doctor,
-    "preview": Preview,
-}
-
-
-def flags_of(verb: str, below: str | None, whole: bool) -> Any:
-    """The dataclass of a verb; those below ``evaluate`` in a union."""
-    return evaluations(below, whole) if verb == "evaluate" else VERBS[verb]
-
 
 def parsed(arguments: Sequence[str]) -> tuple[Verb, list[str]]:
     """The command, and what the parser does not know. Raises UserError for a verb that does not exist."""
@@ -59,9 +37,8 @@ def parsed(arguments: Sequence[str]) -> tuple[Verb, list[str]]:
     if verb == "evaluate" and below is not None and not below.startswith("-"):
         evaluation_named(below)
     whole = any(argument.startswith("--tyro-") for argument in arguments)  # a script for shell completion
-    types = {name: (partial(flags_of, name, below, whole), kind) for name, kind in VERBS.items()}
     command_and_rest: tuple[Verb, list[str]] = tyro.cli(
-        one_of(types, verb, whole),
+        verbs(verb, below, whole),
         prog="lookalike",
         description=PROGRAM,
         args=arguments,

@@ -10,11 +10,8 @@ from typing import Any
 import tyro
 from tyro.conf import FlagCreatePairsOff
 
-from lookalike.cli.data import Doctor, Embed, Prepare, Preview, Search
+from lookalike.cli import flags
 from lookalike.cli.demo import demo
-from lookalike.cli.evaluation import Compare, Evaluate, EvaluateFit, EvaluateScenes
-from lookalike.cli.flags import Verb
-from lookalike.cli.training import Demo, Pretrain, Supervised
 from lookalike.core import dist
 from lookalike.core.errors import UserError, meant
 from lookalike.core.files import refuse_unwritable, write_json
@@ -26,9 +23,9 @@ from lookalike.curate.prepare import prepare as make_cache
 from lookalike.data.source import open_source
 from lookalike.evaluation import compare as comparing
 from lookalike.evaluation import evaluate as measuring
-from lookalike.evaluation.result import Result
+from lookalike.evaluation.evaluation import Evaluation, Result
 from lookalike.evaluation.segment import Segmented
-from lookalike.evaluation.settings import Evaluation, configured
+from lookalike.evaluation.settings import configured
 from lookalike.recipes import recipe_of
 from lookalike.recipes.recipe import Recipe
 from lookalike.recipes.serialize import flat
@@ -42,55 +39,47 @@ from lookalike.train.trained import embed_data, load, write_embeddings
 _FIELDS = [field.name for field in fields(Recipe)]
 
 
-def run(command: Verb, rest: Sequence[str], began: float) -> int:
+def run(command: flags.Verb, rest: Sequence[str], began: float) -> int:
     """Carry out one parsed command, given at ``began``; ``rest`` is what the parser did not know. The exit code."""
     match command:
-        case Pretrain():
+        case flags.Pretrain():
             return pretrain(command, rest, began)
-        case Preview():
+        case flags.Preview():
             return preview(command, rest)
-        case Compare():
+        case flags.Compare():
             return compare(command, rest)
     refuse_unknown(command, rest)
     match command:
-        case Evaluate():
+        case flags.Evaluate():
             return evaluate(command)
-        case Embed():
+        case flags.Embed():
             return embed(command)
-        case Search():
+        case flags.Search():
             return search(command)
-        case Prepare():
+        case flags.Prepare():
             return prepare(command)
-        case Doctor():
+        case flags.Doctor():
             return doctor(command)
-        case Demo():
+        case flags.Demo():
             return demo(Path(command.out), command.overwrite)
     raise TypeError(command)
 
 
-# What a person wrote
-
-
-def flags(command: Any) -> list[str]:
-    """The names of all flags of a verb."""
-    own = [field.name for field in fields(command) if field.name != "settings"]
-    settings = getattr(command, "settings", None)
-    return own if settings is None else own + [field.name for field in fields(settings)]
-
-
-def picked(command: Verb, *names: str) -> dict[str, Any]:
+def picked(command: flags.Verb, *names: str) -> dict[str, Any]:
     """Some of the flags, by name."""
     return {name: getattr(command, name) for name in names}
 
 
-def refuse_unknown(command: Verb, rest: Sequence[str], others: Iterable[str] = ()) -> None:
+def refuse_unknown(command: flags.Verb, rest: Sequence[str], others: Iterable[str] = ()) -> None:
     """A flag that the verb does not have, with the nearest that it has, or of ``others``."""
     if rest:
-        known = [f"--{name.replace('_', '-')}" for name in (*flags(command), *others)]
+        values = [command, *([command.settings] if isinstance(command, flags.Evaluate) else [])]
+        names = [field.name for value in values for field in fields(value) if field.name != "settings"]
+        known = [f"--{name.replace('_', '-')}" for name in (*names, *others)]
         raise UserError(f"unknown argument {rest[0]!r}; {meant(rest[0].split('=')[0], known, 'see --help')}")
 
 
-def overrides(command: Pretrain | Preview, rest: Sequence[str]) -> list[tuple[str, str]]:
+def overrides(command: flags.Pretrain | flags.Preview, rest: Sequence[str]) -> list[tuple[str, str]]:
     """(path, text) for each ``--FIELD.PATH VALUE`` or ``--FIELD.PATH=VALUE``."""
     pairs, items = [], list(rest)
     while items:
@@ -134,23 +123,20 @@ def refuse_run(data: str, verb: str) -> None:
         raise UserError(f"{data} is a run, not data: lookalike {verb} needs pictures, texts or videos")
 
 
-# Training
-
-
-def pretrain(command: Pretrain, rest: Sequence[str], began: float) -> int:
+def pretrain(command: flags.Pretrain, rest: Sequence[str], began: float) -> int:
     """Exit code 0, or 128 and the number of the signal that stopped the run."""
     refuse_run(command.data, "pretrain")
     same = [field.name for field in fields(Request) if hasattr(command, field.name)]
     request = Request(
         settings=dict(overrides(command, rest)),
-        supervised=isinstance(command, Supervised),
+        supervised=isinstance(command, flags.Supervised),
         **picked(command, *same),
     )
     done = carry_out(request, began)
     return 128 + done.signal if done.signal else 0
 
 
-def preview(command: Preview, rest: Sequence[str]) -> int:
+def preview(command: flags.Preview, rest: Sequence[str]) -> int:
     """Writes the sheet."""
     refuse_run(command.data, "preview")
     source = open_source(command.data, command.split)
@@ -162,18 +148,15 @@ def preview(command: Preview, rest: Sequence[str]) -> int:
     return 0
 
 
-# Measuring
-
-
-def evaluate(command: Evaluate[Evaluation]) -> int:
+def evaluate(command: flags.Evaluate[Evaluation]) -> int:
     """Prints and writes what the command measures."""
     spec = command.settings
-    page = (command.page or f"{spec.NAME}.html") if isinstance(command, EvaluateScenes) else None
+    page = (command.page or f"{spec.NAME}.html") if isinstance(command, flags.EvaluateScenes) else None
     refuse_unwritable(command.json)
     refuse_unwritable(page)
     refuse_swapped(command.run, command.data)
     with measuring.processes(spec), Screen(spec.NAME, quiet=not dist.first()) as screen:
-        out = command.out if isinstance(command, EvaluateFit) else None
+        out = command.out if isinstance(command, flags.EvaluateFit) else None
         same = picked(command, "untrained", "weights", "precision", "workers")
         result = measuring.evaluate(
             command.run, command.data, spec, out=out, progress=screen.work, say=screen.say, **same
@@ -188,7 +171,7 @@ def evaluate(command: Evaluate[Evaluation]) -> int:
     return 0
 
 
-def draw(page: Path, command: Evaluate[Evaluation], result: Result) -> None:
+def draw(page: Path, command: flags.Evaluate[Evaluation], result: Result) -> None:
     """The pictures, their annotations and the predictions."""
     if isinstance(result.detail, Segmented):
         write_segmentation(page, f"Segmentation of {command.data} by {command.run}", str(result), result.detail)
@@ -200,7 +183,7 @@ def draw(page: Path, command: Evaluate[Evaluation], result: Result) -> None:
     write_detections(page, title, str(result), *shown, about)
 
 
-def compare(command: Compare, rest: Sequence[str]) -> int:
+def compare(command: flags.Compare, rest: Sequence[str]) -> int:
     """Prints and writes the table."""
     spec = settings_of(command, rest)
     with Screen("compare") as screen:
@@ -216,7 +199,7 @@ def compare(command: Compare, rest: Sequence[str]) -> int:
     return 0
 
 
-def settings_of(command: Compare, rest: Sequence[str]) -> Evaluation:
+def settings_of(command: flags.Compare, rest: Sequence[str]) -> Evaluation:
     """The task with the settings that the parser did not know, read as ``lookalike evaluate TASK`` reads them."""
     default = configured(command.task, {}, trials=True)
     spec: Evaluation
@@ -236,10 +219,7 @@ def settings_of(command: Compare, rest: Sequence[str]) -> Evaluation:
     return spec
 
 
-# Embeddings and data
-
-
-def embed(command: Embed) -> int:
+def embed(command: flags.Embed) -> int:
     """Writes the table."""
     refuse_unwritable(command.out)
     refuse_swapped(command.run, command.data)
@@ -252,7 +232,7 @@ def embed(command: Embed) -> int:
     return 0
 
 
-def search(command: Search) -> int:
+def search(command: flags.Search) -> int:
     """Prints and writes the hits."""
     refuse_unwritable(command.json)
     refuse_unwritable(command.page)
@@ -275,7 +255,7 @@ def search(command: Search) -> int:
     return 0
 
 
-def prepare(command: Prepare) -> int:
+def prepare(command: flags.Prepare) -> int:
     """Writes the cache."""
     refuse_run(command.data, "prepare")
     with Screen("prepare", command.quiet) as screen:
@@ -290,7 +270,7 @@ def prepare(command: Prepare) -> int:
     return 0
 
 
-def doctor(command: Doctor) -> int:
+def doctor(command: flags.Doctor) -> int:
     """Prints and writes the findings."""
     refuse_unwritable(command.json)
     with Screen("doctor") as screen:

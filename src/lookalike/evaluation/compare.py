@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,8 @@ from lookalike.core.progress import Progress, silent
 from lookalike.data.fingerprint import stamps_of_files
 from lookalike.data.formats.disk import Local
 from lookalike.data.formats.files import listed
-from lookalike.evaluation.result import Resources, plain
-from lookalike.evaluation.settings import Evaluation, configured
+from lookalike.evaluation.evaluation import Evaluation, Resources, plain
+from lookalike.evaluation.settings import configured
 from lookalike.learn.labelled import CrossEntropy
 from lookalike.metrics.fewshot import Interval, interval
 from lookalike.recipes.serialize import to_plain
@@ -53,11 +54,18 @@ class ModelScores(NamedTuple):
 
     def record(self) -> dict[str, Any]:
         """All numbers, as JSON."""
-        mean, half = (None, None) if self.against is None else self.against
-        differences = {"difference": mean, "difference_interval": half, "verdict": self.verdict()}
-        own = {"name": self.name, "values": tuple(self.values), "mean": self.mean.mean, "interval": self.mean.half}
-        numbers = {name: plain(value) for name, value in (own | differences).items()}
-        return numbers | {"others": {name: plain(tuple(cell)) for name, cell in self.others.items()}}
+        mean, half = self.against or (None, None)
+        numbers = {
+            "name": self.name,
+            "values": tuple(self.values),
+            "mean": self.mean.mean,
+            "interval": self.mean.half,
+            "difference": mean,
+            "difference_interval": half,
+            "verdict": self.verdict(),
+            "others": self.others,
+        }
+        return {name: plain(value) for name, value in numbers.items()}
 
 
 class Comparison(NamedTuple):
@@ -98,18 +106,10 @@ class Comparison(NamedTuple):
             "Each row is one network: intervals do not say how much another pretraining would differ."
         )
 
-    def settings_line(self) -> str:
-        """``k 200, share 0.5``."""
-        return ", ".join(f"{name} {plain(value)}" for name, value in self.settings.items())
-
     def record(self) -> dict[str, Any]:
         """All numbers, as JSON."""
-        about = ("task", "data", "metric", "baseline", "supervised", "trials")
-        return {
-            **{name: getattr(self, name) for name in about},
-            "settings": {name: plain(value) for name, value in self.settings.items()},
-            "models": [row.record() for row in self.rows],
-        }
+        about = {name: value for name, value in self._asdict().items() if name not in ("rows", "draws")}
+        return about | {"settings": plain(self.settings), "models": [row.record() for row in self.rows]}
 
 
 class Start(NamedTuple):
@@ -140,11 +140,9 @@ def starts(runs: Sequence[str], weights: Sequence[str] = ()) -> list[Start]:
 
 def names(paths: Sequence[str]) -> dict[str, str]:
     """Each path once, by its last part where that tells it from the others."""
-    last = [Path(path).name for path in dict.fromkeys(paths)]
-    return {
-        path: name if name not in ("", "random") and last.count(name) == 1 else path
-        for path, name in zip(dict.fromkeys(paths), last)
-    }
+    last = {path: Path(path).name for path in paths}
+    counts = Counter(last.values())
+    return {path: name if name not in ("", "random") and counts[name] == 1 else path for path, name in last.items()}
 
 
 @isolated()
@@ -178,10 +176,10 @@ def compare(
     say_defaults(spec, say)
     every = starts([str(model) for model in models], weights)
     plan = TrialPlan(spec, str(data), trials if spec.repeats else 1, metric or spec.metric, Path(out) if out else None)
-    mark, numbers = fingerprint_of_data(str(data)), dict[Start, list[Numbers]]()
-    for number, start in enumerate(every):
-        numbers[start] = plan.measured(start, mark, Resources(progress, say, workers), (number, len(every)))
-    progress("trials", len(every) * plan.trials, len(every) * plan.trials)
+    mark, numbers, total = fingerprint_of_data(plan.data), dict[Start, list[Numbers]](), len(every) * plan.trials
+    for start in every:
+        numbers[start] = plan.measured(start, mark, Resources(progress, say, workers), len(numbers), len(every))
+    progress("trials", total, total)
     return judged(plan, numbers)
 
 
@@ -202,32 +200,30 @@ class TrialPlan(NamedTuple):
     metric: str
     out: Path | None
 
-    def measured(self, start: Start, data: str, resources: Resources, place: tuple[int, int]) -> list[Numbers]:
-        """The numbers of every trial, kept from before or measured now; ``place`` is that of the model, of how many."""
+    def measured(self, start: Start, data: str, resources: Resources, number: int, count: int) -> list[Numbers]:
+        """The numbers of every trial of a model, the ``number``-th of ``count``, kept from before or measured now."""
         model = load(start.run, start.untrained, start.weights)
         marks = {"start": fingerprint(model), "data": data, "task": self.spec.NAME}
-        shared, numbers = dict[Any, Any](), []
-        number, total = place
-        for seed in range(self.trials):
-            resources.progress("trials", number * self.trials + seed, total * self.trials)
-            where = f"{start.name}, trial {seed + 1} of {self.trials}"
-            mine = Resources(named(resources.progress, where), workers=resources.workers, cache=shared)
-            trial = replace(self.spec, seed=self.spec.seed + seed) if self.spec.repeats else self.spec  # type: ignore[attr-defined, call-arg]
-            kept, trial_numbers = self.trial(trial, model, marks | {"settings": trial.settings()}, start.name, mine)
-            resources.say(
-                f"{where}: {self.metric} {trial_numbers[self.metric]:.2%}{' (kept from before)' if kept else ''}"
-            )
-            numbers.append(trial_numbers)
-        return numbers
+        shared, trials = dict[Any, Any](), list[Numbers]()
+        for trial in range(self.trials):
+            resources.progress("trials", number * self.trials + trial, count * self.trials)
+            where = f"{start.name}, trial {trial + 1} of {self.trials}"
+            mine = replace(resources, progress=named(resources.progress, where), say=lambda _: None, cache=shared)
+            spec = replace(self.spec, seed=self.spec.seed + trial) if self.spec.repeats else self.spec  # type: ignore[attr-defined, call-arg]
+            kept, numbers = self.trial(spec, model, {**marks, "settings": spec.settings()}, start.name, mine)
+            resources.say(f"{where}: {self.metric} {numbers[self.metric]:.2%}{' (kept from before)' if kept else ''}")
+            trials.append(numbers)
+        return trials
 
     def trial(
         self, spec: Evaluation, model: Trained, marks: Mapping[str, Any], name: str, resources: Resources
     ) -> tuple[bool, Numbers]:
         """The numbers of one trial, and whether they were kept from before."""
-        file = self.out / "trials" / f"{spec.NAME}-{key(marks)}.json" if self.out else None
-        before = None if file is None else kept(file, marks, spec.metric)
+        key = hashlib.sha256(json.dumps(marks, sort_keys=True).encode()).hexdigest()[:16]
+        file = self.out / "trials" / f"{spec.NAME}-{key}.json" if self.out else None
+        before = kept(file, marks, spec.metric) if file else None
         numbers = before or spec.run(model, self.data, resources).numbers
-        if file is not None and before is None:
+        if file and before is None:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, {**marks, "name": name, "numbers": dict(numbers)})
         if self.metric not in numbers:
@@ -255,11 +251,6 @@ def judged(plan: TrialPlan, measured: Mapping[Start, Sequence[Numbers]]) -> Comp
     draws = plan.spec.DRAWS if plan.spec.repeats else None
     about = (baseline.title(), bool(labelled), plan.trials, draws, plan.spec.settings())
     return Comparison(plan.spec.NAME, plan.data, plan.metric, rows, *about)
-
-
-def key(marks: Mapping[str, Any]) -> str:
-    """A name that no other trial has."""
-    return hashlib.sha256(json.dumps(marks, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def kept(file: Path, marks: Mapping[str, Any], metric: str) -> dict[str, float] | None:

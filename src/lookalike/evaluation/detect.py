@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -13,24 +13,35 @@ from torch import Tensor, nn
 
 from lookalike.core.devices import device, exact, keep_freed, material_to_device, module_to_device
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.core.seeding import reseed
+from lookalike.core.seeding import reseed, uniforms
 from lookalike.data.annotations.open import open_annotated, split_annotated
 from lookalike.data.annotations.record import Annotated
 from lookalike.data.loader import Loader
 from lookalike.data.order import Order
 from lookalike.data.source import Data
-from lookalike.evaluation.detector import build
+from lookalike.evaluation.detector import (
+    Detections,
+    Look,
+    Truth,
+    build,
+    detections,
+    has_masks,
+    in_mirror,
+    looks,
+    picture,
+    truth,
+)
+from lookalike.evaluation.evaluation import Resources, Result
 from lookalike.evaluation.precision import coco_precision, correct_points, tools, voc_precision
-from lookalike.evaluation.result import Resources, Result
-from lookalike.evaluation.scenes import Detections, Look, Truth, detections, drawn, in_mirror, looks, picture, truth
-from lookalike.evaluation.settings import Boxes, Detect, Keypoints
+from lookalike.evaluation.settings import Boxes, Keypoints
 from lookalike.learn.optim import AdamW, Cosine
 from lookalike.train.fit import Fit, weights_digest
-from lookalike.train.trained import Trained
+from lookalike.train.trained import Trained, readable
 
 ALPHA = 0.1
 """PCK: a point is found within so much of the longer side of what the known points of its object reach over."""
 
+_VIEW = 7  # the stream of draws: no other here asks for it
 _STEEP = 10.0  # the norm to which a larger gradient is cut: single steps of detectors have far larger ones
 
 
@@ -54,10 +65,10 @@ def detect(spec: Boxes, model: Trained, data: Data, resources: Resources) -> Res
     done = fit(spec, model, *split_annotated(annotated), resources)
     facts = {"step": model.step, "pictures": len(done.pictures.scenes), "learned": done.learned}
     line = f"{words(done.metrics)} on {facts['pictures']} pictures, trained on {done.learned} (step {model.step})"
-    return spec.result(done.metrics, facts, [line], done)
+    return spec.result(done.metrics, facts, line, detail=done)
 
 
-def words(metrics: Mapping[str, float]) -> str:
+def words(metrics: dict[str, float]) -> str:
     """All numbers in one line."""
     parts = [f"box AP {metrics['AP']:.2%} (AP50 {metrics['AP50']:.2%}, AP75 {metrics['AP75']:.2%})"]
     for name in ("mask", "keypoint"):
@@ -70,20 +81,29 @@ def words(metrics: Mapping[str, float]) -> str:
 def fit(spec: Boxes, model: Trained, learned: Annotated, tested: Annotated, resources: Resources) -> Fitted:
     """Train a detector from ``model``, which stays as it is, on ``learned``, and test it on ``tested``.
 
-    A function of its arguments alone. With a folder it is saved there, and the same call goes on where it stopped.
-    Metrics are in 0..1. Raises UserError.
+    A function of its arguments alone. Raises UserError.
     """
     if has_masks(spec) and not any(outline for scene in learned.scenes for outline in scene.outlines):
         raise UserError("--masks needs annotations with outlines, such as COCO's or YOLO's polygons", BAD_DATA)
     keep_freed()
-    detector = _Fit(spec, model, learned, resources).run()
-    results, good = _detections(detector, spec, model, tested, resources)
-    pictures = tested.some(good)
+    detector = untrained(spec, model, learned)
+
+    def loss(batch: tuple[list[Tensor], list[Truth]]) -> Tensor:
+        losses: dict[str, Tensor] = detector(*batch)
+        return torch.stack(list(losses.values())).sum()
+
+    optimizer = AdamW(spec.lr, spec.decay).build(detector, 256)
+    views = partial(batches, spec, model, learned, resources.workers)
+    origin = {"start": weights_digest(model.encoder.backbone), "data": digest(learned)}
+    training = Fit(detector, optimizer, Cosine(warmup=0.1), spec.steps, spec.seed, views, loss, _STEEP)
+    training.run(partial(resources.progress, "fitting"), resources.folder, spec.settings() | origin)
+    results, rows = _detections(detector.eval(), spec, model, tested, resources)
+    pictures = tested.some(rows)
     return Fitted(metrics(spec, pictures, results), pictures, results, len(learned.scenes))
 
 
-def metrics(spec: Boxes, pictures: Annotated, results: Sequence[Detections]) -> dict[str, float]:
-    """All numbers that ``spec`` asks for, in 0..1: COCO's AP, AP50 and AP75, VOC's AP50 by area, PCK."""
+def metrics(spec: Boxes, pictures: Annotated, results: list[Detections]) -> dict[str, float]:
+    """All numbers of the detections in ``pictures``, in 0..1: COCO's AP, AP50 and AP75, VOC's AP50 by area, PCK."""
     table = (pictures.scenes, results, len(pictures.classes))
     numbers = coco_precision(*table, "bbox") | {"VOC_AP50": voc_precision(*table)}
     if has_masks(spec):
@@ -94,53 +114,26 @@ def metrics(spec: Boxes, pictures: Annotated, results: Sequence[Detections]) -> 
     return numbers
 
 
-class _Fit(NamedTuple):
-    """One fit, from its start or from where it was left."""
-
-    spec: Boxes
-    model: Trained
-    learned: Annotated
-    resources: Resources
-
-    def run(self) -> nn.Module:
-        """The trained detector."""
-        spec = self.spec
-        detector = untrained(spec, self.model, self.learned)
-        optimizer = AdamW(spec.lr, spec.decay).build(detector, 256)
-
-        def loss(batch: tuple[list[Tensor], list[Truth]]) -> Tensor:
-            losses: dict[str, Tensor] = detector(*batch)
-            return torch.stack(list(losses.values())).sum()
-
-        start, data = weights_digest(self.model.encoder.backbone), digest(self.learned)
-        settings = spec.settings() | {"start": start, "data": data}
-        training = Fit(detector, optimizer, Cosine(warmup=0.1), spec.steps, spec.seed, self._batches, loss, _STEEP)
-        training.run(partial(self.resources.progress, "fitting"), self.resources.folder, settings)
-        return detector.eval()
-
-    def _batches(self, done: int) -> Iterator[tuple[list[Tensor], list[Truth]]]:
-        """Pictures, resized and mirrored at random, and what lies in them, from a step on."""
-        spec, scenes = self.spec, self.learned.scenes
-        swapped = in_mirror(self.learned.joints)
-        mirror = swapped is not None or not isinstance(spec, Keypoints)
-        order = Order(len(scenes), min(spec.batch, len(scenes)), spec.seed)
-        loader = Loader(self.learned.pictures(), spec.long_side, workers=self.resources.workers, max_bad=1.0)
-        steps = range(done, spec.steps)
-        for step, (rows, material) in zip(steps, loader.batches(map(order.rows, steps))):
-            views = looks(spec, [scenes[row] for row in rows], drawn(spec.seed, order.epoch(step), rows), mirror)
-            images, truths = [], []
-            for row, canvas, look in zip(rows.tolist(), material_to_device(material).pixels, views):
-                target = truth(scenes[row], look, swapped or range(len(self.learned.joints)), has_masks(spec))
-                if row in loader.bad_rows:  # another picture stands in its place
-                    canvas, target = torch.zeros_like(canvas), {name: part[:0] for name, part in target.items()}
-                images.append(_shown(self.model, canvas, look))
-                truths.append({name: part.to(device()) for name, part in target.items()})
-            yield images, truths
-
-
-def has_masks(spec: Boxes) -> bool:
-    """Whether masks are predicted."""
-    return isinstance(spec, Detect) and spec.masks
+def batches(
+    spec: Boxes, model: Trained, learned: Annotated, workers: int | None, done: int
+) -> Iterator[tuple[list[Tensor], list[Truth]]]:
+    """Pictures, resized and mirrored at random, and what lies in them, for each step after the first ``done``."""
+    scenes, swapped = learned.scenes, in_mirror(learned.joints)
+    mirror = swapped is not None or not isinstance(spec, Keypoints)
+    order = Order(len(scenes), min(spec.batch, len(scenes)), spec.seed)
+    loader = Loader(learned.pictures(), spec.long_side, workers=workers, max_bad=1.0)
+    steps = range(done, spec.steps)
+    for step, (rows, material) in zip(steps, loader.batches(map(order.rows, steps))):
+        draws = uniforms(spec.seed, order.epoch(step), rows, _VIEW, 2)
+        images, truths = [], []
+        views = looks(spec, [scenes[row] for row in rows], draws, mirror)
+        for row, canvas, look in zip(rows.tolist(), material_to_device(material).pixels, views):
+            target = truth(scenes[row], look, swapped or range(len(learned.joints)), has_masks(spec))
+            if row in loader.bad_rows:  # another picture stands in its place
+                canvas, target = torch.zeros_like(canvas), {name: part[:0] for name, part in target.items()}
+            images.append(_shown(model, canvas, look))
+            truths.append({name: part.to(device()) for name, part in target.items()})
+        yield images, truths
 
 
 def untrained(spec: Boxes, model: Trained, learned: Annotated) -> nn.Module:
@@ -167,16 +160,14 @@ def _detections(
     detector: nn.Module, spec: Boxes, model: Trained, tested: Annotated, resources: Resources
 ) -> tuple[list[Detections], list[int]]:
     """What the detector finds in every picture that can be read, each alone, and the rows of these."""
-    loader = Loader(tested.pictures(), spec.long_side, workers=resources.workers, max_bad=1.0)
-    results: list[Detections] = []
+    loader, results = Loader(tested.pictures(), spec.long_side, workers=resources.workers, max_bad=1.0), []
     for chunk, material in loader.batches(torch.split(torch.arange(len(loader)), 32)):
         for row, canvas in zip(chunk.tolist(), material_to_device(material).pixels):
-            scene = tested.scenes[row]
-            (look,) = looks(spec, [scene], None)
+            (look,) = looks(spec, [tested.scenes[row]], None)
             (output,) = detector([_shown(model, canvas, look)])
-            results.append(detections(output, scene, look))
+            results.append(detections(output, tested.scenes[row], look))
             resources.progress("testing", len(results), len(loader))
-    good = [row for row in range(len(loader)) if row not in loader.bad_rows]
+    good = readable(loader)
     return [results[row] for row in good], good
 
 

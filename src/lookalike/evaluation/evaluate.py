@@ -13,8 +13,8 @@ from lookalike.core.devices import Precision, isolated
 from lookalike.core.errors import UserError
 from lookalike.core.progress import Progress, silent
 from lookalike.data.source import Data
-from lookalike.evaluation.result import Resources, Result
-from lookalike.evaluation.settings import Evaluation, configured
+from lookalike.evaluation.evaluation import Evaluation, Resources, Result
+from lookalike.evaluation.settings import configured
 from lookalike.train.trained import Trained, load
 
 

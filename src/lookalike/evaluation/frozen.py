@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
 from lookalike.core import dist
 from lookalike.data.source import Data
 from lookalike.evaluation import settings
-from lookalike.evaluation.lines import counting, half, intervals, named, say_missing
-from lookalike.evaluation.result import Resources, Result
-from lookalike.metrics.clusters import agreement
+from lookalike.evaluation.evaluation import Resources, Result
+from lookalike.metrics.agreement import agreement
 from lookalike.metrics.fewshot import Interval, by_means, by_shares, drawn
 from lookalike.metrics.knn import Knn
 from lookalike.metrics.probe import LinearProbe
@@ -36,14 +38,8 @@ class Features(NamedTuple):
 
 
 def features(spec: settings.Frozen, model: Trained, data: Data, resources: Resources) -> Features | None:
-    """Each process of torchrun embeds a share of the examples; the first one alone gets them.
-
-    Of a ``settings.Sampled`` the reference is the share that is drawn.
-    """
-
-    def embedded() -> tuple[PartFeatures, PartFeatures]:
-        return parts(model, data, spec.layer, resources.workers, resources.progress, spec.clip)
-
+    """Each process of torchrun embeds a share of the examples; the first one alone gets them."""
+    embedded = partial(parts, model, data, spec.layer, resources.workers, resources.progress, spec.clip)
     reference, query = resources.once((spec.layer, spec.clip), embedded)
     if not dist.first():
         return None
@@ -67,9 +63,27 @@ def on_features(
 
     def run(spec: Spec, model: Trained, data: Data, resources: Resources) -> Result:
         table = features(spec, model, data, resources)
-        return spec.result({}, {}, []) if table is None else measure(spec, table, resources)
+        return spec.result({}, {}) if table is None else measure(spec, table, resources)
 
     return run
+
+
+def say_missing(reference: Tensor, query: Tensor, resources: Resources, unit: str = "pictures") -> None:
+    """Say which classes of the queries the reference does not have, from the labels of both."""
+    unknown = ~torch.isin(query, reference)
+    if bool(unknown.any()):
+        count, classes = int(unknown.sum()), len(torch.unique(query[unknown]))
+        resources.say(f"{classes} classes of the queries are not in the reference: their {count} {unit} count as wrong")
+
+
+def named(amount: float) -> str:
+    """``5`` for five labels a class, ``1%`` for a share."""
+    return f"{amount:.10g}" if isinstance(amount, int) else f"{100 * amount:g}%"
+
+
+def halves(intervals: dict[str, Interval]) -> dict[str, float]:
+    """The half-widths of those that have one, which takes two draws."""
+    return {name: interval.half for name, interval in intervals.items() if not math.isnan(interval.half)}
 
 
 @on_features
@@ -80,7 +94,7 @@ def knn(spec: settings.NearestNeighbours, table: Features, resources: Resources)
         f"kNN accuracy {accuracy:.2%} on {table.facts['queries']} {table.unit} against {table.facts['reference']} "
         f"(k {spec.k}, temperature {spec.temperature:g}, {table.where})"
     )
-    return spec.result({"accuracy": accuracy}, table.facts, [line])
+    return spec.result({"accuracy": accuracy}, table.facts, line)
 
 
 @on_features
@@ -93,50 +107,48 @@ def probe(spec: settings.Probe, table: Features, resources: Resources) -> Result
         f"{table.facts['reference']} (weight decay {classifier.decay:g}, chosen on held-out {table.unit} of the "
         f"reference, {table.where})"
     )
-    numbers = {"accuracy": accuracy, "decay": classifier.decay}
-    return spec.result(numbers, table.facts, [line])
+    return spec.result({"accuracy": accuracy, "decay": classifier.decay}, table.facts, line)
 
 
 @on_features
 def fewshot(spec: settings.Fewshot, table: Features, resources: Resources) -> Result:
     """Accuracy for each number of labels, and for each share."""
-    more = counting(resources, "fitting", spec.draws * len(spec.shares))
-    accuracies: dict[str, Interval] = {}
-    lines = []
+    more = resources.counter("fitting", spec.draws * len(spec.shares))
     few = by_means(*table.table(), spec.labels, spec.draws, spec.seed)
     shares = by_shares(*table.table(), spec.shares, spec.draws, spec.seed, progress=more)
-    for amount, accuracy in [*few.items(), *shares.items()]:
-        words = f"{amount:.0%} of the labels" if isinstance(amount, float) else f"{amount} labels a class"
-        lines.append(f"{words}: accuracy {accuracy.mean:.2%}{half(accuracy, '.2%')} (n = {spec.draws} draws)")
-        accuracies[named(amount)] = accuracy
+    lines = [f"{count} labels a class: accuracy {one:.2%} (n = {spec.draws} draws)" for count, one in few.items()]
+    lines += [
+        f"{share:.0%} of the labels: accuracy {one:.2%} (n = {spec.draws} draws)" for share, one in shares.items()
+    ]
+    accuracies = {named(amount): accuracy for amount, accuracy in [*few.items(), *shares.items()]}
     numbers = {f"accuracy_{name}": accuracy.mean for name, accuracy in accuracies.items()}
-    numbers |= intervals({f"interval_{name}": accuracy for name, accuracy in accuracies.items()})
+    numbers |= halves({f"interval_{name}": accuracy for name, accuracy in accuracies.items()})
     numbers["accuracy"] = next(iter(numbers.values()))
-    return spec.result(numbers, table.facts, lines)
+    return spec.result(numbers, table.facts, *lines)
 
 
 @on_features
 def retrieve(spec: settings.Retrieve, table: Features, resources: Resources) -> Result:
     """Recall and mean average precision."""
-    hits = retrieval(*table.table(), spec.at, counting(resources, "sorting", table.facts["queries"]))
+    hits = retrieval(*table.table(), spec.at, resources.counter("sorting", table.facts["queries"]))
     line = (
         f"{hits.words()}, mean average precision {hits.mean_average_precision:.2%} over {hits.queries} queries "
         f"in {table.facts['reference']} {table.unit} ({table.where})"
     )
     numbers = {f"recall_{k}": share for k, share in hits.recall.items()}
     numbers["mean_average_precision"] = hits.mean_average_precision
-    return spec.result(numbers, table.facts | {"asked": hits.queries}, [line])
+    return spec.result(numbers, table.facts | {"asked": hits.queries}, line)
 
 
 @on_features
 def clusters(spec: settings.Clusters, table: Features, resources: Resources) -> Result:
     """Agreement of clusters with classes."""
-    more = counting(resources, "clustering", spec.draws)
+    more = resources.counter("clustering", spec.draws)
     query = table.query
     nmi, ari, classes = agreement(query.features, query.labels, spec.draws, spec.starts, spec.seed, more)
     line = (
-        f"NMI {nmi.mean:.3f}{half(nmi, '.3f')}, ARI {ari.mean:.3f}{half(ari, '.3f')} of {classes} clusters of "
+        f"NMI {nmi:.3f}, ARI {ari:.3f} of {classes} clusters of "
         f"{table.facts['queries']} {table.unit} (n = {spec.draws} starts, {table.where})"
     )
-    numbers = {"nmi": nmi.mean, "ari": ari.mean, **intervals({"nmi_interval": nmi, "ari_interval": ari})}
-    return spec.result(numbers, table.facts | {"classes": classes}, [line])
+    numbers = {"nmi": nmi.mean, "ari": ari.mean, **halves({"nmi_interval": nmi, "ari_interval": ari})}
+    return spec.result(numbers, table.facts | {"classes": classes}, line)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torchvision.ops import box_iou
 
 from lookalike.core.errors import UserError
 from lookalike.data.annotations.record import Scene
-from lookalike.evaluation.scenes import Detections, pasted
+from lookalike.evaluation.detector import Detections, pasted
 
 Numbers = npt.NDArray[np.float64]
 Kind = Literal["bbox", "segm", "keypoints"]
@@ -26,9 +28,8 @@ def tools() -> Any:
     try:
         import faster_coco_eval
     except ImportError:
-        raise UserError(
-            "boxes, masks and points need the package faster-coco-eval: pip install 'lookalike[detect]'"
-        ) from None
+        words = "boxes, masks and points need the package faster-coco-eval: pip install 'lookalike[detect]'"
+        raise UserError(words) from None
     return faster_coco_eval
 
 
@@ -39,15 +40,14 @@ def coco_precision(
 
     Ignored objects count as crowds do. Points have COCO's tolerances if they are its 17, else the mean of those.
     """
-    package = tools()
-    truth = package.COCO(_plain(scenes, classes), print_function=_silent)
+    package, quiet = tools(), {"print_function": lambda *_: None}
+    truth = package.COCO(_annotations(scenes, classes), **quiet)
     results = truth.loadRes([row for i, one in enumerate(detections) for row in _results(i, scenes[i], one, kind)])
     joints = scenes[0].points.shape[1] if scenes else 0
     sigmas = [s / 1000 for s in _COCO_POINTS]
     sigmas = sigmas if joints == len(sigmas) else [float(np.mean(sigmas))] * joints
-    counted = package.COCOeval_faster(
-        truth, results, kind, print_function=_silent, kpt_oks_sigmas=sigmas if kind == "keypoints" else None
-    )
+    points = {"kpt_oks_sigmas": sigmas} if kind == "keypoints" else {}
+    counted = package.COCOeval_faster(truth, results, kind, **points, **quiet)
     counted.evaluate()
     counted.accumulate()
     counted.summarize()
@@ -55,65 +55,45 @@ def coco_precision(
     return {name: max(0.0, float(value)) for name, value in zip(("AP", "AP50", "AP75"), counted.stats)}
 
 
-def _silent(*_: object) -> None:
-    """Says nothing."""
-
-
-def _plain(scenes: Sequence[Scene], classes: int) -> dict[str, Any]:
+def _annotations(scenes: Sequence[Scene], classes: int) -> dict[str, Any]:
     """The truth as COCO's JSON has it. Numbers of annotations begin at 1, since 0 means none to COCO's tools."""
-    annotations: list[dict[str, Any]] = []
-    for i, scene in enumerate(scenes):
-        for j in range(len(scene)):
-            outline = scene.outlines[j]
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": i,
-                    "category_id": int(scene.labels[j]) + 1,
-                    "bbox": _sides(scene.boxes[j]),
-                    "area": float(scene.areas[j]),
-                    "iscrowd": int(scene.crowd[j] or scene.ignored[j]),
-                    "segmentation": outline.plain() if outline is not None else [_corners(scene.boxes[j])],
-                    "keypoints": scene.points[j].reshape(-1).tolist(),
-                    "num_keypoints": int((scene.points[j, :, 2] > 0).sum()),
-                }
-            )
+    objects = [(i, scene, j) for i, scene in enumerate(scenes) for j in range(len(scene))]
     return {
         "images": [{"id": i, "height": scene.height, "width": scene.width} for i, scene in enumerate(scenes)],
-        "annotations": annotations,
+        "annotations": [_annotation(scene, j) | {"id": n, "image_id": i} for n, (i, scene, j) in enumerate(objects, 1)],
         "categories": [{"id": number + 1, "name": str(number)} for number in range(classes)],
     }
 
 
+def _annotation(scene: Scene, j: int) -> dict[str, Any]:
+    outline, (left, top, right, bottom) = scene.outlines[j], map(float, scene.boxes[j])
+    return {
+        "category_id": int(scene.labels[j]) + 1,
+        "bbox": [left, top, right - left, bottom - top],
+        "area": float(scene.areas[j]),
+        "iscrowd": int(scene.crowd[j] or scene.ignored[j]),
+        "segmentation": outline.plain()
+        if outline is not None
+        else [[left, top, right, top, right, bottom, left, bottom]],
+        "keypoints": scene.points[j].reshape(-1).tolist(),
+        "num_keypoints": int((scene.points[j, :, 2] > 0).sum()),
+    }
+
+
 def _results(i: int, scene: Scene, result: Detections, kind: Kind) -> list[dict[str, Any]]:
-    """The detections of one picture, as COCO's tools take it."""
-    masks = pasted(result, scene.height, scene.width) if kind == "segm" else None
-    rows = []
-    for j in range(len(result.scores)):
-        one: dict[str, Any] = {
-            "image_id": i,
-            "category_id": int(result.labels[j]) + 1,
-            "score": float(result.scores[j]),
-        }
-        if masks is not None:
-            one["segmentation"] = tools().mask.encode(np.asfortranarray(masks[j], dtype=np.uint8))
-        elif kind == "keypoints":
-            assert result.points is not None
-            one["keypoints"] = result.points[j].reshape(-1).tolist()
-        else:
-            one["bbox"] = _sides(result.boxes[j])
-        rows.append(one)
-    return rows
-
-
-def _sides(box: Numbers) -> list[float]:
-    left, top, right, bottom = map(float, box)
-    return [left, top, right - left, bottom - top]
-
-
-def _corners(box: Numbers) -> list[float]:
-    left, top, right, bottom = map(float, box)
-    return [left, top, right, top, right, bottom, left, bottom]
+    """The detections of one picture, as COCO's tools take them."""
+    shapes: Iterable[Any]
+    if kind == "segm":
+        masks = pasted(result, scene.height, scene.width)
+        name, shapes = "segmentation", (tools().mask.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in masks)
+    elif kind == "keypoints":
+        assert result.points is not None
+        name, shapes = "keypoints", (points.reshape(-1).tolist() for points in result.points)
+    else:
+        corners = result.boxes
+        name, shapes = "bbox", np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1).tolist()
+    rows = zip(result.labels.tolist(), result.scores.tolist(), shapes)
+    return [{"image_id": i, "category_id": label + 1, "score": score, name: shape} for label, score, shape in rows]
 
 
 def voc_precision(scenes: Sequence[Scene], detections: Sequence[Detections], classes: int) -> float:
@@ -151,10 +131,7 @@ def _hits(truth: Numbers, hard: npt.NDArray[np.bool_], boxes: Numbers) -> Number
 
 
 def average_precision(hits: Numbers, scores: Numbers, total: int) -> float:
-    """The area under precision, made monotone, over recall, as VOC has it from 2010 on.
-
-    ``hits`` (M,) are 1, 0 or NaN, which is not counted.
-    """
+    """The area under precision, made monotone, over recall, as VOC has it from 2010 on; see ``_hits``."""
     counted = ~np.isnan(hits)
     right = hits[counted][np.argsort(-scores[counted], kind="stable")]
     hit = np.cumsum(right)
@@ -166,16 +143,14 @@ def average_precision(hits: Numbers, scores: Numbers, total: int) -> float:
 
 def overlaps(a: Numbers, b: Numbers) -> Numbers:
     """(N, M) intersection over union of boxes (N, 4) and (M, 4)."""
-    corners = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
-    shared = corners.clip(0).prod(2)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (a, b)]
-    return np.asarray(shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-12))
+    shares: Numbers = box_iou(torch.from_numpy(a), torch.from_numpy(b)).nan_to_num().numpy()
+    return shares
 
 
 def correct_points(scenes: Sequence[Scene], detections: Sequence[Detections], alpha: float = 0.2) -> float:
     """PCK: the share of known points that were found within ``alpha`` of the size of their object.
 
-    The size is the longer side of the extent of its known points (Yang & Ramanan 2013). The detected boxes, the surest
+    The size is the longer side of the extent of its known points (Yang & Ramanan 2013). The detected boxes, the best
     first, are each counted for the object that they overlap most and that has none yet; the points of an object without
     one are not found. 0 where no point is known.
     """

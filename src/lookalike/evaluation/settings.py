@@ -1,69 +1,17 @@
-"""One frozen value an evaluation: its fields are the flags, the record in JSON, the settings of ``compare`` and the
-keyword arguments in Python. Nothing here imports torch: ``run`` is the one door to the code that measures.
+"""Every evaluation. Its fields are the flags, the record in JSON, the settings of ``compare`` and Python's keywords.
+
+The words of ``--help`` are the docstrings, and the docstring or the comment of each field.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from importlib import import_module
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from lookalike.core.errors import POSITIVE, SHARE, Limit, UserError, check_limits, meant
-from lookalike.evaluation.result import Resources, Result
-
-if TYPE_CHECKING:
-    from lookalike.data.source import Data
-    from lookalike.train.trained import Trained
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """A way to measure a model."""
-
-    NAME: ClassVar[str]
-    METRIC: ClassVar[str]  # the number that models are compared by
-    RUNNER: ClassVar[str]
-    DRAWS: ClassVar[str | None] = None  # what the seed decides, in words
-    TRIALS: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # other defaults for repeated trials
-    FITS: ClassVar[bool] = False  # whether a network is trained, which can be saved and continued
-    PAGE: ClassVar[bool] = False  # whether there are pictures to show on a page
-
-    def __post_init__(self) -> None:
-        check_limits(self)
-
-    @property
-    def metric(self) -> str:
-        """The number that models are compared by, with these settings."""
-        return self.METRIC
-
-    @property
-    def repeats(self) -> bool:
-        """Whether another seed can give another number."""
-        return self.DRAWS is not None
-
-    @property
-    def runner(self) -> str:
-        """Module and function, in this package, that measure."""
-        return self.RUNNER
-
-    def settings(self) -> dict[str, Any]:
-        """Every field; those that follow from others as what they come to."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    def run(self, model: Trained, data: Data, resources: Resources | None = None) -> Result:
-        """Measure ``model`` on ``data``; no numbers in a process of torchrun that only embeds. Raises UserError."""
-        module, function = self.runner.split(":")
-        measure = getattr(import_module(f"lookalike.evaluation.{module}"), function)
-        result: Result = measure(self, model, data, resources or Resources())
-        return result
-
-    def result(
-        self, numbers: Mapping[str, float], facts: Mapping[str, Any], lines: list[str], detail: Any = None
-    ) -> Result:
-        """What was measured with these settings."""
-        return Result(self.settings(), numbers, self.metric, facts, lines, detail)
+from lookalike.core.errors import POSITIVE, SHARE, Limit, UserError, meant
+from lookalike.evaluation.evaluation import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +32,8 @@ class Sampled(Frozen):
     METRIC = "accuracy"
     TRIALS = MappingProxyType({"share": 0.5})
 
-    share: Annotated[float, SHARE] = 1.0
-    """Share of the labelled examples of each class to use, drawn by the seed."""
-    seed: Annotated[int, Limit(0)] = 0
-    """Decides what is drawn."""
+    share: Annotated[float, SHARE] = 1.0  # Share of the labelled examples of each class to use, drawn by the seed.
+    seed: Annotated[int, Limit(0)] = 0  # Decides what is drawn.
 
     @property
     def repeats(self) -> bool:
@@ -105,10 +51,8 @@ class NearestNeighbours(Sampled):
     NAME, RUNNER = "knn", "frozen:knn"
     DRAWS = "which labelled examples vote"
 
-    k: Annotated[int, Limit(1)] = 200
-    """Number of neighbours that vote."""
-    temperature: Annotated[float, Limit(1e-6)] = 0.1
-    """A vote weighs exp(cosine / temperature)."""
+    k: Annotated[int, Limit(1)] = 200  # Number of neighbours that vote.
+    temperature: Annotated[float, Limit(1e-6)] = 0.1  # A vote weighs exp(cosine / temperature).
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,12 +66,9 @@ class Probe(Sampled):
     NAME, RUNNER = "probe", "frozen:probe"
     DRAWS = "which labelled examples are fitted"
 
-    protocol: Literal["strong", "paper"] = "strong"
-    """How the classifier is trained."""
-    epochs: Annotated[int, Limit(1)] = 100
-    """Passes over train (paper only)."""
-    lr: Annotated[float, Limit(0)] = 30.0
-    """Learning rate for a batch of 256 (paper only)."""
+    protocol: Literal["strong", "paper"] = "strong"  # How the classifier is trained.
+    epochs: Annotated[int, Limit(1)] = 100  # Passes over train (paper only).
+    lr: Annotated[float, Limit(0)] = 30.0  # Learning rate for a batch of 256 (paper only).
 
     @property
     def repeats(self) -> bool:
@@ -137,7 +78,7 @@ class Probe(Sampled):
     @property
     def runner(self) -> str:
         """Either protocol has its own."""
-        return "paper:probe" if self.protocol == "paper" else self.RUNNER
+        return "tuning:paper_probe" if self.protocol == "paper" else self.RUNNER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,13 +94,10 @@ class Fewshot(Frozen):
     TRIALS = MappingProxyType({"labels": (5,), "shares": (), "draws": 1})
 
     labels: Annotated[tuple[int, ...], Limit(1)] = (1, 5, 10)
-    """Numbers of labelled examples a class; models are compared by the first."""
-    shares: Annotated[tuple[float, ...], SHARE] = (0.01, 0.1)
-    """Shares of the labelled examples of each class."""
-    draws: Annotated[int, Limit(1)] = 20
-    """How many times the labelled examples are drawn."""
-    seed: Annotated[int, Limit(0)] = 0
-    """Decides which examples are drawn."""
+    """Labelled examples a class; models are compared by the first."""
+    shares: Annotated[tuple[float, ...], SHARE] = (0.01, 0.1)  # Shares of the labelled examples of each class.
+    draws: Annotated[int, Limit(1)] = 20  # How many times the labelled examples are drawn.
+    seed: Annotated[int, Limit(0)] = 0  # Decides which examples are drawn.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,12 +125,9 @@ class Clusters(Frozen):
     DRAWS = "the first centres of the clusters"
     TRIALS = MappingProxyType({"draws": 1})
 
-    draws: Annotated[int, Limit(1)] = 5
-    """How many times the clustering is repeated."""
-    starts: Annotated[int, Limit(1)] = 3
-    """Random starts of k-means; the best by its own loss counts."""
-    seed: Annotated[int, Limit(0)] = 0
-    """Decides the first centres."""
+    draws: Annotated[int, Limit(1)] = 5  # How many times the clustering is repeated.
+    starts: Annotated[int, Limit(1)] = 3  # Random starts of k-means; the best by its own loss counts.
+    seed: Annotated[int, Limit(0)] = 0  # Decides the first centres.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +138,7 @@ class Finetune(Evaluation):
     with the same labels. Tested on test (else val).
     """
 
-    NAME, METRIC, RUNNER = "finetune", "accuracy", "finetune:finetune"
+    NAME, METRIC, RUNNER = "finetune", "accuracy", "tuning:finetune"
     DRAWS = "which pictures are labelled, and the order of training"
     TRIALS = MappingProxyType({"shares": (0.1,), "draws": 1})
     FITS = True
@@ -211,35 +146,25 @@ class Finetune(Evaluation):
     shares: Annotated[tuple[float, ...], SHARE] = (1.0, 0.1, 0.01)
     """Shares of the labelled pictures of each class; models are compared by the first."""
     rates: Annotated[tuple[float, ...], POSITIVE] = (1e-4, 1e-3)
-    """Learning rates of AdamW to choose from, for a batch of 256."""
-    steps: Annotated[int, Limit(1)] = 200
-    """Training steps."""
-    batch: Annotated[int, Limit(2)] = 64
-    """Pictures a step."""
-    decay: Annotated[float, Limit(0)] = 0.05
-    """Weight decay."""
-    draws: Annotated[int, Limit(1)] = 3
-    """How many times the labelled pictures are drawn."""
-    seed: Annotated[int, Limit(0)] = 0
-    """Decides which pictures are drawn, and the order of training."""
+    """AdamW's learning rates to choose from, for a batch of 256."""
+    steps: Annotated[int, Limit(1)] = 200  # Training steps.
+    batch: Annotated[int, Limit(2)] = 64  # Pictures a step.
+    decay: Annotated[float, Limit(0)] = 0.05  # Weight decay.
+    draws: Annotated[int, Limit(1)] = 3  # How many times the labelled pictures are drawn.
+    seed: Annotated[int, Limit(0)] = 0  # Decides which pictures are drawn, and the order of training.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scenes(Evaluation):
-    """Of pictures with annotations: a network on this backbone is trained on train and tested on test (else val)."""
+class Transfer(Evaluation):
+    """A network on this backbone is trained on the annotated pictures of train and tested on test (else val)."""
 
     FITS, PAGE = True, True
 
-    steps: Annotated[int, Limit(1)] = 300
-    """Training steps."""
-    batch: Annotated[int, Limit(1)] = 8
-    """Pictures a step."""
-    group: Annotated[int | None, Limit(1)] = None
-    """Pictures that share BatchNorm statistics; by default the batch."""
-    width: Annotated[int, Limit(1)] = 64
-    """Channels of the new layers."""
-    seed: Annotated[int, Limit(0)] = 0
-    """Decides the new layers, the order of the pictures, and how they are varied."""
+    steps: Annotated[int, Limit(1)] = 300  # Training steps.
+    batch: Annotated[int, Limit(1)] = 8  # Pictures a step.
+    group: Annotated[int | None, Limit(1)] = None  # Pictures that share BatchNorm statistics; by default the batch.
+    width: Annotated[int, Limit(1)] = 64  # Channels of the new layers.
+    seed: Annotated[int, Limit(0)] = 0  # Decides the new layers, the order of the pictures, and how they are varied.
 
     @property
     def grouped(self) -> int:
@@ -252,35 +177,25 @@ class Scenes(Evaluation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Boxes(Scenes):
+class Boxes(Transfer):
     """A detector with this backbone."""
 
     METRIC, RUNNER = "AP", "detect:detect"
     DRAWS = "the new layers, the order of the pictures, and how they are varied"
 
-    annotations: str | None = None
-    """The file or folder of annotations, if DATA holds several; otherwise it is found."""
-    lr: Annotated[float, Limit(0)] = 1e-3
-    """Peak learning rate of AdamW."""
-    decay: Annotated[float, Limit(0)] = 0.05
-    """Weight decay."""
-    size: Annotated[int, Limit(16)] = 160
-    """Short side of the pictures in pixels; large photos with small objects need more."""
+    annotations: str | None = None  # The file or folder of annotations, if DATA holds several; otherwise it is found.
+    lr: Annotated[float, Limit(0)] = 1e-3  # Peak learning rate of AdamW.
+    decay: Annotated[float, Limit(0)] = 0.05  # Weight decay.
+    size: Annotated[int, Limit(16)] = 160  # Short side in pixels; large photos with small objects need more.
     longest: Annotated[int | None, Limit(16)] = None
-    """Limit for the long side in pixels; a picture that would exceed it is made smaller. By default 1.6 times the
-    size."""
-    jitter: Annotated[float, Limit(1)] = 1.25
-    """Training pictures are randomly enlarged or reduced by up to this factor."""
+    """Limit for the long side in pixels; by default 1.6 times the size."""
+    jitter: Annotated[float, Limit(1)] = 1.25  # Training pictures are randomly resized by up to this factor.
     neck: Literal["fpn", "c4"] = "fpn"
     """fpn: a feature pyramid. c4: the last stage but one, with the last stage as the head of each box."""
-    hidden: Annotated[int, Limit(1)] = 256
-    """Width of the hidden layer of the box head."""
-    rois: Annotated[int, Limit(1)] = 32
-    """Boxes of a picture that a training step samples."""
-    proposals: Annotated[int, Limit(1)] = 200
-    """Boxes that the region proposal network passes on."""
-    anchors: Annotated[tuple[float, ...], POSITIVE] = (2.0, 4.0)
-    """Sides of the anchor boxes, in strides of their level."""
+    hidden: Annotated[int, Limit(1)] = 256  # Width of the hidden layer of the box head.
+    rois: Annotated[int, Limit(1)] = 32  # Boxes of a picture that a training step samples.
+    proposals: Annotated[int, Limit(1)] = 200  # Boxes that the region proposal network passes on.
+    anchors: Annotated[tuple[float, ...], POSITIVE] = (2.0, 4.0)  # Sides of the anchor boxes in strides of their level.
 
     @property
     def long_side(self) -> int:
@@ -302,8 +217,7 @@ class Detect(Boxes):
 
     NAME = "detect"
 
-    masks: bool = False
-    """Also predict masks (Mask R-CNN), and compare by their average precision; annotations need outlines."""
+    masks: bool = False  # Predict masks, too (Mask R-CNN), and compare by their AP; annotations need outlines.
 
     @property
     def metric(self) -> str:
@@ -320,12 +234,11 @@ class Keypoints(Boxes):
 
     NAME, METRIC = "keypoints", "keypoint_AP"
 
-    convolutions: Annotated[int, Limit(1)] = 4
-    """Convolutions before the maps of points."""
+    convolutions: Annotated[int, Limit(1)] = 4  # Convolutions before the maps of points.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segment(Scenes):
+class Segment(Transfer):
     """Mean intersection over union of semantic segmentation: an FCN on the dilated backbone, all of it trained.
 
     As in the MoCo paper (arXiv 1911.05722, appendix), which has 256 channels, crops of 513 pixels, batches of 16, a
@@ -338,43 +251,33 @@ class Segment(Scenes):
     NAME, METRIC, RUNNER = "segment", "miou", "segment:segment"
     DRAWS = "the new head, the order of the pictures, and their crops"
 
-    void: Annotated[tuple[int, ...], Limit(0)] = (255,)
-    """Numbers in masks that are no class: neither trained on nor tested."""
-    size: Annotated[int, Limit(8)] = 192
-    """Short side of a whole picture in pixels."""
-    crop: Annotated[int, Limit(8)] = 160
-    """Side of the training crops in pixels."""
-    scale: Annotated[tuple[float, float], POSITIVE] = (0.5, 2.0)
-    """Smallest and largest factor by which training pictures are scaled."""
-    stride: Annotated[int, Limit(1)] = 16
-    """Pixels of a picture for one place of the feature map, at most."""
+    void: Annotated[tuple[int, ...], Limit(0)] = (255,)  # Numbers in masks that are neither trained on nor tested.
+    size: Annotated[int, Limit(8)] = 192  # Short side of a whole picture in pixels.
+    crop: Annotated[int, Limit(8)] = 160  # Side of the training crops in pixels.
+    scale: Annotated[tuple[float, float], POSITIVE] = (0.5, 2.0)  # Least and greatest scale of training pictures.
+    stride: Annotated[int, Limit(1)] = 16  # Pixels of a picture for one place of the feature map, at most.
     dilation: Annotated[int, Limit(1)] = 2
-    """Dilation of the head's convolutions; the paper has 6, for crops of 513 pixels."""
-    lr: Annotated[float, POSITIVE] = 0.05
-    """Learning rate of SGD."""
-    momentum: Annotated[float, Limit(0, 1)] = 0.9
-    """Momentum of SGD."""
-    decay: Annotated[float, Limit(0)] = 1e-4
-    """Weight decay."""
+    """Dilation of the head's convolutions; the paper has 6 for crops of 513 pixels."""
+    lr: Annotated[float, POSITIVE] = 0.05  # Learning rate of SGD.
+    momentum: Annotated[float, Limit(0, 1)] = 0.9  # Momentum of SGD.
+    decay: Annotated[float, Limit(0)] = 1e-4  # Weight decay.
     drops: Annotated[tuple[float, ...], Limit(0, 1)] = (0.7, 0.9)
-    """Shares of the steps after which the learning rate drops to a tenth."""
+    """After these shares of the steps, a tenth of the rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sts(Evaluation):
     """Semantic textual similarity: Spearman correlation between cosines of sentence pairs and human scores.
 
-    DATA is a .csv, .tsv or .parquet file, or a folder of them, with columns sentence1, sentence2 and score (or GLUE's
-    label); without a header, the two columns of words and the one of numbers; or name
-    them: pairs.tsv:first,second,score
+    DATA is a .csv, .tsv or .parquet file, or a folder of them, with columns sentence1, sentence2 and score (or
+    label); without a header, the two columns of words and the one of numbers; or named: pairs.tsv:first,second,score
     """
 
-    NAME, METRIC, RUNNER = "sts", "spearman", "sts:sts"
+    NAME, METRIC, RUNNER = "sts", "spearman", "pairs:sts"
 
     layer: Literal["backbone", "head"] = "backbone"
     """Which features: the backbone's, or the output of the head that was trained on top of it."""
-    split: str | None = None
-    """Which part of the data to use; by default test, else validation, else everything."""
+    split: str | None = None  # Which part of the data to use; by default test, else validation, else everything.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -385,7 +288,7 @@ class CaptionRetrieval(Evaluation):
     else a fifth.
     """
 
-    NAME, METRIC, RUNNER = "captions", "recall", "captions:captions"
+    NAME, METRIC, RUNNER = "captions", "recall", "pairs:captions"
 
     at: Annotated[tuple[int, ...], Limit(1)] = (1, 5, 10)
     """Recall at k is the share of searches with a hit among the k nearest, for each of these k."""

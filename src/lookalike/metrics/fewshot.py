@@ -15,12 +15,19 @@ from lookalike.core.devices import full_precision
 from lookalike.core.seeding import uniforms
 from lookalike.metrics.probe import LinearProbe
 
+Count = Callable[[int], None]
+"""Told how many more are done."""
+
 
 class Interval(NamedTuple):
     """A mean and the half-width of its 95 % interval."""
 
     mean: float
-    half: float
+    half: float  # NaN of a single draw
+
+    def __format__(self, form: str) -> str:
+        """``71.20% ± 1.30%``; a mean without an interval stands alone."""
+        return f"{self.mean:{form}}" + ("" if math.isnan(self.half) else f" ± {self.half:{form}}")
 
 
 def by_means(
@@ -53,7 +60,7 @@ def by_shares(
     draws: int,
     seed: int = 0,
     probe: LinearProbe = LinearProbe(),  # noqa: B008  (frozen)
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Count = lambda _: None,
 ) -> dict[float, Interval]:
     """Accuracy of a linear probe for each share of the labels of each class, at least one, over so many draws of them.
 

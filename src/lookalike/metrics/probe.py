@@ -76,9 +76,8 @@ class LinearProbe:
         classes, numbers = torch.unique(labels.cpu(), return_inverse=True)
         rows = reference.cpu().to(torch.float32 if reference.numel() > _LARGE else torch.float64)
         mean, scale = rows.mean(0), rows.std(0, correction=0)
-        scale = torch.where(
-            scale > 1e-8 * scale.max().clamp_min(1e-30), scale, torch.inf
-        )  # a dead feature says nothing
+        least = 1e-8 * scale.max().clamp_min(1e-30)
+        scale = torch.where(scale > least, scale, torch.inf)  # a dead feature says nothing
         if len(classes) == 1:
             return LinearClassifier(classes, torch.zeros(1, rows.shape[1]).double(), torch.zeros(1).double(), decay)
         # scikit-learn's C is one over the decay of the sum, not of the mean.

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from lookalike.core.files import write_atomically, write_json
 from lookalike.evaluation.compare import Comparison
+from lookalike.evaluation.evaluation import plain
 from lookalike.evaluation.settings import EVALUATIONS
 from lookalike.metrics.fewshot import Interval
 from lookalike.report.charts import Axis, number, ticks
-from lookalike.report.page import CSS, facts, page, percent, shown
+from lookalike.report.page import CSS, facts, page, percent, shown, table
 
 _LEFT, _PANEL, _GAP, _RIGHT, _TOP, _ROW, _BOTTOM = 190, 300, 40, 24, 30, 34, 44
 
@@ -33,7 +34,8 @@ def markdown(comparison: Comparison) -> str:
     """The table for a document."""
     head, *rows = cells_of(comparison)
     lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in (head, ("---",) * 4, *rows)]
-    return "\n".join([*lines, "", comparison.caption(), "", f"Settings: {comparison.settings_line()}.", ""])
+    settings = ", ".join(f"{name} {plain(value)}" for name, value in comparison.settings.items())
+    return "\n".join([*lines, "", comparison.caption(), "", f"Settings: {settings}.", ""])
 
 
 def comparison_page(comparison: Comparison) -> str:
@@ -41,41 +43,27 @@ def comparison_page(comparison: Comparison) -> str:
     title = f"{comparison.task} on {comparison.data}"
     parts = [
         f"<h1>{shown(title)}</h1>",
-        _table("accuracies", list(cells_of(comparison))),
+        _table("accuracies", *cells_of(comparison)),
         f'<p class="quiet">{shown(comparison.caption())}</p>',
         f'<div class="panel">{plot(comparison)}</div>',
         '<p class="quiet">Left: small dots are trials, the large one their mean with its interval. '
         "Right: the same of the differences, trial by trial; an interval that crosses the line is a tie.</p>",
         f"<h2>Settings</h2>{facts(comparison.settings)}",
-        *_others(comparison),
     ]
+    if names := list(dict.fromkeys(name for row in comparison.rows for name in row.others)):
+        others = [[name, *(_either(row.others.get(name)) for row in comparison.rows)] for name in names]
+        parts += ["<h2>Other numbers</h2>", _table("facts", ["", *(row.name for row in comparison.rows)], *others)]
     return page(title, parts)
 
 
-def _table(kind: str, rows: Sequence[Sequence[str]]) -> str:
+def _table(kind: str, *rows: Sequence[str]) -> str:
     """The first row is the head, the first cell of each other row names it."""
-    head = "".join(f'<th scope="col">{shown(cell)}</th>' for cell in rows[0])
-    body = "".join(
-        f'<tr><th scope="row">{shown(name)}</th>{"".join(f"<td>{shown(cell)}</td>" for cell in cells)}</tr>\n'
-        for name, *cells in rows[1:]
-    )
-    return (
-        f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
-    )
-
-
-def _others(comparison: Comparison) -> Iterator[str]:
-    """The other numbers, where there are any."""
-    if names := list(dict.fromkeys(name for row in comparison.rows for name in row.others)):
-        rows = [[name, *(_either(row.others.get(name)) for row in comparison.rows)] for name in names]
-        yield "<h2>Other numbers</h2>" + _table("facts", [["", *(row.name for row in comparison.rows)], *rows])
+    head, *body = ([shown(cell) for cell in row] for row in rows)
+    return table(kind, body, head[1:])
 
 
 def _either(cell: Interval | None) -> str:
-    """A mean and its interval as they are."""
-    if cell is None:
-        return "–"
-    return f"{cell.mean:.3g}{f' ± {cell.half:.2g}' if math.isfinite(cell.half) else ''}"
+    return "–" if cell is None else f"{cell:.3g}"
 
 
 def picture(comparison: Comparison) -> str:
@@ -93,17 +81,13 @@ def plot(comparison: Comparison) -> str:
     differences = [[a - b for a, b in zip(row.values, base)] for row in comparison.rows]
     at = f'class="name" x="{_LEFT - 14}" dy="4" text-anchor="end"'
     names = [f'<text {at} y="{_middle(i)}">{shown(_short(row.name))}</text>' for i, row in enumerate(comparison.rows)]
+    trials = [(row.values, row.mean) for row in comparison.rows]
+    paired = [(values, row.against) for values, row in zip(differences, comparison.rows)]
     parts = [
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{shown(comparison.metric)} of each model">',
         *names,
-        *_panel(f"{comparison.metric}, %", left, [(row.values, row.mean) for row in comparison.rows], height, None),
-        *_panel(
-            f"difference from {_short(comparison.baseline)}, points",
-            right,
-            [(some, row.against) for some, row in zip(differences, comparison.rows)],
-            height,
-            0.0,
-        ),
+        *_panel(f"{comparison.metric}, %", left, trials, height, None),
+        *_panel(f"difference from {_short(comparison.baseline)}, points", right, paired, height, 0.0),
         "</svg>",
     ]
     return "\n".join(parts)
@@ -125,9 +109,8 @@ def _panel(
     line: float | None,
 ) -> Iterator[str]:
     """Dots and whiskers on one axis, in percent."""
-    ends = [100 * value for values, cell in rows for value in (*values, *_ends(cell))] + (
-        [line] if line is not None else []
-    )
+    ends = [100 * value for values, cell in rows for value in (*values, *_ends(cell))]
+    ends += [] if line is None else [line]
     low, high = min(ends), max(ends)
     marks = ticks(low, high if high > low else low + 1)
     axis = Axis(marks[0], marks[-1], *place)

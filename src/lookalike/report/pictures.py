@@ -21,7 +21,7 @@ from lookalike.data.annotations.record import Annotated, Scene
 from lookalike.data.formats.disk import Local
 from lookalike.data.image.decode import Unreadable, decode
 from lookalike.data.source import PictureSource, splits_of
-from lookalike.evaluation.scenes import Detections, pasted
+from lookalike.evaluation.detector import Detections, pasted
 from lookalike.evaluation.segment import Segmented
 from lookalike.report.page import PictureRow, facts, picture, sheet, shown, side_by_side, table, write
 

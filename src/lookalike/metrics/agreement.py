@@ -1,9 +1,9 @@
-"""Whether classes are clusters: k-means with as many centres as there are classes, compared with the labels."""
+"""Whether features agree with people: clusters with classes, and cosines with scores. Nothing is trained."""
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torch import Tensor
 
-from lookalike.metrics.fewshot import Interval, interval
+from lookalike.core.devices import full_precision
+from lookalike.metrics.fewshot import Count, Interval, interval
 
 
 class Agreement(NamedTuple):
@@ -24,12 +25,7 @@ class Agreement(NamedTuple):
 
 
 def agreement(
-    features: Tensor,
-    labels: Tensor,
-    draws: int = 5,
-    starts: int = 3,
-    seed: int = 0,
-    progress: Callable[[int], None] = lambda _: None,
+    features: Tensor, labels: Tensor, draws: int = 5, starts: int = 3, seed: int = 0, progress: Count = lambda _: None
 ) -> Agreement:
     """Of unit rows (N, F) with labels (N,), which only count the classes and judge the result.
 
@@ -45,3 +41,17 @@ def agreement(
         scores.append((normalized_mutual_info_score(names, parts), adjusted_rand_score(names, parts)))
         progress(1)
     return Agreement(interval([nmi for nmi, _ in scores]), interval([ari for _, ari in scores]), classes)
+
+
+@full_precision()
+def spearman(first: Tensor, second: Tensor) -> float:
+    """Spearman's rank correlation of (N,) and (N,); equal values share the mean of their ranks. NaN without order."""
+    ranks = torch.stack([ranked(first), ranked(second)])
+    return float(torch.corrcoef(ranks)[0, 1]) if len(first) > 1 else math.nan
+
+
+def ranked(values: Tensor) -> Tensor:
+    """(N,) float64 ranks from 0; equal values share their mean."""
+    _, which, counts = torch.unique(values.double(), return_inverse=True, return_counts=True)
+    means: Tensor = counts.cumsum(0).double() - (counts + 1) / 2
+    return means[which]

@@ -1,0 +1,118 @@
+"""Pairs that belong together: sentences with scores of similarity, and pictures with captions."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lookalike.core.devices import material_to_device, view_to_device
+from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.data.formats.files import TEST, TRAIN, VALIDATION
+from lookalike.data.rows import Rows
+from lookalike.data.source import EVERYTHING, Data, Source, open_source, reference_and_query, splits_of
+from lookalike.data.text.source import find_text
+from lookalike.evaluation import settings
+from lookalike.evaluation.evaluation import Resources, Result
+from lookalike.metrics.agreement import spearman
+from lookalike.metrics.retrieval import retrieval
+from lookalike.models.encoder import Layer, embed
+from lookalike.pretext.text import plain
+from lookalike.recipes.modality import CAPTIONED, TEXT, modality_of
+from lookalike.train.trained import Trained, readable, whiten_untrained
+
+_CHUNK = 500  # rows that are encoded at a time
+
+
+class Scored(NamedTuple):
+    """Pairs of sentences, each with a score (N,): how alike they are."""
+
+    source: Source
+    scores: Tensor
+    split: str
+
+
+def sts(spec: settings.Sts, model: Trained, data: Data, _: Resources) -> Result:
+    """Spearman's rank correlation of cosines with scores."""
+    pairs = scored(model, data, spec.split)
+    first, second = (sentences_embedded(model, pairs.source, number, spec.layer) for number in (0, 1))
+    correlation = spearman((first * second).sum(1), pairs.scores)
+    line = (
+        f"STS: Spearman {correlation:.4f} between cosines and the scores of {len(pairs.scores)} pairs, {pairs.split} "
+        f"({spec.layer}, step {model.step})"
+    )
+    facts = {"step": model.step, "pairs": len(pairs.scores), "split": pairs.split}
+    return spec.result({"spearman": correlation}, facts, line)
+
+
+def scored(model: Trained, data: Data, split: str | None) -> Scored:
+    """The scored pairs of ``split``, else of test, of validation or all; raises UserError.
+
+    A network that was never trained is whitened, where its recipe says so, by texts of train, or of all.
+    """
+    if modality_of(model.recipe).inputs != TEXT:
+        raise UserError(f"{model.recipe.name} is for pictures: name a run of a recipe for text, such as simcse")
+    find = partial(find_text, pairs=True)
+    if split is not None:
+        source = open_source(data, split, find=find)
+    else:
+        splits = splits_of(data, find=find)
+        split = next((name for name in (TEST, VALIDATION) if name in splits), next(iter(splits)))
+        source = splits[split]
+    rows = source.scores.isfinite().nonzero()[:, 0]
+    if len(rows) < 2:
+        raise UserError(f"{data} has no scores: name its columns as {data}:first,second,score", BAD_DATA)
+    if model.step == 0:
+        singles = splits_of(data, find=find_text)
+        whiten_untrained(model, singles.get(TRAIN) or next(iter(singles.values())))
+    return Scored(Rows(source, rows), source.scores[rows], split if split != EVERYTHING else "all of them")
+
+
+def sentences_embedded(model: Trained, pairs: Source, number: int, layer: Layer) -> Tensor:
+    """(N, F) unit rows of the first (0) or second (1) sentence of each pair."""
+    batches = model.loader(pairs).batches(torch.split(torch.arange(len(pairs)), _CHUNK))
+    return embed(model.encoder, (view_to_device(plain(batch.material, number)) for batch in batches), layer)
+
+
+def captions(spec: settings.CaptionRetrieval, model: Trained, data: Data, resources: Resources) -> Result:
+    """Recall of captions by pictures, and of pictures by captions, by cosines of the head's outputs."""
+    pictures, texts = captioned(model, data, resources)
+    total, each = texts.shape[:2]
+    number, flat = torch.arange(total), F.normalize(texts.flatten(0, 1), dim=1)
+    owner = number.repeat_interleave(each)
+    by_picture = retrieval(flat, owner, pictures, number, spec.at)
+    by_caption = retrieval(pictures, number, flat, owner, spec.at)
+    numbers = {f"picture_recall_{k}": share for k, share in by_picture.recall.items()}
+    numbers |= {f"caption_recall_{k}": share for k, share in by_caption.recall.items()}
+    numbers["recall"] = numbers[f"caption_recall_{spec.at[0]}"]
+    return spec.result(
+        numbers,
+        {"step": model.step, "pictures": total, "captions_each": each},
+        f"a picture finds one of its captions: {by_picture.words()} of {total * each} (step {model.step})",
+        f"a caption finds its picture: {by_caption.words()} of {total} (step {model.step})",
+    )
+
+
+def captioned(model: Trained, data: Data, resources: Resources) -> tuple[Tensor, Tensor]:
+    """Unit rows of pictures (N, D), test, else validation, else a fifth, and captions (N, V, D); raises UserError."""
+    if modality_of(model.recipe) is not CAPTIONED:
+        raise UserError(f"{model.recipe.name} was not trained on captions: name a run of moco_captions")
+    _, source = reference_and_query(data, find=CAPTIONED.find)
+    if source.texts is None:
+        raise UserError(f"{data} has no captions: a file with caption in its name, .json, .csv or .tsv", BAD_DATA)
+    loader = model.loader(source, resources.workers)
+    encoded = partial(embed, model.encoder, layer="head")
+    more = resources.counter("embedding", len(loader))
+    pictures, texts = [], []
+    for rows, material in loader.batches(torch.split(torch.arange(len(loader)), _CHUNK)):
+        material = material_to_device(material)
+        pictures.append(encoded([model.recipe.pretext.evaluation(material)]))
+        sentences = material.captions()
+        views = [plain(sentences, number) for number in range(sentences.lengths.shape[1])]
+        texts.append(torch.stack([encoded([view_to_device(view)]) for view in views], 1))
+        more(len(rows))
+    good = torch.tensor(readable(loader))
+    return torch.cat(pictures)[good], torch.cat(texts)[good]
