@@ -30,8 +30,7 @@ from lookalike.data.formats.disk import Local
 from lookalike.data.loader import GIB, Loader
 from lookalike.data.order import order_of
 from lookalike.data.source import open_source
-from lookalike.data.video.container import frame_index
-from lookalike.data.video.decoder import VideoDecoders, VideoFile
+from lookalike.data.video.decoder import VideoDecoders, VideoFile, frame_index
 from lookalike.metrics.fewshot import interval
 from lookalike.metrics.knn import Knn
 from lookalike.metrics.probe import LinearProbe

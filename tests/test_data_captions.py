@@ -14,8 +14,7 @@ from PIL import Image
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.source import open_source
 from lookalike.data.text.captions import MOST, find_captioned
-from lookalike.data.text.loader import texts_of
-from lookalike.data.text.tokenizer import Tokenizer
+from lookalike.data.text.loader import Tokenizer, texts_of
 from lookalike.recipes import RECIPES
 from lookalike.recipes.modality import loader
 from lookalike.recipes.recipe import meaningless

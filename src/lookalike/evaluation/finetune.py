@@ -15,9 +15,9 @@ from torch import Tensor
 
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.progress import Progress, silent
+from lookalike.data.example import Rows
 from lookalike.data.fingerprint import to_table
 from lookalike.data.loader import Loaded, Loader
-from lookalike.data.rows import Rows
 from lookalike.data.source import Data
 from lookalike.evaluation import settings
 from lookalike.evaluation.lines import half, intervals, named, say_missing

@@ -13,10 +13,9 @@ from torch.nn import functional as F
 
 from lookalike.core.devices import moved
 from lookalike.core.errors import UserError
-from lookalike.data.example import as_pictures
+from lookalike.data.example import Rows, as_pictures
 from lookalike.data.loader import Loader
 from lookalike.data.order import Order
-from lookalike.data.rows import Rows
 from lookalike.data.source import Data, Source
 from lookalike.evaluation import settings
 from lookalike.evaluation.lines import say_missing

@@ -16,9 +16,8 @@ from lookalike.data.image.decode import Unreadable, decode
 from lookalike.data.loader import GIB, Loader, Loads
 from lookalike.data.source import Finder, Source, native_side, place_of
 from lookalike.data.text.captions import find_captioned
-from lookalike.data.text.loader import CaptionLoader, TextLoader, refuse_too_many, texts_of
+from lookalike.data.text.loader import CaptionLoader, TextLoader, Tokenizer, refuse_too_many, texts_of
 from lookalike.data.text.source import find_text
-from lookalike.data.text.tokenizer import Tokenizer
 from lookalike.models.features import Layer
 from lookalike.models.hugging_face import HuggingFace
 from lookalike.models.text import Transformer

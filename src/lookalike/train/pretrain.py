@@ -23,8 +23,7 @@ from lookalike.core.isolation import isolated
 from lookalike.data.fingerprint import Change, changes, from_table, to_table
 from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, Source, name_of, open_source, reference_and_query
-from lookalike.data.text.loader import texts_of
-from lookalike.data.text.tokenizer import Tokenizer
+from lookalike.data.text.loader import Tokenizer, texts_of
 from lookalike.learn.labelled import Labelled
 from lookalike.pretext.image import ImageView
 from lookalike.recipes import recipe_of

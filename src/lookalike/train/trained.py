@@ -20,7 +20,7 @@ from lookalike.core.isolation import isolated
 from lookalike.core.progress import Progress, silent
 from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, Rows, Source, name_of, reference_and_query, splits_of
-from lookalike.data.text.tokenizer import Tokenizer
+from lookalike.data.text.loader import Tokenizer
 from lookalike.data.video.timeline import pieces
 from lookalike.models.encoder import Encoder
 from lookalike.models.features import Layer, embed, means, settle

@@ -10,8 +10,7 @@ from typing import Any
 
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.annotations.masks import outline
-from lookalike.data.annotations.pictures import Pictures, splits_in
-from lookalike.data.annotations.record import RawAnnotations, Thing
+from lookalike.data.annotations.record import Pictures, RawAnnotations, Thing, splits_in
 
 
 def coco(pictures: Pictures, files: list[Path]) -> RawAnnotations:

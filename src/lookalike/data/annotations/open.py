@@ -10,11 +10,9 @@ import torch
 
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.annotations.coco import coco
-from lookalike.data.annotations.pictures import Pictures, splits_in
-from lookalike.data.annotations.record import Annotated, RawAnnotations, annotated
+from lookalike.data.annotations.per_picture import NAMES, names_in, voc, yolo
+from lookalike.data.annotations.record import Annotated, Pictures, RawAnnotations, annotated, splits_in
 from lookalike.data.annotations.tables import comma_separated, matlab
-from lookalike.data.annotations.voc import voc
-from lookalike.data.annotations.yolo import NAMES, names_in, yolo
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, by_split, listed
 from lookalike.data.source import split_by_hash
 

@@ -11,8 +11,7 @@ import numpy as np
 import scipy.io
 
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.annotations.pictures import Pictures
-from lookalike.data.annotations.record import VISIBLE, Numbers, RawAnnotations, Thing
+from lookalike.data.annotations.record import VISIBLE, Numbers, Pictures, RawAnnotations, Thing
 from lookalike.data.formats.files import limit_cells
 
 PADDING = 0.1  # of its longer side, around the known points of somebody without a box

@@ -23,9 +23,8 @@ from typing import Any, Protocol, cast
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.formats.columns import LABELS
 from lookalike.data.formats.disk import MAX_BYTES, Disk
-from lookalike.data.formats.encoded import Value, numbered
+from lookalike.data.formats.encoded import LABELS, Value, numbered
 from lookalike.data.formats.files import by_split, folder_split, printable, table_split
 from lookalike.data.image.decode import SUFFIXES, Unreadable
 

@@ -11,20 +11,29 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
-from lookalike.core.errors import BAD_DATA, UserError
+from huggingface_hub import snapshot_download
+
+from lookalike.core.errors import BAD_DATA, IO, USAGE, UserError
 from lookalike.data.example import PictureSource, Source
 from lookalike.data.fingerprint import LONG_PIECE, stamps_of_files
-from lookalike.data.formats import hub, lists
 from lookalike.data.formats.archives import Archives, TarShard, Zip, class_folder
-from lookalike.data.formats.columns import FOR_TEXT, columns_of
-from lookalike.data.formats.disk import Disk, Local
-from lookalike.data.formats.encoded import Divided, Encoded, FileStore
+from lookalike.data.formats.disk import Disk, Local, Remote
+from lookalike.data.formats.encoded import LISTS, Divided, Encoded, FileStore, PathList
 from lookalike.data.formats.files import Listing, by_split, folder_split, printable, table_split
-from lookalike.data.formats.remote import Remote
-from lookalike.data.formats.tables import ArrowFile, ParquetFile, RowGroups, TableFile, Tables, advise, saved
-from lookalike.data.image.decode import SUFFIXES
+from lookalike.data.formats.tables import (
+    FOR_TEXT,
+    ArrowFile,
+    ParquetFile,
+    RowGroups,
+    TableFile,
+    Tables,
+    advise,
+    columns_of,
+    saved,
+)
+from lookalike.data.image.decode import SUFFIXES, one_line
 from lookalike.data.prepared import CANVASES, Cache
-from lookalike.data.video.container import SUFFIXES as VIDEOS
+from lookalike.data.video.decoder import SUFFIXES as VIDEOS
 from lookalike.data.video.source import FrameFolders, VideoList, video_files
 
 S = TypeVar("S", bound=Source, covariant=True)
@@ -90,8 +99,8 @@ class Kind(NamedTuple):
 
 def find(data: str | os.PathLike[str]) -> Place[PictureSource]:
     """The place that a path, an address or a name on the Hub means; raises UserError."""
-    if isinstance(data, str) and data.startswith(hub.PREFIX):
-        return _in_folder(Local(hub.snapshot(data, (*SUFFIXES, *_ALL))), data)
+    if isinstance(data, str) and data.startswith(HUB):
+        return _in_folder(Local(snapshot(data, (*SUFFIXES, *_ALL))), data)
     if isinstance(data, str) and (folders := FrameFolders.named(data)) is not None:
         return _frame_folders(folders)
     if isinstance(data, str) and "://" in data:
@@ -119,8 +128,8 @@ def _existing(root: Path) -> Path:
 def _frame_folders(folders: FrameFolders) -> Divided:
     """Videos that are folders of pictures, below a folder or in a list."""
     root = Path(folders.where)
-    if folders.where.lower().endswith(lists.SUFFIXES):
-        return folders.listed(root.parent, lists.PathList(root))
+    if folders.where.lower().endswith(LISTS):
+        return folders.listed(root.parent, PathList(root))
     disk = Remote(folders.where) if "://" in folders.where else Local(_existing(root))
     listing = disk.listed(SUFFIXES)
     if not listing.files:
@@ -132,8 +141,8 @@ def _of_file(disk: Disk, name: str) -> Place[PictureSource]:
     """One file that holds many pictures, or names them; on a remote disk also ``shard-{000000..000099}.tar``."""
     lower = name.lower().partition("?")[0]
     files = [name] if isinstance(disk, Local) else _expanded(name)
-    if isinstance(disk, Local) and lower.endswith(lists.SUFFIXES):
-        listed = lists.PathList(disk.root / name)
+    if isinstance(disk, Local) and lower.endswith(LISTS):
+        listed = PathList(disk.root / name)
         if all(path.lower().endswith(VIDEOS) for path in listed.files):
             return video_files(disk, VideoList.of(listed))
         return Divided(listed, listed.splits, partial(stamps_of_files, disk.file, listed.files))
@@ -260,3 +269,31 @@ def _nothing(name: str, listing: Listing) -> str:
         "pictures end in .jpg, .png, .webp, ..., videos in .mp4, .mkv, ..., tables in .parquet, archives in .tar or "
         f".zip; {FOR_TEXT}"
     )
+
+
+HUB = "hub:"
+_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?P<folder>(/[\w.-]+)*)(@(?P<revision>[\w./-]+))?")
+
+
+def snapshot(data: str, suffixes: Sequence[str]) -> Path:
+    """The folder of ``hub:owner/name[/folder][@revision]``: fetched if need be, and only files of these suffixes.
+
+    Files are data, no code in a repository is run. HF_HUB_OFFLINE=1 reads the cache alone. Raises UserError.
+    """
+    match = _NAME.fullmatch(data.removeprefix(HUB))
+    if match is None or ".." in data:
+        raise UserError(
+            f"{data}: no name of a dataset; write hub:owner/name, hub:owner/name/folder or ...@revision", USAGE
+        )
+    folder = match["folder"].strip("/")
+    patterns = [f"{folder}/*{suffix}" if folder else f"*{suffix}" for s in suffixes for suffix in (s, s.upper())]
+    try:
+        fetched = snapshot_download(
+            match["name"], repo_type="dataset", revision=match["revision"], allow_patterns=patterns
+        )
+    except Exception as error:  # of HTTP, of the Hub and of the cache: a dozen classes that change with its versions
+        raise UserError(f"{data} cannot be fetched ({one_line(error)})", IO) from None
+    root = Path(fetched) / folder
+    if not root.is_dir():
+        raise UserError(f"{data}: there is no picture, table or archive in it; see its files on the Hub", BAD_DATA)
+    return root

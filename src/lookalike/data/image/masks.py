@@ -14,11 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.data.example import Rows
 from lookalike.data.formats.disk import Local
 from lookalike.data.formats.encoded import FileStore
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, listed, printable, split_of
 from lookalike.data.image.decode import MAX_PIXELS, SUFFIXES, Unreadable
-from lookalike.data.rows import Rows
 from lookalike.data.source import split_by_hash
 
 MOST = 1 << 16

@@ -14,7 +14,7 @@ from typing import Any
 
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.annotations.coco import lists_of
-from lookalike.data.annotations.pictures import Pictures
+from lookalike.data.annotations.record import Pictures
 from lookalike.data.example import PictureSource
 from lookalike.data.fingerprint import stamps_of_files
 from lookalike.data.formats.disk import Local

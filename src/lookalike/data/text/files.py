@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
-from lookalike.data.formats.columns import BROKEN, LABELS
 from lookalike.data.formats.disk import Local
-from lookalike.data.formats.encoded import Value
+from lookalike.data.formats.encoded import LABELS, Value
 from lookalike.data.formats.files import limit_cells, printable
+from lookalike.data.formats.tables import BROKEN
 
 SUFFIXES = (".txt", ".csv", ".tsv", ".parquet")
 LONGEST = 1 << 13  # bytes

@@ -16,14 +16,13 @@ import numpy as np
 import torch
 
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.example import Source
+from lookalike.data.example import Rows, Source
 from lookalike.data.fingerprint import LONG_PIECE, Stamps, stamps_of_files, token_of
-from lookalike.data.formats import hub
 from lookalike.data.formats.disk import Local
 from lookalike.data.formats.encoded import Value, numbered
 from lookalike.data.formats.files import Names, by_split, printable, split_of, table_split
+from lookalike.data.formats.places import HUB, snapshot
 from lookalike.data.image.decode import SUFFIXES as PICTURES
-from lookalike.data.rows import Rows
 from lookalike.data.text.files import SUFFIXES, Line, lines_of
 
 S = TypeVar("S", bound=Source, covariant=True)
@@ -86,8 +85,8 @@ def find_text(data: object, pairs: bool = False) -> TextPlace[Texts]:
     if not isinstance(data, str | os.PathLike):
         return _in_memory(data, pairs)
     name, columns = _name_and_columns(os.fspath(data))
-    if name.startswith(hub.PREFIX):
-        return _read(Local(hub.snapshot(name, SUFFIXES)), None, columns, pairs, name)
+    if name.startswith(HUB):
+        return _read(Local(snapshot(name, SUFFIXES)), None, columns, pairs, name)
     if "://" in name:
         raise UserError(f"{name}: text is read from this machine; copy it here", BAD_DATA)
     root = Path(name)
@@ -101,7 +100,7 @@ def find_text(data: object, pairs: bool = False) -> TextPlace[Texts]:
 def _name_and_columns(data: str) -> tuple[str, list[str]]:
     """Where the text lies, and the columns that are named behind a colon."""
     name, colon, columns = data.rpartition(":")
-    if not colon or os.path.lexists(data) or "/" in columns or not name or name == hub.PREFIX[:-1]:
+    if not colon or os.path.lexists(data) or "/" in columns or not name or name == HUB[:-1]:
         return data, []
     return name, [column.strip() for column in columns.split(",")]
 
