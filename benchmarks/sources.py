@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from lookalike.data.image.decode import decode
+from lookalike.data.decode import decode
 from lookalike.data.source import open_source
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

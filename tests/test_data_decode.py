@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lookalike.data.image import decode as decoding
-from lookalike.data.image.decode import FINE, MAX_PIXELS, SUFFIXES, Canvas, Unreadable, decode, header
+from lookalike.data import decode as decoding
+from lookalike.data.decode import FINE, MAX_PIXELS, SUFFIXES, Canvas, Unreadable, decode, header
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 

@@ -19,8 +19,8 @@ from PIL import Image
 
 from lookalike.core.errors import UserError
 from lookalike.curate.prepare import prepare
+from lookalike.data.decode import Unreadable
 from lookalike.data.formats.disk import Local
-from lookalike.data.image.decode import Unreadable
 from lookalike.data.loader import Loader
 from lookalike.data.source import open_source, reference_and_query, splits_of
 from lookalike.data.video import source as caching

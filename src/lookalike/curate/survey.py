@@ -13,8 +13,8 @@ import numpy.typing as npt
 from PIL import Image
 from PIL.Image import Resampling
 
+from lookalike.data.decode import Unreadable, decode, header
 from lookalike.data.example import PictureSource, broken, whole
-from lookalike.data.image.decode import Unreadable, decode, header
 from lookalike.data.pool import ordered
 from lookalike.data.prepared import Prepared
 

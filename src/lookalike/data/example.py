@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.data.decode import Canvas
 from lookalike.data.fingerprint import Stamps
-from lookalike.data.image.decode import Canvas
 
 
 class Example(NamedTuple):
@@ -91,19 +91,6 @@ class TextSource(Source, Protocol):
     @property
     def refused(self) -> int:
         """Lines of the whole data that are no text."""
-
-
-@runtime_checkable
-class CanvasSource(Protocol):
-    """A source that may have canvases at hand, so that nothing is gained by keeping them in memory."""
-
-    bad: Mapping[int, str]  # every row that cannot be read
-
-    def has_canvases(self, side: int) -> bool:
-        """Whether ``take`` gives canvases of this side; raises UserError where the source has fewer pixels."""
-
-    def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Canvases uint8 (B, 3, S, S) and sizes int64 (B, 2) of ``rows`` (B,)."""
 
 
 def whole(canvas: Canvas, label: int, path: str) -> Example:

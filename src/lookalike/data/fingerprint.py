@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.data.decode import one_line
 from lookalike.data.formats.files import printable
-from lookalike.data.image.decode import one_line
 
 Opens = Callable[[str], BinaryIO]
 """How a file of the data is opened by its name; raises OSError."""

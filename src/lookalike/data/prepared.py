@@ -30,9 +30,9 @@ from PIL import Image
 from torch import Tensor
 
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
+from lookalike.data.decode import Unreadable, decode, one_line, squash
 from lookalike.data.example import Example, broken, whole
 from lookalike.data.fingerprint import Stamps
-from lookalike.data.image.decode import Unreadable, decode, one_line, squash
 from lookalike.data.pool import cores
 
 CANVASES, VERSION = "canvases.json", 1

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
 from lookalike.core.isolation import isolated
+from lookalike.data.decode import Unreadable
 from lookalike.data.example import Example, PictureSource, Rows, Source
 from lookalike.data.formats.arrays import InMemory, MapStyle, digits, in_memory
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, split_of
 from lookalike.data.formats.places import Place
 from lookalike.data.formats.places import find as pictures
-from lookalike.data.image.decode import Unreadable
 from lookalike.data.video.timeline import video_of
 
 __all__ = [

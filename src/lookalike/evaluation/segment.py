@@ -6,8 +6,8 @@ import hashlib
 from functools import partial
 from typing import NamedTuple
 
+from lookalike.data.annotations.segmentation import Scenes, pairs
 from lookalike.data.example import Example
-from lookalike.data.image.masks import Scenes, pairs
 from lookalike.data.source import Data
 from lookalike.evaluation import settings
 from lookalike.evaluation.result import Resources, Result

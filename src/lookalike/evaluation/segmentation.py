@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from lookalike.core.devices import Precision, autocast, exact, full_precision, moved, placed
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.seeding import reseed, uniforms
-from lookalike.data.image.decode import Unreadable
-from lookalike.data.image.masks import MOST, Scenes
+from lookalike.data.annotations.segmentation import MOST, Scenes
+from lookalike.data.decode import Unreadable
 from lookalike.data.loader import Loader
 from lookalike.data.order import Order
 from lookalike.evaluation.settings import Segment

@@ -11,8 +11,8 @@ import torch
 
 from lookalike.core.devices import moved, uploaded
 from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.data.decode import Unreadable, decode
 from lookalike.data.example import TextSource, as_pictures
-from lookalike.data.image.decode import Unreadable, decode
 from lookalike.data.loader import GIB, Loader, Loads
 from lookalike.data.source import Finder, Source, native_side, place_of
 from lookalike.data.text.captions import find_captioned

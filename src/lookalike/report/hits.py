@@ -11,7 +11,7 @@ from PIL import Image
 from lookalike.core.errors import UserError
 from lookalike.curate.search import Hit
 from lookalike.curate.sheet import upright
-from lookalike.data.image.decode import Unreadable, decode
+from lookalike.data.decode import Unreadable, decode
 from lookalike.data.loader import Loader
 from lookalike.data.source import PictureSource, Rows, splits_of
 from lookalike.report.page import picture, shown, write

@@ -15,8 +15,8 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from lookalike.curate.sheet import upright
 from lookalike.data.annotations.record import Annotated, Scene
+from lookalike.data.decode import Unreadable, decode
 from lookalike.data.formats.disk import Local
-from lookalike.data.image.decode import Unreadable, decode
 from lookalike.evaluation.scenes import Detections, pasted
 from lookalike.evaluation.segment import Segmented
 from lookalike.report.page import PictureRow, facts, picture, sheet, shown, side_by_side, table, write

@@ -100,7 +100,8 @@ def _in_folder(pictures: Pictures, points: bool, inside: str = "") -> RawAnnotat
         return _of_file(pictures, pictures.root / tables[0])
     if xml := [file for file in files if file.lower().endswith(".xml")]:
         return voc(pictures, xml)
-    if text := [file for file in files if file.lower().endswith(".txt") and _is_label(pictures, file)]:
+    text = [file for file in files if file.lower().endswith(".txt") and os.path.basename(file) not in NAMES]
+    if text := [file for file in text if pictures.beside(file) is not None]:
         return yolo(pictures, text, _names(pictures.root))
     if len(tables) == 1:
         return _of_file(pictures, pictures.root / tables[0])
@@ -113,10 +114,6 @@ def _coco_files(root: Path, files: Sequence[str], points: bool) -> list[Path]:
     objects = [file for file in names if not any(word in file.lower() for word in (*_OTHERS, _POINTS))]
     pointed = [file for file in names if _POINTS in file.lower()]
     return [root / file for file in ((pointed or objects) if points else (objects or pointed))]
-
-
-def _is_label(pictures: Pictures, file: str) -> bool:
-    return os.path.basename(file) not in NAMES and pictures.beside(file) is not None
 
 
 def _names(root: Path) -> list[str]:

@@ -1,24 +1,30 @@
-"""Pascal VOC's XML: one file a picture. Files with a document type are refused, so nothing in one can expand."""
+"""Annotations with one file a picture: Pascal VOC's XML and YOLO's text.
+
+XML with a document type is refused, so nothing in it can expand. YOLO has a line an object, ``class x y width height``
+or a polygon, as shares of the picture's sides.
+"""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Sequence
-from itertools import takewhile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 from xml.etree import ElementTree
 
 import numpy as np
+import yaml
 
 from lookalike.data.annotations.masks import Polygons
 from lookalike.data.annotations.record import Pictures, RawAnnotations, Thing
+from lookalike.data.decode import Unreadable
 from lookalike.data.formats.disk import Local
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION
-from lookalike.data.image.decode import Unreadable
 
 _MOST = 4 << 20  # bytes of one file: a picture with 10,000 objects takes 3 MB
-_SETS = {"train": TRAIN, "val": VALIDATION, "test": TEST}
+NAMES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names", "_darknet.labels")
+T = TypeVar("T")
 
 
 def voc(pictures: Pictures, files: list[str]) -> RawAnnotations:
@@ -41,7 +47,7 @@ def voc(pictures: Pictures, files: list[str]) -> RawAnnotations:
                 raw.things[path] = [thing for part in tree.iter("object") if (thing := _voc_thing(part)) is not None]
             else:
                 pictures.omissions.add("pictures of another size than their annotations state", path)
-    raw.splits = _sets(pictures.root, by_stem)
+    raw.splits = image_sets(pictures.root / "ImageSets" / "Main", by_stem)
     return raw
 
 
@@ -77,30 +83,23 @@ def _fits(tree: ElementTree.Element, size: tuple[int, int]) -> bool:
     return not all(side.isdecimal() and side.strip("0") for side in says) or tuple(map(str, size)) == says
 
 
-def _sets(root: Path, by_stem: dict[str, str]) -> dict[str, list[str]]:
-    """The lists of ImageSets/Main, of which those of single classes are none."""
-    splits: dict[str, list[str]] = {}
-    for name, split in _SETS.items():
-        try:
-            lines = (root / "ImageSets" / "Main" / f"{name}.txt").read_text("utf-8", "replace").split("\n")
-        except OSError:
-            continue
-        splits[split] = [by_stem[stem] for line in lines if (stem := line.strip()) in by_stem]
+def image_sets(folder: Path, by_stem: Mapping[str, T]) -> dict[str, list[T]]:
+    """What the lists in a folder of Pascal VOC's ImageSets name, by split; those of single classes do not count."""
+    splits: dict[str, list[T]] = {}
+    for name, split in (("train", TRAIN), ("val", VALIDATION), ("test", TEST)):
+        with suppress(OSError):
+            lines = (folder / f"{name}.txt").read_text("utf-8", "surrogateescape").split("\n")
+            splits[split] = [by_stem[stem] for line in lines if (stem := line.strip()) in by_stem]
     return splits
-
-
-NAMES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names", "_darknet.labels")
 
 
 def yolo(pictures: Pictures, files: Sequence[str], names: Sequence[str]) -> RawAnnotations:
     """What the files, relative to the root, state; a picture without a file is left out, one with an empty file not."""
     raw = RawAnnotations(classes=set(names))
     for file in files:
-        path = pictures.beside(file)
-        size = pictures.size(path) if path is not None else None
-        if path is None:
+        if (path := pictures.beside(file)) is None:
             pictures.omissions.add("files whose picture is not in the folder", file)
-        elif size is not None:
+        elif (size := pictures.size(path)) is not None:
             try:
                 lines = Local(pictures.root).whole(file).decode("utf-8", "replace").splitlines()
             except Unreadable as unreadable:
@@ -132,23 +131,13 @@ def _yolo_thing(words: Sequence[str], names: Sequence[str], height: int, width: 
 
 def names_in(file: Path) -> list[str]:
     """The classes of a file of names, one a line, or of ``names`` in a data.yaml; [] where there are none."""
-    lines = file.read_text("utf-8", "replace").splitlines()
-    items = lines if file.suffix not in (".yaml", ".yml") else _items(lines)
-    return [name for item in items if (name := _word(item))]
-
-
-def _items(lines: Sequence[str]) -> list[str]:
-    """What stands under ``names``: a list in brackets, or one item a line with a dash or a number before it."""
-    start = next((i for i, line in enumerate(lines) if line.startswith("names:")), len(lines))
-    below = list(takewhile(lambda line: not line.strip() or line[0] in " \t-#", lines[start + 1 :]))
-    first = "".join(lines[start : start + 1]).removeprefix("names:").split(" #")[0].strip()
-    if not first.startswith(("[", "{")):
-        return below
-    text = re.split(r"[\]}]", " ".join([first[1:], *lines[start + 1 :]]))[0]
-    return text.split(",")
-
-
-def _word(item: str) -> str:
-    """A name without its dash or number, its quotes, and what is said about it."""
-    text = re.sub(r"^\s*(-|\d+\s*:)", "", re.split(r"(?:^|\s)#", item)[0])
-    return text.strip().strip("'\"")
+    text = file.read_text("utf-8", "replace")
+    if file.suffix not in (".yaml", ".yml"):
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    try:
+        content = yaml.load(text, yaml.BaseLoader)  # which knows strings, lists and dictionaries alone
+    except yaml.YAMLError:
+        return []
+    names = content.get("names") if isinstance(content, dict) else None
+    names = list(names.values()) if isinstance(names, dict) else names
+    return [name for name in names if isinstance(name, str) and name] if isinstance(names, list) else []

@@ -11,8 +11,9 @@ import numpy as np
 import scipy.io
 
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.annotations.record import VISIBLE, Numbers, Pictures, RawAnnotations, Thing
-from lookalike.data.formats.files import limit_cells
+from lookalike.data.annotations.record import VISIBLE, Numbers, Pictures, RawAnnotations, Thing, known_points
+from lookalike.data.formats.encoded import PATHS
+from lookalike.data.formats.files import lines_in
 
 PADDING = 0.1  # of its longer side, around the known points of somebody without a box
 PERSON = "person"
@@ -24,7 +25,6 @@ LEEDS = (
 
 _BONES = ((0, 1), (1, 2), (3, 4), (4, 5), (2, 3), (6, 7), (7, 8), (9, 10), (10, 11), (8, 12), (9, 12), (12, 13))
 _MOST = 100_000_000  # numbers of one table
-_PATHS = ("path", "image", "file", "file_name", "filename")
 _CLASSES = ("class", "label", "name")
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
@@ -43,7 +43,7 @@ def matlab(pictures: Pictures, file: Path) -> RawAnnotations:
         row = int(number[1]) - 1 if number else -1
         size = pictures.size(path) if 0 <= row < table.shape[2] else None
         if size is not None:
-            points = inside_only(table[:, :, row], size)
+            points = _visible(table[:, :, row], size)
             raw.things[path] = [Thing(around(points), PERSON, points=points.tolist())]
         elif not 0 <= row < table.shape[2]:
             pictures.omissions.add(f"pictures that have no row in {file.name}", path)
@@ -66,13 +66,11 @@ def _table(file: Path) -> Numbers:
         raise UserError(f"{file}: no MATLAB file that can be read ({reason}); fetch it again", BAD_DATA) from None
 
 
-def inside_only(points: Numbers, size: tuple[int, int]) -> Numbers:
-    """(K, 3) the same points, 0 where they are not seen or lie outside of a picture of ``size`` (height, width)."""
-    height, width = size
-    x, y, visibility = points[:, 0], points[:, 1], points[:, 2]
-    with np.errstate(invalid="ignore"):
-        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height) & (visibility > 0)
-    return np.where(inside[:, None], np.stack([x, y, np.full(len(x), VISIBLE)], 1), 0.0)
+def _visible(points: Numbers, size: tuple[int, int]) -> Numbers:
+    """(K, 3) the same points, each of them VISIBLE or 0."""
+    points = known_points(points, size)
+    points[:, 2] = np.where(points[:, 2] > 0, VISIBLE, 0)
+    return points
 
 
 def around(points: Numbers) -> tuple[float, float, float, float]:
@@ -93,7 +91,7 @@ def comma_separated(pictures: Pictures, file: Path) -> RawAnnotations:
     """
     rows = _rows(file)
     head = list(rows[0]) if rows else []
-    path_column = next((name for name in _PATHS if name in head), None)
+    path_column = next((name for name in PATHS if name in head), None)
     joints = tuple(name.removesuffix("_x") for name in head if name.endswith("_x") and f"{name[:-2]}_y" in head)
     if path_column is None or not (joints or set(_SIDES) <= set(head)):
         raise UserError(
@@ -111,16 +109,10 @@ def comma_separated(pictures: Pictures, file: Path) -> RawAnnotations:
 
 def _rows(file: Path) -> list[dict[str, str]]:
     """Cells by the names of their columns, in small letters; raises UserError."""
-    try:
-        with open(file, encoding="utf-8-sig", errors="replace", newline="") as lines:
-            limit_cells()
-            reader = csv.reader(lines)
-            head = [name.strip().lower() for name in next(reader, [])]
-            return [dict(zip(head, [*cells, *[""] * len(head)])) for cells in reader if any(cells)]
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}; check its permissions", BAD_DATA) from None
-    except csv.Error as error:
-        raise UserError(f"{file}: no table that can be read ({error}); mend it", BAD_DATA) from None
+    with lines_in(file, "replace") as lines:
+        reader = csv.reader(lines)
+        head = [name.strip().lower() for name in next(reader, [])]
+        return [dict(zip(head, [*cells, *[""] * len(head)])) for cells in reader if any(cells)]
 
 
 def _thing(row: Mapping[str, str], joints: Sequence[str], size: tuple[int, int]) -> Thing:
@@ -128,7 +120,7 @@ def _thing(row: Mapping[str, str], joints: Sequence[str], size: tuple[int, int])
     points = np.array(values, dtype=np.float64).reshape(-1, 3)
     if joints and f"{joints[0]}_v" not in row:
         points[:, 2] = VISIBLE
-    points = inside_only(np.nan_to_num(points, nan=-1.0), size)
+    points = _visible(points, size)
     left, top, right, bottom = (_number(row.get(side, "")) for side in _SIDES)
     boxed = all(side in row for side in _SIDES)
     name = next((row[column] for column in _CLASSES if row.get(column)), PERSON if joints else "object")

@@ -19,14 +19,14 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, chain
-from typing import Any, Protocol, cast
+from typing import Any, cast
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.data.decode import SUFFIXES, Unreadable
 from lookalike.data.formats.disk import MAX_BYTES, Disk
 from lookalike.data.formats.encoded import LABELS, Value, numbered
 from lookalike.data.formats.files import by_split, folder_split, printable, table_split
-from lookalike.data.image.decode import SUFFIXES, Unreadable
 
 _LONGEST = 1 << 20  # bytes of a name or record in a tar, and of a .cls or .json
 _CODE = (".pkl", ".pickle", ".pyd", ".pth", ".pt", ".npy", ".npz")  # what WebDataset's own reader may unpickle
@@ -34,22 +34,10 @@ _LARGEST = 128 << 20  # bytes of one picture in a zip when inflated, which 130 K
 _HEADER = struct.Struct("<4s22xHH")  # of a member of a zip: mark, and lengths of name and extra field
 
 
-class Archive(Protocol):
-    """One archive: its pictures by their names inside, in its own order."""
-
-    path: str
-    names: list[str]  # unique
-    values: list[Value | None]  # what is known of each label
-    unlisted: dict[str, str]  # members that are not read, and why
-
-    def read(self, index: int) -> bytes:
-        """The bytes of one picture; raises Unreadable."""
-
-
 class Archives:
     """The pictures of all archives. A picture without a label of its own has its class folder's, as in a folder."""
 
-    def __init__(self, archives: Sequence[Archive]) -> None:
+    def __init__(self, archives: Sequence[TarShard | Zip]) -> None:
         self._archives = archives
         self.starts = list(accumulate((len(archive.names) for archive in archives), initial=0))
         self._names = list(chain.from_iterable(archive.names for archive in archives))
@@ -126,7 +114,7 @@ class TarShard:
                 index.walk(headers)
         except OSError as error:
             raise UserError(f"{disk.name(path)}: {error.strerror or error}; check the file", BAD_DATA) from None
-        self.unlisted = index.unlisted
+        self.unlisted = index.unlisted  # members that are not read, and why
         self.names = _one_a_key(index.pictures)
         labels = index.described | index.classes
         self.values = [labels.get(_keyed(name)[0]) for name in self.names]

@@ -16,12 +16,12 @@ from torch.nn import functional as F
 from torch.utils.data import ConcatDataset
 
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
+from lookalike.data.decode import Canvas, Unreadable, one_line, squash
 from lookalike.data.example import Example, PictureSource, broken, whole
 from lookalike.data.fingerprint import Stamps, stamps_of_rows, token_of
 from lookalike.data.formats.encoded import LABELS, is_numbering, numbered
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, split_of
 from lookalike.data.formats.tables import PictureColumns, columns_of
-from lookalike.data.image.decode import Canvas, Unreadable, one_line, squash
 
 _IMAGES = ("image", "img", "pixels")
 

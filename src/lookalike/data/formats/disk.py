@@ -8,40 +8,13 @@ import stat
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple
 
 from lookalike.core.errors import BAD_DATA, IO, USAGE, UserError
+from lookalike.data.decode import Unreadable, one_line
 from lookalike.data.formats.files import Listing, listed, printable
-from lookalike.data.image.decode import Unreadable, one_line
 
 MAX_BYTES = 1 << 30  # of one file: more is no picture that anybody wants to learn from
-
-
-class Disk(Protocol):
-    """Files by relative POSIX paths. Nothing is held open between calls, so forked and spawned workers may share it."""
-
-    @property
-    def piece(self) -> int:
-        """Bytes that are best read at once when a file is walked through."""
-
-    @property
-    def at_once(self) -> int:
-        """How many files are best walked through at a time."""
-
-    def listed(self, suffixes: Sequence[str]) -> Listing:
-        """The files that end in one of ``suffixes``; raises UserError."""
-
-    def file(self, path: str) -> BinaryIO:
-        """A file to seek in; raises OSError."""
-
-    def span(self, path: str, start: int, length: int) -> bytes:
-        """Exactly ``length`` bytes from ``start`` on; raises Unreadable."""
-
-    def whole(self, path: str) -> bytes:
-        """All bytes of one file; raises Unreadable."""
-
-    def name(self, path: str) -> str:
-        """What messages call a file."""
 
 
 class Local(NamedTuple):
@@ -269,6 +242,10 @@ def _connected(url: str) -> tuple[Any, str]:
     except ValueError as error:
         raise UserError(f"{url}: {one_line(error)}; s3://, gs:// and https:// are known", USAGE) from None
     return system, str(path)
+
+
+Disk = Local | Remote
+"""Files by relative POSIX paths. Nothing is held open between calls, so forked and spawned workers may share it."""
 
 
 def _joined(root: str, path: str) -> str:

@@ -10,16 +10,16 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple, Protocol, Self, runtime_checkable
+from typing import Generic, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.example import Example, PictureSource, Rows, broken, whole
+from lookalike.data.decode import Unreadable, decode, header
+from lookalike.data.example import Example, Rows, Source, broken, whole
 from lookalike.data.fingerprint import Stamps, stamps_of_files
 from lookalike.data.formats.disk import Disk, Local
-from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, Names, limit_cells, printable, split_of
-from lookalike.data.image.decode import Unreadable, decode, header
+from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, Names, lines_in, printable, split_of
 
 Value = int | str  # what a label is before it is numbered
 LABELS = ("label", "labels", "fine_label", "class", "target", "category")
@@ -119,12 +119,14 @@ class Encoded:
         return self.store.read(row)
 
 
-class Divided:
-    """A store whose rows belong to splits; those that belong to none are left out where any do."""
+S = TypeVar("S", bound=Source, covariant=True)
 
-    def __init__(self, store: Store, splits: Mapping[str, Sequence[int]], stamps: Callable[[], Stamps]) -> None:
-        """``stamps`` are those of the files that hold the store."""
-        self._source = Encoded(store, stamps)
+
+class Divided(Generic[S]):
+    """A place whose rows belong to splits; those that belong to none are left out where any do."""
+
+    def __init__(self, source: S, splits: Mapping[str, Sequence[int]]) -> None:
+        self._source = source
         self.splits = [name for name in (TRAIN, VALIDATION, TEST) if name in splits]
         self._splits = {name: torch.tensor(splits[name]) for name in self.splits}
 
@@ -133,7 +135,7 @@ class Divided:
         self._source.unlisted = {**unreadable, **self._source.unlisted}
         return self
 
-    def rows(self, split: str | None) -> PictureSource:
+    def rows(self, split: str | None) -> S | Rows:
         """One split, or everything."""
         if not self._splits:
             return self._source
@@ -166,7 +168,7 @@ def _is_label(value: Value | None) -> bool:
 
 
 LISTS = (".txt", ".csv")
-_PATHS = ("path", "image", "file", "file_name", "filename", "filepath", "image_path")
+PATHS = ("path", "image", "file", "file_name", "filename", "filepath", "image_path")
 _LOOKS = 1000  # paths of which one must be there: a text that is no list of pictures is said to be none
 
 
@@ -203,26 +205,18 @@ class PathList(FileStore):
 
 def _rows(file: Path) -> list[ListedPicture]:
     """The lines of a list; raises UserError. Bytes that are no UTF-8 are kept, since a file's name may hold them."""
-    try:
-        with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-            if file.suffix.lower() == ".csv":
-                limit_cells()
-                return list(_table(file, csv.reader(lines)))
-            return [ListedPicture(line.rstrip("\r\n")) for line in lines]
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}; check its permissions", BAD_DATA) from None
-    except csv.Error as error:
-        raise UserError(f"{file}: no table that can be read ({error}); mend it", BAD_DATA) from None
+    with lines_in(file, "surrogateescape") as lines:
+        if file.suffix.lower() == ".csv":
+            return list(_table(file, csv.reader(lines)))
+        return [ListedPicture(line.rstrip("\r\n")) for line in lines]
 
 
 def _table(file: Path, lines: Iterator[list[str]]) -> Iterator[ListedPicture]:
     """The rows of a .csv; raises UserError where its head names no column of paths."""
     head = {name.strip().lower(): i for i, name in enumerate(next(lines, []))}
-    path, label, split = (_column(head, names) for names in (_PATHS, LABELS, ("split",)))
+    path, label, split = (_column(head, names) for names in (PATHS, LABELS, ("split",)))
     if path is None:
-        raise UserError(
-            f"{file}: its first line names no column {', '.join(_PATHS[:4])}; add one; {FOR_TEXT}", BAD_DATA
-        )
+        raise UserError(f"{file}: its first line names no column {', '.join(PATHS[:4])}; add one; {FOR_TEXT}", BAD_DATA)
     for cells in lines:
         cell = [cells[i] if i is not None and i < len(cells) else "" for i in (path, label, split)]
         yield ListedPicture(cell[0], cell[1].strip(), cell[2].strip())

@@ -10,9 +10,12 @@ import stat
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import NamedTuple, TextIO, overload
+
+from lookalike.core.errors import BAD_DATA, UserError
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
@@ -27,6 +30,19 @@ _WORDS = {
 def limit_cells(longest: int = 1 << 17) -> None:
     """How many letters a cell may have. Python has one limit for all who read tables, so each states its own first."""
     csv.field_size_limit(longest)
+
+
+@contextmanager
+def lines_in(file: Path, errors: str) -> Iterator[TextIO]:
+    """The lines of a text or a .csv; raises UserError, also where what reads them raises csv.Error."""
+    limit_cells()
+    try:
+        with open(file, encoding="utf-8-sig", errors=errors, newline="") as lines:
+            yield lines
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}; check its permissions", BAD_DATA) from None
+    except csv.Error as error:
+        raise UserError(f"{file}: no table that can be read ({error}); mend it", BAD_DATA) from None
 
 
 class Listing(NamedTuple):

@@ -14,14 +14,14 @@ from typing import NamedTuple, Protocol, TypeVar
 from huggingface_hub import snapshot_download
 
 from lookalike.core.errors import BAD_DATA, IO, USAGE, UserError
+from lookalike.data.decode import SUFFIXES, one_line
 from lookalike.data.example import PictureSource, Source
 from lookalike.data.fingerprint import LONG_PIECE, stamps_of_files
 from lookalike.data.formats.archives import Archives, TarShard, Zip, class_folder
 from lookalike.data.formats.disk import Disk, Local, Remote
-from lookalike.data.formats.encoded import LISTS, Divided, Encoded, FileStore, PathList
+from lookalike.data.formats.encoded import FOR_TEXT, LISTS, Divided, Encoded, FileStore, PathList
 from lookalike.data.formats.files import Listing, by_split, folder_split, printable, table_split
 from lookalike.data.formats.tables import (
-    FOR_TEXT,
     ArrowFile,
     ParquetFile,
     RowGroups,
@@ -31,7 +31,6 @@ from lookalike.data.formats.tables import (
     columns_of,
     saved,
 )
-from lookalike.data.image.decode import SUFFIXES, one_line
 from lookalike.data.prepared import CANVASES, Cache
 from lookalike.data.video.decoder import SUFFIXES as VIDEOS
 from lookalike.data.video.source import FrameFolders, VideoList, video_files
@@ -94,7 +93,7 @@ class Kind(NamedTuple):
     """Files that hold many pictures. ``open`` gives None where others beside them are meant; raises UserError."""
 
     suffixes: tuple[str, ...]
-    open: Callable[[Disk, KindFiles], Divided | None]
+    open: Callable[[Disk, KindFiles], Divided[Encoded] | None]
 
 
 def find(data: str | os.PathLike[str]) -> Place[PictureSource]:
@@ -125,7 +124,7 @@ def _existing(root: Path) -> Path:
     return root
 
 
-def _frame_folders(folders: FrameFolders) -> Divided:
+def _frame_folders(folders: FrameFolders) -> Divided[Encoded]:
     """Videos that are folders of pictures, below a folder or in a list."""
     root = Path(folders.where)
     if folders.where.lower().endswith(LISTS):
@@ -145,7 +144,7 @@ def _of_file(disk: Disk, name: str) -> Place[PictureSource]:
         listed = PathList(disk.root / name)
         if all(path.lower().endswith(VIDEOS) for path in listed.files):
             return video_files(disk, VideoList.of(listed))
-        return Divided(listed, listed.splits, partial(stamps_of_files, disk.file, listed.files))
+        return Divided(listed.source(), listed.splits)
     for kind in KINDS:
         if lower.endswith(kind.suffixes) and (place := kind.open(disk, KindFiles(files, 0, 0))) is not None:
             return place
@@ -179,7 +178,7 @@ def _in_folder(disk: Disk, name: str) -> Place[PictureSource]:
     return Folder(disk, listing._replace(files=pictures))
 
 
-def _parquet(disk: Disk, kind: KindFiles) -> Divided | None:
+def _parquet(disk: Disk, kind: KindFiles) -> Divided[Encoded] | None:
     groups = RowGroups()
     files = _each(disk, kind.files, lambda path: ParquetFile(disk, path, groups))
     if (place := _tables(disk, files, kind)) is not None:
@@ -187,14 +186,14 @@ def _parquet(disk: Disk, kind: KindFiles) -> Divided | None:
     return place
 
 
-def _arrow(disk: Disk, kind: KindFiles) -> Divided | None:
+def _arrow(disk: Disk, kind: KindFiles) -> Divided[Encoded] | None:
     if not isinstance(disk, Local):
         raise UserError(f"{disk.name(kind.files[0])}: Arrow files are mapped into memory; copy them here", BAD_DATA)
     files = saved(disk.root, kind.files)
     return _tables(disk, {path: ArrowFile(disk.root / path) for path in files}, kind) if files else None
 
 
-def _tables(disk: Disk, files: Mapping[str, TableFile], kind: KindFiles) -> Divided | None:
+def _tables(disk: Disk, files: Mapping[str, TableFile], kind: KindFiles) -> Divided[Encoded] | None:
     """Tables with pictures go before picture files, a few of which a dataset's repository often holds too."""
     names = [path for path, file in files.items() if columns_of(file.schema) is not None]
     if not names and kind.pictures + kind.others:
@@ -205,34 +204,34 @@ def _tables(disk: Disk, files: Mapping[str, TableFile], kind: KindFiles) -> Divi
     if not store.paths:
         raise UserError(f"{files[names[0]].where}: a table without a row; fetch it again", BAD_DATA)
     rows = {name: store.rows_of(paths) for name, paths in splits.items()}
-    return Divided(store, rows, partial(stamps_of_files, disk.file, names, LONG_PIECE))
+    return Divided(Encoded(store, partial(stamps_of_files, disk.file, names, LONG_PIECE)), rows)
 
 
-def _tars(disk: Disk, kind: KindFiles) -> Divided | None:
+def _tars(disk: Disk, kind: KindFiles) -> Divided[Encoded] | None:
     """Shards go before pictures where they are as many: a backup beside photos is no data, nor is a logo."""
     return _archives(TarShard, disk, kind.files) if len(kind.files) >= kind.pictures else None
 
 
-def _zips(disk: Disk, kind: KindFiles) -> Divided | None:
+def _zips(disk: Disk, kind: KindFiles) -> Divided[Encoded] | None:
     """Zip archives count where there is nothing else."""
     return None if kind.pictures + kind.others else _archives(Zip, disk, kind.files)
 
 
-def _archives(kind: type[TarShard] | type[Zip], disk: Disk, files: Sequence[str]) -> Divided:
+def _archives(kind: type[TarShard] | type[Zip], disk: Disk, files: Sequence[str]) -> Divided[Encoded]:
     divided = sorted(chain(*by_split(files, table_split).values()))
     store = Archives(list(_each(disk, divided or files, lambda path: kind(disk, path)).values()))
     if not store.paths:
         where, reason = next(iter(store.unlisted.items()), (files[0], "no member ends in .jpg, .png, .webp, ..."))
         raise UserError(f"{disk.name(files[0])}: no picture in it ({where}: {reason})", BAD_DATA)
-    return Divided(store, store.splits, partial(stamps_of_files, disk.file, divided or files, LONG_PIECE))
+    return Divided(Encoded(store, partial(stamps_of_files, disk.file, divided or files, LONG_PIECE)), store.splits)
 
 
-def _videos(disk: Disk, kind: KindFiles) -> Divided | None:
+def _videos(disk: Disk, kind: KindFiles) -> Divided[Encoded] | None:
     """Videos go before pictures where they are as many: a poster beside each is no data."""
     return video_files(disk, VideoList.in_folders(kind.files)) if len(kind.files) >= kind.pictures else None
 
 
-def _compressed(disk: Disk, kind: KindFiles) -> Divided | None:
+def _compressed(disk: Disk, kind: KindFiles) -> Divided[Encoded] | None:
     if kind.pictures + kind.others:
         return None
     where = disk.name(kind.files[0])

@@ -18,38 +18,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.data.decode import Unreadable, one_line
 from lookalike.data.formats.disk import Disk, Local
 from lookalike.data.formats.encoded import FOR_TEXT, LABELS, numbered
 from lookalike.data.formats.files import printable
-from lookalike.data.image.decode import Unreadable, one_line
 
 _KEEP = 512 << 20  # bytes of row groups kept in memory, per process
 _SLOW = 16 << 20  # bytes of a row group from which a random row costs more than its decoding
-
-
-class TableFile(Protocol):
-    """One file of a table."""
-
-    where: str  # for messages
-    schema: Any
-    rows: int
-
-    @property
-    def starts(self) -> list[int]:
-        """The first row of each part that is read at once, and the number of rows."""
-
-    def column(self, name: str) -> list[Any]:
-        """All values of one small column, or of one field of a struct (``image.path``); raises UserError."""
-
-    def picture(self, columns: PictureColumns, row: int) -> bytes | None:
-        """The bytes of one row, None where it has none; raises BROKEN."""
 
 
 class Tables:
@@ -256,6 +238,10 @@ class ArrowFile:
         for batch in self._table.column(0).chunks:
             starts.append(starts[-1] + len(batch))
         return starts
+
+
+TableFile = ParquetFile | ArrowFile
+"""One file of a table; ``starts`` are the first row of each part that is read at once, and the number of rows."""
 
 
 def saved(root: Path, files: list[str]) -> list[str]:

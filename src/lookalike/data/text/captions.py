@@ -15,16 +15,15 @@ from typing import Any
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.annotations.coco import lists_of
 from lookalike.data.annotations.record import Pictures
+from lookalike.data.decode import SUFFIXES
 from lookalike.data.example import PictureSource
 from lookalike.data.fingerprint import stamps_of_files
 from lookalike.data.formats.disk import Local
-from lookalike.data.formats.encoded import Encoded
+from lookalike.data.formats.encoded import Divided, Encoded
 from lookalike.data.formats.files import Listing, Names, by_split, folder_split, listed
 from lookalike.data.formats.places import Place, folder_store
-from lookalike.data.image.decode import SUFFIXES
 from lookalike.data.source import Data, place_of
 from lookalike.data.text.files import decoded, lines_of
-from lookalike.data.text.source import TextPlace
 
 MOST = 8  # captions of a picture that are read
 NamedCaptions = Iterable[tuple[str, str]]
@@ -60,7 +59,7 @@ def find_captioned(data: Data) -> Place[PictureSource]:
     images = _read(root, tables)
     row_of = {path: row for row, path in enumerate(images.files)}
     splits = by_split(list(images.files), folder_split)
-    return TextPlace(images, {split: sorted(map(row_of.__getitem__, paths)) for split, paths in splits.items()})
+    return Divided(images, {split: sorted(map(row_of.__getitem__, paths)) for split, paths in splits.items()})
 
 
 def _read(root: Path, tables: list[str]) -> CaptionedImages:

@@ -7,27 +7,22 @@ are found by their usual names, or named behind a colon: ``reviews.csv:body``, `
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.example import Rows, Source
+from lookalike.data.decode import SUFFIXES as PICTURES
 from lookalike.data.fingerprint import LONG_PIECE, Stamps, stamps_of_files, token_of
 from lookalike.data.formats.disk import Local
-from lookalike.data.formats.encoded import Value, numbered
+from lookalike.data.formats.encoded import Divided, Value, numbered
 from lookalike.data.formats.files import Names, by_split, printable, split_of, table_split
 from lookalike.data.formats.places import HUB, snapshot
-from lookalike.data.image.decode import SUFFIXES as PICTURES
 from lookalike.data.text.files import SUFFIXES, Line, lines_of
-
-S = TypeVar("S", bound=Source, covariant=True)
-Stamping = Callable[[], Stamps]
-"""Looks at the files that rows come from, as they are now."""
 
 _NOTED = 1000  # lines that are no rows and stand in bad_files.csv one by one; more of a file are counted
 
@@ -47,7 +42,9 @@ class Texts:
 
     starts = None
 
-    def __init__(self, rows: Sequence[TextRow], unlisted: dict[str, str], refused: int, stamps: Stamping) -> None:
+    def __init__(
+        self, rows: Sequence[TextRow], unlisted: dict[str, str], refused: int, stamps: Callable[[], Stamps]
+    ) -> None:
         self.paths = Names(row.path for row in rows)
         width = max((len(row.texts) for row in rows), default=1)
         self._texts = [Names(row.texts[i] for row in rows) for i in range(width)]
@@ -65,19 +62,7 @@ class Texts:
         return tuple(texts[row] for texts in self._texts)
 
 
-class TextPlace(Generic[S]):
-    """A place of rows with texts, read once."""
-
-    def __init__(self, source: S, rows_of_splits: Mapping[str, Sequence[int]]) -> None:
-        self._source, self._rows = source, rows_of_splits
-        self.splits = list(rows_of_splits)
-
-    def rows(self, split: str | None) -> S | Rows:
-        """One split, or everything."""
-        return self._source if split is None else Rows(self._source, torch.tensor(self._rows[split]))
-
-
-def find_text(data: object, pairs: bool = False) -> TextPlace[Texts]:
+def find_text(data: object, pairs: bool = False) -> Divided[Texts]:
     """The place of text that a path, a name on the Hub or a list of strings means; raises UserError.
 
     With ``pairs`` a row is two texts; without, every text is a row of its own.
@@ -105,7 +90,7 @@ def _name_and_columns(data: str) -> tuple[str, list[str]]:
     return name, [column.strip() for column in columns.split(",")]
 
 
-def _read(disk: Local, file: str | None, columns: Sequence[str], pairs: bool, name: str) -> TextPlace[Texts]:
+def _read(disk: Local, file: str | None, columns: Sequence[str], pairs: bool, name: str) -> Divided[Texts]:
     """All files of a folder, or one of them."""
     if file is not None and file.lower().endswith((*PICTURES, ".tar", ".zip", ".arrow", ".gz", ".zst")):
         raise UserError(f"{name}: no file of text; text ends in .txt, .csv, .tsv or .parquet", BAD_DATA)
@@ -128,7 +113,7 @@ def _read(disk: Local, file: str | None, columns: Sequence[str], pairs: bool, na
     stamps = partial(stamps_of_files, disk.file, files, LONG_PIECE)
     numbers = {split: [i for i, row in enumerate(rows) if row.split == split] for split in divided}
     splits = {split: some for split, some in numbers.items() if some}
-    return TextPlace(Texts(rows, unlisted, reading.refused, stamps), splits)
+    return Divided(Texts(rows, unlisted, reading.refused, stamps), splits)
 
 
 class _Reading:
@@ -196,7 +181,7 @@ def _labels_by_name(files: Sequence[str]) -> dict[str, str]:
     return labels if 2 <= len(set(labels.values())) <= 100 else {}
 
 
-def _in_memory(data: object, pairs: bool) -> TextPlace[Texts]:
+def _in_memory(data: object, pairs: bool) -> Divided[Texts]:
     """Strings that are in memory: a list of them, or of pairs of them."""
     items = list(data) if isinstance(data, Sequence) else []
     rows = [tuple(item) if isinstance(item, tuple | list) else (item,) for item in items]
@@ -204,7 +189,7 @@ def _in_memory(data: object, pairs: bool) -> TextPlace[Texts]:
         what = "pairs of strings" if pairs else "strings"
         raise UserError(f"a {type(data).__name__} is no text; give a path, or a list of {what}", BAD_DATA)
     texts = [TextRow(f"#{i}", tuple(text.strip() for text in row)) for i, row in enumerate(rows)]
-    return TextPlace(Texts(texts, {}, 0, partial(_stamps, rows)), {})
+    return Divided(Texts(texts, {}, 0, partial(_stamps, rows)), {})
 
 
 def _stamps(rows: Sequence[tuple[str, ...]]) -> Stamps:

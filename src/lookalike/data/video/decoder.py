@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lookalike.core.errors import USAGE, UserError
+from lookalike.data.decode import MAX_PIXELS, Unreadable
 from lookalike.data.formats.disk import Disk
-from lookalike.data.image.decode import MAX_PIXELS, Unreadable
 
 SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".3gp"),

@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import accumulate, chain
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -23,32 +23,18 @@ import pyarrow.parquet as pq
 
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
 from lookalike.core.files import write_atomically
+from lookalike.data.decode import SUFFIXES, Unreadable, header
 from lookalike.data.fingerprint import stamps_of_files
 from lookalike.data.formats.archives import class_folders, rows_by_folder
 from lookalike.data.formats.disk import Disk, Local
-from lookalike.data.formats.encoded import Divided, PathList, numbered
+from lookalike.data.formats.encoded import Divided, Encoded, PathList, numbered
 from lookalike.data.formats.files import Listing, printable
-from lookalike.data.image.decode import SUFFIXES, Unreadable, header
 from lookalike.data.pool import cores, ordered
 from lookalike.data.video.decoder import FrameIndex, VideoDecoders, VideoFile, frame_index, libav
 from lookalike.data.video.timeline import frame_path
 
 _RATE = 25.0  # frames a second of folders, unless the data's name states another
 _FEWEST = 2  # frames of a video
-
-
-class Video(Protocol):
-    """One video: frames by number."""
-
-    @property
-    def times(self) -> Sequence[float]:
-        """(N,) seconds from the first frame, rising by a microsecond at least."""
-
-    def size(self, frame: int) -> tuple[int, int]:
-        """Upright (height, width) in pixels, without decoding; raises Unreadable."""
-
-    def read(self, frame: int) -> bytes:
-        """A frame as a picture file; raises Unreadable."""
 
 
 class VideoList(NamedTuple):
@@ -114,13 +100,13 @@ class FrameStore:
         number = bisect.bisect_right(self.starts, row) - 1
         return self._videos[number], row - self.starts[number]
 
-    def divided(self, disk: Disk, files: Sequence[str]) -> Divided:
+    def divided(self, disk: Disk, files: Sequence[str]) -> Divided[Encoded]:
         """The frames by split, of videos that lie in ``files``; raises UserError where no video can be used."""
         if not self.paths:
             name, reason = next(iter(self.unlisted.items()))
             others = f", nor can {len(self.unlisted) - 1} others" if len(self.unlisted) > 1 else ""
             raise UserError(f"{disk.name(name)} cannot be used ({reason}){others}; try to play one", BAD_DATA)
-        return Divided(self, self.splits, partial(stamps_of_files, disk.file, files))
+        return Divided(Encoded(self, partial(stamps_of_files, disk.file, files)), self.splits)
 
 
 def _with_frames(video: Video) -> Video:
@@ -130,7 +116,7 @@ def _with_frames(video: Video) -> Video:
     return video
 
 
-def video_files(disk: Disk, videos: VideoList) -> Divided:
+def video_files(disk: Disk, videos: VideoList) -> Divided[Encoded]:
     """Video files, by an index of their frames; raises UserError."""
     index_of, decoders = dict(zip(videos.names, indexes(disk, videos.names))), VideoDecoders(disk)
 
@@ -160,6 +146,10 @@ class FrameFolder:
         return self._disk.whole(self._files[frame])
 
 
+Video = VideoFile | FrameFolder
+"""Frames by number; ``times`` (N,) are seconds from the first one, rising by a microsecond at least."""
+
+
 class FrameFolders(NamedTuple):
     """``frames:FOLDER`` or ``frames@12.5:LIST.csv``: folders of pictures, each of which is a video."""
 
@@ -177,18 +167,18 @@ class FrameFolders(NamedTuple):
             raise UserError(f"{data}: frames a second must be from 0.001 to 1,000,000", USAGE)
         return cls(match[2], rate)
 
-    def below(self, disk: Disk, listing: Listing) -> Divided:
+    def below(self, disk: Disk, listing: Listing) -> Divided[Encoded]:
         """The videos among the pictures that a disk lists; those beside all folders are the video ``.``."""
         files: dict[str, list[str]] = {}
         for path in listing.files:
             files.setdefault(str(PurePosixPath(path).parent), []).append(path)
         return self._divided(disk, VideoList.in_folders(list(files)), files).beside(listing.unreadable)
 
-    def listed(self, root: Path, paths: PathList) -> Divided:
+    def listed(self, root: Path, paths: PathList) -> Divided[Encoded]:
         """The videos of a list that lies in a folder."""
         return self._divided(Local(root), VideoList.of(paths), {name: _pictures_in(root, name) for name in paths.files})
 
-    def _divided(self, disk: Disk, videos: VideoList, files: Mapping[str, Sequence[str]]) -> Divided:
+    def _divided(self, disk: Disk, videos: VideoList, files: Mapping[str, Sequence[str]]) -> Divided[Encoded]:
         store = FrameStore(videos, lambda name: FrameFolder(disk, files[name], self.rate))
         return store.divided(disk, list(chain(*files.values())))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,11 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.data.annotations.per_picture import image_sets
+from lookalike.data.decode import MAX_PIXELS, SUFFIXES, Unreadable
 from lookalike.data.example import Rows
 from lookalike.data.formats.disk import Local
 from lookalike.data.formats.encoded import FileStore
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, listed, printable, split_of
-from lookalike.data.image.decode import MAX_PIXELS, SUFFIXES, Unreadable
 from lookalike.data.source import split_by_hash
 
 MOST = 1 << 16
@@ -141,22 +142,13 @@ def _named_splits(files: Sequence[str]) -> dict[str, list[int]]:
     """Rows by the outermost folder that names a split, once the words for photos are gone."""
     splits: dict[str, list[int]] = {}
     for row, path in enumerate(files):
-        names = [split_of(part) for part in common(path)[0].split("/")[:-1]]
-        name = next((name for name in names if name), None)
-        if name:
+        folders = common(path)[0].split("/")[:-1]
+        if name := next((split for folder in folders if (split := split_of(folder))), None):
             splits.setdefault(name, []).append(row)
     return splits
 
 
-def _listed_splits(root: Path, files: Sequence[str]) -> Mapping[str, list[int]]:
+def _listed_splits(root: Path, files: Sequence[str]) -> dict[str, list[int]]:
     """Rows by the lists of Pascal VOC, where they are."""
-    stems = {Path(path).stem: row for row, path in enumerate(files)}
-    splits: dict[str, list[int]] = {}
-    for path in sorted((root / "ImageSets" / "Segmentation").glob("*.txt")):
-        name, rows = (
-            split_of(path.stem),
-            [stems[s] for s in path.read_text("utf-8", "surrogateescape").split() if s in stems],
-        )
-        if path.stem in ("train", "val", "test") and name and rows:
-            splits[name] = sorted(rows)
-    return splits
+    splits = image_sets(root / "ImageSets" / "Segmentation", {Path(path).stem: i for i, path in enumerate(files)})
+    return {name: sorted(rows) for name, rows in splits.items() if rows}
