@@ -18,9 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from lookalike.core.errors import BAD_DATA, IO, UserError
+from lookalike.data.example import Source
 from lookalike.data.loader import Loaded, Loader
 from lookalike.data.order import Order
-from lookalike.data.source import Source, open_source
+from lookalike.data.source import open_source
 
 COUNT, BAD = 40, (3, 4, 17, 39)
 LAZY = 0  # a budget that nothing fits

@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from lookalike.core.errors import UserError
+from lookalike.data.example import Rows
 from lookalike.data.loader import GIB, Loader
 from lookalike.data.order import order_of
-from lookalike.data.source import Rows, open_source
+from lookalike.data.source import open_source
 from lookalike.data.video.timeline import Timeline, pieces
 from lookalike.models.video import SmallVideoResNet, VideoResNet
 from lookalike.pretext.image import MOCO_V2, ImageView

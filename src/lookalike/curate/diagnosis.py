@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lookalike.core.errors import UserError
 from lookalike.curate.sheet import random_rows
+from lookalike.data.example import Source
 from lookalike.data.fingerprint import changes, from_table
-from lookalike.data.source import Source
 from lookalike.models.features import embed, raw
 from lookalike.train import checkpoint
 from lookalike.train.history import History, Point, collect

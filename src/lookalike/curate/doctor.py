@@ -25,9 +25,10 @@ from lookalike.core.progress import Progress, silent
 from lookalike.curate.plan import TrainingPlan, plan_pretraining
 from lookalike.curate.sheet import Tile, random_rows, sheet, upright
 from lookalike.curate.survey import Survey, joined, largest, near, same, survey
+from lookalike.data.example import PictureSource
 from lookalike.data.loader import GIB
 from lookalike.data.pool import cores
-from lookalike.data.source import EVERYTHING, Data, PictureSource, name_of, open_source, splits_of
+from lookalike.data.source import EVERYTHING, Data, name_of, open_source, splits_of
 from lookalike.data.video.timeline import video_of
 
 _SHOWN, _TILE = 100, 96  # pictures of the sheet, and their pixels

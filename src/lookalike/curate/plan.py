@@ -13,8 +13,9 @@ from lookalike.core.devices import device
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.files import write_atomically
 from lookalike.curate.sheet import Tile, random_rows, sheet, upright
+from lookalike.data.example import PictureSource, Rows
 from lookalike.data.loader import GIB, Loader
-from lookalike.data.source import Data, PictureSource, Rows, native_side, open_source
+from lookalike.data.source import Data, native_side, open_source
 from lookalike.learn.dictionary import Queue
 from lookalike.recipes.recipe import Recipe
 from lookalike.train.length import pace, probe

@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,7 +63,7 @@ class Unreadable(Exception):
 class _Quiet:
     """Silent while any thread is inside, as before when the last has left: a change to the process, not to a thread."""
 
-    def __init__(self, silence: Callable[[], AbstractContextManager[None]]) -> None:
+    def __init__(self, silence: Callable[[], AbstractContextManager[object]]) -> None:
         self._silence, self._lock, self._inside = silence, threading.Lock(), 0
 
     def __enter__(self) -> None:
@@ -78,13 +78,6 @@ class _Quiet:
             self._inside -= 1
             if not self._inside:
                 self._silenced.__exit__(None, None, None)
-
-
-@contextmanager
-def _no_warnings() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 @contextmanager
@@ -113,7 +106,7 @@ def _libtiff_handlers() -> list[Callable[[int | None], int | None]]:
     return handlers
 
 
-_quiet, _quiet_tiff = _Quiet(_no_warnings), _Quiet(_silent_libtiff)
+_quiet, _quiet_tiff = _Quiet(partial(warnings.catch_warnings, action="ignore")), _Quiet(_silent_libtiff)
 _TIFF = (b"II", b"MM")  # how files begin that libtiff may read
 
 
@@ -262,11 +255,7 @@ except ImportError:  # pragma: no cover
     simplejpeg = None
 
 ORIENTATION = 0x0112  # the EXIF tag
-_SOF = (
-    0xC0,
-    0xC1,
-    0xC2,
-)  # SOF of baseline, extended and progressive Huffman coding; the others are Pillow's to judge
+_SOF = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive Huffman coding; the others are Pillow's to judge
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/"
 
 
@@ -299,7 +288,6 @@ def jpeg_frame(data: bytes) -> JpegFrame | None:
 
 
 def _sized(segment: bytes, orientation: int) -> JpegFrame | None:
-    """The size that a SOF segment states."""
     if len(segment) < 6 or segment[0] != 8 or segment[5] not in (1, 3):
         return None
     return JpegFrame(int.from_bytes(segment[1:3], "big"), int.from_bytes(segment[3:5], "big"), orientation)

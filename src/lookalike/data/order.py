@@ -133,7 +133,6 @@ def _counter(epoch: int, window: int) -> int:
 
 @lru_cache(maxsize=2)  # a run reads two epochs at most at a time
 def _arranged(starts: tuple[int, ...], seed: int, epoch: int, window: int) -> _Epoch:
-    """The shards of an epoch in their order."""
     bounds = torch.tensor(starts)
     count = len(starts) - 1
     order = permuted(torch.arange(count), count, seed, _counter(epoch, -1))

@@ -39,18 +39,9 @@ CANVASES, VERSION = "canvases.json", 1
 RAW = "raw"
 _BATCHES = 4  # how many are kept that nobody holds
 
+_NUMBERS = ("label", "height", "width", "offset", "bytes", "adler32")
 INDEX = pa.schema(
-    {
-        "path": pa.string(),
-        "split": pa.string(),
-        "label": pa.int64(),
-        "height": pa.int64(),
-        "width": pa.int64(),
-        "offset": pa.int64(),
-        "bytes": pa.int64(),
-        "adler32": pa.int64(),
-        "bad": pa.string(),
-    }
+    {"path": pa.string(), "split": pa.string(), **dict.fromkeys(_NUMBERS, pa.int64()), "bad": pa.string()}
 )
 
 

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from lookalike.core.devices import moved
 from lookalike.core.errors import UserError
-from lookalike.data.example import Rows, as_pictures
+from lookalike.data.example import Rows, Source, as_pictures
 from lookalike.data.loader import Loader
 from lookalike.data.order import Order
-from lookalike.data.source import Data, Source
+from lookalike.data.source import Data
 from lookalike.evaluation import settings
 from lookalike.evaluation.lines import say_missing
 from lookalike.evaluation.result import Resources, Result

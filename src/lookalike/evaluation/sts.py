@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lookalike.core.devices import uploaded
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.example import Rows
+from lookalike.data.example import Rows, Source
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION
-from lookalike.data.source import EVERYTHING, Data, Source, open_source, splits_of
+from lookalike.data.source import EVERYTHING, Data, open_source, splits_of
 from lookalike.data.text.source import find_text
 from lookalike.evaluation import settings
 from lookalike.evaluation.result import Resources, Result

@@ -12,12 +12,11 @@ import torch
 from lookalike.core.devices import moved, uploaded
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.decode import Unreadable, decode
-from lookalike.data.example import TextSource, as_pictures
+from lookalike.data.example import Source, TextSource, as_pictures
 from lookalike.data.loader import GIB, Loader, Loads
-from lookalike.data.source import Finder, Source, native_side, place_of
-from lookalike.data.text.captions import find_captioned
+from lookalike.data.source import Finder, native_side, place_of
 from lookalike.data.text.loader import CaptionLoader, TextLoader, Tokenizer, refuse_too_many, texts_of
-from lookalike.data.text.source import find_text
+from lookalike.data.text.source import find_captioned, find_text
 from lookalike.models.features import Layer
 from lookalike.models.hugging_face import HuggingFace
 from lookalike.models.text import Transformer

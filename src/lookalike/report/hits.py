@@ -12,8 +12,9 @@ from lookalike.core.errors import UserError
 from lookalike.curate.search import Hit
 from lookalike.curate.sheet import upright
 from lookalike.data.decode import Unreadable, decode
+from lookalike.data.example import PictureSource, Rows
 from lookalike.data.loader import Loader
-from lookalike.data.source import PictureSource, Rows, splits_of
+from lookalike.data.source import splits_of
 from lookalike.report.page import picture, shown, write
 
 SIDE = 176  # px of the longer side of a picture

@@ -11,8 +11,8 @@ from torch import Tensor
 from lookalike.core.devices import full_precision
 from lookalike.core.progress import Progress, silent
 from lookalike.curate.sheet import random_rows, upright
+from lookalike.data.example import PictureSource
 from lookalike.data.loader import Loader
-from lookalike.data.source import PictureSource
 from lookalike.report.page import GAP, PictureRow, side_by_side
 from lookalike.train.loop import views_at
 from lookalike.train.trained import Trained

@@ -20,9 +20,10 @@ from lookalike.core.devices import Precision, computes_in_bf16, device, named_pr
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.files import UNFINISHED, write_atomically
 from lookalike.core.isolation import isolated
+from lookalike.data.example import Source
 from lookalike.data.fingerprint import Change, changes, from_table, to_table
 from lookalike.data.loader import GIB, Loads
-from lookalike.data.source import Data, Source, name_of, open_source, reference_and_query
+from lookalike.data.source import Data, name_of, open_source, reference_and_query
 from lookalike.data.text.loader import Tokenizer, texts_of
 from lookalike.learn.labelled import Labelled
 from lookalike.pretext.image import ImageView

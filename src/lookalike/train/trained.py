@@ -18,8 +18,9 @@ from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.files import write_atomically
 from lookalike.core.isolation import isolated
 from lookalike.core.progress import Progress, silent
+from lookalike.data.example import Rows, Source
 from lookalike.data.loader import GIB, Loads
-from lookalike.data.source import Data, Rows, Source, name_of, reference_and_query, splits_of
+from lookalike.data.source import Data, name_of, reference_and_query, splits_of
 from lookalike.data.text.loader import Tokenizer
 from lookalike.data.video.timeline import pieces
 from lookalike.models.encoder import Encoder

@@ -25,8 +25,6 @@ def coco(pictures: Pictures, files: list[Path]) -> RawAnnotations:
 
 
 class _File:
-    """One file that is being read."""
-
     def __init__(self, pictures: Pictures, file: Path, name: str) -> None:
         self.pictures, self.file, self.name = pictures, file, name
         self.omissions = pictures.omissions
@@ -100,7 +98,6 @@ def lists_of(file: Path, *names: str) -> tuple[list[dict[str, Any]], ...]:
 
 
 def _note_joints(raw: RawAnnotations, category: dict[str, Any]) -> None:
-    """Keep the first names of points, and the lines between them."""
     names, bones = category.get("keypoints"), category.get("skeleton")
     if not isinstance(names, list) or raw.joints:
         return

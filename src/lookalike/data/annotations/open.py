@@ -10,9 +10,8 @@ import torch
 
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.annotations.coco import coco
-from lookalike.data.annotations.per_picture import NAMES, names_in, voc, yolo
+from lookalike.data.annotations.files import NAMES, comma_separated, matlab, names_in, voc, yolo
 from lookalike.data.annotations.record import Annotated, Pictures, RawAnnotations, annotated, splits_in
-from lookalike.data.annotations.tables import comma_separated, matlab
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, by_split, listed
 from lookalike.data.source import split_by_hash
 
@@ -63,7 +62,6 @@ def split_annotated(annotations: Annotated) -> tuple[Annotated, Annotated]:
 
 
 def _by_folder(annotations: Annotated) -> dict[str, tuple[int, ...]]:
-    """Rows by the split that a folder of the path names."""
     rows = {scene.path: row for row, scene in enumerate(annotations.scenes)}
 
     def split(path: str) -> str | None:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.annotations.per_picture import image_sets
+from lookalike.data.annotations.files import image_sets
 from lookalike.data.decode import MAX_PIXELS, SUFFIXES, Unreadable
 from lookalike.data.example import Rows
 from lookalike.data.formats.disk import Local
@@ -127,7 +127,6 @@ def common(path: str) -> tuple[str, bool]:
 
 
 def _divided(root: Path, files: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Sorted rows of the reference and of the queries."""
     splits = _listed_splits(root, files) or _named_splits(files)
     test = TEST if TEST in splits else VALIDATION
     if TRAIN in splits and test in splits:
@@ -149,6 +148,5 @@ def _named_splits(files: Sequence[str]) -> dict[str, list[int]]:
 
 
 def _listed_splits(root: Path, files: Sequence[str]) -> dict[str, list[int]]:
-    """Rows by the lists of Pascal VOC, where they are."""
     splits = image_sets(root / "ImageSets" / "Segmentation", {Path(path).stem: i for i, path in enumerate(files)})
     return {name: sorted(rows) for name, rows in splits.items() if rows}

@@ -165,7 +165,6 @@ class _TarIndex:
             self.unlisted[f"{self.path}/*{suffix}"] = f"{count} members may hold code, and are never read"
 
     def sort(self, member: tarfile.TarInfo, file: _Headers, length: int) -> None:
-        """One member, to where it belongs."""
         if member.isdir():
             return
         shown = printable(member.name)
@@ -243,7 +242,6 @@ def _keyed(name: str) -> tuple[str, str]:
 
 
 def _one_a_key(names: Iterable[str]) -> list[str]:
-    """The pictures that are rows, in order."""
     plain_ones: dict[str, tuple[int, str]] = {}
     for name in names:
         key, suffix = _keyed(name)
@@ -289,7 +287,9 @@ class Zip:
             ) from None
         self.names = list(members)
         self.values: list[Value | None] = [None] * len(members)
-        self._members = array("q", (number for info in members.values() for number in _numbers(info)))
+        self._members = array("q")
+        for info in members.values():
+            self._members.extend((info.header_offset, info.compress_size, info.file_size, info.CRC, info.compress_type))
 
     def read(self, index: int) -> bytes:
         """The bytes of one picture; raises Unreadable."""
@@ -317,7 +317,6 @@ class Zip:
 
 
 def _refused_in_zip(info: ZipInfo) -> str | None:
-    """Why a member is not read."""
     if stat.S_ISLNK(info.external_attr >> 16):
         return "a symbolic link in an archive, which is never followed"
     if info.flag_bits & 1:
@@ -327,10 +326,6 @@ def _refused_in_zip(info: ZipInfo) -> str | None:
     if max(info.file_size, info.compress_size) > _LARGEST:
         return f"{info.file_size} bytes are more than the limit of {_LARGEST}"
     return None
-
-
-def _numbers(info: ZipInfo) -> tuple[int, int, int, int, int]:
-    return info.header_offset, info.compress_size, info.file_size, info.CRC, info.compress_type
 
 
 def _inflated(data: bytes, size: int) -> bytes:

@@ -150,7 +150,9 @@ def numbered(values: Sequence[Value | None], names: Sequence[str] | None = None)
     """
     if names is None and is_numbering(values):
         return [-1] * len(values), []
-    classes = sorted({v for v in values if _is_label(v)}, key=lambda v: (isinstance(v, str), v))
+    classes = sorted(
+        {v for v in values if isinstance(v, str) or (v is not None and v >= 0)}, key=lambda v: (isinstance(v, str), v)
+    )
     if names is not None and all(isinstance(v, int) and v < len(names) for v in classes):
         return [v if isinstance(v, int) and v >= 0 else -1 for v in values], list(names)
     number: dict[Value | None, int] = {v: i for i, v in enumerate(classes)}
@@ -161,10 +163,6 @@ def is_numbering(values: Sequence[Value | None]) -> bool:
     """Whether what passes for labels numbers the rows, from 0 or 1 on, as the index of a table does."""
     first = values[0] if len(values) > 2 else None
     return first in (0, 1) and all(value == row for row, value in enumerate(values, first))
-
-
-def _is_label(value: Value | None) -> bool:
-    return value is not None and not (isinstance(value, int) and value < 0)
 
 
 LISTS = (".txt", ".csv")
@@ -214,16 +212,14 @@ def _rows(file: Path) -> list[ListedPicture]:
 def _table(file: Path, lines: Iterator[list[str]]) -> Iterator[ListedPicture]:
     """The rows of a .csv; raises UserError where its head names no column of paths."""
     head = {name.strip().lower(): i for i, name in enumerate(next(lines, []))}
-    path, label, split = (_column(head, names) for names in (PATHS, LABELS, ("split",)))
+    path, label, split = (
+        next((head[name] for name in names if name in head), None) for names in (PATHS, LABELS, ("split",))
+    )
     if path is None:
         raise UserError(f"{file}: its first line names no column {', '.join(PATHS[:4])}; add one; {FOR_TEXT}", BAD_DATA)
     for cells in lines:
         cell = [cells[i] if i is not None and i < len(cells) else "" for i in (path, label, split)]
         yield ListedPicture(cell[0], cell[1].strip(), cell[2].strip())
-
-
-def _column(head: Mapping[str, int], names: Sequence[str]) -> int | None:
-    return next((head[name] for name in names if name in head), None)
 
 
 def _values(labels: Sequence[str]) -> list[Value | None]:

@@ -109,8 +109,6 @@ def listed(root: Path, suffixes: Sequence[str]) -> Listing:
 
 
 class _Walk:
-    """A walk over one tree, with what it has found so far."""
-
     def __init__(self, root: Path, suffixes: tuple[str, ...]) -> None:
         self.root, self.suffixes = root, suffixes
         self.files: list[str] = []
@@ -131,7 +129,6 @@ class _Walk:
                 self.unreadable[printable(folder) or "."] = error.strerror or type(error).__name__
 
     def visit(self, folder: str) -> None:
-        """One folder's entries; raises OSError."""
         where = os.path.join(self.root, folder)
         identity = _identity(os.stat(where))
         if identity in self.visited:

@@ -125,7 +125,6 @@ def _existing(root: Path) -> Path:
 
 
 def _frame_folders(folders: FrameFolders) -> Divided[Encoded]:
-    """Videos that are folders of pictures, below a folder or in a list."""
     root = Path(folders.where)
     if folders.where.lower().endswith(LISTS):
         return folders.listed(root.parent, PathList(root))
@@ -239,7 +238,6 @@ def _compressed(disk: Disk, kind: KindFiles) -> Divided[Encoded] | None:
 
 
 def _each(disk: Disk, files: Sequence[str], open_one: Callable[[str], T]) -> dict[str, T]:
-    """Every file opened, some at once."""
     with ThreadPoolExecutor(disk.at_once) as pool:
         return dict(zip(files, pool.map(open_one, files)))
 
@@ -256,7 +254,6 @@ _ALL = tuple(suffix for kind in KINDS for suffix in kind.suffixes)
 
 
 def _nothing(name: str, listing: Listing) -> str:
-    """The message for a folder without a picture."""
     if listing.unreadable:
         folder, reason = next(iter(listing.unreadable.items()))
         count = len(listing.unreadable)

@@ -46,7 +46,10 @@ class Tables:
         parts = [[start + first for first in file.starts[:-1]] for start, file in zip(self._starts, self._files)]
         self.starts = [*chain(*parts), self._starts[-1]]
         self.paths = _paths(files, self._columns)
-        self.labels, self.classes = _labelled(self._files, self._columns)
+        self.labels, self.classes = [-1] * self._starts[-1], list[str]()
+        if (label := self._columns.label) is not None:
+            values = [value for file in self._files for value in file.column(label)]
+            self.labels, self.classes = numbered(values, self._columns.names)
 
     def rows_of(self, names: Sequence[str]) -> list[int]:
         """The rows that the named files hold."""
@@ -96,14 +99,6 @@ def _paths(files: Mapping[str, TableFile], columns: PictureColumns) -> list[str]
         if all(stored) and len(set(stored)) == len(stored):
             return stored
     return [f"{printable(name)}#{row}" for name, file in files.items() for row in range(file.rows)]
-
-
-def _labelled(files: Sequence[TableFile], columns: PictureColumns) -> tuple[list[int], list[str]]:
-    """(N,) labels, and the classes of all files."""
-    if columns.label is None:
-        return [-1] * sum(file.rows for file in files), []
-    values = [value for file in files for value in file.column(columns.label)]
-    return numbered(values, columns.names)
 
 
 class RowGroups:

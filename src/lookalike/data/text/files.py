@@ -97,7 +97,6 @@ def decoded(raw: bytes) -> str | None:
 
 
 def _reason(text: str | None) -> str | None:
-    """Why a text is none."""
     if text is None:
         return "no valid UTF-8"
     return "holds a NUL: no text" if "\0" in text else None

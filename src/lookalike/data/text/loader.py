@@ -157,7 +157,6 @@ class Tokenizer:
 
 
 def _package() -> Any:
-    """The package tokenizers, an extra."""
     try:
         import tokenizers
     except ImportError:

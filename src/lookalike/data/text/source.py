@@ -7,22 +7,35 @@ are found by their usual names, or named behind a colon: ``reviews.csv:body``, `
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.data.annotations.coco import lists_of
+from lookalike.data.annotations.record import Pictures
 from lookalike.data.decode import SUFFIXES as PICTURES
-from lookalike.data.fingerprint import LONG_PIECE, Stamps, stamps_of_files, token_of
+from lookalike.data.example import PictureSource
+from lookalike.data.fingerprint import LONG_PIECE, Stamps, stamps_of_files, stamps_of_values
 from lookalike.data.formats.disk import Local
-from lookalike.data.formats.encoded import Divided, Value, numbered
-from lookalike.data.formats.files import Names, by_split, printable, split_of, table_split
-from lookalike.data.formats.places import HUB, snapshot
-from lookalike.data.text.files import SUFFIXES, Line, lines_of
+from lookalike.data.formats.encoded import Divided, Encoded, Value, numbered
+from lookalike.data.formats.files import (
+    Listing,
+    Names,
+    by_split,
+    folder_split,
+    listed,
+    printable,
+    split_of,
+    table_split,
+)
+from lookalike.data.formats.places import HUB, Place, folder_store, snapshot
+from lookalike.data.source import Data, place_of
+from lookalike.data.text.files import SUFFIXES, Line, decoded, lines_of
 
 _NOTED = 1000  # lines that are no rows and stand in bad_files.csv one by one; more of a file are counted
 
@@ -91,7 +104,6 @@ def _name_and_columns(data: str) -> tuple[str, list[str]]:
 
 
 def _read(disk: Local, file: str | None, columns: Sequence[str], pairs: bool, name: str) -> Divided[Texts]:
-    """All files of a folder, or one of them."""
     if file is not None and file.lower().endswith((*PICTURES, ".tar", ".zip", ".arrow", ".gz", ".zst")):
         raise UserError(f"{name}: no file of text; text ends in .txt, .csv, .tsv or .parquet", BAD_DATA)
     listing = disk.listed(SUFFIXES)
@@ -108,7 +120,8 @@ def _read(disk: Local, file: str | None, columns: Sequence[str], pairs: bool, na
     reading = _Reading(disk, columns, pairs, _labels_by_name(files))
     rows = [row for path in files for row in reading.rows(path, split_of_file.get(path))]
     if not rows:
-        raise UserError(f"{name}: no line of text in it{reading.first_reason()}", BAD_DATA)
+        where, reason = next(iter(reading.unlisted.items()), ("", ""))
+        raise UserError(f"{name}: no line of text in it{f' ({where}: {reason})' if where else ''}", BAD_DATA)
     unlisted = {**({} if file is not None else listing.unreadable), **reading.unlisted}
     stamps = partial(stamps_of_files, disk.file, files, LONG_PIECE)
     numbers = {split: [i for i, row in enumerate(rows) if row.split == split] for split in divided}
@@ -161,11 +174,6 @@ class _Reading:
             if text:
                 yield (f"{path}:{number}" if len(line.texts) > 1 else path), (text,)
 
-    def first_reason(self) -> str:
-        """In parentheses, where there is one."""
-        where, reason = next(iter(self.unlisted.items()), ("", ""))
-        return f" ({where}: {reason})" if where else ""
-
 
 def _labels_by_name(files: Sequence[str]) -> dict[str, str]:
     """The label of each file by its folder, else by its name: pos/1.txt and pos.txt are pos.
@@ -182,7 +190,6 @@ def _labels_by_name(files: Sequence[str]) -> dict[str, str]:
 
 
 def _in_memory(data: object, pairs: bool) -> Divided[Texts]:
-    """Strings that are in memory: a list of them, or of pairs of them."""
     items = list(data) if isinstance(data, Sequence) else []
     rows = [tuple(item) if isinstance(item, tuple | list) else (item,) for item in items]
     if not rows or not all(len(row) == 1 + pairs and all(isinstance(text, str) for text in row) for row in rows):
@@ -193,8 +200,79 @@ def _in_memory(data: object, pairs: bool) -> Divided[Texts]:
 
 
 def _stamps(rows: Sequence[tuple[str, ...]]) -> Stamps:
-    """Each text by what it says."""
     values = ["\0".join(row).encode("utf-8", "surrogatepass") for row in rows]
-    sizes = np.fromiter((len(value) for value in values), np.int64, len(values))
-    tokens = np.fromiter(map(token_of, values), np.uint64, len(values))
-    return Stamps([f"#{i}" for i in range(len(rows))], sizes, tokens)
+    return stamps_of_values([f"#{i}" for i in range(len(rows))], values)
+
+
+MOST_CAPTIONS = 8  # captions of a picture that are read
+NamedCaptions = Iterable[tuple[str, str]]
+"""Names of pictures, each with one caption."""
+
+
+class CaptionedImages(Encoded):
+    """The captioned pictures of a folder, with as many captions each as the picture that has most: few ones repeat."""
+
+    def __init__(self, root: Path, captions: dict[str, list[str]], unlisted: dict[str, str], tables: list[str]) -> None:
+        """``captions`` by path below ``root``; ``tables`` are the files that hold them, below ``root`` too."""
+        files, disk = sorted(captions), Local(root)
+        store = folder_store(disk, Listing(files, 0, unlisted), by_split(files, folder_split))
+        super().__init__(store, partial(stamps_of_files, disk.file, [*store.files, *tables]))
+        self.files = store.files
+        width = max(map(len, captions.values()))
+        captions_of = [captions[path] for path in self.files]
+        self._texts = [Names(texts[i % len(texts)] for texts in captions_of) for i in range(width)]
+
+    def texts(self, row: int) -> tuple[str, ...]:
+        """The captions of one picture."""
+        return tuple(texts[row] for texts in self._texts)
+
+
+def find_captioned(data: Data) -> Place[PictureSource]:
+    """The captioned pictures of a folder; the pictures of whatever has no captions. Raises UserError."""
+    if not isinstance(data, str | os.PathLike) or not Path(data).is_dir():
+        return place_of(data)
+    root = Path(data)
+    tables = [path for path in listed(root, (".json", ".csv", ".tsv")).files if "caption" in Path(path).name.lower()]
+    if not tables:
+        return place_of(data)
+    images = _captioned(root, tables)
+    row_of = {path: row for row, path in enumerate(images.files)}
+    splits = by_split(list(images.files), folder_split)
+    return Divided(images, {split: sorted(map(row_of.__getitem__, paths)) for split, paths in splits.items()})
+
+
+def _captioned(root: Path, tables: list[str]) -> CaptionedImages:
+    """The pictures that files of captions name; raises UserError where they name none."""
+    pictures = Pictures(root)
+    captions: dict[str, list[str]] = {}
+    for table in tables:
+        for name, text in _coco_captions(root / table) if table.endswith(".json") else _table_captions(root, table):
+            path = pictures.find(name, table)
+            if path is not None and len(captions.setdefault(path, [])) < MOST_CAPTIONS:
+                captions[path].append(text)
+    if not captions:
+        raise UserError(f"{root}: no file of captions names a picture in it, of {', '.join(tables[:3])}", BAD_DATA)
+    without = {path: "no caption" for path in pictures.paths if path not in captions}
+    return CaptionedImages(root, captions, listed(root, PICTURES).unreadable | without, tables)
+
+
+def _coco_captions(file: Path) -> NamedCaptions:
+    """Those of COCO's captions_*.json; raises UserError."""
+    images, annotations = lists_of(file, "images", "annotations")
+    names = {str(one.get("id")): one.get("file_name") for one in images}
+    return _captions((names.get(str(one.get("image_id"))), one.get("caption")) for one in annotations)
+
+
+def _table_captions(root: Path, table: str) -> NamedCaptions:
+    """Those of a .csv or .tsv; raises UserError."""
+    lines = lines_of(Local(root), table, ("image", "caption"))
+    return _captions(line.texts for line in lines if len(line.texts) == 2 and line.bad is None)
+
+
+def _captions(pairs: Iterable[Any]) -> Iterator[tuple[str, str]]:
+    """Pairs of a name and a text; what is neither is left out, and a text is cut as a line of a file would be."""
+    for name, text in pairs:
+        if isinstance(name, str) and isinstance(text, str):
+            caption = decoded(text.encode("utf-8", "replace")[: 1 << 14])
+            if caption and "\0" not in caption:
+                yield name, caption

@@ -133,7 +133,6 @@ def _by_time(packets: list[Packet], first: Any, stream: Any, unit: float) -> Fra
 
 
 def _by_count(container: Any, stream: Any, seeks: list[int | None]) -> FrameIndex:
-    """The index by decoding everything."""
     keys, count, first = [], 0, None
     for frame in frames(container.demux(stream), []):
         first = first or frame
@@ -253,14 +252,12 @@ class VideoDecoder:
         raise Unreadable("its key frame is missing")
 
     def _timed(self, decoded: Iterator[Any]) -> Iterator[tuple[int, Any]]:
-        """Frames with numbers by time."""
         for frame in decoded:
             number = int(np.searchsorted(self.index.ticks, frame.pts)) if frame.pts is not None else -1
             if 0 <= number < len(self.index.ticks) and self.index.ticks[number] == frame.pts:
                 yield number, frame
 
     def _counted(self, decoded: Iterator[Any], key: int) -> Iterator[tuple[int, Any]]:
-        """Frames with numbers that are counted from a key frame on."""
         return enumerate(dropwhile(lambda frame: not frame.key_frame, decoded) if key else decoded, self._keys[key])
 
 

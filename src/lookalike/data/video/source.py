@@ -34,7 +34,6 @@ from lookalike.data.video.decoder import FrameIndex, VideoDecoders, VideoFile, f
 from lookalike.data.video.timeline import frame_path
 
 _RATE = 25.0  # frames a second of folders, unless the data's name states another
-_FEWEST = 2  # frames of a video
 
 
 class VideoList(NamedTuple):
@@ -72,7 +71,9 @@ class FrameStore:
         for number, (name, label) in enumerate(zip(videos.names, videos.labels)):
             shown = printable(name)
             try:
-                video = _with_frames(open_video(name))
+                video = open_video(name)
+                if len(video.times) < 2:
+                    raise Unreadable("a single frame is no video")
             except Unreadable as unreadable:
                 self.unlisted[shown] = unreadable.reason
                 continue
@@ -107,13 +108,6 @@ class FrameStore:
             others = f", nor can {len(self.unlisted) - 1} others" if len(self.unlisted) > 1 else ""
             raise UserError(f"{disk.name(name)} cannot be used ({reason}){others}; try to play one", BAD_DATA)
         return Divided(Encoded(self, partial(stamps_of_files, disk.file, files)), self.splits)
-
-
-def _with_frames(video: Video) -> Video:
-    """The video, if it is more than a picture; raises Unreadable."""
-    if len(video.times) < _FEWEST:
-        raise Unreadable("a single frame is no video")
-    return video
 
 
 def video_files(disk: Disk, videos: VideoList) -> Divided[Encoded]:
@@ -184,7 +178,6 @@ class FrameFolders(NamedTuple):
 
 
 def _pictures_in(root: Path, folder: str) -> list[str]:
-    """The pictures directly in a folder."""
     pictures = Local(root / folder).listed(SUFFIXES).files if (root / folder).is_dir() else []
     return [f"{folder}/{path}" for path in pictures if "/" not in path]
 
@@ -197,7 +190,7 @@ def indexes(disk: Disk, names: Sequence[str]) -> list[FrameIndex | str]:
     """The index of each video, or why it has none; files that are new or have changed are read by all cores."""
     libav()  # its absence is no fault of the files
     stamps = stamps_of_files(disk.file, names)
-    file = _folder() / f"{_key(disk)}.parquet"
+    file = _cache_file(disk)
     cached, rows = _read(file), []
     for name, size, token in zip(stamps.names, stamps.sizes.tolist(), map(str, stamps.tokens)):
         row = cached.get(name, {})
@@ -213,14 +206,16 @@ def indexes(disk: Disk, names: Sequence[str]) -> list[FrameIndex | str]:
     return [_index(row) for row in rows]
 
 
-def _folder() -> Path:
+def _cache_file(disk: Disk) -> Path:
+    """A parquet file for each place in $XDG_CACHE_HOME, else ~/.cache, named whatever characters the place's name has.
+
+    A row counts while name, size and content of its video are the same (see fingerprint.py). A cache that cannot be
+    read is made again; where none can be written, there is none.
+    """
     cache = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(cache) if os.path.isabs(cache) else Path(os.path.expanduser("~"), ".cache")) / "lookalike" / "videos"
-
-
-def _key(disk: Disk) -> str:
-    """A name for the place, whatever characters its own has."""
-    return hashlib.sha256(os.path.abspath(disk.name("")).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    folder = Path(cache) if os.path.isabs(cache) else Path(os.path.expanduser("~"), ".cache")
+    name = hashlib.sha256(os.path.abspath(disk.name("")).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return folder / "lookalike" / "videos" / f"{name}.parquet"
 
 
 def _index_row(disk: Disk, name: str) -> _Row:
@@ -235,7 +230,6 @@ def _index_row(disk: Disk, name: str) -> _Row:
 
 
 def _index(row: Mapping[str, Any]) -> FrameIndex | str:
-    """The index that a row holds, or the reason."""
     if row["reason"] is not None:
         return str(row["reason"])
     ticks, keys, seeks = (np.asarray(row[name], np.int64) for name in ("ticks", "keys", "seeks"))
