@@ -25,7 +25,7 @@ from lookalike.data.loader import Loader
 from lookalike.data.source import open_source, reference_and_query, splits_of
 from lookalike.data.video import source as caching
 from lookalike.data.video.decoder import FrameIndex, VideoDecoders, VideoFile, frame_index
-from lookalike.data.video.timeline import Timeline, video_of
+from lookalike.data.video.source import Timeline, video_of
 from tests.films import SIDE, decoded, film, folder_of_frames, number_in, only_sound, picture
 
 KINDS = {

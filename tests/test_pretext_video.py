@@ -18,7 +18,7 @@ from lookalike.data.example import Rows
 from lookalike.data.loader import GIB, Loader
 from lookalike.data.order import order_of
 from lookalike.data.source import open_source
-from lookalike.data.video.timeline import Timeline, pieces
+from lookalike.data.video.source import Timeline, pieces
 from lookalike.models.video import SmallVideoResNet, VideoResNet
 from lookalike.pretext.image import MOCO_V2, ImageView
 from lookalike.pretext.video import TwoClips, TwoFrames

@@ -29,7 +29,7 @@ from lookalike.data.example import PictureSource
 from lookalike.data.loader import GIB
 from lookalike.data.pool import cores
 from lookalike.data.source import EVERYTHING, Data, name_of, open_source, splits_of
-from lookalike.data.video.timeline import video_of
+from lookalike.data.video.source import video_of
 
 _SHOWN, _TILE = 100, 96  # pictures of the sheet, and their pixels
 _GROUPS, _EACH = 24, 4  # groups of duplicates that are drawn, and pictures of each

@@ -20,6 +20,11 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+try:  # it has no wheels for rare processors
+    import simplejpeg
+except ImportError:  # pragma: no cover
+    simplejpeg = None
+
 # An allowlist: Pillow also opens EPS (which runs Ghostscript), PSD, FITS and others with a record of holes.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", *(("AVIF",) if features.check("avif") else ()))
 SUFFIXES = (
@@ -31,6 +36,9 @@ FINE = 384
 """The side in pixels from which a canvas stands for the picture itself: it is filtered by a cubic, which loses less of
 the fine detail than the line below (docs/results.md has how much)."""
 
+ORIENTATION = 0x0112  # the EXIF tag
+_SOF = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive Huffman coding; the others are Pillow's to judge
+_EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/"
 _REDUCING = 2  # average whole blocks of pixels while at least so many times finer than the canvas, then filter
 
 
@@ -249,16 +257,6 @@ def _wide_gray(values: npt.NDArray[np.generic], stated: bool) -> npt.NDArray[np.
     return np.asarray(scaled.clip(0, 255).round(), dtype=np.uint8)
 
 
-try:  # it has no wheels for rare processors
-    import simplejpeg
-except ImportError:  # pragma: no cover
-    simplejpeg = None
-
-ORIENTATION = 0x0112  # the EXIF tag
-_SOF = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive Huffman coding; the others are Pillow's to judge
-_EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/"
-
-
 class JpegFrame(NamedTuple):
     """A JPEG's size in pixels as it is stored, and its EXIF orientation."""
 
@@ -268,7 +266,12 @@ class JpegFrame(NamedTuple):
 
 
 def jpeg_frame(data: bytes) -> JpegFrame | None:
-    """What the header says, if the file is a JPEG of 8 bits, gray or of three colours, and nothing is odd about it."""
+    """What the header says, if the file is a JPEG of 8 bits, gray or of three colours, and nothing is odd about it.
+
+    The short way for what nearly every photo is, from its header straight to few pixels. What it does not know for
+    certain it leaves to Pillow, so it never refuses a file. Both decode with libjpeg-turbo at the same scale: pixels are
+    equal bit for bit, in a third of the time at 128 px, since Pillow's header costs as much as the pixels.
+    """
     if simplejpeg is None or data[:3] != b"\xff\xd8\xff":
         return None
     place, orientation = 2, 1

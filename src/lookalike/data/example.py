@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.decode import Canvas
 from lookalike.data.fingerprint import Stamps
 
 
@@ -93,11 +92,6 @@ class TextSource(Source, Protocol):
         """Lines of the whole data that are no text."""
 
 
-def whole(canvas: Canvas, label: int, path: str) -> Example:
-    """An example that could be read."""
-    return Example(canvas.pixels, canvas.height, canvas.width, label, path)
-
-
 def broken(side: int, label: int, path: str, reason: str) -> Example:
     """An example that could not be read: a black canvas of one pixel's size."""
     return Example(torch.zeros(3, side, side, dtype=torch.uint8), 1, 1, label, path, reason)
@@ -108,6 +102,7 @@ class Rows:
 
     def __init__(self, source: Source, rows: Tensor) -> None:
         self._source, self._rows = source, rows
+        self._pictures, self._texts = cast(PictureSource, source), cast(TextSource, source)  # whichever it is
         self.classes, self.unlisted = source.classes, source.unlisted
         self.paths = [source.paths[row] for row in rows.tolist()]
 
@@ -159,11 +154,3 @@ class Rows:
     def size(self, row: int) -> tuple[int, int]:
         """Upright (height, width) in pixels; raises Unreadable."""
         return self._pictures.size(int(self._rows[row]))
-
-    @property
-    def _pictures(self) -> PictureSource:
-        return cast(PictureSource, self._source)
-
-    @property
-    def _texts(self) -> TextSource:
-        return cast(TextSource, self._source)

@@ -64,11 +64,6 @@ class Change:
         return ", ".join([*parts, *(["the same files in another order"] if self.reordered and not parts else [])])
 
 
-def stamps_of_rows(paths: Sequence[str]) -> Stamps:
-    """The stamps of rows that lie in no files, of which only the paths are known."""
-    return Stamps(list(paths), np.full(len(paths), -1, np.int64), np.full(len(paths), UNREAD, np.uint64))
-
-
 def stamps_of_values(names: Sequence[str], values: Sequence[bytes]) -> Stamps:
     """The stamps of rows that are in memory."""
     sizes = np.fromiter((len(value) for value in values), np.int64, len(values))

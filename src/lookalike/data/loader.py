@@ -66,13 +66,6 @@ class _Chunk(NamedTuple):
     slot: int
 
 
-class _Filled(NamedTuple):
-    """What is known of canvases beside their pixels; ``bad`` holds every row met that could not be read."""
-
-    sizes: list[tuple[int, int]]
-    bad: dict[int, str]
-
-
 class _Decoding(NamedTuple):
     """Decodes chunks into slots; a bad row has the canvas of the first good one of ``tries`` more, else a black one."""
 
@@ -81,12 +74,14 @@ class _Decoding(NamedTuple):
     tries: int
     slots: npt.NDArray[np.uint8]  # (count, _PART, 3, S, S)
 
-    def fill(self, chunk: _Chunk) -> _Filled:
+    def fill(self, chunk: _Chunk) -> tuple[list[tuple[int, int]], dict[int, str]]:
         """Canvases into the slot, read in the order of the rows, in which frames of a video follow each other.
+
+        Returns the size of each, and every row that could not be read with the reason.
 
         numpy's assignment lays interleaved colours out as planes in half the time of torch's.
         """
-        filled, count = _Filled([(1, 1)] * len(chunk.rows), {}), len(self.source)
+        sizes, bad, count = [(1, 1)] * len(chunk.rows), dict[int, str](), len(self.source)
         for i, row in sorted(enumerate(chunk.rows), key=itemgetter(1)):
             if stopped():
                 break
@@ -94,12 +89,12 @@ class _Decoding(NamedTuple):
                 example = self.source.example(other % count, self.side)
                 if example.bad is None:
                     self.slots[chunk.slot, i] = example.pixels.numpy()
-                    filled.sizes[i] = example.height, example.width
+                    sizes[i] = example.height, example.width
                     break
-                filled.bad[other % count] = example.bad
+                bad[other % count] = example.bad
             else:
                 self.slots[chunk.slot, i] = 0
-        return filled
+        return sizes, bad
 
 
 class Loader:

@@ -20,7 +20,7 @@ from lookalike.data.formats.arrays import InMemory, MapStyle, digits, in_memory
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, split_of
 from lookalike.data.formats.places import Place
 from lookalike.data.formats.places import find as pictures
-from lookalike.data.video.timeline import video_of
+from lookalike.data.video.source import video_of
 
 S = TypeVar("S", bound=Source)
 Data = str | os.PathLike[str] | Tensor | npt.NDArray[np.generic] | MapStyle | Mapping[str, MapStyle]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lookalike.data.loader import Loads
-from lookalike.data.video.timeline import Timeline
+from lookalike.data.video.source import Timeline
 from lookalike.pretext.video import TwoClips, TwoFrames
 from lookalike.recipes.recipe import Recipe
 

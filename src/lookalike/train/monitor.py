@@ -13,7 +13,7 @@ from torch import Tensor
 from lookalike.core.devices import placed
 from lookalike.core.seeding import uniforms
 from lookalike.data.loader import Loads
-from lookalike.data.video.timeline import video_of
+from lookalike.data.video.source import video_of
 from lookalike.learn.learner import Learner
 from lookalike.models.features import settle
 from lookalike.recipes.examples import Examples

@@ -22,7 +22,7 @@ from lookalike.data.example import Rows, Source
 from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, name_of, reference_and_query, splits_of
 from lookalike.data.text.loader import Tokenizer
-from lookalike.data.video.timeline import pieces
+from lookalike.data.video.source import pieces
 from lookalike.models.encoder import Encoder
 from lookalike.models.features import Layer, embed, means, settle
 from lookalike.recipes.examples import Examples

@@ -95,7 +95,6 @@ def _voc_thing(part: ElementTree.Element) -> Thing | None:
 
 
 def _fits(tree: ElementTree.Element, size: tuple[int, int]) -> bool:
-    """Whether the stated size, if it is one, is that of the picture."""
     says = tuple((tree.findtext(f"size/{side}") or "").strip() for side in ("height", "width"))
     return not all(side.isdecimal() and side.strip("0") for side in says) or tuple(map(str, size)) == says
 

@@ -174,7 +174,10 @@ class Omissions:
 
 
 class Pictures:
-    """Listed once; counts what could not be found or read."""
+    """Those below a folder, as annotation files name them: a name finds a listed picture or none, never a path.
+
+    Listed once; counts what could not be found or read.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root

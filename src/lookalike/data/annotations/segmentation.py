@@ -127,7 +127,9 @@ def common(path: str) -> tuple[str, bool]:
 
 
 def _divided(root: Path, files: Sequence[str]) -> tuple[Tensor, Tensor]:
-    splits = _listed_splits(root, files) or _named_splits(files)
+    stems = {Path(path).stem: row for row, path in enumerate(files)}
+    sets = image_sets(root / "ImageSets" / "Segmentation", stems)  # Pascal VOC's lists, where they are
+    splits = {name: sorted(rows) for name, rows in sets.items() if rows} or _named_splits(files)
     test = TEST if TEST in splits else VALIDATION
     if TRAIN in splits and test in splits:
         return torch.tensor(splits[TRAIN]), torch.tensor(splits[test])
@@ -145,8 +147,3 @@ def _named_splits(files: Sequence[str]) -> dict[str, list[int]]:
         if name := next((split for folder in folders if (split := split_of(folder))), None):
             splits.setdefault(name, []).append(row)
     return splits
-
-
-def _listed_splits(root: Path, files: Sequence[str]) -> dict[str, list[int]]:
-    splits = image_sets(root / "ImageSets" / "Segmentation", {Path(path).stem: i for i, path in enumerate(files)})
-    return {name: sorted(rows) for name, rows in splits.items() if rows}

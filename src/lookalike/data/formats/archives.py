@@ -106,7 +106,6 @@ class TarShard:
     """One shard and its index: 16 bytes a row beside its name, by one walk over the headers at 50 µs each."""
 
     def __init__(self, disk: Disk, path: str) -> None:
-        """Raises UserError where the file cannot be opened."""
         self.path, self._file, self._disk = printable(path), path, disk
         index = _TarIndex(self.path)
         try:
@@ -213,7 +212,6 @@ def _members(file: _Headers, length: int) -> Iterator[tarfile.TarInfo]:
 
 
 def _refused_in_tar(member: tarfile.TarInfo, length: int) -> str | None:
-    """Why a member cannot be a picture; None if it can."""
     kinds = {
         tarfile.LNKTYPE: "a hard link",
         tarfile.SYMTYPE: "a symbolic link",
@@ -272,7 +270,6 @@ class Zip:
     """One archive and its index: 40 bytes a row beside its name."""
 
     def __init__(self, disk: Disk, path: str) -> None:
-        """Raises UserError where there is no central directory to read."""
         self.path, self._file, self._disk = printable(path), path, disk
         self.unlisted: dict[str, str] = {}
         members: dict[str, ZipInfo] = {}
@@ -299,7 +296,10 @@ class Zip:
             raise Unreadable("the archive's directory leads to no member")
         data = self._disk.span(self._file, at + _HEADER.size + name + extra, packed)
         if method == ZIP_DEFLATED:
-            data = _inflated(data, size)
+            try:  # at most one byte more than the directory says, whatever the data asks for
+                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
+            except zlib.error:
+                raise Unreadable("damaged in the archive: it cannot be inflated") from None
         if len(data) != size or zlib.crc32(data) != crc:
             raise Unreadable("damaged in the archive: size or checksum is not what the directory says")
         return data
@@ -326,11 +326,3 @@ def _refused_in_zip(info: ZipInfo) -> str | None:
     if max(info.file_size, info.compress_size) > _LARGEST:
         return f"{info.file_size} bytes are more than the limit of {_LARGEST}"
     return None
-
-
-def _inflated(data: bytes, size: int) -> bytes:
-    """At most one byte more than ``size``, whatever the data asks for; raises Unreadable."""
-    try:
-        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
-    except zlib.error:
-        raise Unreadable("damaged in the archive: it cannot be inflated") from None

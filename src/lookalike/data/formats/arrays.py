@@ -17,8 +17,8 @@ from torch.utils.data import ConcatDataset
 
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
 from lookalike.data.decode import Canvas, Unreadable, one_line, squash
-from lookalike.data.example import Example, PictureSource, broken, whole
-from lookalike.data.fingerprint import Stamps, stamps_of_rows, stamps_of_values
+from lookalike.data.example import Example, PictureSource, broken
+from lookalike.data.fingerprint import UNREAD, Stamps, stamps_of_values
 from lookalike.data.formats.encoded import LABELS, is_numbering, numbered
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, split_of
 from lookalike.data.formats.tables import columns_of
@@ -78,7 +78,7 @@ class Arrays:
 
     def example(self, row: int, side: int) -> Example:
         """One picture on a canvas of ``side`` pixels."""
-        return whole(squash_tensor(self._images[row], side), int(self.labels[row]), self.paths[row])
+        return Example(*squash_tensor(self._images[row], side), int(self.labels[row]), self.paths[row])
 
     def size(self, row: int) -> tuple[int, int]:
         """(height, width) in pixels."""
@@ -95,7 +95,6 @@ class Mapped:
     starts = texts = read = None
 
     def __init__(self, parts: Mapping[str, MapStyle]) -> None:
-        """``parts`` by name, their rows one after the other."""
         self._parts = list(parts.values())
         self._items: MapStyle = ConcatDataset[Any](self._parts)  # type: ignore[arg-type]  # it needs no more
         schema = getattr(getattr(self._parts[0], "features", None), "arrow_schema", None)  # Hugging Face's have one
@@ -140,7 +139,7 @@ class Mapped:
         try:
             picture, own = self._divided(self._items[row])
             label = own if self._columns is None else label
-            return whole(_canvas(picture, side), label, self.paths[row])
+            return Example(*_canvas(picture, side), label, self.paths[row])
         except Unreadable as unreadable:
             return broken(side, label, self.paths[row], unreadable.reason)
         except Exception as error:  # a dataset is somebody's code: whatever it raises concerns this row alone
@@ -164,7 +163,8 @@ class Mapped:
 
     def stamps(self) -> Stamps:
         """The paths alone: what a dataset in Python holds is not looked into."""
-        return stamps_of_rows(self.paths)
+        count = len(self)
+        return Stamps(list(self.paths), np.full(count, -1, np.int64), np.full(count, UNREAD, np.uint64))
 
 
 def digits() -> Arrays:
@@ -251,7 +251,6 @@ def _targets(dataset: MapStyle) -> Sequence[Any]:
 
 
 def _label(value: Any) -> int:
-    """A whole number as it is, anything else as none."""
     if isinstance(value, Tensor | np.ndarray | np.generic) and getattr(value, "ndim", 0) == 0:
         value = value.item()
     return value if isinstance(value, int) and value >= 0 else -1

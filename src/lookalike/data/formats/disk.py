@@ -8,6 +8,7 @@ import stat
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
@@ -15,6 +16,7 @@ from lookalike.core.errors import BAD_DATA, IO, USAGE, UserError
 from lookalike.data.decode import Unreadable, one_line
 from lookalike.data.formats.files import Listing, listed, printable
 
+_WAITS = (0.5, 2.0, 8.0)  # seconds between tries
 MAX_BYTES = 1 << 30  # of one file: more is no picture that anybody wants to learn from
 
 
@@ -88,12 +90,13 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-_WAITS = (0.5, 2.0, 8.0)  # seconds between tries
-
-
 @dataclass(frozen=True)
 class Remote:
-    """A folder on a remote disk. Only its address is kept, so every process makes its own connections."""
+    """A folder that fsspec can open (s3://, gs://, https://, ...). Every process makes its own connections.
+
+    A file that is not there is a bad row. A disk that cannot be reached is UserError, after some tries: another picture
+    in the place of one that the network lost would make the run depend on the network.
+    """
 
     url: str
     piece: ClassVar[int] = 4 << 20  # bytes read at once in a walk: one request takes as long as reading some MiB
@@ -202,20 +205,17 @@ class _Ranges(io.RawIOBase):
         return length
 
 
-_open: dict[tuple[int, str], tuple[Any, str]] = {}
-"""By process and address. What a fork inherits stays here, not in fsspec's own cache, which a fork clears: closing a
-connection would take its socket from the epoll that both share, and the parent would wait for an answer in vain."""
-
-
 def _opened(url: str) -> tuple[Any, str]:
     """The file system and the path in it, one a process. Raises UserError."""
-    process = os.getpid()
-    if (process, url) not in _open:
-        _open[process, url] = _connected(url)
-    return _open[process, url]
+    return _connected(url, os.getpid())
 
 
-def _connected(url: str) -> tuple[Any, str]:
+@cache
+def _connected(url: str, _: int) -> tuple[Any, str]:
+    """By address and process: what a fork inherits stays here, not in fsspec's own cache, which a fork clears.
+
+    Closing a connection would take its socket from the epoll that both share, and the parent would wait in vain.
+    """
     if "::" in url:
         raise UserError(f"{url}: chained addresses are not opened; name the place itself", USAGE)
     try:

@@ -7,20 +7,22 @@ import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import Generic, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
+from typing import Generic, Protocol, Self, TypeVar
 
 import torch
 
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.decode import Unreadable, decode, header
-from lookalike.data.example import Example, Rows, Source, broken, whole
+from lookalike.data.example import Example, Rows, Source, broken
 from lookalike.data.fingerprint import Stamps, stamps_of_files
 from lookalike.data.formats.disk import Disk, Local
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, Names, lines_in, printable, split_of
 
+LISTS = (".txt", ".csv")
+PATHS = ("path", "image", "file", "file_name", "filename", "filepath", "image_path")
+_LOOKS = 1000  # paths of which one must lead somewhere, or the text is no list of pictures
 Value = int | str  # what a label is before it is numbered
 LABELS = ("label", "labels", "fine_label", "class", "target", "category")
 FOR_TEXT = "text wants a recipe for text, such as --recipe simcse"
@@ -76,22 +78,16 @@ class FileStore:
         return Encoded(self, partial(stamps_of_files, self.disk.file, self.files))
 
 
-@runtime_checkable
-class Sized(Protocol):
-    """A store that knows how large its pictures are."""
-
-    def size(self, row: int) -> tuple[int, int]:
-        """Upright (height, width) in pixels; raises Unreadable."""
-
-
 class Encoded:
     """The rows of a store."""
 
     texts: Callable[[int], tuple[str, ...]] | None = None
 
-    def __init__(self, store: Store, stamps: Callable[[], Stamps]) -> None:
-        """``stamps`` are those of the files that hold the store."""
-        self.store, self.stamps = store, stamps
+    def __init__(
+        self, store: Store, stamps: Callable[[], Stamps], size: Callable[[int], tuple[int, int]] | None = None
+    ) -> None:
+        """``stamps`` are those of the files that hold the store; ``size`` is that of a row, where it is known."""
+        self.store, self.stamps, self._size = store, stamps, size
         self.starts = store.starts
         self.paths, self.classes, self.unlisted = store.paths, store.classes, store.unlisted
         self.labels = torch.tensor(store.labels, dtype=torch.int64)
@@ -103,14 +99,14 @@ class Encoded:
         """One picture on a canvas of ``side`` pixels."""
         label, path = self.store.labels[row], self.paths[row]
         try:
-            return whole(decode(self.store.read(row), side), label, path)
+            return Example(*decode(self.store.read(row), side), label, path)
         except Unreadable as unreadable:
             return broken(side, label, path, unreadable.reason)
 
     def size(self, row: int) -> tuple[int, int]:
         """Upright (height, width) in pixels, without decoding where that can be; raises Unreadable."""
-        if isinstance(self.store, Sized):
-            return self.store.size(row)
+        if self._size is not None:
+            return self._size(row)
         head = header(self.store.read(row))
         return head.height, head.width
 
@@ -165,51 +161,42 @@ def is_numbering(values: Sequence[Value | None]) -> bool:
     return first in (0, 1) and all(value == row for row, value in enumerate(values, first))
 
 
-LISTS = (".txt", ".csv")
-PATHS = ("path", "image", "file", "file_name", "filename", "filepath", "image_path")
-_LOOKS = 1000  # paths of which one must be there: a text that is no list of pictures is said to be none
-
-
-class ListedPicture(NamedTuple):
-    """One line."""
-
-    path: str
-    label: str = ""
-    split: str = ""
-
-
 class PathList(FileStore):
-    """The pictures of a list; a path that stands there twice is one row, and one that leads nowhere a bad row."""
+    """The pictures of a list, in its order; a path that stands there twice is one row, one to nowhere a bad row.
+
+    A .txt holds one path a line. A .csv has a head with one of ``PATHS``, and optionally label and split. Paths are
+    relative to the list's folder, or absolute: a list is its owner's own word, so they may lead anywhere.
+    """
 
     def __init__(self, file: Path) -> None:
         """Raises UserError where the list cannot be read, holds no path, or none of its first leads anywhere."""
-        rows: dict[str, ListedPicture] = {}
+        rows: dict[str, tuple[str, str, str]] = {}
         for row in _rows(file):
-            if row.path:
-                rows.setdefault(printable(row.path), row)
+            if row[0]:
+                rows.setdefault(printable(row[0]), row)
         if not rows:
             raise UserError(f"{file}: no path in it; write one path a line", BAD_DATA)
-        if not any(os.path.lexists(file.parent / row.path) for row in islice(rows.values(), _LOOKS)):
+        paths, labels, splits = zip(*rows.values())
+        if not any(os.path.lexists(file.parent / path) for path in paths[:_LOOKS]):
             first = next(iter(rows))[:100]
             what = f"a list of paths, but none leads to a file, as {first}; see the paths"
             raise UserError(f"{file}: {what}; {FOR_TEXT}", BAD_DATA)
-        labels, classes = numbered(_values([row.label for row in rows.values()]))
-        super().__init__(Local(file.parent), (row.path for row in rows.values()), labels, classes)
+        super().__init__(Local(file.parent), paths, *numbered(_values(labels)))
         self.splits: dict[str, list[int]] = {}
-        for i, row in enumerate(rows.values()):
-            if (split := split_of(row.split)) is not None:
+        for i, name in enumerate(splits):
+            if (split := split_of(name)) is not None:
                 self.splits.setdefault(split, []).append(i)
 
 
-def _rows(file: Path) -> list[ListedPicture]:
-    """The lines of a list; raises UserError. Bytes that are no UTF-8 are kept, since a file's name may hold them."""
+def _rows(file: Path) -> list[tuple[str, str, str]]:
+    """Path, label and split of each line; bytes that are no UTF-8 are kept, since a file's name may hold them."""
     with lines_in(file, "surrogateescape") as lines:
         if file.suffix.lower() == ".csv":
             return list(_table(file, csv.reader(lines)))
-        return [ListedPicture(line.rstrip("\r\n")) for line in lines]
+        return [(line.rstrip("\r\n"), "", "") for line in lines]
 
 
-def _table(file: Path, lines: Iterator[list[str]]) -> Iterator[ListedPicture]:
+def _table(file: Path, lines: Iterator[list[str]]) -> Iterator[tuple[str, str, str]]:
     """The rows of a .csv; raises UserError where its head names no column of paths."""
     head = {name.strip().lower(): i for i, name in enumerate(next(lines, []))}
     path, label, split = (
@@ -219,7 +206,7 @@ def _table(file: Path, lines: Iterator[list[str]]) -> Iterator[ListedPicture]:
         raise UserError(f"{file}: its first line names no column {', '.join(PATHS[:4])}; add one; {FOR_TEXT}", BAD_DATA)
     for cells in lines:
         cell = [cells[i] if i is not None and i < len(cells) else "" for i in (path, label, split)]
-        yield ListedPicture(cell[0], cell[1].strip(), cell[2].strip())
+        yield cell[0], cell[1].strip(), cell[2].strip()
 
 
 def _values(labels: Sequence[str]) -> list[Value | None]:

@@ -61,7 +61,6 @@ class Names(Sequence[str]):
     """
 
     def __init__(self, paths: Iterable[str]) -> None:
-        """``paths`` as the system gives them."""
         block, self._ends, self._errors = bytearray(), array("q", [0]), "surrogateescape"
         for path in paths:
             block += os.fsencode(path)
@@ -208,13 +207,7 @@ def by_split(files: Sequence[str], split: Callable[[str], str | None]) -> dict[s
     A class folder may be called ``train`` too. So names count as splits where all of them are, or where train stands
     beside another split; files outside of every split are then left out.
     """
-    groups: dict[str, list[str]] = {}
-    stray = False
-    for path in files:
-        name = split(path)
-        if name is None:
-            stray = True
-        else:
-            groups.setdefault(name, []).append(path)
-    divided = groups and (not stray or (TRAIN in groups and len(groups) > 1))
-    return {name: groups[name] for name in (TRAIN, VALIDATION, TEST) if name in groups} if divided else {}
+    names = [split(path) for path in files]
+    groups = {name: [path for path, own in zip(files, names) if own == name] for name in (TRAIN, VALIDATION, TEST)}
+    groups = {name: paths for name, paths in groups.items() if paths}
+    return groups if None not in names or (TRAIN in groups and len(groups) > 1) else {}

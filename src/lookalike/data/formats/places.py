@@ -35,6 +35,8 @@ from lookalike.data.prepared import CANVASES, Cache
 from lookalike.data.video.decoder import SUFFIXES as VIDEOS
 from lookalike.data.video.source import FrameFolders, VideoList, video_files
 
+HUB = "hub:"
+_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?P<folder>(/[\w.-]+)*)(@(?P<revision>[\w./-]+))?")
 S = TypeVar("S", bound=Source, covariant=True)
 T = TypeVar("T")
 
@@ -265,10 +267,6 @@ def _nothing(name: str, listing: Listing) -> str:
         "pictures end in .jpg, .png, .webp, ..., videos in .mp4, .mkv, ..., tables in .parquet, archives in .tar or "
         f".zip; {FOR_TEXT}"
     )
-
-
-HUB = "hub:"
-_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?P<folder>(/[\w.-]+)*)(@(?P<revision>[\w./-]+))?")
 
 
 def snapshot(data: str, suffixes: Sequence[str]) -> Path:

@@ -30,6 +30,7 @@ from lookalike.data.formats.disk import Disk, Local
 from lookalike.data.formats.encoded import FOR_TEXT, LABELS, numbered
 from lookalike.data.formats.files import printable
 
+BROKEN = (OSError, ValueError, LookupError, pa.ArrowException)  # what pyarrow raises for files that are damaged
 _KEEP = 512 << 20  # bytes of row groups kept in memory, per process
 _SLOW = 16 << 20  # bytes of a row group from which a random row costs more than its decoding
 
@@ -132,7 +133,6 @@ class ParquetFile:
     """One parquet file on any disk."""
 
     def __init__(self, disk: Disk, path: str, groups: RowGroups) -> None:
-        """Reads the footer; raises UserError."""
         self.where, self.path = disk.name(path), path
         self._disk, self._groups = disk, groups
         try:
@@ -144,13 +144,9 @@ class ParquetFile:
                 f"{self.where}: no parquet file that can be read ({one_line(error)}); fetch it again", BAD_DATA
             ) from None
         self.rows = self._meta.num_rows
-        counts = (self._meta.row_group(number).num_rows for number in range(self._meta.num_row_groups))
-        self.starts = list(accumulate(counts, initial=0))
-
-    @property
-    def group_bytes(self) -> list[int]:
-        """Bytes of each row group when decompressed."""
-        return [self._meta.row_group(number).total_byte_size for number in range(self._meta.num_row_groups)]
+        groups_meta = [self._meta.row_group(number) for number in range(self._meta.num_row_groups)]
+        self.starts = list(accumulate((group.num_rows for group in groups_meta), initial=0))
+        self.group_bytes = [group.total_byte_size for group in groups_meta]  # when decompressed
 
     def column(self, name: str) -> list[Any]:
         """All values of one small column, or of one field of a struct; raises UserError."""
@@ -191,7 +187,6 @@ class ArrowFile:
     """One Arrow IPC file, streaming or not. It maps the file, and maps it anew in each process."""
 
     def __init__(self, path: Path) -> None:
-        """Maps the file; raises UserError."""
         self.where, self._path = printable(str(path)), path
         try:
             self.schema = self._table.schema
@@ -256,9 +251,6 @@ def _state(folder: Path) -> set[str] | None:
         return None
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{folder / 'state.json'} cannot be read; save the dataset again", BAD_DATA) from None
-
-
-BROKEN = (OSError, ValueError, LookupError, pa.ArrowException)  # what pyarrow raises for files that are damaged
 
 
 class PictureColumns(NamedTuple):

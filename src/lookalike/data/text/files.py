@@ -121,7 +121,6 @@ def _table_lines(lines: Cells, columns: Sequence[str], name: str, named: bool = 
 
 
 def _at(cells: Sequence[Cell], column: int | None) -> Cell:
-    """A cell; None where the line ends before it."""
     return cells[column] if column is not None and column < len(cells) else None
 
 

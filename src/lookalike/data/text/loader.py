@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -27,7 +28,15 @@ class TextLoader:
         """``progress`` hears how many more rows are encoded. Raises UserError where the rows hold no text."""
         self.source, self.bad = source, dict(source.unlisted)
         self.bad_rows: dict[int, str] = {}  # what cannot be read is no row
-        self._flat, self._starts = _encoded(texts_of(source), len(source), tokenizer, length, progress)
+        texts, flat, lengths = texts_of(source), list[npt.NDArray[np.int32]](), [0]
+        for start in range(0, len(source), _CHUNK):
+            rows = range(start, min(start + _CHUNK, len(source)))
+            encoded = tokenizer.encoded([text for row in rows for text in texts(row)], length)
+            flat.append(np.fromiter((token for tokens in encoded for token in tokens), np.int32))
+            lengths += [len(tokens) for tokens in encoded]
+            progress(len(rows))
+        # Every text's tokens one after the other, and where each begins: row by row, text by text.
+        self._flat, self._starts = torch.from_numpy(np.concatenate(flat)), torch.tensor(lengths).cumsum(0)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -50,20 +59,6 @@ class TextLoader:
         inside = places < lengths[..., None]
         where = (starts[..., None] + places).clamp(max=len(self._flat) - 1)
         return Tokens(torch.where(inside, self._flat[where].long(), PAD), lengths)
-
-
-def _encoded(
-    texts: TextsOf, count: int, tokenizer: Tokenizer, length: int, progress: Callable[[int], None]
-) -> tuple[Tensor, Tensor]:
-    """Every text's tokens one after the other, int32, and where each begins: row by row, text by text."""
-    flat, lengths = [], [0]
-    for start in range(0, count, _CHUNK):
-        rows = range(start, min(start + _CHUNK, count))
-        encoded = tokenizer.encoded([text for row in rows for text in texts(row)], length)
-        flat.append(np.fromiter((token for tokens in encoded for token in tokens), np.int32))
-        lengths += [len(tokens) for tokens in encoded]
-        progress(len(rows))
-    return torch.from_numpy(np.concatenate(flat)), torch.tensor(lengths).cumsum(0)
 
 
 def texts_of(source: Source) -> TextsOf:
@@ -111,7 +106,7 @@ class CaptionLoader:
 
 
 class Tokenizer:
-    """Numbers for texts. ``json`` is all there is to it, and all that a run keeps."""
+    """Tokens of texts, byte pairs (arXiv 1508.07909) by the package tokenizers. ``json`` is all that a run keeps."""
 
     def __init__(self, json: str) -> None:
         """Raises UserError where ``json`` is no tokenizer."""

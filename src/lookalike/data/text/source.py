@@ -16,11 +16,12 @@ import numpy as np
 import torch
 
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.annotations.coco import lists_of
+from lookalike.data.annotations.open import lists_of
 from lookalike.data.annotations.record import Pictures
 from lookalike.data.decode import SUFFIXES as PICTURES
 from lookalike.data.example import PictureSource
 from lookalike.data.fingerprint import LONG_PIECE, Stamps, stamps_of_files, stamps_of_values
+from lookalike.data.formats.archives import rows_by_folder
 from lookalike.data.formats.disk import Local
 from lookalike.data.formats.encoded import Divided, Encoded, Value, numbered
 from lookalike.data.formats.files import (
@@ -37,6 +38,7 @@ from lookalike.data.formats.places import HUB, Place, folder_store, snapshot
 from lookalike.data.source import Data, place_of
 from lookalike.data.text.files import SUFFIXES, Line, decoded, lines_of
 
+MOST_CAPTIONS = 8  # captions of a picture that are read
 _NOTED = 1000  # lines that are no rows and stand in bad_files.csv one by one; more of a file are counted
 
 
@@ -133,19 +135,18 @@ class _Reading:
     """Reads files one after the other, and keeps the reasons of lines that are no rows."""
 
     def __init__(self, disk: Local, columns: Sequence[str], pairs: bool, labels: dict[str, str]) -> None:
-        """``labels`` by file, for lines that state none."""
         self._disk, self._columns, self._pairs, self._labels = disk, columns, pairs, labels
         self.unlisted: dict[str, str] = {}
         self.refused = 0
 
     def rows(self, file: str, split: str | None) -> Iterator[TextRow]:
         """The rows of one file, each a text or a pair; raises UserError."""
-        shown, refused, blank = printable(file), 0, 0
+        shown, refused, blank, half = printable(file), 0, 0, "one text of the pair is blank"
         for line in lines_of(self._disk, file, self._columns):
             path = f"{shown}:{line.number}"
             if not line.texts and line.bad is None:
                 blank += 1
-            elif reason := line.bad or self._half(line):
+            elif reason := line.bad or (half if self._pairs and len(line.texts) == 2 and not all(line.texts) else None):
                 refused += 1
                 if refused <= _NOTED:
                     self.unlisted[path] = reason
@@ -157,10 +158,6 @@ class _Reading:
         if any(more.values()):
             self.unlisted[shown] = ", ".join(f"{count} {what}" for what, count in more.items() if count)
         self.refused += refused
-
-    def _half(self, line: Line) -> str | None:
-        """Why a line is no pair, where pairs are read."""
-        return "one text of the pair is blank" if self._pairs and len(line.texts) == 2 and not all(line.texts) else None
 
     def _parts(self, line: Line, path: str) -> Iterator[tuple[str, tuple[str, ...]]]:
         """A pair, or each text by itself: those of several columns as file:line:column, from 1."""
@@ -204,11 +201,6 @@ def _stamps(rows: Sequence[tuple[str, ...]]) -> Stamps:
     return stamps_of_values([f"#{i}" for i in range(len(rows))], values)
 
 
-MOST_CAPTIONS = 8  # captions of a picture that are read
-NamedCaptions = Iterable[tuple[str, str]]
-"""Names of pictures, each with one caption."""
-
-
 class CaptionedImages(Encoded):
     """The captioned pictures of a folder, with as many captions each as the picture that has most: few ones repeat."""
 
@@ -228,7 +220,11 @@ class CaptionedImages(Encoded):
 
 
 def find_captioned(data: Data) -> Place[PictureSource]:
-    """The captioned pictures of a folder; the pictures of whatever has no captions. Raises UserError."""
+    """The captioned pictures of a folder; the pictures of whatever has no captions. Raises UserError.
+
+    A file of captions has "caption" in its name: COCO's .json, or a .csv or .tsv with the columns ``image`` and
+    ``caption``, a line for each caption. A name in it finds a picture of the folder or none, never one outside.
+    """
     if not isinstance(data, str | os.PathLike) or not Path(data).is_dir():
         return place_of(data)
     root = Path(data)
@@ -236,9 +232,7 @@ def find_captioned(data: Data) -> Place[PictureSource]:
     if not tables:
         return place_of(data)
     images = _captioned(root, tables)
-    row_of = {path: row for row, path in enumerate(images.files)}
-    splits = by_split(list(images.files), folder_split)
-    return Divided(images, {split: sorted(map(row_of.__getitem__, paths)) for split, paths in splits.items()})
+    return Divided(images, rows_by_folder(images.files))
 
 
 def _captioned(root: Path, tables: list[str]) -> CaptionedImages:
@@ -256,14 +250,14 @@ def _captioned(root: Path, tables: list[str]) -> CaptionedImages:
     return CaptionedImages(root, captions, listed(root, PICTURES).unreadable | without, tables)
 
 
-def _coco_captions(file: Path) -> NamedCaptions:
+def _coco_captions(file: Path) -> Iterator[tuple[str, str]]:
     """Those of COCO's captions_*.json; raises UserError."""
     images, annotations = lists_of(file, "images", "annotations")
     names = {str(one.get("id")): one.get("file_name") for one in images}
     return _captions((names.get(str(one.get("image_id"))), one.get("caption")) for one in annotations)
 
 
-def _table_captions(root: Path, table: str) -> NamedCaptions:
+def _table_captions(root: Path, table: str) -> Iterator[tuple[str, str]]:
     """Those of a .csv or .tsv; raises UserError."""
     lines = lines_of(Local(root), table, ("image", "caption"))
     return _captions(line.texts for line in lines if len(line.texts) == 2 and line.bad is None)

@@ -221,7 +221,11 @@ class VideoDecoder:
         self.seeks += 1
         self._key, self._shown, self._next, self._errors = key, None, None, []
         decoded = frames(self._packets(key), self._errors)
-        self._decoded = self._counted(decoded, key) if self.index.counted else self._timed(decoded)
+        if not self.index.counted:
+            self._decoded = self._timed(decoded)
+            return
+        numbered = dropwhile(lambda frame: not frame.key_frame, decoded) if key else decoded
+        self._decoded = enumerate(numbered, self._keys[key])
 
     def _packets(self, key: int) -> Iterator[Any]:
         """From a key frame on. One that a seek does not find is looked for from the start of the file."""
@@ -256,9 +260,6 @@ class VideoDecoder:
             number = int(np.searchsorted(self.index.ticks, frame.pts)) if frame.pts is not None else -1
             if 0 <= number < len(self.index.ticks) and self.index.ticks[number] == frame.pts:
                 yield number, frame
-
-    def _counted(self, decoded: Iterator[Any], key: int) -> Iterator[tuple[int, Any]]:
-        return enumerate(dropwhile(lambda frame: not frame.key_frame, decoded) if key else decoded, self._keys[key])
 
 
 class VideoDecoders:
@@ -301,7 +302,8 @@ class VideoFile:
     def read(self, frame: int) -> bytes:
         """One frame as an uncompressed picture file (PPM); raises Unreadable."""
         try:
-            return ppm(upright(self._decoders.of(self._path, self._index).frame(frame)))
+            pixels = upright(self._decoders.of(self._path, self._index).frame(frame))
+            return b"P6 %d %d 255\n" % (pixels.shape[1], pixels.shape[0]) + pixels.tobytes()
         except Exception as error:
             self._decoders.close()
             if isinstance(error, Unreadable | UserError):
@@ -316,8 +318,3 @@ def upright(frame: Any) -> npt.NDArray[np.uint8]:
     shown = frame.reformat(format="rgb24", width=width, height=frame.height, threads=1)
     pixels = shown.to_ndarray()
     return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
-
-
-def ppm(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """Pixels (H, W, 3) as a picture file, which costs a copy."""
-    return b"P6 %d %d 255\n" % (pixels.shape[1], pixels.shape[0]) + pixels.tobytes()
