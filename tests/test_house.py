@@ -19,34 +19,7 @@ PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 MOST_MODULES = 199
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
-TWICE = {  # class names that the package defines more than once, and why
-    "Asked": "...",
-    "Captions": "...",
-    "Classes": "...",
-    "Clusters": "...",
-    "Columns": "...",
-    "Damaged": "...",
-    "Dropped": "...",
-    "Fewshot": "...",
-    "Finetune": "...",
-    "Keypoints": "...",
-    "Knn": "...",
-    "Linear": "...",
-    "Neighbours": "...",
-    "Pairs": "...",
-    "Part": "...",
-    "Pictures": "...",
-    "Reader": "...",
-    "Ready": "...",
-    "Row": "...",
-    "Seen": "...",
-    "Shard": "...",
-    "Tuned": "...",
-    "_Block": "...",
-    "_Plan": "...",
-    "_Task": "...",
-    "_Walk": "...",
-}
+TWICE: dict[str, str] = {}  # class names that the package defines more than once, and why
 LATE = {  # what a function may import: packages of extras, and those whose import costs a second
     "av": "[video]",
     "faster_coco_eval": "[detect]",

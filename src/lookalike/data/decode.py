@@ -269,8 +269,8 @@ def jpeg_frame(data: bytes) -> JpegFrame | None:
     """What the header says, if the file is a JPEG of 8 bits, gray or of three colours, and nothing is odd about it.
 
     The short way for what nearly every photo is, from its header straight to few pixels. What it does not know for
-    certain it leaves to Pillow, so it never refuses a file. Both decode with libjpeg-turbo at the same scale: pixels are
-    equal bit for bit, in a third of the time at 128 px, since Pillow's header costs as much as the pixels.
+    certain it leaves to Pillow, so it never refuses a file. Both decode with libjpeg-turbo at the same scale:
+    pixels are equal bit for bit, in a third of the time at 128 px, since Pillow's header costs as much as the pixels.
     """
     if simplejpeg is None or data[:3] != b"\xff\xd8\xff":
         return None

@@ -6,7 +6,7 @@ import hashlib
 from functools import partial
 from typing import NamedTuple
 
-from lookalike.data.annotations.segmentation import Scenes, pairs
+from lookalike.data.annotations.segmentation import MaskedPhotos, pairs
 from lookalike.data.example import Example
 from lookalike.data.source import Data
 from lookalike.evaluation import settings
@@ -65,7 +65,7 @@ def segmented(spec: settings.Segment, model: Trained, data: Data, resources: Res
     return Segmented(confusion.scores(), classes, *counts, scenes.unmasked, shown)
 
 
-def digest(scenes: Scenes, classes: MaskClasses) -> str:
+def digest(scenes: MaskedPhotos, classes: MaskClasses) -> str:
     """Of the photos and masks that are learned from, by name, and of what the masks hold."""
     names = repr((list(scenes.source.paths), list(scenes.masks), classes.ids))
     return hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from lookalike.core.devices import Precision, autocast, exact, full_precision, moved, placed
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.seeding import reseed, uniforms
-from lookalike.data.annotations.segmentation import MOST, Scenes
+from lookalike.data.annotations.segmentation import MOST, MaskedPhotos
 from lookalike.data.decode import Unreadable
 from lookalike.data.loader import Loader
 from lookalike.data.order import Order
@@ -47,7 +47,7 @@ class MaskClasses(NamedTuple):
     table: Tensor  # (MOST,) from a number in a mask to that of a class, VOID for others
 
     @classmethod
-    def of(cls, scenes: Scenes, void: tuple[int, ...], progress: Callable[[int, int], None]) -> MaskClasses:
+    def of(cls, scenes: MaskedPhotos, void: tuple[int, ...], progress: Callable[[int, int], None]) -> MaskClasses:
         """Those of masks that can be read."""
         ids: list[int] = []
         for row in range(len(scenes)):
@@ -83,7 +83,7 @@ def first_met(mask: Tensor | None) -> list[int]:
     return sorted(numbers, key=lambda number: int((pixels == number).int().argmax()))
 
 
-def readable(scenes: Scenes, row: int) -> Tensor | None:
+def readable(scenes: MaskedPhotos, row: int) -> Tensor | None:
     """The mask, None where it cannot be read."""
     try:
         return scenes.mask(row)
@@ -91,13 +91,13 @@ def readable(scenes: Scenes, row: int) -> Tensor | None:
         return None
 
 
-def loader_of(scenes: Scenes, spec: Segment) -> Loader:
+def loader_of(scenes: MaskedPhotos, spec: Segment) -> Loader:
     """The photos, however many cannot be read."""
     return Loader(scenes.source, round(_FINER * spec.size), max_bad=1.0)
 
 
 def learning(
-    spec: Segment, model: Segmenter, scenes: Scenes, classes: MaskClasses, view: ImageView, precision: Precision
+    spec: Segment, model: Segmenter, scenes: MaskedPhotos, classes: MaskClasses, view: ImageView, precision: Precision
 ) -> Fit[tuple[Tensor, Tensor]]:
     """How ``model`` learns the masks of ``scenes``; ``view`` says how pixels are normalised."""
 
@@ -113,7 +113,7 @@ def learning(
 
 
 def batches(
-    spec: Segment, scenes: Scenes, classes: MaskClasses, view: ImageView, done: int
+    spec: Segment, scenes: MaskedPhotos, classes: MaskClasses, view: ImageView, done: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Crops (B, 3, H, W) and the classes (B, H, W) of their pixels, for each step after the first ``done``."""
     loader = loader_of(scenes, spec)
@@ -129,7 +129,7 @@ def batches(
         yield photos(moved(canvases), boxes, flip, spec.crop, view), torch.stack(truth)
 
 
-def segmenter(spec: Segment, encoder: Encoder, scenes: Scenes, classes: MaskClasses) -> Segmenter:
+def segmenter(spec: Segment, encoder: Encoder, scenes: MaskedPhotos, classes: MaskClasses) -> Segmenter:
     """A copy of the backbone of ``encoder`` with a new head that the seed decides; raises UserError."""
     if not classes.ids:
         raise UserError("every pixel of the masks is void: there is no class to learn; see --void", BAD_DATA)
@@ -139,7 +139,7 @@ def segmenter(spec: Segment, encoder: Encoder, scenes: Scenes, classes: MaskClas
     return placed(Segmenter(encoder.backbone, *layout))
 
 
-def batch_of(spec: Segment, scenes: Scenes) -> int:
+def batch_of(spec: Segment, scenes: MaskedPhotos) -> int:
     """Photos a step: no more than there are."""
     return min(spec.batch, len(scenes))
 
@@ -182,7 +182,7 @@ def mean_loss(logits: Tensor, truth: Tensor) -> Tensor:
 def guesses(
     spec: Segment,
     model: Segmenter,
-    scenes: Scenes,
+    scenes: MaskedPhotos,
     classes: MaskClasses,
     view: ImageView,
     progress: Callable[[int, int], None] = lambda *_: None,

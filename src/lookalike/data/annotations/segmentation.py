@@ -32,7 +32,7 @@ _FOLDER = {kind: re.compile(rf"(?P<rest>.*?)[-_ .]?({words})", re.I) for kind, w
 _STEM = {kind: re.compile(rf"(?P<rest>.+)[-_ .]({words})", re.I) for kind, words in ((1, _MASKS), (0, _PHOTOS))}
 
 
-class Scenes(NamedTuple):
+class MaskedPhotos(NamedTuple):
     """N photos, each with its mask."""
 
     source: Rows
@@ -47,11 +47,11 @@ class Scenes(NamedTuple):
         return decoded(Local(self.root).whole(self.masks[row]))
 
 
-class MaskedPhotos(NamedTuple):
+class SegmentationParts(NamedTuple):
     """The photos that segmentation is trained and tested on, and those that nobody has drawn a mask for."""
 
-    reference: Scenes
-    query: Scenes
+    reference: MaskedPhotos
+    query: MaskedPhotos
     unmasked: list[str]
 
 
@@ -73,7 +73,7 @@ def decoded(data: bytes) -> Tensor:
     return torch.from_numpy(numbers)
 
 
-def pairs(data: str) -> MaskedPhotos:
+def pairs(data: str) -> SegmentationParts:
     """Train against test, else validation, else a fifth by hash; raises UserError where no photo has a mask."""
     root = Path(data)
     if not root.is_dir():
@@ -91,12 +91,12 @@ def pairs(data: str) -> MaskedPhotos:
     store = FileStore(Local(root), files, unlisted=listing.unreadable)
     source = store.source()
     reference, query = (
-        Scenes(Rows(source, rows), root, [files[store.files[row]] for row in rows.tolist()])
+        MaskedPhotos(Rows(source, rows), root, [files[store.files[row]] for row in rows.tolist()])
         for rows in _divided(root, store.files)
     )
     beside = {name.rpartition("/")[0] for name in both}  # other folders hold what is no photo: instances, previews
     left = sorted(name for name in photos.keys() - masks.keys() if name.rpartition("/")[0] in beside)
-    return MaskedPhotos(reference, query, [printable(photos[name]) for name in left])
+    return SegmentationParts(reference, query, [printable(photos[name]) for name in left])
 
 
 def sorted_out(files: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
