@@ -95,8 +95,8 @@ def _voc_thing(part: ElementTree.Element) -> Thing | None:
 
 
 def _fits(tree: ElementTree.Element, size: tuple[int, int]) -> bool:
-    says = tuple((tree.findtext(f"size/{side}") or "").strip() for side in ("height", "width"))
-    return not all(side.isdecimal() and side.strip("0") for side in says) or tuple(map(str, size)) == says
+    stated = tuple((tree.findtext(f"size/{side}") or "").strip() for side in ("height", "width"))
+    return not all(side.isdecimal() and side.strip("0") for side in stated) or tuple(map(str, size)) == stated
 
 
 def image_sets(folder: Path, by_stem: Mapping[str, T]) -> dict[str, list[T]]:

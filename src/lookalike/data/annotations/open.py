@@ -160,10 +160,10 @@ class _File:
             if path is None:
                 self.omissions.add(f"pictures of {self.name} that are not in the folder", str(name))
                 continue
-            size, says = self.pictures.size(path), (image.get("height"), image.get("width"))
+            size, stated = self.pictures.size(path), (image.get("height"), image.get("width"))
             if size is None:
                 continue
-            if says != (None, None) and says != size:
+            if stated != (None, None) and stated != size:
                 self.omissions.add("pictures of another size than their annotations state", path)
                 continue
             yield key, path
