@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lookalike.data.image.decode import squash
+from lookalike.data.decode import squash
 from lookalike.pretext.image import ImageView
 from lookalike.types import Canvases
 

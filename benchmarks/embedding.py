@@ -13,8 +13,9 @@ import time
 import torch
 
 from lookalike.core.devices import keep_freed, module_to_device
+from lookalike.data.example import Rows
 from lookalike.data.loader import Loader
-from lookalike.data.source import Rows, open_source
+from lookalike.data.source import open_source
 from lookalike.models.encoder import embed
 from lookalike.recipes import recipe_named
 from lookalike.train.trained import Trained

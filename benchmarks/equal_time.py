@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lookalike.core.seeding import reseed
+from lookalike.data.example import Rows, Source
 from lookalike.data.loader import Loader
 from lookalike.data.order import Order
-from lookalike.data.source import Rows, Source, open_source
+from lookalike.data.source import open_source
 from lookalike.learn import optim
 from lookalike.learn.learner import Learner
 from lookalike.metrics.knn import Knn

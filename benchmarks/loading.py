@@ -43,7 +43,7 @@ SCALE = (0.2, 1.0)  # area of the crop
 
 
 class Job(NamedTuple):
-    """What every contestant is asked for."""
+    """What every contestant is options for."""
 
     folder: Path
     side: int
@@ -100,11 +100,11 @@ CONTESTANTS: dict[str, Callable[[Job], Iterator[int]]] = {
 def rate(name: str, job: Job) -> float:
     """Pictures a second."""
     torch.set_num_threads(1)
-    made = CONTESTANTS[name](job)
-    next(made)
+    batches = CONTESTANTS[name](job)
+    next(batches)
     start, done = time.perf_counter(), 0
-    for found in made:
-        done += found
+    for size in batches:
+        done += size
         if done >= job.pictures:
             return done / (time.perf_counter() - start)
     raise RuntimeError("the batches ended")
@@ -147,16 +147,16 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--pictures", type=int, default=6000, help="a round of each contestant")
     parser.add_argument("--json", type=Path)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     versions = ", ".join(installed(name) for name in ("torch", "torchvision", "pillow", "simplejpeg"))
     print(f"{len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, {versions}")
-    found = {
-        name: compare(Job(asked.data / name, asked.side, asked.workers, asked.pictures), asked.rounds)
+    rates = {
+        name: compare(Job(options.data / name, options.side, options.workers, options.pictures), options.rounds)
         for name in FOLDERS
-        if (asked.data / name).is_dir()
+        if (options.data / name).is_dir()
     }
-    if asked.json:
-        asked.json.write_text(json.dumps({"versions": versions, "pictures_per_second": found}, indent=2) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps({"versions": versions, "pictures_per_second": rates}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -36,12 +36,12 @@ def peak() -> float:
 
 def timed(work: Callable[[], object], rows: int, rounds: int) -> list[float]:
     """ns a row."""
-    found = []
+    times = []
     for _ in range(rounds):
         start = time.perf_counter()
         work()
-        found.append(1e9 * (time.perf_counter() - start) / rows)
-    return found
+        times.append(1e9 * (time.perf_counter() - start) / rows)
+    return times
 
 
 def cost(length: int, batch: int, rounds: int, stored: bool) -> dict[str, list[float]]:
@@ -82,20 +82,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--stored", type=int, default=10**8, help="the largest length to store a permutation of")
     parser.add_argument("--json", type=Path)
-    asked = parser.parse_args()
-    print(f"torch {torch.__version__}, Python {platform.python_version()}, 1 thread, steps of {asked.batch}")
+    options = parser.parse_args()
+    print(f"torch {torch.__version__}, Python {platform.python_version()}, 1 thread, steps of {options.batch}")
     print("rows, then medians (min to max): computed a step at a time | a million at a time | stored")
     everything: dict[int, dict[str, dict[str, list[float]]]] = {}
-    for length in asked.lengths:
-        found = everything[length] = {"computed": alone(length, asked.batch, asked.rounds)}
-        cells = [_cell(found["computed"]["ns a row"], found["computed"]["MB"])]
-        cells.append(_cell(found["computed"]["ns a row by the million"]))
-        if length <= asked.stored:
-            found["stored"] = alone(length, asked.batch, 1, stored=True)
-            cells.append(_cell(found["stored"]["ns a row"], found["stored"]["MB"]))
+    for length in options.lengths:
+        measured = everything[length] = {"computed": alone(length, options.batch, options.rounds)}
+        cells = [_cell(measured["computed"]["ns a row"], measured["computed"]["MB"])]
+        cells.append(_cell(measured["computed"]["ns a row by the million"]))
+        if length <= options.stored:
+            measured["stored"] = alone(length, options.batch, 1, stored=True)
+            cells.append(_cell(measured["stored"]["ns a row"], measured["stored"]["MB"]))
         print(f"{length:13,d}  " + " | ".join(cells), flush=True)
-    if asked.json:
-        asked.json.write_text(json.dumps(everything, indent=2) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(everything, indent=2) + "\n")
 
 
 def _cell(times: list[float], memory: list[float] | None = None) -> str:

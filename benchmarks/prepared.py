@@ -63,23 +63,23 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     print(
         f"torch {torch.__version__}, torchvision {torchvision.__version__}, {platform.machine()}, "
         f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
     )
     rows: list[tuple[float, float, float]] = []
-    for number in range(asked.rounds):
-        theirs = rate(image_folder(asked.data, asked.side), asked.seconds)
-        loader = Loader(open_source(asked.cache), asked.side, workers=0)
-        first, later = (rate(cache(loader, epoch), asked.seconds) for epoch in (0, 1))
+    for number in range(options.rounds):
+        theirs = rate(image_folder(options.data, options.side), options.seconds)
+        loader = Loader(open_source(options.cache), options.side, workers=0)
+        first, later = (rate(cache(loader, epoch), options.seconds) for epoch in (0, 1))
         rows.append((theirs, first, later))
         print(f"round {number}: ImageFolder {theirs:.0f}/s, first pass {first:.0f}/s, later {later:.0f}/s", flush=True)
     ratios = [(first / theirs, later / theirs) for theirs, first, later in rows]
     medians = [statistics.median(column) for column in zip(*rows)]
     print(
-        f"median of {asked.rounds}: ImageFolder {medians[0]:.0f}/s, first pass {medians[1]:.0f}/s, later "
+        f"median of {options.rounds}: ImageFolder {medians[0]:.0f}/s, first pass {medians[1]:.0f}/s, later "
         f"{medians[2]:.0f}/s; ratios {statistics.median(r[0] for r in ratios):.1f} "
         f"({min(r[0] for r in ratios):.1f} to {max(r[0] for r in ratios):.1f}) and "
         f"{statistics.median(r[1] for r in ratios):.1f} "

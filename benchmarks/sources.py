@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from lookalike.data.image.decode import decode
+from lookalike.data.decode import decode
 from lookalike.data.source import open_source
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -84,10 +84,10 @@ def reader(data: Path, side: int) -> tuple[Callable[[int], object], Callable[[in
     return source.read, lambda row: source.example(row, side)
 
 
-def seconds(ask: Callable[[int], object], rows: list[int]) -> float:
+def seconds(read_row: Callable[[int], object], rows: list[int]) -> float:
     began = time.perf_counter()
     for row in rows:
-        ask(row)
+        read_row(row)
     return time.perf_counter() - began
 
 
@@ -98,12 +98,12 @@ def index_seconds(members: int, root: Path) -> dict[str, float]:
         root / "many.tar", ((f"{i:08}.{s}", d) for i in range(members) for s, d in (("jpg", data), ("cls", b"7")))
     )
     write_zip(root / "many.zip", ((f"{i:08}.jpg", data) for i in range(members)))
-    found = {}
+    index = {}
     for name in ("many.tar", "many.zip"):
         began = time.perf_counter()
         assert len(open_source(root / name)) == members
-        found[name] = time.perf_counter() - began
-    return found
+        index[name] = time.perf_counter() - began
+    return index
 
 
 def main() -> None:
@@ -115,38 +115,41 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--members", type=int, default=100_000)
     parser.add_argument("--json")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    given = open_source(asked.data)
-    read = given.read
+    source = open_source(options.data)
+    read = source.read
     assert read is not None
-    pictures = [read(row) for row in range(min(len(given), asked.most))]
+    pictures = [read(row) for row in range(min(len(source), options.most))]
     times: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as root:
-        readers = {kind: reader(data, asked.side) for kind, data in packed(pictures, Path(root)).items()}
-        readers["memory"] = (pictures.__getitem__, lambda row: decode(pictures[row], asked.side))
-        for turn in range(asked.rounds):
-            rows = random.Random(turn).sample(range(len(pictures)), min(asked.rows, len(pictures)))
-            for kind, asks in readers.items():
-                for what, ask in zip(("bytes", "canvas"), asks, strict=True):
-                    times.setdefault(kind, {}).setdefault(what, []).append(len(rows) / seconds(ask, rows))
-        found = index_seconds(asked.members, Path(root))
+        readers = {kind: reader(data, options.side) for kind, data in packed(pictures, Path(root)).items()}
+        readers["memory"] = (pictures.__getitem__, lambda row: decode(pictures[row], options.side))
+        for turn in range(options.rounds):
+            rows = random.Random(turn).sample(range(len(pictures)), min(options.rows, len(pictures)))
+            for kind, readings in readers.items():
+                for what, read_row in zip(("bytes", "canvas"), readings, strict=True):
+                    times.setdefault(kind, {}).setdefault(what, []).append(len(rows) / seconds(read_row, rows))
+        index = index_seconds(options.members, Path(root))
     print(
-        f"{len(pictures)} pictures, {sum(map(len, pictures)) / 1e6:.0f} MB, canvas {asked.side} px; "
-        f"rows/s, median and range of {asked.rounds} rounds"
+        f"{len(pictures)} pictures, {sum(map(len, pictures)) / 1e6:.0f} MB, canvas {options.side} px; "
+        f"rows/s, median and range of {options.rounds} rounds"
     )
     for kind, measured in times.items():
         cells = [f"{what} {statistics.median(v):8,.0f} ({min(v):,.0f}-{max(v):,.0f})" for what, v in measured.items()]
         print(f"{kind:28} {'   '.join(cells)}")
-    print(f"index of {asked.members} members: " + ", ".join(f"{name} {took:.2f} s" for name, took in found.items()))
+    print(
+        f"index of {options.members} members: "
+        + ", ".join(f"{name} {duration:.2f} s" for name, duration in index.items())
+    )
     about = {
         "torch": torch.__version__,
         "pyarrow": pa.__version__,
         "machine": platform.processor() or platform.machine(),
     }
     print(about | {"peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024})
-    if asked.json:
-        Path(asked.json).write_text(json.dumps({"rows/s": times, "index": found, "about": about}))
+    if options.json:
+        Path(options.json).write_text(json.dumps({"rows/s": times, "index": index, "about": about}))
 
 
 if __name__ == "__main__":

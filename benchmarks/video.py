@@ -30,8 +30,7 @@ from lookalike.data.formats.disk import Local
 from lookalike.data.loader import GIB, Loader
 from lookalike.data.order import order_of
 from lookalike.data.source import open_source
-from lookalike.data.video.container import frame_index
-from lookalike.data.video.decoder import VideoDecoders, VideoFile
+from lookalike.data.video.decoder import VideoDecoders, VideoFile, frame_index
 from lookalike.metrics.fewshot import interval
 from lookalike.metrics.knn import Knn
 from lookalike.metrics.probe import LinearProbe
@@ -109,9 +108,9 @@ def waiting(folder: Path, name: str, steps: int) -> None:
     for _ in range(3):
         for what, memory, workers in (("in memory", GIB, 0), ("files, 0 workers", 0, 0), ("files, 2 workers", 0, 2)):
             shares.setdefault(what, []).append(share(Loader(source, recipe.canvas, memory, workers), recipe, steps))
-    for what, found in shares.items():
+    for what, waits in shares.items():
         print(
-            f"{name}, {what}: waited {statistics.median(found):.1%} of the time ({min(found):.1%} to {max(found):.1%})"
+            f"{name}, {what}: waited {statistics.median(waits):.1%} of the time ({min(waits):.1%} to {max(waits):.1%})"
         )
 
 
@@ -128,28 +127,28 @@ def share(loader: Loader, recipe: Recipe, steps: int) -> float:
     return meter.data_share()
 
 
-def divided(frames: Path, held: Sequence[int], file: Path) -> Path:
-    """A list of the videos whose split says which performers ask: their number is that of the folder over 8."""
+def divided(frames: Path, tested: Sequence[int], file: Path) -> Path:
+    """A list of the videos whose split says which performers are tested: their number is that of the folder over 8."""
     with file.open("w", newline="") as out:
         rows = csv.writer(out)
         rows.writerow(("path", "label", "split"))
         for path in sorted({file.parent for file in frames.resolve().rglob("*.png")}):
-            rows.writerow((path, path.parent.name, "test" if int(path.name) // EACH in held else "train"))
+            rows.writerow((path, path.parent.name, "test" if int(path.name) // EACH in tested else "train"))
     return file
 
 
 def measured(run: Path, data: str, untrained: bool = False) -> dict[str, float]:
     """By frame and by video: kNN, probe and mean average precision."""
-    found = {}
+    scores = {}
     trained = load(run, untrained)
     both = parts(trained, data, workers=0)
     for unit, k, seconds in (("frame", 20, None), ("video", 3, math.inf)):
         reference, query = (part.in_clips(seconds) for part in both)
         table = (reference.features, reference.labels, query.features, query.labels)
-        found[f"{unit} knn"] = Knn(k).accuracy(*table)
-        found[f"{unit} map"] = retrieval(*table).mean_average_precision
-        found[f"{unit} probe"] = LinearProbe().fit(*table[:2]).accuracy(*table[2:])
-    return found
+        scores[f"{unit} knn"] = Knn(k).accuracy(*table)
+        scores[f"{unit} map"] = retrieval(*table).mean_average_precision
+        scores[f"{unit} probe"] = LinearProbe().fit(*table[:2]).accuracy(*table[2:])
+    return scores
 
 
 def learns(frames: Path, names: Sequence[str], steps: int, folds: Sequence[int], out: Path) -> None:
@@ -187,19 +186,19 @@ def main() -> None:
     parser.add_argument("--gop", type=int, default=12)
     parser.add_argument("--folds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--recipes", nargs="+", default=["small", "video_moco"])
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed()
     with tempfile.TemporaryDirectory() as folder:
-        out = asked.out or Path(folder)
+        out = options.out or Path(folder)
         out.mkdir(parents=True, exist_ok=True)
-        if asked.what == "learns":
-            learns(asked.data, asked.recipes, asked.steps, asked.folds, out)
+        if options.what == "learns":
+            learns(options.data, options.recipes, options.steps, options.folds, out)
             return
-        encoded(asked.data, out, asked.gop)
+        encoded(options.data, out, options.gop)
         frames(out)
         for name in ("video_moco", "video_moco_clips"):
-            waiting(out, name, asked.steps)
+            waiting(out, name, options.steps)
 
 
 if __name__ == "__main__":

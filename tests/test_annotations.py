@@ -14,11 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lookalike.core.errors import UserError
+from lookalike.data.annotations.files import LEEDS, names_in
 from lookalike.data.annotations.open import open_annotated, split_annotated
-from lookalike.data.annotations.pictures import Pictures
-from lookalike.data.annotations.record import Annotated
-from lookalike.data.annotations.tables import LEEDS
-from lookalike.data.annotations.yolo import names_in
+from lookalike.data.annotations.record import Annotated, Pictures
 from tests.scenery import BODY, coco_file, coco_object, made, photo
 
 VOC = """<annotation><filename>{name}</filename><size><width>64</width><height>48</height></size>

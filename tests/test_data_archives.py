@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.data.decode import Unreadable
 from lookalike.data.formats import archives
-from lookalike.data.image.decode import Unreadable
 from lookalike.data.loader import Loader
 from lookalike.data.source import open_source
 from tests.packs import pictures, write_tar

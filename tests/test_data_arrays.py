@@ -16,8 +16,9 @@ from torch.utils.data import Subset
 from torchvision.datasets import FakeData, ImageFolder
 
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
+from lookalike.data.example import PictureSource
 from lookalike.data.loader import Loader
-from lookalike.data.source import PictureSource, native_side, open_source, reference_and_query, splits, splits_of
+from lookalike.data.source import native_side, open_source, reference_and_query, splits, splits_of
 from tests.packs import IMAGE, pictures
 
 PIXELS = torch.randint(0, 256, (6, 3, 8, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -13,9 +13,8 @@ from PIL import Image
 
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.source import open_source
-from lookalike.data.text.captions import MOST, find_captioned
-from lookalike.data.text.loader import texts_of
-from lookalike.data.text.tokenizer import Tokenizer
+from lookalike.data.text.loader import Tokenizer, texts_of
+from lookalike.data.text.source import MOST_CAPTIONS, find_captioned
 from lookalike.recipes import RECIPES
 from lookalike.recipes.modality import loader
 from lookalike.recipes.recipe import meaningless
@@ -57,7 +56,7 @@ def test_what_a_table_says_of_no_picture_or_not_in_words_is_left_out(album: Path
 def test_of_many_captions_the_first_ones_are_read(album: Path) -> None:
     (album / "captions.csv").write_text("image,caption\n" + "\n".join(f"a.png,{i}" for i in range(20)))
     source = open_source(album, find=find_captioned)
-    assert source.texts(0) == tuple(map(str, range(MOST)))  # type: ignore[attr-defined]
+    assert source.texts(0) == tuple(map(str, range(MOST_CAPTIONS)))  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

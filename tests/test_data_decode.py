@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lookalike.data.image import jpeg
-from lookalike.data.image.decode import FINE, MAX_PIXELS, SUFFIXES, Canvas, Unreadable, decode, header
+from lookalike.data import decode as decoding
+from lookalike.data.decode import FINE, MAX_PIXELS, SUFFIXES, Canvas, Unreadable, decode, header
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -302,7 +302,7 @@ JPEGS = st.fixed_dictionaries(
 
 def without_the_short_way(data: bytes, side: int) -> Canvas:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jpeg, "simplejpeg", None)
+        patch.setattr(decoding, "simplejpeg", None)
         return decode(data, side)
 
 
@@ -322,9 +322,9 @@ def test_the_short_way_gives_what_pillow_gives(asked: dict[str, Any]) -> None:
         exif[0x0112] = asked["orientation"]
     options = {name: asked[name] for name in ("quality", "progressive", "subsampling")}
     data = encoded(image, "JPEG", exif=exif, **options)
-    found = jpeg.frame(data)
+    found = decoding.jpeg_frame(data)
     assert found is not None
-    assert jpeg.pixels(data, found, asked["side"]) is not None
+    assert decoding.jpeg_pixels(data, found, asked["side"]) is not None
     assert alike(decode(data, asked["side"]), without_the_short_way(data, asked["side"]))
 
 
@@ -345,7 +345,7 @@ def test_the_short_way_is_for_ordinary_photos() -> None:
     cmyk = encoded(Image.new("CMYK", (8, 8)), "JPEG")
     xmp = encoded(flag(), "JPEG", xmp=b"<x:xmpmeta/>")
     for data in (b"", b"\xff\xd8\xff", encoded(flag(), "PNG"), cmyk, xmp, b"\xff\xd8" + b"\xff\xe1\0\2" * 9):
-        assert jpeg.frame(data) is None
+        assert decoding.jpeg_frame(data) is None
 
 
 @pytest.mark.shared
@@ -360,7 +360,7 @@ def test_real_photos_by_both_ways(shared: Path, folder: str) -> None:
         except Unreadable:
             continue
         assert alike(decode(data, 64), wanted), path
-        short += jpeg.frame(data) is not None
+        short += decoding.jpeg_frame(data) is not None
     assert short > 5
 
 

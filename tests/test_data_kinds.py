@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from lookalike.data.image.decode import decode
+from lookalike.data.decode import decode
+from lookalike.data.example import Source
 from lookalike.data.loader import Loader
-from lookalike.data.source import Source, open_source, reference_and_query, splits
+from lookalike.data.source import open_source, reference_and_query, splits
 from tests.packs import CLASSES, KINDS, Picture, digest, pack, pictures, report, write_tar
 from tests.ranges import Server, served
 

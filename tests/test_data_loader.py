@@ -18,10 +18,11 @@ from PIL import Image
 from torch import Tensor
 
 from lookalike.core.errors import BAD_DATA, IO, UserError
+from lookalike.data.example import Source
 from lookalike.data.loader import Loaded, Loader
 from lookalike.data.order import Order
 from lookalike.data.pool import worker_count
-from lookalike.data.source import Source, open_source
+from lookalike.data.source import open_source
 from lookalike.train.loop import leaves_cores
 
 COUNT, BAD = 40, (3, 4, 17, 39)

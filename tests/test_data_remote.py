@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lookalike.core.errors import BAD_DATA, IO, USAGE, UserError
-from lookalike.data.formats import remote
+from lookalike.data.formats import disk
 from lookalike.data.source import native_side, open_source
 from tests.packs import pack, pictures
 from tests.ranges import Server, served
@@ -24,7 +24,7 @@ GIVEN = pictures(20, 64)
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     pytest.importorskip("aiohttp", reason="aiohttp is not installed")
-    monkeypatch.setattr(remote, "_WAITS", (0.01, 0.01))
+    monkeypatch.setattr(disk, "_WAITS", (0.01, 0.01))
     with served(tmp_path) as server:
         yield server
 
@@ -98,7 +98,7 @@ def test_a_server_without_ranges_is_said(tmp_path: Path) -> None:
 
 
 def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_WAITS", ())
+    monkeypatch.setattr(disk, "_WAITS", ())
     for url, words, code in [
         ("memory://nowhere", "no such file", BAD_DATA),
         ("memory://nowhere/a.tar", "no such file", BAD_DATA),
@@ -116,7 +116,7 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_unreachable_server(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("aiohttp", reason="aiohttp is not installed")
-    monkeypatch.setattr(remote, "_WAITS", (0.01,))
+    monkeypatch.setattr(disk, "_WAITS", (0.01,))
     with pytest.raises(UserError, match="cannot be reached") as caught:
         open_source("http://127.0.0.1:9/data")
     assert caught.value.code == IO

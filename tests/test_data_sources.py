@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
+from lookalike.data.decode import Unreadable
+from lookalike.data.example import Rows
 from lookalike.data.formats import files
-from lookalike.data.image.decode import Unreadable
-from lookalike.data.source import Rows, native_side, open_source, reference_and_query, split_by_hash, splits, splits_of
+from lookalike.data.source import native_side, open_source, reference_and_query, split_by_hash, splits, splits_of
 
 
 def picture(colour: int = 0, size: tuple[int, int] = (8, 8), kind: str = "PNG") -> bytes:

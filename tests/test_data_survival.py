@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lookalike.data.decode import SUFFIXES, Unreadable, decode
 from lookalike.data.formats.files import printable
-from lookalike.data.image.decode import SUFFIXES, Unreadable, decode
 from tests.conftest import SHARED
 from tests.forks import Ended, Forks, digest
 from tests.test_data_decode import bomb, encoded

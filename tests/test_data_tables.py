@@ -15,11 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lookalike.core.errors import UserError
+from lookalike.data.decode import Unreadable
 from lookalike.data.formats import tables
-from lookalike.data.formats.columns import PictureColumns
 from lookalike.data.formats.disk import Local
-from lookalike.data.formats.tables import ParquetFile, RowGroups
-from lookalike.data.image.decode import Unreadable
+from lookalike.data.formats.tables import ParquetFile, PictureColumns, RowGroups
 from lookalike.data.source import open_source
 from tests.packs import IMAGE, pictures
 

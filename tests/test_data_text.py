@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lookalike.core.errors import UserError
+from lookalike.data.example import Rows
 from lookalike.data.fingerprint import changes
-from lookalike.data.rows import Rows
 from lookalike.data.source import open_source, reference_and_query, splits_of
 from lookalike.data.text.files import LONGEST
 from lookalike.data.text.source import find_text

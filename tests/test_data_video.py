@@ -19,14 +19,13 @@ from PIL import Image
 
 from lookalike.core.errors import UserError
 from lookalike.curate.prepare import prepare
+from lookalike.data.decode import Unreadable
 from lookalike.data.formats.disk import Local
-from lookalike.data.image.decode import Unreadable
 from lookalike.data.loader import Loader
 from lookalike.data.source import open_source, reference_and_query, splits_of
-from lookalike.data.video import cache as caching
-from lookalike.data.video.container import FrameIndex, frame_index
-from lookalike.data.video.decoder import VideoDecoders, VideoFile
-from lookalike.data.video.timeline import Timeline, video_of
+from lookalike.data.video import source as caching
+from lookalike.data.video.decoder import FrameIndex, VideoDecoders, VideoFile, frame_index
+from lookalike.data.video.source import Timeline, video_of
 from tests.films import SIDE, decoded, film, folder_of_frames, number_in, only_sound, picture
 
 KINDS = {

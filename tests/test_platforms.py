@@ -108,7 +108,7 @@ def callers():
         pass
 
 def ours():
-    from lookalike.data.image.decode import Unreadable, decode
+    from lookalike.data.decode import Unreadable, decode
     try:
         decode(data, 8)
     except Unreadable:

@@ -14,10 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from lookalike.core.errors import UserError
+from lookalike.data.example import Rows
 from lookalike.data.loader import GIB, Loader
 from lookalike.data.order import order_of
-from lookalike.data.source import Rows, open_source
-from lookalike.data.video.timeline import Timeline, pieces
+from lookalike.data.source import open_source
+from lookalike.data.video.source import Timeline, pieces
 from lookalike.models.image import SmallVideoResNet, VideoResNet
 from lookalike.pretext.image import MOCO_V2, ImageView
 from lookalike.pretext.video import TwoClips, TwoFrames

@@ -21,8 +21,8 @@ from torchvision.models.resnet import Bottleneck
 from lookalike.core.devices import module_to_device
 from lookalike.core.errors import UserError
 from lookalike.core.seeding import uniforms
-from lookalike.data.image.decode import Unreadable
-from lookalike.data.image.masks import MOST, decoded, pairs
+from lookalike.data.annotations.segmentation import MOST, decoded, pairs
+from lookalike.data.decode import Unreadable
 from lookalike.evaluation.compare import compare
 from lookalike.evaluation.evaluation import Resources
 from lookalike.evaluation.segment import VOID, Confusion, MaskClasses, crops, cut, mean_loss, photos, segmented

@@ -17,9 +17,8 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from lookalike.core.errors import UserError
-from lookalike.data.text.loader import TextLoader
+from lookalike.data.text.loader import TextLoader, Tokenizer
 from lookalike.data.text.source import find_text
-from lookalike.data.text.tokenizer import Tokenizer
 from lookalike.metrics.agreement import ranked, spearman
 from lookalike.models.decoder import Words
 from lookalike.models.hugging_face import HuggingFace

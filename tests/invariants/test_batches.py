@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from lookalike.data.example import Source
 from lookalike.data.loader import GIB, Loader
 from lookalike.data.order import Order
-from lookalike.data.source import Source, open_source
+from lookalike.data.source import open_source
 from lookalike.pretext.image import MOCO_V2, MOCO_V3_SECOND, TwoViews
 from lookalike.recipes import tiny
 from lookalike.recipes.recipe import Recipe

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from lookalike.data.order import Order
-from lookalike.data.text.captions import find_captioned
-from lookalike.data.text.tokenizer import Tokenizer
+from lookalike.data.text.loader import Tokenizer
+from lookalike.data.text.source import find_captioned
 from lookalike.learn.dictionary import InBatch, QueueEach
 from lookalike.learn.keys import EndToEnd
 from lookalike.learn.optim import SGD

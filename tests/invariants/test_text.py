@@ -15,9 +15,8 @@ import pytest
 import torch
 
 from lookalike.data.order import Order
-from lookalike.data.text.loader import TextLoader
+from lookalike.data.text.loader import TextLoader, Tokenizer
 from lookalike.data.text.source import find_text
-from lookalike.data.text.tokenizer import Tokenizer
 from lookalike.learn.dictionary import Queue
 from lookalike.learn.optim import SGD
 from lookalike.models.text import Transformer

@@ -9,8 +9,9 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
+from lookalike.data.example import PictureSource
 from lookalike.data.loader import Loader
-from lookalike.data.source import PictureSource, open_source, reference_and_query
+from lookalike.data.source import open_source, reference_and_query
 from lookalike.metrics.fewshot import Interval, by_means
 from lookalike.recipes.images import digits
 from lookalike.recipes.recipe import Recipe

@@ -19,10 +19,10 @@ from torch import Tensor
 from lookalike.core.devices import accelerator, device, processor, resolved
 from lookalike.core.errors import UserError
 from lookalike.curate.survey import random_rows
+from lookalike.data.example import Source
 from lookalike.data.fingerprint import changes, from_table
 from lookalike.data.loader import GIB
 from lookalike.data.pool import cores
-from lookalike.data.source import Source
 from lookalike.models.encoder import embed, raw
 from lookalike.train import checkpoint
 from lookalike.train.history import History, Point, collect

@@ -19,9 +19,10 @@ from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.files import write_atomically, write_csv
 from lookalike.core.progress import Progress, silent
 from lookalike.curate.survey import Survey, Tile, largest, near, random_rows, same, sheet, survey, upright
+from lookalike.data.example import PictureSource, Rows
 from lookalike.data.loader import GIB, Loader
-from lookalike.data.source import EVERYTHING, Data, PictureSource, Rows, name_of, native_side, open_source, splits_of
-from lookalike.data.video.timeline import video_of
+from lookalike.data.source import EVERYTHING, Data, name_of, native_side, open_source, splits_of
+from lookalike.data.video.source import video_of
 from lookalike.learn.dictionary import Queue
 from lookalike.recipes.recipe import Recipe
 from lookalike.train.length import pace, probe

@@ -21,12 +21,12 @@ from PIL import Image
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
 from lookalike.core.files import UNFINISHED, sync_folder, write_atomically, write_csv, write_json
 from lookalike.core.progress import Progress, silent
-from lookalike.data.example import Example
+from lookalike.data.example import Example, PictureSource
 from lookalike.data.fingerprint import Stamps, changes, from_table, to_table
 from lookalike.data.formats.files import split_of
 from lookalike.data.pool import ordered
 from lookalike.data.prepared import CANVASES, INDEX, RAW, VERSION, CacheShard, read_description, read_index, shard_name
-from lookalike.data.source import EVERYTHING, Data, PictureSource, native_side, open_source, splits_of
+from lookalike.data.source import EVERYTHING, Data, native_side, open_source, splits_of
 from lookalike.train.run import Run
 
 SIDE = 160  # px by default: crops of 128 px lose little, and a million take 77 GB

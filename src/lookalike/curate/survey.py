@@ -20,8 +20,8 @@ from torch import Tensor
 
 from lookalike.core.progress import Progress, silent
 from lookalike.core.seeding import uniforms
-from lookalike.data.example import PictureSource, broken, whole
-from lookalike.data.image.decode import Unreadable, decode, header
+from lookalike.data.decode import Unreadable, decode, header
+from lookalike.data.example import Example, PictureSource, broken
 from lookalike.data.pool import ordered
 from lookalike.data.prepared import Prepared
 
@@ -104,7 +104,7 @@ def _facts(source: PictureSource, row: int, side: int) -> _Facts:
             data = source.read(row)
             head = header(data)
             kind = f"{head.kind} {head.mode}"
-            example = whole(decode(data, side), -1, "")
+            example = Example(*decode(data, side), -1, "")
         except Unreadable as unreadable:
             example = broken(side, -1, "", unreadable.reason)
     else:

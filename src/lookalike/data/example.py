@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.fingerprint import Stamps
-from lookalike.data.image.decode import Canvas
 
 
 class Example(NamedTuple):
@@ -93,24 +92,65 @@ class TextSource(Source, Protocol):
         """Lines of the whole data that are no text."""
 
 
-@runtime_checkable
-class CanvasSource(Protocol):
-    """A source that may have canvases at hand, so that nothing is gained by keeping them in memory."""
-
-    bad: Mapping[int, str]  # every row that cannot be read
-
-    def has_canvases(self, side: int) -> bool:
-        """Whether ``take`` gives canvases of this side; raises UserError where the source has fewer pixels."""
-
-    def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Canvases uint8 (B, 3, S, S) and sizes int64 (B, 2) of ``rows`` (B,)."""
-
-
-def whole(canvas: Canvas, label: int, path: str) -> Example:
-    """An example that could be read."""
-    return Example(canvas.pixels, canvas.height, canvas.width, label, path)
-
-
 def broken(side: int, label: int, path: str, reason: str) -> Example:
     """An example that could not be read: a black canvas of one pixel's size."""
     return Example(torch.zeros(3, side, side, dtype=torch.uint8), 1, 1, label, path, reason)
+
+
+class Rows:
+    """Some rows of a source, as a source of the same kind."""
+
+    def __init__(self, source: Source, rows: Tensor) -> None:
+        self._source, self._rows = source, rows
+        self._pictures, self._texts = cast(PictureSource, source), cast(TextSource, source)  # whichever it is
+        self.classes, self.unlisted = source.classes, source.unlisted
+        self.paths = [source.paths[row] for row in rows.tolist()]
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64, -1 where there is none."""
+        return self._source.labels[self._rows]
+
+    @property
+    def starts(self) -> list[int] | None:
+        """The first row of each shard, where the source has shards and the rows are sorted."""
+        if self._source.starts is None or not bool((self._rows.diff() > 0).all()):
+            return None
+        return sorted(set(torch.searchsorted(self._rows, torch.tensor(self._source.starts)).tolist()))
+
+    @property
+    def texts(self) -> Callable[[int], tuple[str, ...]] | None:
+        """The texts of one row, where the source has texts."""
+        texts = self._source.texts
+        return None if texts is None else lambda row: texts(int(self._rows[row]))
+
+    @property
+    def read(self) -> Callable[[int], bytes] | None:
+        """The file of one row, where the source has files; raises Unreadable."""
+        read = self._pictures.read
+        return None if read is None else lambda row: read(int(self._rows[row]))
+
+    @property
+    def scores(self) -> Tensor:
+        """(N,) of pairs of texts."""
+        return self._texts.scores[self._rows]
+
+    @property
+    def refused(self) -> int:
+        """Lines of the whole source that are no text."""
+        return self._texts.refused
+
+    def stamps(self) -> Stamps:
+        """Those of the whole source: rows are chosen by what its files hold."""
+        return self._source.stamps()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def example(self, row: int, side: int) -> Example:
+        """One picture on a canvas of ``side`` pixels."""
+        return self._pictures.example(int(self._rows[row]), side)
+
+    def size(self, row: int) -> tuple[int, int]:
+        """Upright (height, width) in pixels; raises Unreadable."""
+        return self._pictures.size(int(self._rows[row]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.data.decode import one_line
 from lookalike.data.formats.files import printable
-from lookalike.data.image.decode import one_line
 
 Opens = Callable[[str], BinaryIO]
 """How a file of the data is opened by its name; raises OSError."""
@@ -56,13 +56,18 @@ class Change:
     def __str__(self) -> str:
         renamed = [f"{before} -> {now}" for before, now in self.renamed]
         kinds = {"added": self.added, "removed": self.removed, "renamed": renamed, "replaced": self.replaced}
-        parts = [f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds.items() if names]
+        parts = [
+            f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            for kind, names in kinds.items()
+            if names
+        ]
         return ", ".join([*parts, *(["the same files in another order"] if self.reordered and not parts else [])])
 
 
-def stamps_of_rows(paths: Sequence[str]) -> Stamps:
-    """The stamps of rows that lie in no files, of which only the paths are known."""
-    return Stamps(list(paths), np.full(len(paths), -1, np.int64), np.full(len(paths), UNREAD, np.uint64))
+def stamps_of_values(names: Sequence[str], values: Sequence[bytes]) -> Stamps:
+    """The stamps of rows that are in memory."""
+    sizes = np.fromiter((len(value) for value in values), np.int64, len(values))
+    return Stamps(list(names), sizes, np.fromiter(map(token_of, values), np.uint64, len(values)))
 
 
 def stamps_of_files(open_file: Opens, files: Sequence[str], piece: int = PIECE, most: int = _MOST) -> Stamps:
@@ -131,11 +136,6 @@ def from_table(path: Path) -> Stamps:
             f"{path} does not say what the data was ({one_line(error)}): choose another --out", BAD_DATA
         ) from None
     return Stamps(table["name"].to_pylist(), table["bytes"].to_numpy(), table["token"].to_numpy())
-
-
-def _first(names: Iterable[str], most: int = 3) -> str:
-    shown = list(names)
-    return ", ".join(shown[:most]) + (", ..." if len(shown) > most else "")
 
 
 def _sampled(names: Sequence[str], most: int) -> npt.NDArray[np.bool_]:

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from lookalike.core.devices import host_memory
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.example import CanvasSource, PictureSource, Source
+from lookalike.data.example import PictureSource, Source
 from lookalike.data.pool import ordered, stopped, worker_count
+from lookalike.data.prepared import Prepared
 from lookalike.types import Canvases, Material
 
 GIB = 1 << 30
@@ -65,13 +66,6 @@ class _Chunk(NamedTuple):
     slot: int
 
 
-class _Filled(NamedTuple):
-    """What is known of canvases beside their pixels; ``bad`` holds every row met that could not be read."""
-
-    sizes: list[tuple[int, int]]
-    bad: dict[int, str]
-
-
 class _Decoding(NamedTuple):
     """Decodes chunks into slots; a bad row has the canvas of the first good one of ``tries`` more, else a black one."""
 
@@ -80,12 +74,14 @@ class _Decoding(NamedTuple):
     tries: int
     slots: npt.NDArray[np.uint8]  # (count, _PART, 3, S, S)
 
-    def fill(self, chunk: _Chunk) -> _Filled:
+    def fill(self, chunk: _Chunk) -> tuple[list[tuple[int, int]], dict[int, str]]:
         """Canvases into the slot, read in the order of the rows, in which frames of a video follow each other.
+
+        Returns the size of each, and every row that could not be read with the reason.
 
         numpy's assignment lays interleaved colours out as planes in half the time of torch's.
         """
-        filled, count = _Filled([(1, 1)] * len(chunk.rows), {}), len(self.source)
+        sizes, bad, count = [(1, 1)] * len(chunk.rows), dict[int, str](), len(self.source)
         for i, row in sorted(enumerate(chunk.rows), key=itemgetter(1)):
             if stopped():
                 break
@@ -93,12 +89,12 @@ class _Decoding(NamedTuple):
                 example = self.source.example(other % count, self.side)
                 if example.bad is None:
                     self.slots[chunk.slot, i] = example.pixels.numpy()
-                    filled.sizes[i] = example.height, example.width
+                    sizes[i] = example.height, example.width
                     break
-                filled.bad[other % count] = example.bad
+                bad[other % count] = example.bad
             else:
                 self.slots[chunk.slot, i] = 0
-        return filled
+        return sizes, bad
 
 
 class Loader:
@@ -129,7 +125,7 @@ class Loader:
         if self.bad:
             on_bad(self.bad)
         self._canvases: Canvases | None = None
-        self._ready = source if isinstance(source, CanvasSource) and source.has_canvases(side) else None
+        self._ready = source if isinstance(source, Prepared) and source.has_canvases(side) else None
         if self._ready is not None:
             self._note(self._ready.bad)
             self._refuse_too_many()
@@ -147,18 +143,17 @@ class Loader:
     def batches(self, rows_of_steps: Iterable[Tensor]) -> Generator[Loaded[Canvases], None, None]:
         """The canvases of each step's rows (B,), in order: a function of the data alone. Raises UserError."""
         if self._ready is not None:
-            instead = {row: next_good(row, self.bad_rows, len(self)) for row in self.bad_rows}
             for rows in rows_of_steps:
-                good = torch.tensor([instead.get(row, row) for row in rows.tolist()]) if instead else rows
-                yield Loaded(rows, Canvases(*self._ready.take(good)))
+                yield Loaded(rows, Canvases(*self._ready.take(self.shown(rows))))
             return
         if self._canvases is None:
             tries = 1 + int(self.max_bad * len(self))  # a longer run of bad rows is too many anyway
             yield from self._decoded(rows_of_steps, self.workers, tries)
             return
         for rows in rows_of_steps:
-            # Copies whole canvases: five times as fast as indexing.
-            yield Loaded(rows, Canvases(*(_chosen(part, rows) for part in self._canvases)))
+            # Copies whole canvases, to where a GPU can fetch them: five times as fast as indexing.
+            parts = ((part, host_memory(len(rows), *part.shape[1:], dtype=part.dtype)) for part in self._canvases)
+            yield Loaded(rows, Canvases(*(torch.index_select(part, 0, rows, out=out) for part, out in parts)))
 
     def shown(self, rows: Tensor) -> Tensor:
         """The rows (B,) whose pictures stand in the batch of ``rows``: others where those are bad."""
@@ -232,11 +227,6 @@ class Loader:
 def next_good(row: int, bad: Mapping[int, str], count: int) -> int:
     """The first row after a bad one, of ``count`` in a ring, that can be read."""
     return next((row + i) % count for i in range(1, count) if (row + i) % count not in bad)
-
-
-def _chosen(part: Tensor, rows: Tensor) -> Tensor:
-    """Some rows of a tensor, where a GPU can fetch them."""
-    return torch.index_select(part, 0, rows, out=host_memory(len(rows), *part.shape[1:], dtype=part.dtype))
 
 
 def _chunks(steps: Iterable[Tensor], begun: deque[Tensor], slots: int) -> Iterator[_Chunk]:

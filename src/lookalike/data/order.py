@@ -109,8 +109,8 @@ class Windowed(Order):
         shuffled = torch.empty_like(places)
         for number in sorted(set(windows.tolist())):
             begin, end = shards.windows[number : number + 2].tolist()
-            here = windows == number
-            shuffled[here] = begin + permuted(places[here] - begin, end - begin, self.seed, _counter(epoch, number))
+            inside = windows == number
+            shuffled[inside] = begin + permuted(places[inside] - begin, end - begin, self.seed, _counter(epoch, number))
         shard = torch.searchsorted(shards.places, shuffled, right=True) - 1
         return shards.rows[shard] + shuffled - shards.places[shard]
 
@@ -133,7 +133,6 @@ def _counter(epoch: int, window: int) -> int:
 
 @lru_cache(maxsize=2)  # a run reads two epochs at most at a time
 def _arranged(starts: tuple[int, ...], seed: int, epoch: int, window: int) -> _Epoch:
-    """The shards of an epoch in their order."""
     bounds = torch.tensor(starts)
     count = len(starts) - 1
     order = permuted(torch.arange(count), count, seed, _counter(epoch, -1))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -109,16 +109,12 @@ def _workers(work: Callable[[Any], Any], count: int) -> Iterator[ProcessPoolExec
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-class _Stop(Protocol):
-    """A byte in shared memory that the parent sets when it wants no more; a lock could die with its holder."""
-
-    value: int
-
-
-_job: tuple[Callable[[Any], Any], _Stop] | None = None  # of a worker process
+_job: tuple[Callable[[Any], Any], Any] | None = None
+"""Of a worker process: its work, and a byte in shared memory that the parent sets when it wants no more; a lock could
+die with its holder."""
 
 
-def _begin(work: Callable[[Any], Any], stop: _Stop, parent: int) -> None:
+def _begin(work: Callable[[Any], Any], stop: Any, parent: int) -> None:
     """Set up a worker: one thread, deaf to Ctrl-C (the parent ends it), mute, gone when the parent is."""
     global _job
     _job = work, stop

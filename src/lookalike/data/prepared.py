@@ -30,27 +30,18 @@ from PIL import Image
 from torch import Tensor
 
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
-from lookalike.data.example import Example, broken, whole
+from lookalike.data.decode import Unreadable, decode, one_line, squash
+from lookalike.data.example import Example, broken
 from lookalike.data.fingerprint import Stamps
-from lookalike.data.image.decode import Unreadable, decode, one_line, squash
 from lookalike.data.pool import cores
 
 CANVASES, VERSION = "canvases.json", 1
 RAW = "raw"
 _BATCHES = 4  # how many are kept that nobody holds
 
+_NUMBERS = ("label", "height", "width", "offset", "bytes", "adler32")
 INDEX = pa.schema(
-    {
-        "path": pa.string(),
-        "split": pa.string(),
-        "label": pa.int64(),
-        "height": pa.int64(),
-        "width": pa.int64(),
-        "offset": pa.int64(),
-        "bytes": pa.int64(),
-        "adler32": pa.int64(),
-        "bad": pa.string(),
-    }
+    {"path": pa.string(), "split": pa.string(), **dict.fromkeys(_NUMBERS, pa.int64()), "bad": pa.string()}
 )
 
 
@@ -133,15 +124,14 @@ class Prepared:
         label, path = self._labels[row], self.paths[row]
         if row in self.bad:
             return broken(side, label, path, self.bad[row])
-        data = self._bytes(row)
-        height, width = self.sizes[row].tolist()
+        data, (height, width) = self._bytes(row), self.sizes[row].tolist()
         if not self._raw:
-            return whole(decode(data.tobytes(), side)._replace(height=height, width=width), label, path)
+            return Example(decode(data.tobytes(), side).pixels, height, width, label, path)
         pixels = data.reshape(3, self.own, self.own)
         if side == self.own:
             return Example(torch.from_numpy(pixels.copy()), height, width, label, path)
         image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-        return whole(squash(image, side)._replace(height=height, width=width), label, path)
+        return Example(squash(image, side).pixels, height, width, label, path)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_maps": {}, "_room": _Room()}
@@ -234,7 +224,6 @@ class Cache:
     """A cache as a place: its splits, opened together."""
 
     def __init__(self, root: Path) -> None:
-        """Raises UserError where it is not whole."""
         self._root, self._description = root, read_description(root)
         if not self._description["finished"]:
             raise UserError(f"{root} is not finished: the same lookalike prepare again goes on with it", BAD_DATA)

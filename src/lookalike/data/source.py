@@ -14,28 +14,13 @@ from torch import Tensor
 
 from lookalike.core.devices import isolated
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
-from lookalike.data.example import Example, PictureSource, Source
+from lookalike.data.decode import Unreadable
+from lookalike.data.example import PictureSource, Rows, Source
 from lookalike.data.formats.arrays import InMemory, MapStyle, digits, in_memory
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, split_of
 from lookalike.data.formats.places import Place
 from lookalike.data.formats.places import find as pictures
-from lookalike.data.image.decode import Unreadable
-from lookalike.data.rows import Rows
-from lookalike.data.video.timeline import video_of
-
-__all__ = [
-    "Data",
-    "Example",
-    "PictureSource",
-    "Rows",
-    "Source",
-    "native_side",
-    "open_source",
-    "reference_and_query",
-    "split_by_hash",
-    "splits",
-    "splits_of",
-]
+from lookalike.data.video.source import video_of
 
 S = TypeVar("S", bound=Source)
 Data = str | os.PathLike[str] | Tensor | npt.NDArray[np.generic] | MapStyle | Mapping[str, MapStyle]
@@ -110,15 +95,13 @@ def split_by_hash(paths: Sequence[str], labels: Tensor, share: float = 0.2) -> t
     query: list[int] = []
     for units in strata.values():
         count = min(max(1, round(share * len(units))), len(units) - 1)
-        for unit in sorted(units, key=lambda unit: (_digest(unit), unit))[:count]:
+        for unit in sorted(
+            units, key=lambda unit: (blake2b(unit.encode("utf-8", "surrogateescape"), digest_size=8).digest(), unit)
+        )[:count]:
             query += units[unit]
     chosen = torch.zeros(len(paths), dtype=torch.bool)
     chosen[query] = True
     return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
-
-
-def _digest(path: str) -> bytes:
-    return blake2b(path.encode("utf-8", "surrogateescape"), digest_size=8).digest()
 
 
 def native_side(source: PictureSource, looks: int = 256) -> int:

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from lookalike.core.devices import material_to_device, view_to_device
 from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.data.example import Rows, Source
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION
-from lookalike.data.rows import Rows
-from lookalike.data.source import EVERYTHING, Data, Source, open_source, reference_and_query, splits_of
+from lookalike.data.source import EVERYTHING, Data, open_source, reference_and_query, splits_of
 from lookalike.data.text.source import find_text
 from lookalike.evaluation import settings
 from lookalike.evaluation.evaluation import Resources, Result

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from lookalike.core.devices import autocast, exact, full_precision, material_to_device, module_to_device
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.seeding import reseed, uniforms
+from lookalike.data.annotations.segmentation import MOST, MaskedPhotos, pairs
+from lookalike.data.decode import Unreadable
 from lookalike.data.example import Example
-from lookalike.data.image.decode import Unreadable
-from lookalike.data.image.masks import MOST, Scenes, pairs
 from lookalike.data.loader import Loader
 from lookalike.data.order import Order
 from lookalike.data.source import Data
@@ -48,7 +48,7 @@ class MaskClasses(NamedTuple):
     table: Tensor  # (MOST,) from a number in a mask to that of a class, VOID for others
 
     @classmethod
-    def of(cls, scenes: Scenes, void: tuple[int, ...], progress: Callable[[int, int], None]) -> MaskClasses:
+    def of(cls, scenes: MaskedPhotos, void: tuple[int, ...], progress: Callable[[int, int], None]) -> MaskClasses:
         """Those of masks that can be read."""
         ids: list[int] = []
         for row in range(len(scenes)):
@@ -118,7 +118,7 @@ def segmented(spec: Segment, model: Trained, data: Data, resources: Resources) -
     return Segmented(confusion.scores(), classes, *counts, scenes.unmasked, shown)
 
 
-def digest(scenes: Scenes, classes: MaskClasses) -> str:
+def digest(scenes: MaskedPhotos, classes: MaskClasses) -> str:
     """Of the photos and masks that are learned from, by name, and of what the masks hold."""
     names = repr((list(scenes.source.paths), list(scenes.masks), classes.ids))
     return hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
@@ -131,7 +131,7 @@ def first_met(mask: Tensor) -> list[int]:
     return sorted(numbers, key=lambda number: int((pixels == number).int().argmax()))
 
 
-def readable(scenes: Scenes, row: int) -> Tensor | None:
+def readable(scenes: MaskedPhotos, row: int) -> Tensor | None:
     """The mask, None where it cannot be read."""
     try:
         return scenes.mask(row)
@@ -143,7 +143,7 @@ class Photos(NamedTuple):
     """Photos with masks, to train and to test on."""
 
     spec: Segment
-    scenes: Scenes
+    scenes: MaskedPhotos
     classes: MaskClasses
     view: ImageView  # says how pixels are normalised
 

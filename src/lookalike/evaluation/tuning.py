@@ -19,12 +19,11 @@ from torch.nn import functional as F
 from lookalike.core.devices import material_to_device
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.progress import Progress, silent
-from lookalike.data.example import as_pictures
+from lookalike.data.example import Rows, Source, as_pictures
 from lookalike.data.fingerprint import to_table
 from lookalike.data.loader import Loaded, Loader
 from lookalike.data.order import Order
-from lookalike.data.rows import Rows
-from lookalike.data.source import Data, Source
+from lookalike.data.source import Data
 from lookalike.evaluation import settings
 from lookalike.evaluation.evaluation import Resources, Result
 from lookalike.evaluation.frozen import halves, named, say_missing

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lookalike.core.seeding import uniforms
-from lookalike.data.video.timeline import Timeline
+from lookalike.data.video.source import Timeline
 from lookalike.pretext.image import TwoViews, ViewPair
 from lookalike.types import Canvases, View
 

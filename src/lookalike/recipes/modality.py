@@ -12,15 +12,13 @@ from torch import Tensor
 
 from lookalike.core.devices import material_to_device, view_to_device
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.example import TextSource, as_pictures
-from lookalike.data.image.decode import Unreadable, decode
+from lookalike.data.decode import Unreadable, decode
+from lookalike.data.example import Source, TextSource, as_pictures
 from lookalike.data.loader import GIB, Loader, Loads
-from lookalike.data.source import Finder, Source, native_side, place_of
-from lookalike.data.text.captions import find_captioned
-from lookalike.data.text.loader import CaptionLoader, TextLoader, refuse_too_many, texts_of
-from lookalike.data.text.source import find_text
-from lookalike.data.text.tokenizer import Tokenizer
-from lookalike.data.video.timeline import Timeline
+from lookalike.data.source import Finder, native_side, place_of
+from lookalike.data.text.loader import CaptionLoader, TextLoader, Tokenizer, refuse_too_many, texts_of
+from lookalike.data.text.source import find_captioned, find_text
+from lookalike.data.video.source import Timeline
 from lookalike.models.encoder import Layer
 from lookalike.models.hugging_face import HuggingFace
 from lookalike.models.text import Transformer, TwoTowers

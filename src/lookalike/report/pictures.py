@@ -18,9 +18,10 @@ from lookalike.core.errors import UserError
 from lookalike.curate.search import Hit
 from lookalike.curate.survey import largest, upright
 from lookalike.data.annotations.record import Annotated, Scene
+from lookalike.data.decode import Unreadable, decode
+from lookalike.data.example import PictureSource
 from lookalike.data.formats.disk import Local
-from lookalike.data.image.decode import Unreadable, decode
-from lookalike.data.source import PictureSource, splits_of
+from lookalike.data.source import splits_of
 from lookalike.evaluation.detector import Detections, pasted
 from lookalike.evaluation.segment import Segmented
 from lookalike.report.page import PictureRow, facts, picture, sheet, shown, side_by_side, table, write

@@ -13,9 +13,9 @@ from torch import Tensor
 from lookalike.core.errors import UserError
 from lookalike.core.progress import Progress, silent
 from lookalike.curate.survey import random_rows, upright
-from lookalike.data.example import as_pictures
+from lookalike.data.example import PictureSource, as_pictures
 from lookalike.data.loader import Loader
-from lookalike.data.source import Data, PictureSource
+from lookalike.data.source import Data
 from lookalike.learn.dictionary import Queue
 from lookalike.metrics.knn import products
 from lookalike.models.decoder import Decoder

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from lookalike.core.errors import UserError
 from lookalike.core.files import read_json
-from lookalike.data.source import Data, Source
+from lookalike.data.example import Source
+from lookalike.data.source import Data
 from lookalike.learn.dictionary import Queue
 from lookalike.recipes.recipe import Recipe
 from lookalike.train.pretrain import Request, open_data

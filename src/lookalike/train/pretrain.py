@@ -19,11 +19,11 @@ from lookalike.core.devices import Precision, computes_in_bf16, device, isolated
 from lookalike.core.errors import BAD_DATA, Limit, UserError, check_limits
 from lookalike.core.files import UNFINISHED, write_atomically
 from lookalike.core.progress import counted
+from lookalike.data.example import Source
 from lookalike.data.fingerprint import changes, from_table, to_table
 from lookalike.data.loader import GIB, Loads
-from lookalike.data.source import Data, Source, name_of, open_source, reference_and_query
-from lookalike.data.text.loader import texts_of
-from lookalike.data.text.tokenizer import Tokenizer
+from lookalike.data.source import Data, name_of, open_source, reference_and_query
+from lookalike.data.text.loader import Tokenizer, texts_of
 from lookalike.learn.labelled import Labelled
 from lookalike.pretext.image import ImageView
 from lookalike.recipes import recipe_of

@@ -21,10 +21,11 @@ from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.files import write_atomically
 from lookalike.core.progress import Progress, counted, silent
 from lookalike.core.seeding import uniforms
+from lookalike.data.example import Rows, Source
 from lookalike.data.loader import GIB, Loads
-from lookalike.data.source import Data, Rows, Source, name_of, reference_and_query, splits_of
-from lookalike.data.text.tokenizer import Tokenizer
-from lookalike.data.video.timeline import pieces, video_of
+from lookalike.data.source import Data, name_of, reference_and_query, splits_of
+from lookalike.data.text.loader import Tokenizer
+from lookalike.data.video.source import pieces, video_of
 from lookalike.learn.learner import Learner
 from lookalike.models.encoder import Encoder, Layer, embed, means, settle
 from lookalike.recipes.modality import Examples, load_tokenizer, loader, modality_of

@@ -6,28 +6,18 @@ Polygons are filled by the rule of the COCO API (maskApi.c), so that masks equal
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lookalike.data.image.decode import MAX_PIXELS
+from lookalike.data.decode import MAX_PIXELS
 
 Mask = npt.NDArray[np.bool_]
 
 _FINE = 5  # the COCO API draws boundaries on a grid so many times finer than pixels
 _FAR = 1 << 16  # pixels: no picture that can be read is larger
 _LONG = 20_000_000  # points of one boundary on the fine grid: more would only fill the memory
-
-
-class Outline(Protocol):
-    """The shape of one object."""
-
-    def mask(self, height: int, width: int) -> Mask:
-        """(height, width) where the object is, the whole picture resized to that."""
-
-    def plain(self) -> Any:
-        """As COCO's JSON has it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +29,7 @@ class Polygons:
     width: int
 
     def mask(self, height: int, width: int) -> Mask:
-        """(height, width) where the object is."""
+        """(height, width) where the object is, the whole picture resized to that."""
         scale = np.array([width / self.width, height / self.height])
         inside = np.zeros((height, width), dtype=bool)
         for ring in self.rings:
@@ -47,7 +37,7 @@ class Polygons:
         return inside
 
     def plain(self) -> Any:
-        """Lists of coordinates."""
+        """As COCO's JSON has it: lists of coordinates."""
         return [ring.tolist() for ring in self.rings]
 
 
@@ -69,8 +59,11 @@ class Runs:
         return whole[rows[:, None], columns]
 
     def plain(self) -> Any:
-        """Uncompressed run lengths."""
+        """As COCO's JSON has it: uncompressed run lengths."""
         return {"size": [self.height, self.width], "counts": self.counts.tolist()}
+
+
+Outline = Polygons | Runs
 
 
 def outline(plain: Any, height: int, width: int) -> Outline | None:
@@ -81,8 +74,10 @@ def outline(plain: Any, height: int, width: int) -> Outline | None:
     if not isinstance(plain, dict) or plain.get("size") != [height, width]:
         return None
     counts = plain.get("counts")
-    numbers = uncompressed(counts) if isinstance(counts, str) else _numbers(counts)
-    if numbers is None or not 0 < height * width <= MAX_PIXELS or sum(numbers) != height * width:
+    numbers = uncompressed(counts) if isinstance(counts, str) else counts
+    if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n <= MAX_PIXELS for n in numbers):
+        return None
+    if not 0 < height * width <= MAX_PIXELS or sum(numbers) != height * width:
         return None
     return Runs(np.array(numbers, dtype=np.int64), height, width)
 
@@ -95,11 +90,6 @@ def _ring(part: Any) -> npt.NDArray[np.float64] | None:
         return None
     fits = ring.ndim == 1 and len(ring) >= 6 and len(ring) % 2 == 0 and bool((np.abs(ring) < _FAR).all())
     return ring if fits else None
-
-
-def _numbers(counts: Any) -> list[int] | None:
-    whole = isinstance(counts, list) and all(type(count) is int and 0 <= count <= MAX_PIXELS for count in counts)
-    return counts if whole else None
 
 
 def uncompressed(text: str) -> list[int] | None:

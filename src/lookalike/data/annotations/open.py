@@ -1,20 +1,23 @@
-"""From a folder, and if need be an annotation file, to records: which kind of file it is, and which part asks."""
+"""From a folder, and if need be an annotation file, to records; and COCO's JSON, which most of them are.
+
+That has boxes, polygons, run lengths, crowds and keypoints (cocodataset.org, "data format").
+"""
 
 from __future__ import annotations
 
+import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.annotations.coco import coco
-from lookalike.data.annotations.pictures import Pictures, splits_in
-from lookalike.data.annotations.record import Annotated, RawAnnotations, annotated
-from lookalike.data.annotations.tables import comma_separated, matlab
-from lookalike.data.annotations.voc import voc
-from lookalike.data.annotations.yolo import NAMES, names_in, yolo
+from lookalike.data.annotations.files import NAMES, comma_separated, matlab, names_in, voc, yolo
+from lookalike.data.annotations.masks import outline
+from lookalike.data.annotations.record import Annotated, Pictures, RawAnnotations, Thing, annotated, splits_in
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, by_split, listed
 from lookalike.data.source import split_by_hash
 
@@ -65,7 +68,6 @@ def split_annotated(annotations: Annotated) -> tuple[Annotated, Annotated]:
 
 
 def _by_folder(annotations: Annotated) -> dict[str, tuple[int, ...]]:
-    """Rows by the split that a folder of the path names."""
     rows = {scene.path: row for row, scene in enumerate(annotations.scenes)}
 
     def split(path: str) -> str | None:
@@ -76,7 +78,6 @@ def _by_folder(annotations: Annotated) -> dict[str, tuple[int, ...]]:
 
 
 def _of_file(pictures: Pictures, file: Path) -> RawAnnotations:
-    """What one file, or a folder of files inside the data, states."""
     suffix = file.suffix.lower()
     if file.is_dir():
         inside = Path(os.path.relpath(file.resolve(), pictures.root.resolve())).as_posix() + "/"
@@ -102,8 +103,11 @@ def _in_folder(pictures: Pictures, points: bool, inside: str = "") -> RawAnnotat
         return _of_file(pictures, pictures.root / tables[0])
     if xml := [file for file in files if file.lower().endswith(".xml")]:
         return voc(pictures, xml)
-    if text := [file for file in files if file.lower().endswith(".txt") and _is_label(pictures, file)]:
-        return yolo(pictures, text, _names(pictures.root))
+    text = [file for file in files if file.lower().endswith(".txt") and os.path.basename(file) not in NAMES]
+    if text := [file for file in text if pictures.beside(file) is not None]:
+        beside = (pictures.root / folder / name for name in NAMES for folder in ("", "labels/"))
+        names = next((names for file in beside if file.is_file() and (names := names_in(file))), [])
+        return yolo(pictures, text, names)
     if len(tables) == 1:
         return _of_file(pictures, pictures.root / tables[0])
     raise UserError(f"{pictures.root}: no annotations in it; --annotations names {_KINDS}", BAD_DATA)
@@ -117,14 +121,112 @@ def _coco_files(root: Path, files: Sequence[str], points: bool) -> list[Path]:
     return [root / file for file in ((pointed or objects) if points else (objects or pointed))]
 
 
-def _is_label(pictures: Pictures, file: str) -> bool:
-    return os.path.basename(file) not in NAMES and pictures.beside(file) is not None
+def coco(pictures: Pictures, files: list[Path]) -> RawAnnotations:
+    """What the files state, each of which may be a split; raises UserError where one is no COCO file."""
+    raw = RawAnnotations()
+    for file in files:
+        name = file.name if file.parent == pictures.root else f"{file.parent.name}/{file.name}"
+        paths = _File(pictures, file, name).read(raw)
+        for split in splits_in(name):
+            raw.splits.setdefault(split, []).extend(paths)
+    return raw
 
 
-def _names(root: Path) -> list[str]:
-    """The classes of YOLO's labels, where a file beside them names them."""
-    for name in NAMES:
-        for folder in ("", "labels/"):
-            if (root / folder / name).is_file() and (names := names_in(root / folder / name)):
-                return names
-    return []
+class _File:
+    def __init__(self, pictures: Pictures, file: Path, name: str) -> None:
+        self.pictures, self.file, self.name = pictures, file, name
+        self.omissions = pictures.omissions
+        self.images, self.annotations, self.categories = lists_of(file, "images", "annotations", "categories")
+
+    def read(self, raw: RawAnnotations) -> list[str]:
+        paths = dict(self._listed_pictures())
+        names = {key: str(one["name"]) for one in self.categories if _is(key := one.get("id"), int) and "name" in one}
+        raw.classes |= set(names.values())
+        for category in self.categories:
+            _note_joints(raw, category)
+        for path in paths.values():
+            raw.things.setdefault(path, [])
+        for annotation in self.annotations:
+            path = paths.get(_key(annotation.get("image_id")))
+            if path is not None and (thing := self._thing(annotation, names, path)) is not None:
+                raw.things[path].append(thing)
+        return list(paths.values())
+
+    def _listed_pictures(self) -> Iterator[tuple[Any, str]]:
+        """(id, path) of the pictures that are there and have the size that the file states."""
+        for image in self.images:
+            key, name = image.get("id"), image.get("file_name")
+            path = self.pictures.find(name, self.name) if isinstance(name, str) and _is(key, int, str) else None
+            if path is None:
+                self.omissions.add(f"pictures of {self.name} that are not in the folder", str(name))
+                continue
+            size, stated = self.pictures.size(path), (image.get("height"), image.get("width"))
+            if size is None:
+                continue
+            if stated != (None, None) and stated != size:
+                self.omissions.add("pictures of another size than their annotations state", path)
+                continue
+            yield key, path
+
+    def _thing(self, annotation: dict[str, Any], names: dict[Any, str], path: str) -> Thing | None:
+        box, name = annotation.get("bbox"), names.get(_key(annotation.get("category_id")))
+        if name is None or not _is(box, list) or len(box) != 4 or not all(map(_finite, box)):  # type: ignore[arg-type]
+            self.omissions.add(f"annotations of {self.name} without a box or a class", path)
+            return None
+        left, top, width, height = map(float, box)  # type: ignore[arg-type]
+        shape, size = annotation.get("segmentation"), self.pictures.size(path)
+        drawn = outline(shape, *size) if shape and size else None
+        if shape and drawn is None:
+            self.omissions.add("outlines that cannot be read", path)
+        area = annotation.get("area")
+        return Thing(
+            (left, top, left + width, top + height),
+            name,
+            crowd=bool(annotation.get("iscrowd")),
+            area=float(area) if _finite(area) else None,  # type: ignore[arg-type]
+            outline=drawn,
+            points=_points(annotation.get("keypoints")),
+        )
+
+
+def lists_of(file: Path, *names: str) -> tuple[list[dict[str, Any]], ...]:
+    """The lists of objects that a file of COCO's holds by these names; raises UserError."""
+    try:
+        content = json.loads(file.read_bytes())
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}; check its permissions", BAD_DATA) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: no JSON that can be read ({str(error)[:100]}); fetch it again", BAD_DATA) from None
+    parts = [content.get(name) for name in names] if isinstance(content, dict) else []
+    if not parts or not all(isinstance(part, list) for part in parts):
+        keys = f"{', '.join(names[:-1])} and {names[-1]}"
+        raise UserError(f"{file}: it has no lists of {keys}, as COCO's files have", BAD_DATA)
+    return tuple([one for one in part if isinstance(one, dict)] for part in parts)  # type: ignore[union-attr]
+
+
+def _note_joints(raw: RawAnnotations, category: dict[str, Any]) -> None:
+    names, bones = category.get("keypoints"), category.get("skeleton")
+    if not isinstance(names, list) or raw.joints:
+        return
+    raw.joints = tuple(map(str, names))
+    pairs = [bone for bone in bones if _is(bone, list) and len(bone) == 2] if isinstance(bones, list) else []
+    numbers = range(1, len(names) + 1)
+    raw.bones = tuple((a - 1, b - 1) for a, b in pairs if _is(a, int) and _is(b, int) and a in numbers and b in numbers)
+
+
+def _points(flat: Any) -> list[list[float]]:
+    if not isinstance(flat, list) or not flat or not all(map(_finite, flat)) or len(flat) % 3:
+        return []
+    return [[float(number) for number in flat[i : i + 3]] for i in range(0, len(flat), 3)]
+
+
+def _finite(value: Any) -> bool:
+    return _is(value, int, float) and abs(value) < 1e300 and math.isfinite(value)
+
+
+def _is(value: Any, *kinds: type) -> bool:
+    return type(value) in kinds
+
+
+def _key(value: Any) -> Any:
+    return value if _is(value, int, str) else None

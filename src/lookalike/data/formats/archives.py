@@ -19,15 +19,14 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, chain
-from typing import Any, Protocol, cast
+from typing import Any, cast
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.formats.columns import LABELS
+from lookalike.data.decode import SUFFIXES, Unreadable
 from lookalike.data.formats.disk import MAX_BYTES, Disk
-from lookalike.data.formats.encoded import Value, numbered
+from lookalike.data.formats.encoded import LABELS, Value, numbered
 from lookalike.data.formats.files import by_split, folder_split, printable, table_split
-from lookalike.data.image.decode import SUFFIXES, Unreadable
 
 _LONGEST = 1 << 20  # bytes of a name or record in a tar, and of a .cls or .json
 _CODE = (".pkl", ".pickle", ".pyd", ".pth", ".pt", ".npy", ".npz")  # what WebDataset's own reader may unpickle
@@ -35,22 +34,10 @@ _LARGEST = 128 << 20  # bytes of one picture in a zip when inflated, which 130 K
 _HEADER = struct.Struct("<4s22xHH")  # of a member of a zip: mark, and lengths of name and extra field
 
 
-class Archive(Protocol):
-    """One archive: its pictures by their names inside, in its own order."""
-
-    path: str
-    names: list[str]  # unique
-    values: list[Value | None]  # what is known of each label
-    unlisted: dict[str, str]  # members that are not read, and why
-
-    def read(self, index: int) -> bytes:
-        """The bytes of one picture; raises Unreadable."""
-
-
 class Archives:
     """The pictures of all archives. A picture without a label of its own has its class folder's, as in a folder."""
 
-    def __init__(self, archives: Sequence[Archive]) -> None:
+    def __init__(self, archives: Sequence[TarShard | Zip]) -> None:
         self._archives = archives
         self.starts = list(accumulate((len(archive.names) for archive in archives), initial=0))
         self._names = list(chain.from_iterable(archive.names for archive in archives))
@@ -119,7 +106,6 @@ class TarShard:
     """One shard and its index: 16 bytes a row beside its name, by one walk over the headers at 50 µs each."""
 
     def __init__(self, disk: Disk, path: str) -> None:
-        """Raises UserError where the file cannot be opened."""
         self.path, self._file, self._disk = printable(path), path, disk
         index = _TarIndex(self.path)
         try:
@@ -127,7 +113,7 @@ class TarShard:
                 index.walk(headers)
         except OSError as error:
             raise UserError(f"{disk.name(path)}: {error.strerror or error}; check the file", BAD_DATA) from None
-        self.unlisted = index.unlisted
+        self.unlisted = index.unlisted  # members that are not read, and why
         self.names = _one_a_key(index.pictures)
         labels = index.described | index.classes
         self.values = [labels.get(_keyed(name)[0]) for name in self.names]
@@ -178,7 +164,6 @@ class _TarIndex:
             self.unlisted[f"{self.path}/*{suffix}"] = f"{count} members may hold code, and are never read"
 
     def sort(self, member: tarfile.TarInfo, file: _Headers, length: int) -> None:
-        """One member, to where it belongs."""
         if member.isdir():
             return
         shown = printable(member.name)
@@ -227,7 +212,6 @@ def _members(file: _Headers, length: int) -> Iterator[tarfile.TarInfo]:
 
 
 def _refused_in_tar(member: tarfile.TarInfo, length: int) -> str | None:
-    """Why a member cannot be a picture; None if it can."""
     kinds = {
         tarfile.LNKTYPE: "a hard link",
         tarfile.SYMTYPE: "a symbolic link",
@@ -256,7 +240,6 @@ def _keyed(name: str) -> tuple[str, str]:
 
 
 def _one_a_key(names: Iterable[str]) -> list[str]:
-    """The pictures that are rows, in order."""
     plain_ones: dict[str, tuple[int, str]] = {}
     for name in names:
         key, suffix = _keyed(name)
@@ -287,7 +270,6 @@ class Zip:
     """One archive and its index: 40 bytes a row beside its name."""
 
     def __init__(self, disk: Disk, path: str) -> None:
-        """Raises UserError where there is no central directory to read."""
         self.path, self._file, self._disk = printable(path), path, disk
         self.unlisted: dict[str, str] = {}
         members: dict[str, ZipInfo] = {}
@@ -302,7 +284,9 @@ class Zip:
             ) from None
         self.names = list(members)
         self.values: list[Value | None] = [None] * len(members)
-        self._members = array("q", (number for info in members.values() for number in _numbers(info)))
+        self._members = array("q")
+        for info in members.values():
+            self._members.extend((info.header_offset, info.compress_size, info.file_size, info.CRC, info.compress_type))
 
     def read(self, index: int) -> bytes:
         """The bytes of one picture; raises Unreadable."""
@@ -312,7 +296,10 @@ class Zip:
             raise Unreadable("the archive's directory leads to no member")
         data = self._disk.span(self._file, at + _HEADER.size + name + extra, packed)
         if method == ZIP_DEFLATED:
-            data = _inflated(data, size)
+            try:  # at most one byte more than the directory says, whatever the data asks for
+                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
+            except zlib.error:
+                raise Unreadable("damaged in the archive: it cannot be inflated") from None
         if len(data) != size or zlib.crc32(data) != crc:
             raise Unreadable("damaged in the archive: size or checksum is not what the directory says")
         return data
@@ -330,7 +317,6 @@ class Zip:
 
 
 def _refused_in_zip(info: ZipInfo) -> str | None:
-    """Why a member is not read."""
     if stat.S_ISLNK(info.external_attr >> 16):
         return "a symbolic link in an archive, which is never followed"
     if info.flag_bits & 1:
@@ -340,15 +326,3 @@ def _refused_in_zip(info: ZipInfo) -> str | None:
     if max(info.file_size, info.compress_size) > _LARGEST:
         return f"{info.file_size} bytes are more than the limit of {_LARGEST}"
     return None
-
-
-def _numbers(info: ZipInfo) -> tuple[int, int, int, int, int]:
-    return info.header_offset, info.compress_size, info.file_size, info.CRC, info.compress_type
-
-
-def _inflated(data: bytes, size: int) -> bytes:
-    """At most one byte more than ``size``, whatever the data asks for; raises Unreadable."""
-    try:
-        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
-    except zlib.error:
-        raise Unreadable("damaged in the archive: it cannot be inflated") from None

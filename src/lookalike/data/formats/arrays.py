@@ -16,12 +16,12 @@ from torch.nn import functional as F
 from torch.utils.data import ConcatDataset
 
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
-from lookalike.data.example import Example, PictureSource, broken, whole
-from lookalike.data.fingerprint import Stamps, stamps_of_rows, token_of
-from lookalike.data.formats.columns import LABELS, PictureColumns, columns_of
-from lookalike.data.formats.encoded import is_numbering, numbered
+from lookalike.data.decode import Canvas, Unreadable, one_line, squash
+from lookalike.data.example import Example, PictureSource, broken
+from lookalike.data.fingerprint import UNREAD, Stamps, stamps_of_values
+from lookalike.data.formats.encoded import LABELS, is_numbering, numbered
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, split_of
-from lookalike.data.image.decode import Canvas, Unreadable, one_line, squash
+from lookalike.data.formats.tables import columns_of
 
 _IMAGES = ("image", "img", "pixels")
 
@@ -78,7 +78,7 @@ class Arrays:
 
     def example(self, row: int, side: int) -> Example:
         """One picture on a canvas of ``side`` pixels."""
-        return whole(squash_tensor(self._images[row], side), int(self.labels[row]), self.paths[row])
+        return Example(*squash_tensor(self._images[row], side), int(self.labels[row]), self.paths[row])
 
     def size(self, row: int) -> tuple[int, int]:
         """(height, width) in pixels."""
@@ -86,9 +86,7 @@ class Arrays:
 
     def stamps(self) -> Stamps:
         """Every picture by its values."""
-        values = [image.contiguous().numpy().tobytes() for image in self._images]
-        sizes = np.fromiter((len(value) for value in values), np.int64, len(values))
-        return Stamps(list(self.paths), sizes, np.fromiter(map(token_of, values), np.uint64, len(values)))
+        return stamps_of_values(self.paths, [image.contiguous().numpy().tobytes() for image in self._images])
 
 
 class Mapped:
@@ -97,10 +95,10 @@ class Mapped:
     starts = texts = read = None
 
     def __init__(self, parts: Mapping[str, MapStyle]) -> None:
-        """``parts`` by name, their rows one after the other."""
         self._parts = list(parts.values())
         self._items: MapStyle = ConcatDataset[Any](self._parts)  # type: ignore[arg-type]  # it needs no more
-        self._columns = _columns_of(self._parts[0])
+        schema = getattr(getattr(self._parts[0], "features", None), "arrow_schema", None)  # Hugging Face's have one
+        self._columns = None if schema is None else columns_of(schema)
         self.paths = [f"{name}#{row}" for name, part in parts.items() for row in range(len(part))]
         self.unlisted: dict[str, str] = {}
 
@@ -117,8 +115,10 @@ class Mapped:
     @cached_property
     def _labelled(self) -> tuple[Tensor, list[str]]:
         if self._columns is not None:
-            values = [value for part in self._parts for value in _column(part, self._columns.label)]
-            labels, classes = numbered(values, self._columns.names)
+            parts: list[Any] = self._parts if self._columns.label is not None else []
+            # Whatever format the dataset gives rows in.
+            values = [value for part in parts for value in part.with_format(None)[self._columns.label]]
+            labels, classes = numbered(values or [None] * len(self), self._columns.names)
             return torch.tensor(labels), classes
         values = [_label(value) for part in self._parts for value in _targets(part)]
         if len(values) != len(self):
@@ -139,14 +139,13 @@ class Mapped:
         try:
             picture, own = self._divided(self._items[row])
             label = own if self._columns is None else label
-            return whole(_canvas(picture, side), label, self.paths[row])
+            return Example(*_canvas(picture, side), label, self.paths[row])
         except Unreadable as unreadable:
             return broken(side, label, self.paths[row], unreadable.reason)
         except Exception as error:  # a dataset is somebody's code: whatever it raises concerns this row alone
             return broken(side, label, self.paths[row], f"the dataset raised {one_line(error)}")
 
     def _divided(self, item: Any) -> tuple[Any, int]:
-        """Picture and label of whatever a dataset gives for a row."""
         if isinstance(item, Mapping):
             images, labels = (_IMAGES, LABELS) if self._columns is None else ((self._columns.image,), ())
             value = next((item[name] for name in labels if name in item), None)
@@ -164,7 +163,8 @@ class Mapped:
 
     def stamps(self) -> Stamps:
         """The paths alone: what a dataset in Python holds is not looked into."""
-        return stamps_of_rows(self.paths)
+        count = len(self)
+        return Stamps(list(self.paths), np.full(count, -1, np.int64), np.full(count, UNREAD, np.uint64))
 
 
 def digits() -> Arrays:
@@ -241,17 +241,6 @@ def _map_style(data: Any) -> MapStyle:
     return data  # type: ignore[no-any-return]
 
 
-def _columns_of(dataset: MapStyle) -> PictureColumns | None:
-    """The columns of a dataset of Hugging Face's; None for others."""
-    schema = getattr(getattr(dataset, "features", None), "arrow_schema", None)
-    return None if schema is None else columns_of(schema)
-
-
-def _column(dataset: Any, name: str | None) -> list[Any]:
-    """All values of a column of Hugging Face's dataset, whatever format it gives rows in."""
-    return [None] * len(dataset) if name is None else list(dataset.with_format(None)[name])
-
-
 def _targets(dataset: MapStyle) -> Sequence[Any]:
     """The labels that a dataset of torchvision's holds beside its items; none where it has no such list."""
     for name in ("targets", "labels"):
@@ -262,7 +251,6 @@ def _targets(dataset: MapStyle) -> Sequence[Any]:
 
 
 def _label(value: Any) -> int:
-    """A whole number as it is, anything else as none."""
     if isinstance(value, Tensor | np.ndarray | np.generic) and getattr(value, "ndim", 0) == 0:
         value = value.item()
     return value if isinstance(value, int) and value >= 0 else -1

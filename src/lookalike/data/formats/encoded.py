@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import csv
+import os
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol, Self, runtime_checkable
+from typing import Generic, Protocol, Self, TypeVar
 
 import torch
 
-from lookalike.data.example import Example, PictureSource, broken, whole
+from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.data.decode import Unreadable, decode, header
+from lookalike.data.example import Example, Rows, Source, broken
 from lookalike.data.fingerprint import Stamps, stamps_of_files
-from lookalike.data.formats.disk import Disk
-from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, Names
-from lookalike.data.image.decode import Unreadable, decode, header
-from lookalike.data.rows import Rows
+from lookalike.data.formats.disk import Disk, Local
+from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, Names, lines_in, printable, split_of
 
+LISTS = (".txt", ".csv")
+PATHS = ("path", "image", "file", "file_name", "filename", "filepath", "image_path")
+_LOOKS = 1000  # paths of which one must lead somewhere, or the text is no list of pictures
 Value = int | str  # what a label is before it is numbered
+LABELS = ("label", "labels", "fine_label", "class", "target", "category")
+FOR_TEXT = "text wants a recipe for text, such as --recipe simcse"
 
 
 class Store(Protocol):
@@ -70,22 +78,16 @@ class FileStore:
         return Encoded(self, partial(stamps_of_files, self.disk.file, self.files))
 
 
-@runtime_checkable
-class Sized(Protocol):
-    """A store that knows how large its pictures are."""
-
-    def size(self, row: int) -> tuple[int, int]:
-        """Upright (height, width) in pixels; raises Unreadable."""
-
-
 class Encoded:
     """The rows of a store."""
 
     texts: Callable[[int], tuple[str, ...]] | None = None
 
-    def __init__(self, store: Store, stamps: Callable[[], Stamps]) -> None:
-        """``stamps`` are those of the files that hold the store."""
-        self.store, self.stamps = store, stamps
+    def __init__(
+        self, store: Store, stamps: Callable[[], Stamps], size: Callable[[int], tuple[int, int]] | None = None
+    ) -> None:
+        """``stamps`` are those of the files that hold the store; ``size`` is that of a row, where it is known."""
+        self.store, self.stamps, self._size = store, stamps, size
         self.starts = store.starts
         self.paths, self.classes, self.unlisted = store.paths, store.classes, store.unlisted
         self.labels = torch.tensor(store.labels, dtype=torch.int64)
@@ -97,14 +99,14 @@ class Encoded:
         """One picture on a canvas of ``side`` pixels."""
         label, path = self.store.labels[row], self.paths[row]
         try:
-            return whole(decode(self.store.read(row), side), label, path)
+            return Example(*decode(self.store.read(row), side), label, path)
         except Unreadable as unreadable:
             return broken(side, label, path, unreadable.reason)
 
     def size(self, row: int) -> tuple[int, int]:
         """Upright (height, width) in pixels, without decoding where that can be; raises Unreadable."""
-        if isinstance(self.store, Sized):
-            return self.store.size(row)
+        if self._size is not None:
+            return self._size(row)
         head = header(self.store.read(row))
         return head.height, head.width
 
@@ -113,12 +115,14 @@ class Encoded:
         return self.store.read(row)
 
 
-class Divided:
-    """A store whose rows belong to splits; those that belong to none are left out where any do."""
+S = TypeVar("S", bound=Source, covariant=True)
 
-    def __init__(self, store: Store, splits: Mapping[str, Sequence[int]], stamps: Callable[[], Stamps]) -> None:
-        """``stamps`` are those of the files that hold the store."""
-        self._source = Encoded(store, stamps)
+
+class Divided(Generic[S]):
+    """A place whose rows belong to splits; those that belong to none are left out where any do."""
+
+    def __init__(self, source: S, splits: Mapping[str, Sequence[int]]) -> None:
+        self._source = source
         self.splits = [name for name in (TRAIN, VALIDATION, TEST) if name in splits]
         self._splits = {name: torch.tensor(splits[name]) for name in self.splits}
 
@@ -127,7 +131,7 @@ class Divided:
         self._source.unlisted = {**unreadable, **self._source.unlisted}
         return self
 
-    def rows(self, split: str | None) -> PictureSource:
+    def rows(self, split: str | None) -> S | Rows:
         """One split, or everything."""
         if not self._splits:
             return self._source
@@ -142,7 +146,9 @@ def numbered(values: Sequence[Value | None], names: Sequence[str] | None = None)
     """
     if names is None and is_numbering(values):
         return [-1] * len(values), []
-    classes = sorted({v for v in values if _is_label(v)}, key=lambda v: (isinstance(v, str), v))
+    classes = sorted(
+        {v for v in values if isinstance(v, str) or (v is not None and v >= 0)}, key=lambda v: (isinstance(v, str), v)
+    )
     if names is not None and all(isinstance(v, int) and v < len(names) for v in classes):
         return [v if isinstance(v, int) and v >= 0 else -1 for v in values], list(names)
     number: dict[Value | None, int] = {v: i for i, v in enumerate(classes)}
@@ -155,5 +161,57 @@ def is_numbering(values: Sequence[Value | None]) -> bool:
     return first in (0, 1) and all(value == row for row, value in enumerate(values, first))
 
 
-def _is_label(value: Value | None) -> bool:
-    return value is not None and not (isinstance(value, int) and value < 0)
+class PathList(FileStore):
+    """The pictures of a list, in its order; a path that stands there twice is one row, one to nowhere a bad row.
+
+    A .txt holds one path a line. A .csv has a head with one of ``PATHS``, and optionally label and split. Paths are
+    relative to the list's folder, or absolute: a list is its owner's own word, so they may lead anywhere.
+    """
+
+    def __init__(self, file: Path) -> None:
+        """Raises UserError where the list cannot be read, holds no path, or none of its first leads anywhere."""
+        rows: dict[str, tuple[str, str, str]] = {}
+        for row in _rows(file):
+            if row[0]:
+                rows.setdefault(printable(row[0]), row)
+        if not rows:
+            raise UserError(f"{file}: no path in it; write one path a line", BAD_DATA)
+        paths, labels, splits = zip(*rows.values())
+        if not any(os.path.lexists(file.parent / path) for path in paths[:_LOOKS]):
+            first = next(iter(rows))[:100]
+            what = f"a list of paths, but none leads to a file, as {first}; see the paths"
+            raise UserError(f"{file}: {what}; {FOR_TEXT}", BAD_DATA)
+        super().__init__(Local(file.parent), paths, *numbered(_values(labels)))
+        self.splits: dict[str, list[int]] = {}
+        for i, name in enumerate(splits):
+            if (split := split_of(name)) is not None:
+                self.splits.setdefault(split, []).append(i)
+
+
+def _rows(file: Path) -> list[tuple[str, str, str]]:
+    """Path, label and split of each line; bytes that are no UTF-8 are kept, since a file's name may hold them."""
+    with lines_in(file, "surrogateescape") as lines:
+        if file.suffix.lower() == ".csv":
+            return list(_table(file, csv.reader(lines)))
+        return [(line.rstrip("\r\n"), "", "") for line in lines]
+
+
+def _table(file: Path, lines: Iterator[list[str]]) -> Iterator[tuple[str, str, str]]:
+    """The rows of a .csv; raises UserError where its head names no column of paths."""
+    head = {name.strip().lower(): i for i, name in enumerate(next(lines, []))}
+    path, label, split = (
+        next((head[name] for name in names if name in head), None) for names in (PATHS, LABELS, ("split",))
+    )
+    if path is None:
+        raise UserError(f"{file}: its first line names no column {', '.join(PATHS[:4])}; add one; {FOR_TEXT}", BAD_DATA)
+    for cells in lines:
+        cell = [cells[i] if i is not None and i < len(cells) else "" for i in (path, label, split)]
+        yield cell[0], cell[1].strip(), cell[2].strip()
+
+
+def _values(labels: Sequence[str]) -> list[Value | None]:
+    """Labels as whole numbers if all of them are, else as words; an empty one is none."""
+    present = [label for label in labels if label]
+    if all(label.removeprefix("-").isdecimal() and len(label) < 20 for label in present):
+        return [int(label) if label else None for label in labels]
+    return [printable(label) if label else None for label in labels]

@@ -10,9 +10,12 @@ import stat
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import NamedTuple, TextIO, overload
+
+from lookalike.core.errors import BAD_DATA, UserError
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
@@ -27,6 +30,19 @@ _WORDS = {
 def limit_cells(longest: int = 1 << 17) -> None:
     """How many letters a cell may have. Python has one limit for all who read tables, so each states its own first."""
     csv.field_size_limit(longest)
+
+
+@contextmanager
+def lines_in(file: Path, errors: str) -> Iterator[TextIO]:
+    """The lines of a text or a .csv; raises UserError, also where what reads them raises csv.Error."""
+    limit_cells()
+    try:
+        with open(file, encoding="utf-8-sig", errors=errors, newline="") as lines:
+            yield lines
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}; check its permissions", BAD_DATA) from None
+    except csv.Error as error:
+        raise UserError(f"{file}: no table that can be read ({error}); mend it", BAD_DATA) from None
 
 
 class Listing(NamedTuple):
@@ -45,7 +61,6 @@ class Names(Sequence[str]):
     """
 
     def __init__(self, paths: Iterable[str]) -> None:
-        """``paths`` as the system gives them."""
         block, self._ends, self._errors = bytearray(), array("q", [0]), "surrogateescape"
         for path in paths:
             block += os.fsencode(path)
@@ -93,8 +108,6 @@ def listed(root: Path, suffixes: Sequence[str]) -> Listing:
 
 
 class _Walk:
-    """A walk over one tree, with what it has found so far."""
-
     def __init__(self, root: Path, suffixes: tuple[str, ...]) -> None:
         self.root, self.suffixes = root, suffixes
         self.files: list[str] = []
@@ -115,7 +128,6 @@ class _Walk:
                 self.unreadable[printable(folder) or "."] = error.strerror or type(error).__name__
 
     def visit(self, folder: str) -> None:
-        """One folder's entries; raises OSError."""
         where = os.path.join(self.root, folder)
         identity = _identity(os.stat(where))
         if identity in self.visited:
@@ -195,13 +207,7 @@ def by_split(files: Sequence[str], split: Callable[[str], str | None]) -> dict[s
     A class folder may be called ``train`` too. So names count as splits where all of them are, or where train stands
     beside another split; files outside of every split are then left out.
     """
-    groups: dict[str, list[str]] = {}
-    stray = False
-    for path in files:
-        name = split(path)
-        if name is None:
-            stray = True
-        else:
-            groups.setdefault(name, []).append(path)
-    divided = groups and (not stray or (TRAIN in groups and len(groups) > 1))
-    return {name: groups[name] for name in (TRAIN, VALIDATION, TEST) if name in groups} if divided else {}
+    names = [split(path) for path in files]
+    groups = {name: [path for path, own in zip(files, names) if own == name] for name in (TRAIN, VALIDATION, TEST)}
+    groups = {name: paths for name, paths in groups.items() if paths}
+    return groups if None not in names or (TRAIN in groups and len(groups) > 1) else {}

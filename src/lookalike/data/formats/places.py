@@ -11,22 +11,32 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
-from lookalike.core.errors import BAD_DATA, UserError
+from huggingface_hub import snapshot_download
+
+from lookalike.core.errors import BAD_DATA, IO, USAGE, UserError
+from lookalike.data.decode import SUFFIXES, one_line
 from lookalike.data.example import PictureSource, Source
 from lookalike.data.fingerprint import LONG_PIECE, stamps_of_files
-from lookalike.data.formats import hub, lists
 from lookalike.data.formats.archives import Archives, TarShard, Zip, class_folder
-from lookalike.data.formats.columns import FOR_TEXT, columns_of
-from lookalike.data.formats.disk import Disk, Local
-from lookalike.data.formats.encoded import Divided, Encoded, FileStore
+from lookalike.data.formats.disk import Disk, Local, Remote
+from lookalike.data.formats.encoded import FOR_TEXT, LISTS, Divided, Encoded, FileStore, PathList
 from lookalike.data.formats.files import Listing, by_split, folder_split, printable, table_split
-from lookalike.data.formats.remote import Remote
-from lookalike.data.formats.tables import ArrowFile, ParquetFile, RowGroups, TableFile, Tables, advise, saved
-from lookalike.data.image.decode import SUFFIXES
+from lookalike.data.formats.tables import (
+    ArrowFile,
+    ParquetFile,
+    RowGroups,
+    TableFile,
+    Tables,
+    advise,
+    columns_of,
+    saved,
+)
 from lookalike.data.prepared import CANVASES, Cache
-from lookalike.data.video.container import SUFFIXES as VIDEOS
+from lookalike.data.video.decoder import SUFFIXES as VIDEOS
 from lookalike.data.video.source import FrameFolders, VideoList, video_files
 
+HUB = "hub:"
+_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?P<folder>(/[\w.-]+)*)(@(?P<revision>[\w./-]+))?")
 S = TypeVar("S", bound=Source, covariant=True)
 T = TypeVar("T")
 
@@ -85,13 +95,13 @@ class Kind(NamedTuple):
     """Files that hold many pictures. ``open`` gives None where others beside them are meant; raises UserError."""
 
     suffixes: tuple[str, ...]
-    open: Callable[[Disk, KindFiles], Divided | None]
+    open: Callable[[Disk, KindFiles], Divided[Encoded] | None]
 
 
 def find(data: str | os.PathLike[str]) -> Place[PictureSource]:
     """The place that a path, an address or a name on the Hub means; raises UserError."""
-    if isinstance(data, str) and data.startswith(hub.PREFIX):
-        return _in_folder(Local(hub.snapshot(data, (*SUFFIXES, *_ALL))), data)
+    if isinstance(data, str) and data.startswith(HUB):
+        return _in_folder(Local(snapshot(data, (*SUFFIXES, *_ALL))), data)
     if isinstance(data, str) and (folders := FrameFolders.named(data)) is not None:
         return _frame_folders(folders)
     if isinstance(data, str) and "://" in data:
@@ -116,11 +126,10 @@ def _existing(root: Path) -> Path:
     return root
 
 
-def _frame_folders(folders: FrameFolders) -> Divided:
-    """Videos that are folders of pictures, below a folder or in a list."""
+def _frame_folders(folders: FrameFolders) -> Divided[Encoded]:
     root = Path(folders.where)
-    if folders.where.lower().endswith(lists.SUFFIXES):
-        return folders.listed(root.parent, lists.PathList(root))
+    if folders.where.lower().endswith(LISTS):
+        return folders.listed(root.parent, PathList(root))
     disk = Remote(folders.where) if "://" in folders.where else Local(_existing(root))
     listing = disk.listed(SUFFIXES)
     if not listing.files:
@@ -132,11 +141,11 @@ def _of_file(disk: Disk, name: str) -> Place[PictureSource]:
     """One file that holds many pictures, or names them; on a remote disk also ``shard-{000000..000099}.tar``."""
     lower = name.lower().partition("?")[0]
     files = [name] if isinstance(disk, Local) else _expanded(name)
-    if isinstance(disk, Local) and lower.endswith(lists.SUFFIXES):
-        listed = lists.PathList(disk.root / name)
+    if isinstance(disk, Local) and lower.endswith(LISTS):
+        listed = PathList(disk.root / name)
         if all(path.lower().endswith(VIDEOS) for path in listed.files):
             return video_files(disk, VideoList.of(listed))
-        return Divided(listed, listed.splits, partial(stamps_of_files, disk.file, listed.files))
+        return Divided(listed.source(), listed.splits)
     for kind in KINDS:
         if lower.endswith(kind.suffixes) and (place := kind.open(disk, KindFiles(files, 0, 0))) is not None:
             return place
@@ -170,7 +179,7 @@ def _in_folder(disk: Disk, name: str) -> Place[PictureSource]:
     return Folder(disk, listing._replace(files=pictures))
 
 
-def _parquet(disk: Disk, kind: KindFiles) -> Divided | None:
+def _parquet(disk: Disk, kind: KindFiles) -> Divided[Encoded] | None:
     groups = RowGroups()
     files = _each(disk, kind.files, lambda path: ParquetFile(disk, path, groups))
     if (place := _tables(disk, files, kind)) is not None:
@@ -178,14 +187,14 @@ def _parquet(disk: Disk, kind: KindFiles) -> Divided | None:
     return place
 
 
-def _arrow(disk: Disk, kind: KindFiles) -> Divided | None:
+def _arrow(disk: Disk, kind: KindFiles) -> Divided[Encoded] | None:
     if not isinstance(disk, Local):
         raise UserError(f"{disk.name(kind.files[0])}: Arrow files are mapped into memory; copy them here", BAD_DATA)
     files = saved(disk.root, kind.files)
     return _tables(disk, {path: ArrowFile(disk.root / path) for path in files}, kind) if files else None
 
 
-def _tables(disk: Disk, files: Mapping[str, TableFile], kind: KindFiles) -> Divided | None:
+def _tables(disk: Disk, files: Mapping[str, TableFile], kind: KindFiles) -> Divided[Encoded] | None:
     """Tables with pictures go before picture files, a few of which a dataset's repository often holds too."""
     names = [path for path, file in files.items() if columns_of(file.schema) is not None]
     if not names and kind.pictures + kind.others:
@@ -196,34 +205,34 @@ def _tables(disk: Disk, files: Mapping[str, TableFile], kind: KindFiles) -> Divi
     if not store.paths:
         raise UserError(f"{files[names[0]].where}: a table without a row; fetch it again", BAD_DATA)
     rows = {name: store.rows_of(paths) for name, paths in splits.items()}
-    return Divided(store, rows, partial(stamps_of_files, disk.file, names, LONG_PIECE))
+    return Divided(Encoded(store, partial(stamps_of_files, disk.file, names, LONG_PIECE)), rows)
 
 
-def _tars(disk: Disk, kind: KindFiles) -> Divided | None:
+def _tars(disk: Disk, kind: KindFiles) -> Divided[Encoded] | None:
     """Shards go before pictures where they are as many: a backup beside photos is no data, nor is a logo."""
     return _archives(TarShard, disk, kind.files) if len(kind.files) >= kind.pictures else None
 
 
-def _zips(disk: Disk, kind: KindFiles) -> Divided | None:
+def _zips(disk: Disk, kind: KindFiles) -> Divided[Encoded] | None:
     """Zip archives count where there is nothing else."""
     return None if kind.pictures + kind.others else _archives(Zip, disk, kind.files)
 
 
-def _archives(kind: type[TarShard] | type[Zip], disk: Disk, files: Sequence[str]) -> Divided:
+def _archives(kind: type[TarShard] | type[Zip], disk: Disk, files: Sequence[str]) -> Divided[Encoded]:
     divided = sorted(chain(*by_split(files, table_split).values()))
     store = Archives(list(_each(disk, divided or files, lambda path: kind(disk, path)).values()))
     if not store.paths:
         where, reason = next(iter(store.unlisted.items()), (files[0], "no member ends in .jpg, .png, .webp, ..."))
         raise UserError(f"{disk.name(files[0])}: no picture in it ({where}: {reason})", BAD_DATA)
-    return Divided(store, store.splits, partial(stamps_of_files, disk.file, divided or files, LONG_PIECE))
+    return Divided(Encoded(store, partial(stamps_of_files, disk.file, divided or files, LONG_PIECE)), store.splits)
 
 
-def _videos(disk: Disk, kind: KindFiles) -> Divided | None:
+def _videos(disk: Disk, kind: KindFiles) -> Divided[Encoded] | None:
     """Videos go before pictures where they are as many: a poster beside each is no data."""
     return video_files(disk, VideoList.in_folders(kind.files)) if len(kind.files) >= kind.pictures else None
 
 
-def _compressed(disk: Disk, kind: KindFiles) -> Divided | None:
+def _compressed(disk: Disk, kind: KindFiles) -> Divided[Encoded] | None:
     if kind.pictures + kind.others:
         return None
     where = disk.name(kind.files[0])
@@ -231,7 +240,6 @@ def _compressed(disk: Disk, kind: KindFiles) -> Divided | None:
 
 
 def _each(disk: Disk, files: Sequence[str], open_one: Callable[[str], T]) -> dict[str, T]:
-    """Every file opened, some at once."""
     with ThreadPoolExecutor(disk.at_once) as pool:
         return dict(zip(files, pool.map(open_one, files)))
 
@@ -248,7 +256,6 @@ _ALL = tuple(suffix for kind in KINDS for suffix in kind.suffixes)
 
 
 def _nothing(name: str, listing: Listing) -> str:
-    """The message for a folder without a picture."""
     if listing.unreadable:
         folder, reason = next(iter(listing.unreadable.items()))
         count = len(listing.unreadable)
@@ -260,3 +267,27 @@ def _nothing(name: str, listing: Listing) -> str:
         "pictures end in .jpg, .png, .webp, ..., videos in .mp4, .mkv, ..., tables in .parquet, archives in .tar or "
         f".zip; {FOR_TEXT}"
     )
+
+
+def snapshot(data: str, suffixes: Sequence[str]) -> Path:
+    """The folder of ``hub:owner/name[/folder][@revision]``: fetched if need be, and only files of these suffixes.
+
+    Files are data, no code in a repository is run. HF_HUB_OFFLINE=1 reads the cache alone. Raises UserError.
+    """
+    match = _NAME.fullmatch(data.removeprefix(HUB))
+    if match is None or ".." in data:
+        raise UserError(
+            f"{data}: no name of a dataset; write hub:owner/name, hub:owner/name/folder or ...@revision", USAGE
+        )
+    folder = match["folder"].strip("/")
+    patterns = [f"{folder}/*{suffix}" if folder else f"*{suffix}" for s in suffixes for suffix in (s, s.upper())]
+    try:
+        fetched = snapshot_download(
+            match["name"], repo_type="dataset", revision=match["revision"], allow_patterns=patterns
+        )
+    except Exception as error:  # of HTTP, of the Hub and of the cache: a dozen classes that change with its versions
+        raise UserError(f"{data} cannot be fetched ({one_line(error)})", IO) from None
+    root = Path(fetched) / folder
+    if not root.is_dir():
+        raise UserError(f"{data}: there is no picture, table or archive in it; see its files on the Hub", BAD_DATA)
+    return root

@@ -18,38 +18,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.formats.columns import BROKEN, FOR_TEXT, PictureColumns, columns_of, field
+from lookalike.data.decode import Unreadable, one_line
 from lookalike.data.formats.disk import Disk, Local
-from lookalike.data.formats.encoded import numbered
+from lookalike.data.formats.encoded import FOR_TEXT, LABELS, numbered
 from lookalike.data.formats.files import printable
-from lookalike.data.image.decode import Unreadable, one_line
 
+BROKEN = (OSError, ValueError, LookupError, pa.ArrowException)  # what pyarrow raises for files that are damaged
 _KEEP = 512 << 20  # bytes of row groups kept in memory, per process
 _SLOW = 16 << 20  # bytes of a row group from which a random row costs more than its decoding
-
-
-class TableFile(Protocol):
-    """One file of a table."""
-
-    where: str  # for messages
-    schema: Any
-    rows: int
-
-    @property
-    def starts(self) -> list[int]:
-        """The first row of each part that is read at once, and the number of rows."""
-
-    def column(self, name: str) -> list[Any]:
-        """All values of one small column, or of one field of a struct (``image.path``); raises UserError."""
-
-    def picture(self, columns: PictureColumns, row: int) -> bytes | None:
-        """The bytes of one row, None where it has none; raises BROKEN."""
 
 
 class Tables:
@@ -64,7 +47,10 @@ class Tables:
         parts = [[start + first for first in file.starts[:-1]] for start, file in zip(self._starts, self._files)]
         self.starts = [*chain(*parts), self._starts[-1]]
         self.paths = _paths(files, self._columns)
-        self.labels, self.classes = _labelled(self._files, self._columns)
+        self.labels, self.classes = [-1] * self._starts[-1], list[str]()
+        if (label := self._columns.label) is not None:
+            values = [value for file in self._files for value in file.column(label)]
+            self.labels, self.classes = numbered(values, self._columns.names)
 
     def rows_of(self, names: Sequence[str]) -> list[int]:
         """The rows that the named files hold."""
@@ -116,14 +102,6 @@ def _paths(files: Mapping[str, TableFile], columns: PictureColumns) -> list[str]
     return [f"{printable(name)}#{row}" for name, file in files.items() for row in range(file.rows)]
 
 
-def _labelled(files: Sequence[TableFile], columns: PictureColumns) -> tuple[list[int], list[str]]:
-    """(N,) labels, and the classes of all files."""
-    if columns.label is None:
-        return [-1] * sum(file.rows for file in files), []
-    values = [value for file in files for value in file.column(columns.label)]
-    return numbered(values, columns.names)
-
-
 class RowGroups:
     """The row groups that were read lately, of all files together; a copy in another process begins empty."""
 
@@ -155,7 +133,6 @@ class ParquetFile:
     """One parquet file on any disk."""
 
     def __init__(self, disk: Disk, path: str, groups: RowGroups) -> None:
-        """Reads the footer; raises UserError."""
         self.where, self.path = disk.name(path), path
         self._disk, self._groups = disk, groups
         try:
@@ -167,13 +144,9 @@ class ParquetFile:
                 f"{self.where}: no parquet file that can be read ({one_line(error)}); fetch it again", BAD_DATA
             ) from None
         self.rows = self._meta.num_rows
-        counts = (self._meta.row_group(number).num_rows for number in range(self._meta.num_row_groups))
-        self.starts = list(accumulate(counts, initial=0))
-
-    @property
-    def group_bytes(self) -> list[int]:
-        """Bytes of each row group when decompressed."""
-        return [self._meta.row_group(number).total_byte_size for number in range(self._meta.num_row_groups)]
+        groups_meta = [self._meta.row_group(number) for number in range(self._meta.num_row_groups)]
+        self.starts = list(accumulate((group.num_rows for group in groups_meta), initial=0))
+        self.group_bytes = [group.total_byte_size for group in groups_meta]  # when decompressed
 
     def column(self, name: str) -> list[Any]:
         """All values of one small column, or of one field of a struct; raises UserError."""
@@ -214,7 +187,6 @@ class ArrowFile:
     """One Arrow IPC file, streaming or not. It maps the file, and maps it anew in each process."""
 
     def __init__(self, path: Path) -> None:
-        """Maps the file; raises UserError."""
         self.where, self._path = printable(str(path)), path
         try:
             self.schema = self._table.schema
@@ -258,6 +230,10 @@ class ArrowFile:
         return starts
 
 
+TableFile = ParquetFile | ArrowFile
+"""One file of a table; ``starts`` are the first row of each part that is read at once, and the number of rows."""
+
+
 def saved(root: Path, files: list[str]) -> list[str]:
     """Those of the Arrow files that hold rows: where ``state.json`` stands beside them, the ones that it names."""
     states = {folder: _state(root / folder) for folder in {os.path.dirname(path) for path in files}}
@@ -275,3 +251,64 @@ def _state(folder: Path) -> set[str] | None:
         return None
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{folder / 'state.json'} cannot be read; save the dataset again", BAD_DATA) from None
+
+
+class PictureColumns(NamedTuple):
+    """Which columns hold what; ``names`` are the classes as Hugging Face's metadata states them."""
+
+    image: str
+    nested: bool  # struct{bytes, path}, not plain binary
+    has_path: bool
+    label: str | None
+    names: list[str] | None
+
+
+def columns_of(schema: Any) -> PictureColumns | None:
+    """The image and label columns of an Arrow schema; None where no column can hold pictures."""
+    features = _features(schema)
+    image = next((f for f in _preferred(schema, features, "Image", ("image", "img")) if _holds_bytes(f.type)), None)
+    if image is None:
+        return None
+    label = next((f for f in _preferred(schema, features, "ClassLabel", LABELS) if _labels(f, features)), None)
+    names = features.get(label.name, {}).get("names") if label is not None else None
+    nested = pa.types.is_struct(image.type)
+    has_path = nested and image.type.get_field_index("path") >= 0
+    return PictureColumns(image.name, nested, has_path, label.name if label is not None else None, names)
+
+
+def _features(schema: Any) -> dict[str, Any]:
+    """What Hugging Face's metadata says of each column; {} where there is none that can be read."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, ValueError, TypeError):
+        return {}
+    return {k: v for k, v in features.items() if isinstance(v, dict)} if isinstance(features, dict) else {}
+
+
+def _preferred(schema: Any, features: dict[str, Any], kind: str, names: Sequence[str]) -> list[Any]:
+    """The columns: those of a usual name first, then those that the metadata calls ``kind``, then the rest."""
+
+    def rank(field: Any) -> tuple[bool, int]:
+        usual = names.index(field.name.lower()) if field.name.lower() in names else len(names)
+        return features.get(field.name, {}).get("_type") != kind, usual
+
+    return sorted(schema, key=rank)
+
+
+def _holds_bytes(kind: Any) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _labels(field: Any, features: dict[str, Any]) -> bool:
+    """Whether a column may hold labels: by its stated kind, or by its name and type."""
+    if features.get(field.name, {}).get("_type") == "ClassLabel":
+        return True
+    simple = pa.types.is_integer(field.type) or pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+    return bool(simple and field.name.lower() in LABELS)
+
+
+def field(column: Any, name: str) -> Any:
+    """The column itself, or the field of its struct that ``name`` (``column.field``) ends in."""
+    return pc.struct_field(column, name.rpartition(".")[2]) if pa.types.is_struct(column.type) else column

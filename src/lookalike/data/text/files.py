@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
-from lookalike.data.formats.columns import BROKEN, LABELS
 from lookalike.data.formats.disk import Local
-from lookalike.data.formats.encoded import Value
+from lookalike.data.formats.encoded import LABELS, Value
 from lookalike.data.formats.files import limit_cells, printable
+from lookalike.data.formats.tables import BROKEN
 
 SUFFIXES = (".txt", ".csv", ".tsv", ".parquet")
 LONGEST = 1 << 13  # bytes
@@ -97,7 +97,6 @@ def decoded(raw: bytes) -> str | None:
 
 
 def _reason(text: str | None) -> str | None:
-    """Why a text is none."""
     if text is None:
         return "no valid UTF-8"
     return "holds a NUL: no text" if "\0" in text else None
@@ -122,7 +121,6 @@ def _table_lines(lines: Cells, columns: Sequence[str], name: str, named: bool = 
 
 
 def _at(cells: Sequence[Cell], column: int | None) -> Cell:
-    """A cell; None where the line ends before it."""
     return cells[column] if column is not None and column < len(cells) else None
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.core.errors import BAD_DATA, USAGE, UserError
 from lookalike.data.example import Source, TextSource
 from lookalike.data.loader import Loaded, Loader
-from lookalike.data.text.tokenizer import Tokenizer
-from lookalike.types import PAD, Captioned, Tokens
+from lookalike.types import FIRST, MASK, PAD, Captioned, Tokens
 
 _CHUNK = 4096  # rows between two reports of progress
 TextsOf = Callable[[int], tuple[str, ...]]
@@ -27,7 +28,15 @@ class TextLoader:
         """``progress`` hears how many more rows are encoded. Raises UserError where the rows hold no text."""
         self.source, self.bad = source, dict(source.unlisted)
         self.bad_rows: dict[int, str] = {}  # what cannot be read is no row
-        self._flat, self._starts = _encoded(texts_of(source), len(source), tokenizer, length, progress)
+        texts, flat, lengths = texts_of(source), list[npt.NDArray[np.int32]](), [0]
+        for start in range(0, len(source), _CHUNK):
+            rows = range(start, min(start + _CHUNK, len(source)))
+            encoded = tokenizer.encoded([text for row in rows for text in texts(row)], length)
+            flat.append(np.fromiter((token for tokens in encoded for token in tokens), np.int32))
+            lengths += [len(tokens) for tokens in encoded]
+            progress(len(rows))
+        # Every text's tokens one after the other, and where each begins: row by row, text by text.
+        self._flat, self._starts = torch.from_numpy(np.concatenate(flat)), torch.tensor(lengths).cumsum(0)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -50,20 +59,6 @@ class TextLoader:
         inside = places < lengths[..., None]
         where = (starts[..., None] + places).clamp(max=len(self._flat) - 1)
         return Tokens(torch.where(inside, self._flat[where].long(), PAD), lengths)
-
-
-def _encoded(
-    texts: TextsOf, count: int, tokenizer: Tokenizer, length: int, progress: Callable[[int], None]
-) -> tuple[Tensor, Tensor]:
-    """Every text's tokens one after the other, int32, and where each begins: row by row, text by text."""
-    flat, lengths = [], [0]
-    for start in range(0, count, _CHUNK):
-        rows = range(start, min(start + _CHUNK, count))
-        encoded = tokenizer.encoded([text for row in rows for text in texts(row)], length)
-        flat.append(np.fromiter((token for tokens in encoded for token in tokens), np.int32))
-        lengths += [len(tokens) for tokens in encoded]
-        progress(len(rows))
-    return torch.from_numpy(np.concatenate(flat)), torch.tensor(lengths).cumsum(0)
 
 
 def texts_of(source: Source) -> TextsOf:
@@ -108,3 +103,57 @@ class CaptionLoader:
     def shown(self, rows: Tensor) -> Tensor:
         """The rows (B,) whose pictures stand in a batch for the examples at ``rows``."""
         return self._pictures.shown(rows)
+
+
+class Tokenizer:
+    """Tokens of texts, byte pairs (arXiv 1508.07909) by the package tokenizers. ``json`` is all that a run keeps."""
+
+    def __init__(self, json: str) -> None:
+        """Raises UserError where ``json`` is no tokenizer."""
+        try:
+            self._inner = _package().Tokenizer.from_str(json)
+        except UserError:
+            raise
+        except Exception as error:  # the package knows no class of its own
+            raise UserError(f"tokenizer.json holds no tokenizer ({str(error)[:200]})", BAD_DATA) from None
+        self.json = json
+        self._inner.no_padding()
+
+    @classmethod
+    def trained(cls, texts: Iterable[str], vocabulary: int, lowercase: bool) -> Tokenizer:
+        """Byte pairs of ``texts``, at most ``vocabulary`` tokens; the same texts give the same, byte for byte."""
+        package = _package()
+        inner = package.Tokenizer(package.models.BPE())
+        forms = [package.normalizers.NFC(), *([package.normalizers.Lowercase()] if lowercase else [])]
+        inner.normalizer = package.normalizers.Sequence(forms)
+        inner.pre_tokenizer = package.pre_tokenizers.ByteLevel(add_prefix_space=True)
+        special = {PAD: "[PAD]", FIRST: "[FIRST]", MASK: "[MASK]"}
+        trainer = package.trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=[special[i] for i in range(len(special))],
+            initial_alphabet=package.pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        inner.train_from_iterator(iter(texts), trainer)
+        inner.post_processor = package.processors.TemplateProcessing(
+            single="[FIRST] $A", special_tokens=[("[FIRST]", FIRST)]
+        )
+        return cls(inner.to_str(pretty=True))
+
+    @property
+    def size(self) -> int:
+        """How many tokens it knows."""
+        return int(self._inner.get_vocab_size())
+
+    def encoded(self, texts: Sequence[str], length: int) -> list[list[int]]:
+        """The tokens of each text, cut to ``length``."""
+        self._inner.enable_truncation(length)
+        return [encoding.ids for encoding in self._inner.encode_batch_fast(list(texts))]
+
+
+def _package() -> Any:
+    try:
+        import tokenizers
+    except ImportError:
+        raise UserError("text needs the package tokenizers: pip install 'lookalike[text]'", USAGE) from None
+    return tokenizers

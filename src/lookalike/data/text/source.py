@@ -7,29 +7,38 @@ are found by their usual names, or named behind a colon: ``reviews.csv:body``, `
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.example import Source
-from lookalike.data.fingerprint import LONG_PIECE, Stamps, stamps_of_files, token_of
-from lookalike.data.formats import hub
+from lookalike.data.annotations.open import lists_of
+from lookalike.data.annotations.record import Pictures
+from lookalike.data.decode import SUFFIXES as PICTURES
+from lookalike.data.example import PictureSource
+from lookalike.data.fingerprint import LONG_PIECE, Stamps, stamps_of_files, stamps_of_values
+from lookalike.data.formats.archives import rows_by_folder
 from lookalike.data.formats.disk import Local
-from lookalike.data.formats.encoded import Value, numbered
-from lookalike.data.formats.files import Names, by_split, printable, split_of, table_split
-from lookalike.data.image.decode import SUFFIXES as PICTURES
-from lookalike.data.rows import Rows
-from lookalike.data.text.files import SUFFIXES, Line, lines_of
+from lookalike.data.formats.encoded import Divided, Encoded, Value, numbered
+from lookalike.data.formats.files import (
+    Listing,
+    Names,
+    by_split,
+    folder_split,
+    listed,
+    printable,
+    split_of,
+    table_split,
+)
+from lookalike.data.formats.places import HUB, Place, folder_store, snapshot
+from lookalike.data.source import Data, place_of
+from lookalike.data.text.files import SUFFIXES, Line, decoded, lines_of
 
-S = TypeVar("S", bound=Source, covariant=True)
-Stamping = Callable[[], Stamps]
-"""Looks at the files that rows come from, as they are now."""
-
+MOST_CAPTIONS = 8  # captions of a picture that are read
 _NOTED = 1000  # lines that are no rows and stand in bad_files.csv one by one; more of a file are counted
 
 
@@ -48,7 +57,9 @@ class Texts:
 
     starts = None
 
-    def __init__(self, rows: Sequence[TextRow], unlisted: dict[str, str], refused: int, stamps: Stamping) -> None:
+    def __init__(
+        self, rows: Sequence[TextRow], unlisted: dict[str, str], refused: int, stamps: Callable[[], Stamps]
+    ) -> None:
         self.paths = Names(row.path for row in rows)
         width = max((len(row.texts) for row in rows), default=1)
         self._texts = [Names(row.texts[i] for row in rows) for i in range(width)]
@@ -66,19 +77,7 @@ class Texts:
         return tuple(texts[row] for texts in self._texts)
 
 
-class TextPlace(Generic[S]):
-    """A place of rows with texts, read once."""
-
-    def __init__(self, source: S, rows_of_splits: Mapping[str, Sequence[int]]) -> None:
-        self._source, self._rows = source, rows_of_splits
-        self.splits = list(rows_of_splits)
-
-    def rows(self, split: str | None) -> S | Rows:
-        """One split, or everything."""
-        return self._source if split is None else Rows(self._source, torch.tensor(self._rows[split]))
-
-
-def find_text(data: object, pairs: bool = False) -> TextPlace[Texts]:
+def find_text(data: object, pairs: bool = False) -> Divided[Texts]:
     """The place of text that a path, a name on the Hub or a list of strings means; raises UserError.
 
     With ``pairs`` a row is two texts; without, every text is a row of its own.
@@ -86,8 +85,8 @@ def find_text(data: object, pairs: bool = False) -> TextPlace[Texts]:
     if not isinstance(data, str | os.PathLike):
         return _in_memory(data, pairs)
     name, columns = _name_and_columns(os.fspath(data))
-    if name.startswith(hub.PREFIX):
-        return _read(Local(hub.snapshot(name, SUFFIXES)), None, columns, pairs, name)
+    if name.startswith(HUB):
+        return _read(Local(snapshot(name, SUFFIXES)), None, columns, pairs, name)
     if "://" in name:
         raise UserError(f"{name}: text is read from this machine; copy it here", BAD_DATA)
     root = Path(name)
@@ -101,13 +100,12 @@ def find_text(data: object, pairs: bool = False) -> TextPlace[Texts]:
 def _name_and_columns(data: str) -> tuple[str, list[str]]:
     """Where the text lies, and the columns that are named behind a colon."""
     name, colon, columns = data.rpartition(":")
-    if not colon or os.path.lexists(data) or "/" in columns or not name or name == hub.PREFIX[:-1]:
+    if not colon or os.path.lexists(data) or "/" in columns or not name or name == HUB[:-1]:
         return data, []
     return name, [column.strip() for column in columns.split(",")]
 
 
-def _read(disk: Local, file: str | None, columns: Sequence[str], pairs: bool, name: str) -> TextPlace[Texts]:
-    """All files of a folder, or one of them."""
+def _read(disk: Local, file: str | None, columns: Sequence[str], pairs: bool, name: str) -> Divided[Texts]:
     if file is not None and file.lower().endswith((*PICTURES, ".tar", ".zip", ".arrow", ".gz", ".zst")):
         raise UserError(f"{name}: no file of text; text ends in .txt, .csv, .tsv or .parquet", BAD_DATA)
     listing = disk.listed(SUFFIXES)
@@ -124,31 +122,31 @@ def _read(disk: Local, file: str | None, columns: Sequence[str], pairs: bool, na
     reading = _Reading(disk, columns, pairs, _labels_by_name(files))
     rows = [row for path in files for row in reading.rows(path, split_of_file.get(path))]
     if not rows:
-        raise UserError(f"{name}: no line of text in it{reading.first_reason()}", BAD_DATA)
+        where, reason = next(iter(reading.unlisted.items()), ("", ""))
+        raise UserError(f"{name}: no line of text in it{f' ({where}: {reason})' if where else ''}", BAD_DATA)
     unlisted = {**({} if file is not None else listing.unreadable), **reading.unlisted}
     stamps = partial(stamps_of_files, disk.file, files, LONG_PIECE)
     numbers = {split: [i for i, row in enumerate(rows) if row.split == split] for split in divided}
     splits = {split: some for split, some in numbers.items() if some}
-    return TextPlace(Texts(rows, unlisted, reading.refused, stamps), splits)
+    return Divided(Texts(rows, unlisted, reading.refused, stamps), splits)
 
 
 class _Reading:
     """Reads files one after the other, and keeps the reasons of lines that are no rows."""
 
     def __init__(self, disk: Local, columns: Sequence[str], pairs: bool, labels: dict[str, str]) -> None:
-        """``labels`` by file, for lines that state none."""
         self._disk, self._columns, self._pairs, self._labels = disk, columns, pairs, labels
         self.unlisted: dict[str, str] = {}
         self.refused = 0
 
     def rows(self, file: str, split: str | None) -> Iterator[TextRow]:
         """The rows of one file, each a text or a pair; raises UserError."""
-        shown, refused, blank = printable(file), 0, 0
+        shown, refused, blank, half = printable(file), 0, 0, "one text of the pair is blank"
         for line in lines_of(self._disk, file, self._columns):
             path = f"{shown}:{line.number}"
             if not line.texts and line.bad is None:
                 blank += 1
-            elif reason := line.bad or self._half(line):
+            elif reason := line.bad or (half if self._pairs and len(line.texts) == 2 and not all(line.texts) else None):
                 refused += 1
                 if refused <= _NOTED:
                     self.unlisted[path] = reason
@@ -161,10 +159,6 @@ class _Reading:
             self.unlisted[shown] = ", ".join(f"{count} {what}" for what, count in more.items() if count)
         self.refused += refused
 
-    def _half(self, line: Line) -> str | None:
-        """Why a line is no pair, where pairs are read."""
-        return "one text of the pair is blank" if self._pairs and len(line.texts) == 2 and not all(line.texts) else None
-
     def _parts(self, line: Line, path: str) -> Iterator[tuple[str, tuple[str, ...]]]:
         """A pair, or each text by itself: those of several columns as file:line:column, from 1."""
         if self._pairs:
@@ -176,11 +170,6 @@ class _Reading:
         for number, text in enumerate(line.texts, 1):
             if text:
                 yield (f"{path}:{number}" if len(line.texts) > 1 else path), (text,)
-
-    def first_reason(self) -> str:
-        """In parentheses, where there is one."""
-        where, reason = next(iter(self.unlisted.items()), ("", ""))
-        return f" ({where}: {reason})" if where else ""
 
 
 def _labels_by_name(files: Sequence[str]) -> dict[str, str]:
@@ -197,20 +186,87 @@ def _labels_by_name(files: Sequence[str]) -> dict[str, str]:
     return labels if 2 <= len(set(labels.values())) <= 100 else {}
 
 
-def _in_memory(data: object, pairs: bool) -> TextPlace[Texts]:
-    """Strings that are in memory: a list of them, or of pairs of them."""
+def _in_memory(data: object, pairs: bool) -> Divided[Texts]:
     items = list(data) if isinstance(data, Sequence) else []
     rows = [tuple(item) if isinstance(item, tuple | list) else (item,) for item in items]
     if not rows or not all(len(row) == 1 + pairs and all(isinstance(text, str) for text in row) for row in rows):
         what = "pairs of strings" if pairs else "strings"
         raise UserError(f"a {type(data).__name__} is no text; give a path, or a list of {what}", BAD_DATA)
     texts = [TextRow(f"#{i}", tuple(text.strip() for text in row)) for i, row in enumerate(rows)]
-    return TextPlace(Texts(texts, {}, 0, partial(_stamps, rows)), {})
+    return Divided(Texts(texts, {}, 0, partial(_stamps, rows)), {})
 
 
 def _stamps(rows: Sequence[tuple[str, ...]]) -> Stamps:
-    """Each text by what it says."""
     values = ["\0".join(row).encode("utf-8", "surrogatepass") for row in rows]
-    sizes = np.fromiter((len(value) for value in values), np.int64, len(values))
-    tokens = np.fromiter(map(token_of, values), np.uint64, len(values))
-    return Stamps([f"#{i}" for i in range(len(rows))], sizes, tokens)
+    return stamps_of_values([f"#{i}" for i in range(len(rows))], values)
+
+
+class CaptionedImages(Encoded):
+    """The captioned pictures of a folder, with as many captions each as the picture that has most: few ones repeat."""
+
+    def __init__(self, root: Path, captions: dict[str, list[str]], unlisted: dict[str, str], tables: list[str]) -> None:
+        """``captions`` by path below ``root``; ``tables`` are the files that hold them, below ``root`` too."""
+        files, disk = sorted(captions), Local(root)
+        store = folder_store(disk, Listing(files, 0, unlisted), by_split(files, folder_split))
+        super().__init__(store, partial(stamps_of_files, disk.file, [*store.files, *tables]))
+        self.files = store.files
+        width = max(map(len, captions.values()))
+        captions_of = [captions[path] for path in self.files]
+        self._texts = [Names(texts[i % len(texts)] for texts in captions_of) for i in range(width)]
+
+    def texts(self, row: int) -> tuple[str, ...]:
+        """The captions of one picture."""
+        return tuple(texts[row] for texts in self._texts)
+
+
+def find_captioned(data: Data) -> Place[PictureSource]:
+    """The captioned pictures of a folder; the pictures of whatever has no captions. Raises UserError.
+
+    A file of captions has "caption" in its name: COCO's .json, or a .csv or .tsv with the columns ``image`` and
+    ``caption``, a line for each caption. A name in it finds a picture of the folder or none, never one outside.
+    """
+    if not isinstance(data, str | os.PathLike) or not Path(data).is_dir():
+        return place_of(data)
+    root = Path(data)
+    tables = [path for path in listed(root, (".json", ".csv", ".tsv")).files if "caption" in Path(path).name.lower()]
+    if not tables:
+        return place_of(data)
+    images = _captioned(root, tables)
+    return Divided(images, rows_by_folder(images.files))
+
+
+def _captioned(root: Path, tables: list[str]) -> CaptionedImages:
+    """The pictures that files of captions name; raises UserError where they name none."""
+    pictures = Pictures(root)
+    captions: dict[str, list[str]] = {}
+    for table in tables:
+        for name, text in _coco_captions(root / table) if table.endswith(".json") else _table_captions(root, table):
+            path = pictures.find(name, table)
+            if path is not None and len(captions.setdefault(path, [])) < MOST_CAPTIONS:
+                captions[path].append(text)
+    if not captions:
+        raise UserError(f"{root}: no file of captions names a picture in it, of {', '.join(tables[:3])}", BAD_DATA)
+    without = {path: "no caption" for path in pictures.paths if path not in captions}
+    return CaptionedImages(root, captions, listed(root, PICTURES).unreadable | without, tables)
+
+
+def _coco_captions(file: Path) -> Iterator[tuple[str, str]]:
+    """Those of COCO's captions_*.json; raises UserError."""
+    images, annotations = lists_of(file, "images", "annotations")
+    names = {str(one.get("id")): one.get("file_name") for one in images}
+    return _captions((names.get(str(one.get("image_id"))), one.get("caption")) for one in annotations)
+
+
+def _table_captions(root: Path, table: str) -> Iterator[tuple[str, str]]:
+    """Those of a .csv or .tsv; raises UserError."""
+    lines = lines_of(Local(root), table, ("image", "caption"))
+    return _captions(line.texts for line in lines if len(line.texts) == 2 and line.bad is None)
+
+
+def _captions(pairs: Iterable[Any]) -> Iterator[tuple[str, str]]:
+    """Pairs of a name and a text; what is neither is left out, and a text is cut as a line of a file would be."""
+    for name, text in pairs:
+        if isinstance(name, str) and isinstance(text, str):
+            caption = decoded(text.encode("utf-8", "replace")[: 1 << 14])
+            if caption and "\0" not in caption:
+                yield name, caption

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,11 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.data.annotations.files import image_sets
+from lookalike.data.decode import MAX_PIXELS, SUFFIXES, Unreadable
+from lookalike.data.example import Rows
 from lookalike.data.formats.disk import Local
 from lookalike.data.formats.encoded import FileStore
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, listed, printable, split_of
-from lookalike.data.image.decode import MAX_PIXELS, SUFFIXES, Unreadable
-from lookalike.data.rows import Rows
 from lookalike.data.source import split_by_hash
 
 MOST = 1 << 16
@@ -31,7 +32,7 @@ _FOLDER = {kind: re.compile(rf"(?P<rest>.*?)[-_ .]?({words})", re.I) for kind, w
 _STEM = {kind: re.compile(rf"(?P<rest>.+)[-_ .]({words})", re.I) for kind, words in ((1, _MASKS), (0, _PHOTOS))}
 
 
-class Scenes(NamedTuple):
+class MaskedPhotos(NamedTuple):
     """N photos, each with its mask."""
 
     source: Rows
@@ -46,11 +47,11 @@ class Scenes(NamedTuple):
         return decoded(Local(self.root).whole(self.masks[row]))
 
 
-class MaskedPhotos(NamedTuple):
+class SegmentationParts(NamedTuple):
     """The photos that segmentation is trained and tested on, and those that nobody has drawn a mask for."""
 
-    reference: Scenes
-    query: Scenes
+    reference: MaskedPhotos
+    query: MaskedPhotos
     unmasked: list[str]
 
 
@@ -72,7 +73,7 @@ def decoded(data: bytes) -> Tensor:
     return torch.from_numpy(numbers)
 
 
-def pairs(data: str) -> MaskedPhotos:
+def pairs(data: str) -> SegmentationParts:
     """Train against test, else validation, else a fifth by hash; raises UserError where no photo has a mask."""
     root = Path(data)
     if not root.is_dir():
@@ -90,12 +91,12 @@ def pairs(data: str) -> MaskedPhotos:
     store = FileStore(Local(root), files, unlisted=listing.unreadable)
     source = store.source()
     reference, query = (
-        Scenes(Rows(source, rows), root, [files[store.files[row]] for row in rows.tolist()])
+        MaskedPhotos(Rows(source, rows), root, [files[store.files[row]] for row in rows.tolist()])
         for rows in _divided(root, store.files)
     )
     beside = {name.rpartition("/")[0] for name in both}  # other folders hold what is no photo: instances, previews
     left = sorted(name for name in photos.keys() - masks.keys() if name.rpartition("/")[0] in beside)
-    return MaskedPhotos(reference, query, [printable(photos[name]) for name in left])
+    return SegmentationParts(reference, query, [printable(photos[name]) for name in left])
 
 
 def sorted_out(files: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -126,8 +127,9 @@ def common(path: str) -> tuple[str, bool]:
 
 
 def _divided(root: Path, files: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Sorted rows of the reference and of the queries."""
-    splits = _listed_splits(root, files) or _named_splits(files)
+    stems = {Path(path).stem: row for row, path in enumerate(files)}
+    sets = image_sets(root / "ImageSets" / "Segmentation", stems)  # Pascal VOC's lists, where they are
+    splits = {name: sorted(rows) for name, rows in sets.items() if rows} or _named_splits(files)
     test = TEST if TEST in splits else VALIDATION
     if TRAIN in splits and test in splits:
         return torch.tensor(splits[TRAIN]), torch.tensor(splits[test])
@@ -141,22 +143,7 @@ def _named_splits(files: Sequence[str]) -> dict[str, list[int]]:
     """Rows by the outermost folder that names a split, once the words for photos are gone."""
     splits: dict[str, list[int]] = {}
     for row, path in enumerate(files):
-        names = [split_of(part) for part in common(path)[0].split("/")[:-1]]
-        name = next((name for name in names if name), None)
-        if name:
+        folders = common(path)[0].split("/")[:-1]
+        if name := next((split for folder in folders if (split := split_of(folder))), None):
             splits.setdefault(name, []).append(row)
-    return splits
-
-
-def _listed_splits(root: Path, files: Sequence[str]) -> Mapping[str, list[int]]:
-    """Rows by the lists of Pascal VOC, where they are."""
-    stems = {Path(path).stem: row for row, path in enumerate(files)}
-    splits: dict[str, list[int]] = {}
-    for path in sorted((root / "ImageSets" / "Segmentation").glob("*.txt")):
-        name, rows = (
-            split_of(path.stem),
-            [stems[s] for s in path.read_text("utf-8", "surrogateescape").split() if s in stems],
-        )
-        if path.stem in ("train", "val", "test") and name and rows:
-            splits[name] = sorted(rows)
     return splits

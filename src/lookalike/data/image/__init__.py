@@ -1,1 +1,0 @@
-"""Pictures: decoding, folders, masks."""
