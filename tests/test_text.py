@@ -96,9 +96,9 @@ def test_too_many_lines_that_are_no_text_are_refused(tmp_path: Path, tokenizer: 
         heard.update(bad)
 
     with pytest.raises(UserError, match=r"1 of 20 lines are no text, first a\.txt:2"):
-        loader(RECIPES["simcse"](19, 0), source, tokenizer, max_bad=0.01, on_bad=note)
+        loader(RECIPES["simcse"].fitted(19, 0), source, tokenizer, max_bad=0.01, on_bad=note)
     assert heard == {"a.txt:2": "no valid UTF-8"}
-    assert len(loader(RECIPES["simcse"](19, 0), source, tokenizer, max_bad=0.1)) == 19
+    assert len(loader(RECIPES["simcse"].fitted(19, 0), source, tokenizer, max_bad=0.1)) == 19
 
 
 def test_without_the_extra_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
