@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lookalike.cli.main import main
-from tests.forks import Forks
+from tests.support.forks import Forks
 
 # Also where there is a GPU: many tests fork, and no process that uses one survives that.
 os.environ.setdefault("LOOKALIKE_DEVICE", "cpu")

@@ -27,7 +27,7 @@ from lookalike.recipes.parts import PARTS, Network, Transformed, part
 from lookalike.recipes.serialize import from_plain, to_plain
 from lookalike.train.run import read_recipe
 from lookalike.types import Canvases
-from tests.forks import digest
+from tests.support.forks import digest
 
 PICTURES = torch.rand(48, 3, 20, 20, generator=torch.Generator().manual_seed(0))
 LIGHT = {"recipe": "tiny", "workers": 0, "quiet": True}

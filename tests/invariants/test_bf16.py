@@ -11,7 +11,7 @@ from lookalike.core import dist
 from lookalike.recipes.recipe import Recipe
 from lookalike.train.loop import backward
 from tests.invariants.test_processes import CASES, EXAMPLES, ONE_OF_EACH, batch_of
-from tests.ranks import ranks
+from tests.support.ranks import ranks
 
 
 def gradient(recipe: Recipe, dtype: torch.dtype = torch.float32) -> list[float]:

@@ -25,9 +25,9 @@ from lookalike.recipes import RECIPES
 from lookalike.recipes.modality import loader
 from lookalike.recipes.recipe import Recipe
 from lookalike.train.loop import batches
-from tests.forks import Forks, Moment, digest
-from tests.ranks import ranks
-from tests.steps import in_double
+from tests.support.forks import Forks, Moment, digest
+from tests.support.ranks import ranks
+from tests.support.steps import in_double
 
 pytestmark = pytest.mark.exact
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from lookalike.models.vit import ViT
 from lookalike.recipes import RECIPES
-from tests.forks import Ended, Forks, Moment, digest
+from tests.support.forks import Ended, Forks, Moment, digest
 
 STEPS = 12
 POINTS = 2  # every other moment, for time; 1 tries them all

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.forks import Forks, Moment, digest
-from tests.packs import KINDS, Picture, pack, pictures
-from tests.ranges import served
+from tests.support.forks import Forks, Moment, digest
+from tests.support.packs import KINDS, Picture, pack, pictures
+from tests.support.ranges import served
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Ten steps give the losses and the queue that the official code gave: see tests/oracle.py for how it was run."""
+"""Ten steps give the losses and the queue that the official code gave, as tests/support/oracle.py says."""
 
 import json
 from pathlib import Path
@@ -16,9 +16,9 @@ from lookalike.learn.optim import SGD
 from lookalike.models.encoder import MLP, Encoder
 from lookalike.models.norm import group_norms
 from lookalike.types import Batch
-from tests import oracle
+from tests.support import oracle
 
-RECORDED = json.loads((Path(__file__).parents[1] / "data" / "moco_oracle.json").read_text())
+RECORDED = json.loads((Path(__file__).parents[1] / "support" / "moco_oracle.json").read_text())
 
 
 def learner(widths: tuple[int, ...]) -> Learner:

@@ -29,7 +29,7 @@ from lookalike.recipes.recipe import Recipe, uneven
 from lookalike.train import checkpoint
 from lookalike.train.loop import backward
 from lookalike.types import Batch
-from tests.ranks import ranks
+from tests.support.ranks import ranks
 
 pytestmark = pytest.mark.exact
 

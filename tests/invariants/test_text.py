@@ -23,9 +23,9 @@ from lookalike.models.text import Transformer
 from lookalike.recipes import RECIPES
 from lookalike.recipes.recipe import Recipe
 from lookalike.train.loop import batches
-from tests.forks import Ended, Forks, Moment, digest
-from tests.ranks import ranks
-from tests.steps import in_double
+from tests.support.forks import Ended, Forks, Moment, digest
+from tests.support.ranks import ranks
+from tests.support.steps import in_double
 
 pytestmark = pytest.mark.exact
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.forks import digest
+from tests.support.forks import digest
 
 STEPS, PATIENCE = 60, 180
 Start = Callable[[list[str]], subprocess.Popen[str]]

@@ -19,10 +19,10 @@ from lookalike.models.encoder import MLP
 from lookalike.models.image import SmallResNet, SmallVideoResNet
 from lookalike.recipes import recipe_named
 from lookalike.recipes.recipe import Recipe
-from tests.films import SIDE, film
-from tests.forks import Forks, Moment, digest
-from tests.ranks import ranks
-from tests.steps import in_double
+from tests.support.films import SIDE, film
+from tests.support.forks import Forks, Moment, digest
+from tests.support.ranks import ranks
+from tests.support.steps import in_double
 
 pytestmark = pytest.mark.exact
 

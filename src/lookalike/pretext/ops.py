@@ -1,7 +1,7 @@
 """Picture operations on whole batches, each example with its own parameters.
 
 They work on *planes*: (3, B, H, W) float32 in [0, 1], colour first, so that one colour of a whole batch lies together
-in memory, which made channel arithmetic 1.5 times faster than (B, 3, H, W). ``tests/test_pretext_ops.py`` holds each
+in memory, which made channel arithmetic 1.5 times faster than (B, 3, H, W). ``tests/pretext/test_ops.py`` holds each
 one to torchvision's result. What returns ``None`` changes its planes in place.
 """
 

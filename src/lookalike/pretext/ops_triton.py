@@ -4,7 +4,7 @@ A program makes some pixels of one view. It reads what happens to that view from
 and no groups, and a view depends on nothing but its canvas and its lines there. The first kernel crops, and changes
 colours up to the contrast, which needs the mean luma of the picture; the second goes on from there; two more blur those
 that blur. Means are put together from sums of tiles in their order, not by atomics: the same bytes every time.
-Arithmetic is fp32; results are those of ops.py up to rounding, which ``tests/views.py`` bounds.
+Arithmetic is fp32; results are those of ops.py up to rounding, which ``tests/support/views.py`` bounds.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ _PROBES, _FEWEST, _SHARE = 48, 3, 0.1  # steps that are timed, at most and at le
 _LOOKS = 16  # how often a run compares when it will end with when it should
 _TOLERANCE, _PATIENCE = 0.03, 0.15  # of the minutes, and of what is to come: by how much it may miss them before
 # that is mended, which costs a checkpoint: what is far may yet come right by itself
-_EXPECTED = 0.1  # of the minutes: by how much a run is said to miss them; tests/test_minutes.py has when it does
+_EXPECTED = 0.1  # of the minutes: by how much a run is said to miss them; tests/train/test_minutes.py has when it does
 
 
 # ---- minutes in steps ----
