@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import typing
 from collections.abc import Callable
 from dataclasses import fields
@@ -201,3 +202,15 @@ def test_slips_get_the_hint_that_helps(say: Callable[..., Said], trained: Path, 
         "torchvision has no resnet5000; did you mean resnet50?",
     )
     assert not (tmp_path / "run").exists()
+
+
+def test_digits_are_data_even_where_a_run_has_their_name(
+    say: Callable[..., Said],
+    trained: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(trained, tmp_path / "digits")
+    monkeypatch.chdir(tmp_path)
+    assert say("evaluate", "knn", "digits", "digits", "--workers", 0)[0] == 0
+    refused(say("pretrain", "digits", "--out", "run", "--lr", 0.1), 2, "did you mean --optimizer.lr?")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lookalike.data.example import PictureSource
 from lookalike.data.loader import Loader
-from lookalike.data.source import open_source, reference_and_query
+from lookalike.data.source import DIGITS, open_source, reference_and_query
 from lookalike.metrics.fewshot import Interval, by_means
 from lookalike.recipes.images import digits
 from lookalike.recipes.recipe import Recipe
@@ -21,7 +21,6 @@ from lookalike.train.pretrain import Request, carry_out
 from lookalike.train.screen import Screen
 from lookalike.train.trained import Trained, load, whiten_untrained
 
-DATA = "digits"
 LABELS, DRAWS = (1, 5, 10), 100
 LEAD = (
     "1,797 handwritten digits of 8 × 8 pixels, learned from without a single label. "
@@ -31,7 +30,7 @@ LEAD = (
 
 def demo(out: Path, overwrite: bool = False, recipe: Recipe | None = None) -> int:
     """Run it all: the exit code, 0 or 128 and the number of the signal that stopped it. Raises UserError."""
-    done = carry_out(Request(DATA, out, recipe=recipe or digits, overwrite=overwrite, workers=0))
+    done = carry_out(Request(DIGITS, out, recipe=recipe or digits, overwrite=overwrite, workers=0))
     if done.signal:
         return 128 + done.signal
     with Screen("demo") as screen:
@@ -45,7 +44,7 @@ def demo(out: Path, overwrite: bool = False, recipe: Recipe | None = None) -> in
 
 def compared(out: Path) -> Accuracies:
     """Accuracy with few labels of raw pixels, of the untrained and of the pretrained network."""
-    reference, query = reference_and_query(DATA)
+    reference, query = reference_and_query(DIGITS)
     rows = {
         "raw pixels": few(pixels(reference), pixels(query), reference, query),
         "untrained network": by_network(load(out, untrained=True), reference, query),
@@ -68,7 +67,7 @@ def pixels(source: PictureSource) -> Tensor:
 def by_network(trained: Trained, reference: PictureSource, query: PictureSource) -> list[Interval]:
     """With a network's features; one that was never trained gets its whitening, as the other did."""
     if trained.step == 0:
-        whiten_untrained(trained, open_source(DATA))
+        whiten_untrained(trained, open_source(DIGITS))
     known, queries = (trained.features(trained.loader(part, 0)) for part in (reference, query))
     return few(known, queries, reference, query)
 

@@ -20,7 +20,7 @@ from lookalike.curate.diagnosis import about_machine, diagnose
 from lookalike.curate.doctor import examine
 from lookalike.curate.doctor import preview as draw_preview
 from lookalike.curate.prepare import prepare as make_cache
-from lookalike.data.source import open_source
+from lookalike.data.source import DIGITS, open_source
 from lookalike.evaluation import compare as comparing
 from lookalike.evaluation import evaluate as measuring
 from lookalike.evaluation.evaluation import Evaluation, Result
@@ -113,13 +113,13 @@ def is_run(path: str) -> bool:
 
 def refuse_swapped(run: str, data: str) -> None:
     """Raise UserError for RUN and DATA in the wrong order."""
-    if is_run(data) and not is_run(run):
+    if data != DIGITS and is_run(data) and not is_run(run):
         raise UserError(f"{data} is a run and {run} is data: swap them")
 
 
 def refuse_run(data: str, verb: str) -> None:
     """Raise UserError for a run where DATA belongs."""
-    if is_run(data):
+    if data != DIGITS and is_run(data):
         raise UserError(f"{data} is a run, not data: lookalike {verb} needs pictures, texts or videos")
 
 

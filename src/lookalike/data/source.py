@@ -26,6 +26,8 @@ S = TypeVar("S", bound=Source)
 Data = str | os.PathLike[str] | Tensor | npt.NDArray[np.generic] | MapStyle | Mapping[str, MapStyle]
 Finder = Callable[[Data], Place[Source]]
 """How what a person names becomes a place."""
+DIGITS = "digits"
+"""The word that always means scikit-learn's digits, whatever lies in the folder of this name."""
 EVERYTHING = "all"  # the name of no split: every row of every split
 
 
@@ -64,7 +66,7 @@ def place_of(data: Data) -> Place[PictureSource]:
     """The pictures of a path, an address, a name, a tensor or a dataset; raises UserError."""
     if not isinstance(data, str | os.PathLike):
         return in_memory(data)
-    return InMemory({}, digits()) if data == "digits" else pictures(data)
+    return InMemory({}, digits()) if data == DIGITS else pictures(data)
 
 
 @overload

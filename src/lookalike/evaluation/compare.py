@@ -21,6 +21,7 @@ from lookalike.core.progress import Progress, silent
 from lookalike.data.fingerprint import stamps_of_files
 from lookalike.data.formats.disk import Local
 from lookalike.data.formats.files import listed
+from lookalike.data.source import DIGITS
 from lookalike.evaluation.evaluation import Evaluation, Resources, plain
 from lookalike.evaluation.settings import configured
 from lookalike.learn.labelled import CrossEntropy
@@ -273,7 +274,7 @@ def fingerprint(model: Trained) -> str:
 def fingerprint_of_data(data: str) -> str:
     """Of every file of a folder, annotations too; of what is no place on this disk, its name."""
     root = Path(data)
-    if data == "digits" or not root.exists():
+    if data == DIGITS or not root.exists():
         return hashlib.sha256(data.encode()).hexdigest()
     folder, files = (root, listed(root, ("",)).files) if root.is_dir() else (root.parent, [root.name])
     stamps = stamps_of_files(Local(folder).file, files)
