@@ -279,7 +279,7 @@ def test_the_example_cuts_strips_into_folders_of_frames(tmp_path: Path) -> None:
     strips = tmp_path / "strips" / "wave"
     strips.mkdir(parents=True)
     Image.fromarray(np.concatenate([picture(number) for number in range(6)], 1)).save(strips / "a.png")
-    script = Path(__file__).parent.parent / "examples" / "strips.py"
+    script = Path(__file__).parents[2] / "examples" / "strips.py"
     for said in ("1 videos, 6 new frames", "1 videos, 0 new frames"):
         done = subprocess.run(
             [sys.executable, script, tmp_path / "strips", tmp_path / "frames"], capture_output=True, text=True
