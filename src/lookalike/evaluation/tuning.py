@@ -26,7 +26,7 @@ from lookalike.data.order import Order
 from lookalike.data.source import Data
 from lookalike.evaluation import settings
 from lookalike.evaluation.evaluation import Resources, Result
-from lookalike.evaluation.frozen import halves, named, say_missing
+from lookalike.evaluation.frozen import halves, meaning, named, say_missing
 from lookalike.learn.learner import Learner
 from lookalike.learn.optim import SGD, AdamW, Cosine, Steps
 from lookalike.metrics.fewshot import Interval, drawn, interval
@@ -64,11 +64,12 @@ def paper_probe(spec: settings.Probe, model: Trained, data: Data, resources: Res
     features = raw(model.encoder, model.views(test, torch.arange(len(query)))).cpu()
     good = torch.tensor(readable(test))
     accuracy = classifier.accuracy(features[good], query.labels[good])
+    facts, words = meaning(accuracy, query.labels[good])
     line = (
         f"linear probe accuracy {accuracy:.2%} on {len(good)} pictures after {spec.epochs} epochs of {len(reference)} "
-        f"(paper's protocol, lr {spec.lr:g}, step {model.step})"
+        f"({words}; paper's protocol, lr {spec.lr:g}, step {model.step})"
     )
-    facts = {"step": model.step, "queries": len(good), "reference": len(reference)}
+    facts |= {"step": model.step, "queries": len(good), "reference": len(reference)}
     return spec.result({"accuracy": accuracy}, facts, line)
 
 
