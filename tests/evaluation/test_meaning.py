@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lookalike.metrics.accuracy import chance, wilson
+from lookalike.metrics.fewshot import LabelCount, drawn
 from lookalike.metrics.knn import Knn
 from tests.conftest import Said
 from tests.evaluation.test_compare import pictures, runs  # noqa: F401  (fixtures)
@@ -33,6 +34,18 @@ def test_chance_is_the_share_of_the_most_common_class() -> None:
 
 def test_no_more_neighbours_vote_than_there_are() -> None:
     assert [Knn(200).neighbours(rows) for rows in (0, 150, 200, 201)] == [0, 150, 200, 200]
+
+
+SIZES = torch.tensor([1, 3, 10, 12]).repeat_interleave(torch.tensor([1, 3, 10, 12]))  # labels named by their number
+
+
+def test_labels_that_are_drawn_are_counted() -> None:
+    assert LabelCount.of_each(SIZES, 1) == (4, 26, 4, 0)
+    assert LabelCount.of_each(SIZES, 10) == (1 + 3 + 10 + 10, 26, 4, 2)
+    assert LabelCount.of_share(SIZES, 0.01) == (4, 26, 4, 0)
+    assert [LabelCount.of_share(SIZES, share).labels for share in (0.5, 1.0)] == [1 + 2 + 5 + 6, 26]
+    assert all(len(drawn(SIZES, 0.3, seed)) == LabelCount.of_share(SIZES, 0.3).labels for seed in range(5))
+    assert str(LabelCount.of_each(SIZES, 10)) == "24 of 26, 92.3%, of 4 classes, 2 of which have fewer"
 
 
 @pytest.fixture
@@ -64,3 +77,18 @@ def test_an_accuracy_has_chance_and_an_interval(found: Callable[..., tuple[str, 
     assert (record["accuracy_low"], record["accuracy_high"]) == (low, high)
     assert (record["chance"], record["queries"]) == (0.5, 16)
     assert f"95% interval {low:.2%} to {high:.2%}, chance 50.00% (always the most common class)" in out
+
+
+def test_few_labels_are_said_as_they_were_drawn(found: Callable[..., tuple[str, dict]]) -> None:
+    out, record = found("fewshot", "--labels", 1, 17, "--shares", 0.01, "--draws", 2)
+    assert "1 label a class (2 of 32, 6.2%, of 2 classes): accuracy" in out
+    assert "17 labels a class (32 of 32, 100.0%, of 2 classes, 2 of which have fewer): accuracy" in out
+    assert "1% of the labels (2 of 32, 6.2%, of 2 classes): accuracy" in out
+    assert out.count("chance 50.00%") == 3
+    assert (record["labels_1"], record["labels_17"], record["labels_1%"], record["chance"]) == (2, 32, 2, 0.5)
+    assert [record[f"classes_with_fewer_{amount}"] for amount in ("1", "17", "1%")] == [0, 2, 0]
+    tuned = ("--shares", 0.005, "--rates", 1e-3, "--steps", 1, "--draws", 1)
+    out, record = found("finetune", *tuned)
+    assert "0.5% of the labels (2 of 32, 6.2%, of 2 classes): accuracy" in out
+    assert (record["labels_0.5%"], record["chance"]) == (2, 0.5)
+    assert "chance 50.00%" in out

@@ -16,7 +16,7 @@ from lookalike.evaluation import settings
 from lookalike.evaluation.evaluation import Resources, Result
 from lookalike.metrics.accuracy import chance, wilson
 from lookalike.metrics.agreement import agreement
-from lookalike.metrics.fewshot import Interval, by_means, by_shares, drawn
+from lookalike.metrics.fewshot import Interval, LabelCount, by_means, by_shares, drawn
 from lookalike.metrics.knn import Knn
 from lookalike.metrics.probe import LinearProbe
 from lookalike.metrics.retrieval import retrieval
@@ -144,15 +144,25 @@ def fewshot(spec: settings.Fewshot, table: Features, resources: Resources) -> Re
     more = resources.counter("fitting", spec.draws * len(spec.shares))
     few = by_means(*table.table(), spec.labels, spec.draws, spec.seed)
     shares = by_shares(*table.table(), spec.shares, spec.draws, spec.seed, progress=more)
-    lines = [f"{count} labels a class: accuracy {one:.2%} (n = {spec.draws} draws)" for count, one in few.items()]
-    lines += [
-        f"{share:.0%} of the labels: accuracy {one:.2%} (n = {spec.draws} draws)" for share, one in shares.items()
+    known, guess = table.reference.labels, chance(table.query.labels)
+    counts = {f"{n} label{'s' if n > 1 else ''} a class": LabelCount.of_each(known, n) for n in few}
+    counts |= {f"{named(share)} of the labels": LabelCount.of_share(known, share) for share in shares}
+    amounts, values = [named(amount) for amount in (*few, *shares)], [*few.values(), *shares.values()]
+    lines = [
+        f"{title} ({count}): accuracy {accuracy:.2%} (n = {spec.draws} draws, {by_chance(guess)})"
+        for (title, count), accuracy in zip(counts.items(), values)
     ]
-    accuracies = {named(amount): accuracy for amount, accuracy in [*few.items(), *shares.items()]}
+    accuracies = dict(zip(amounts, values))
     numbers = {f"accuracy_{name}": accuracy.mean for name, accuracy in accuracies.items()}
     numbers |= halves({f"interval_{name}": accuracy for name, accuracy in accuracies.items()})
     numbers["accuracy"] = next(iter(numbers.values()))
-    return spec.result(numbers, table.facts, *lines)
+    facts = table.facts | {"chance": guess} | label_facts(dict(zip(amounts, counts.values())))
+    return spec.result(numbers, facts, *lines)
+
+
+def label_facts(counts: dict[str, LabelCount]) -> dict[str, int]:
+    """How many labels were drawn for each amount, and how many classes have fewer."""
+    return {f"{name}_{amount}": number for amount, count in counts.items() for name, number in count.facts().items()}
 
 
 @on_features
