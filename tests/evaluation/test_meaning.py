@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lookalike.evaluation.compare import compare
 from lookalike.metrics.accuracy import chance, wilson
 from lookalike.metrics.fewshot import LabelCount, drawn
 from lookalike.metrics.knn import Knn
@@ -92,3 +93,15 @@ def test_few_labels_are_said_as_they_were_drawn(found: Callable[..., tuple[str, 
     assert "0.5% of the labels (2 of 32, 6.2%, of 2 classes): accuracy" in out
     assert (record["labels_0.5%"], record["chance"]) == (2, 0.5)
     assert "chance 50.00%" in out
+
+
+def test_compare_says_chance_and_how_many_vote(pictures: Path, runs: list[str], tmp_path: Path) -> None:  # noqa: F811
+    for kept in ("", " (kept from before)"):
+        lines: list[str] = []
+        compare(runs[:1], pictures, "knn", trials=2, workers=0, out=tmp_path, say=lines.append)
+        end = f", chance 50.00%, k 16, all of the reference, in place of 200{kept}"
+        assert (
+            len([line for line in lines if line.endswith(end)]) == 4
+        )  # two trials each of the run and of the untrained network
+    record = json.loads(next((tmp_path / "trials").iterdir()).read_text())
+    assert (record["settings"]["k"], record["facts"]["k_used"], record["facts"]["reference"]) == (200, 16, 16)
