@@ -80,7 +80,7 @@ def test_knn_and_fewshot_print_and_write_their_numbers(
     assert 0 <= few["accuracy_1"] <= 1
     assert few["accuracy_5"] > 0.7
     assert few["interval_5"] >= 0
-    assert "5 labels a class: accuracy" in out
+    assert "5 labels a class (10 of 48, 20.8%, of 2 classes): accuracy" in out
 
 
 def test_embed_writes_the_table(say: Callable[..., Said], pictures: Path, trained: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,10 +102,13 @@ def test_curves_in_words(run: Path) -> None:
         history._replace(curves={"loss": [(1e6, 0.1), (1e6 + 1, float("nan"))]})
     )
     assert describe_loss(history._replace(curves={})) == "nothing was logged"
-    assert trend([1.0] * 20, 2) == "flat"
+    assert trend([1.0] * 20, 2) == "no improvement"
     assert trend([1.0] * 18 + [2.0] * 2, 2) == "rising"
     assert describe_knn([]).startswith("not measured")
     assert describe_knn([(1, 0.2), (2, 0.5)]).startswith("up from 20.0% to 50.0%")
+    assert describe_knn([(1, 0.2), (2, 0.205)]).startswith("no improvement, 20.0% at first and 20.5% at the end")
+    early = history._replace(curves={"loss": [(1, guess / 9)]}, recipe=replace(history.recipe, batch=2))
+    assert describe_loss(early).endswith("too early to tell: the queue still has random keys, which it starts with")
     assert describe_knn([(1, 0.2), (2, 0.5), (3, 0.4)]) == "40.0% at the end, down from 50.0% at step 2"
 
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lookalike.learn.dictionary import InBatch, Neighbours, Queue
+from lookalike.recipes import tiny
 from lookalike.train.screen import Screen
 from lookalike.train.watch import StepReport
 
@@ -29,3 +35,32 @@ def test_speed_is_told_in_what_the_rows_are_called(capsys: pytest.CaptureFixture
     with Screen("simcse", rows="sentences") as screen:
         screen.step(StepReport(3, 9, 1.5, 2.0, {}, 70.4, 0.1, {}))
     assert capsys.readouterr().out == "step 3/9  70 sentences/s  loss 1.500 (chance 2.000)  0.0 min left\n"
+
+
+def test_while_a_queue_fills_its_numbers_are_not_shown_as_if_they_meant_something(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for filling, numbers in (
+        (True, "(queue filling)  pixels 0.500"),
+        (False, "(chance 2.000)  top1 1.000  pixels 0.500"),
+    ):
+        with Screen("moco") as screen:
+            screen.step(StepReport(9, 9, 0.1, 2.0, {"top1": 1.0, "pixels": 0.5}, 70.4, 0.1, {}, filling))
+        assert capsys.readouterr().out == f"step 9/9  70 pictures/s  loss 0.100 {numbers}\n"
+
+
+def test_a_queue_has_filled_when_no_random_key_is_left() -> None:
+    recipe = tiny.fitted(1000)
+    for size, batch, views, steps in ((64, 32, 1, 2), (65, 32, 1, 3), (64, 32, 2, 1)):
+        keys = replace(recipe.keys, symmetric=views == 2)
+        trained = replace(recipe, dictionary=Queue(size), batch=batch, keys=keys)
+        assert trained.filling() == steps
+        queue = trained.dictionary.build(8, 1000)
+        random = queue.keys.clone()
+        for _ in range(steps):
+            assert bool((queue.keys == random).all(1).any())  # some random key is met
+            rows = F.normalize(torch.randn(batch * views, 8), dim=1)
+            queue.absorb(rows, rows, torch.arange(batch * views))
+        assert not bool((queue.keys == random).all(1).any())
+    assert replace(recipe, dictionary=Neighbours(64), batch=32, keys=keys).filling() == 2
+    assert replace(recipe, dictionary=InBatch()).filling() == 0

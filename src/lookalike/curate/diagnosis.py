@@ -189,6 +189,8 @@ def describe_loss(history: History) -> str:
     tenth = max(1, len(values) // 10)
     last = fmean(values[-tenth:])
     words = f"{last:.3f} at the end, {chance:.3f} at chance level"
+    if not history.filled():
+        return f"{last:.3f} at the end, too early to tell: the queue still has random keys, which it starts with"
     if len(values) < len(points):
         words += f"; {len(points) - len(values)} logged values are not finite"
     return f"{words}; {'nothing learned so far' if last >= (1 - _FLAT) * chance else trend(values, tenth)}"
@@ -201,7 +203,7 @@ def trend(values: Sequence[float], tenth: int) -> str:
     last, before = fmean(values[-tenth:]), fmean(values[-2 * tenth : -tenth])
     if last < before * (1 - _FLAT):
         return "still falling"
-    return "rising" if last > before * (1 + _FLAT) else "flat"
+    return "rising" if last > before * (1 + _FLAT) else "no improvement"
 
 
 def describe_knn(points: Sequence[Point]) -> str:
@@ -215,7 +217,11 @@ def describe_knn(points: Sequence[Point]) -> str:
         return f"{last:.1%} at step {step:,.0f}, measured once"
     if best - last > _FLAT:
         return f"{last:.1%} at the end, down from {best:.1%} at step {best_step:,.0f}"
-    change = f"up from {first:.1%} to {last:.1%}" if last - first > _FLAT else f"about {last:.1%} all along"
+    change = (
+        f"up from {first:.1%} to {last:.1%}"
+        if last - first > _FLAT
+        else f"no improvement, {first:.1%} at first and {last:.1%} at the end"
+    )
     return f"{change}, measured {len(good)} times on held-out training pictures"
 
 

@@ -22,7 +22,8 @@ from lookalike.data.fingerprint import stamps_of_files
 from lookalike.data.formats.disk import Local
 from lookalike.data.formats.files import listed
 from lookalike.data.source import DIGITS
-from lookalike.evaluation.evaluation import Evaluation, Resources, plain
+from lookalike.evaluation.evaluation import Evaluation, Resources, Result, plain
+from lookalike.evaluation.frozen import neighbours
 from lookalike.evaluation.settings import configured
 from lookalike.learn.labelled import CrossEntropy
 from lookalike.metrics.fewshot import Interval, interval
@@ -192,6 +193,29 @@ def say_defaults(spec: Evaluation, say: Callable[[str], None]) -> None:
         say(f"defaults for trials, other than those of lookalike evaluate {spec.NAME}: {', '.join(words)}")
 
 
+class Trial(NamedTuple):
+    """What one trial gave."""
+
+    numbers: Numbers
+    facts: Mapping[str, Any]  # none in files of older versions
+    k: int | None = None  # the setting, where neighbours vote
+    kept: bool = False  # from an earlier call
+
+    @classmethod
+    def of(cls, result: Result) -> Trial:
+        """Of an evaluation that has just been made."""
+        return cls(result.numbers, result.facts, result.settings.get("k"))
+
+    def words(self) -> str:
+        """What the number means, after it."""
+        used = self.facts.get("k_used", self.k or 0)
+        return (
+            (f", chance {self.facts['chance']:.2%}" if "chance" in self.facts else "")
+            + (f", {neighbours(self.k, used)}" if self.k and used != self.k else "")
+            + (" (kept from before)" if self.kept else "")
+        )
+
+
 class TrialPlan(NamedTuple):
     """What is measured of each model."""
 
@@ -211,25 +235,25 @@ class TrialPlan(NamedTuple):
             where = f"{start.name}, trial {trial + 1} of {self.trials}"
             mine = replace(resources, progress=named(resources.progress, where), say=lambda _: None, cache=shared)
             spec = replace(self.spec, seed=self.spec.seed + trial) if self.spec.repeats else self.spec  # type: ignore[attr-defined, call-arg]
-            kept, numbers = self.trial(spec, model, {**marks, "settings": spec.settings()}, start.name, mine)
-            resources.say(f"{where}: {self.metric} {numbers[self.metric]:.2%}{' (kept from before)' if kept else ''}")
-            trials.append(numbers)
+            done = self.trial(spec, model, {**marks, "settings": spec.settings()}, start.name, mine)
+            resources.say(f"{where}: {self.metric} {done.numbers[self.metric]:.2%}{done.words()}")
+            trials.append(done.numbers)
         return trials
 
     def trial(
         self, spec: Evaluation, model: Trained, marks: Mapping[str, Any], name: str, resources: Resources
-    ) -> tuple[bool, Numbers]:
-        """The numbers of one trial, and whether they were kept from before."""
+    ) -> Trial:
+        """Measured now, or kept from before."""
         key = hashlib.sha256(json.dumps(marks, sort_keys=True).encode()).hexdigest()[:16]
         file = self.out / "trials" / f"{spec.NAME}-{key}.json" if self.out else None
         before = kept(file, marks, spec.metric) if file else None
-        numbers = before or spec.run(model, self.data, resources).numbers
+        done = before or Trial.of(spec.run(model, self.data, resources))
         if file and before is None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, {**marks, "name": name, "numbers": dict(numbers)})
-        if self.metric not in numbers:
-            raise UserError(f"{spec.NAME} gives no number {self.metric!r}; {meant(self.metric, numbers)}")
-        return before is not None, numbers
+            write_json(file, {**marks, "name": name, "numbers": dict(done.numbers), "facts": plain(done.facts)})
+        if self.metric not in done.numbers:
+            raise UserError(f"{spec.NAME} gives no number {self.metric!r}; {meant(self.metric, done.numbers)}")
+        return done
 
 
 def named(progress: Progress, where: str) -> Progress:
@@ -254,15 +278,17 @@ def judged(plan: TrialPlan, measured: Mapping[Start, Sequence[Numbers]]) -> Comp
     return Comparison(plan.spec.NAME, plan.data, plan.metric, rows, *about)
 
 
-def kept(file: Path, marks: Mapping[str, Any], metric: str) -> dict[str, float] | None:
-    """The numbers of a finished trial; None where there are none, or the file is not whole."""
+def kept(file: Path, marks: Mapping[str, Any], metric: str) -> Trial | None:
+    """A finished trial; None where there are none, or the file is not whole."""
     try:
         record = json.loads(file.read_bytes())
         numbers = {str(name): float(value) for name, value in record["numbers"].items()}
         same = all(record[name] == value for name, value in json.loads(json.dumps(marks)).items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return numbers if same and math.isfinite(numbers.get(metric, math.nan)) else None
+    if not same or not math.isfinite(numbers.get(metric, math.nan)):
+        return None
+    return Trial(numbers, record.get("facts") or {}, marks["settings"].get("k"), kept=True)
 
 
 def fingerprint(model: Trained) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,8 +14,9 @@ from lookalike.core import dist
 from lookalike.data.source import Data
 from lookalike.evaluation import settings
 from lookalike.evaluation.evaluation import Resources, Result
+from lookalike.metrics.accuracy import chance, wilson
 from lookalike.metrics.agreement import agreement
-from lookalike.metrics.fewshot import Interval, by_means, by_shares, drawn
+from lookalike.metrics.fewshot import Interval, LabelCount, by_means, by_shares, drawn
 from lookalike.metrics.knn import Knn
 from lookalike.metrics.probe import LinearProbe
 from lookalike.metrics.retrieval import retrieval
@@ -86,15 +87,41 @@ def halves(intervals: dict[str, Interval]) -> dict[str, float]:
     return {name: interval.half for name, interval in intervals.items() if not math.isnan(interval.half)}
 
 
+class Meaning(NamedTuple):
+    """What an accuracy means: as facts, and in words."""
+
+    facts: dict[str, Any]
+    words: str
+
+
+def meaning(accuracy: float, truth: Tensor) -> Meaning:
+    """The interval of an accuracy over queries with labels ``truth`` (Q,), and chance."""
+    bounds, guess = wilson(accuracy, len(truth)), chance(truth)
+    facts = {"accuracy_low": bounds.low, "accuracy_high": bounds.high, "chance": guess}
+    return Meaning(facts, f"95% interval {bounds:.2%}, {by_chance(guess)}")
+
+
+def by_chance(guess: float) -> str:
+    """``chance 10.03% (always the most common class)``."""
+    return f"chance {guess:.2%} (always the most common class)"
+
+
 @on_features
 def knn(spec: settings.NearestNeighbours, table: Features, resources: Resources) -> Result:
     """Accuracy of k nearest neighbours."""
-    accuracy = Knn(spec.k, spec.temperature).accuracy(*table.table())
+    rule = Knn(spec.k, spec.temperature)
+    accuracy, used = rule.accuracy(*table.table()), rule.neighbours(len(table.reference.labels))
+    facts, words = meaning(accuracy, table.query.labels)
     line = (
         f"kNN accuracy {accuracy:.2%} on {table.facts['queries']} {table.unit} against {table.facts['reference']} "
-        f"(k {spec.k}, temperature {spec.temperature:g}, {table.where})"
+        f"({words}; {neighbours(spec.k, used)}, temperature {spec.temperature:g}, {table.where})"
     )
-    return spec.result({"accuracy": accuracy}, table.facts, line)
+    return spec.result({"accuracy": accuracy}, table.facts | facts | {"k_used": used}, line)
+
+
+def neighbours(k: int, used: int) -> str:
+    """How many vote, and whether fewer than ``k`` because the reference has no more."""
+    return f"k {k}" if used == k else f"k {used}, all of the reference, in place of {k}"
 
 
 @on_features
@@ -102,12 +129,13 @@ def probe(spec: settings.Probe, table: Features, resources: Resources) -> Result
     """Accuracy of a linear classifier at its optimum."""
     classifier = LinearProbe().fit(table.reference.features, table.reference.labels)
     accuracy = classifier.accuracy(table.query.features, table.query.labels)
+    facts, words = meaning(accuracy, table.query.labels)
     line = (
         f"linear probe accuracy {accuracy:.2%} on {table.facts['queries']} {table.unit}, fitted to "
-        f"{table.facts['reference']} (weight decay {classifier.decay:g}, chosen on held-out {table.unit} of the "
-        f"reference, {table.where})"
+        f"{table.facts['reference']} ({words}; weight decay {classifier.decay:g}, chosen on held-out {table.unit} of "
+        f"the reference, {table.where})"
     )
-    return spec.result({"accuracy": accuracy, "decay": classifier.decay}, table.facts, line)
+    return spec.result({"accuracy": accuracy, "decay": classifier.decay}, table.facts | facts, line)
 
 
 @on_features
@@ -116,15 +144,25 @@ def fewshot(spec: settings.Fewshot, table: Features, resources: Resources) -> Re
     more = resources.counter("fitting", spec.draws * len(spec.shares))
     few = by_means(*table.table(), spec.labels, spec.draws, spec.seed)
     shares = by_shares(*table.table(), spec.shares, spec.draws, spec.seed, progress=more)
-    lines = [f"{count} labels a class: accuracy {one:.2%} (n = {spec.draws} draws)" for count, one in few.items()]
-    lines += [
-        f"{share:.0%} of the labels: accuracy {one:.2%} (n = {spec.draws} draws)" for share, one in shares.items()
+    known, guess = table.reference.labels, chance(table.query.labels)
+    counts = {f"{n} label{'s' if n > 1 else ''} a class": LabelCount.of_each(known, n) for n in few}
+    counts |= {f"{named(share)} of the labels": LabelCount.of_share(known, share) for share in shares}
+    amounts, values = [named(amount) for amount in (*few, *shares)], [*few.values(), *shares.values()]
+    lines = [
+        f"{title} ({count}): accuracy {accuracy:.2%} (n = {spec.draws} draws, {by_chance(guess)})"
+        for (title, count), accuracy in zip(counts.items(), values)
     ]
-    accuracies = {named(amount): accuracy for amount, accuracy in [*few.items(), *shares.items()]}
+    accuracies = dict(zip(amounts, values))
     numbers = {f"accuracy_{name}": accuracy.mean for name, accuracy in accuracies.items()}
     numbers |= halves({f"interval_{name}": accuracy for name, accuracy in accuracies.items()})
     numbers["accuracy"] = next(iter(numbers.values()))
-    return spec.result(numbers, table.facts, *lines)
+    facts = table.facts | {"chance": guess} | label_facts(dict(zip(amounts, counts.values())))
+    return spec.result(numbers, facts, *lines)
+
+
+def label_facts(counts: dict[str, LabelCount]) -> dict[str, int]:
+    """How many labels were drawn for each amount, and how many classes have fewer."""
+    return {f"{name}_{amount}": number for amount, count in counts.items() for name, number in count.facts().items()}
 
 
 @on_features

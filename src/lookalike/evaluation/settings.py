@@ -51,7 +51,7 @@ class NearestNeighbours(Sampled):
     NAME, RUNNER = "knn", "frozen:knn"
     DRAWS = "which labelled examples vote"
 
-    k: Annotated[int, Limit(1)] = 200  # Number of neighbours that vote.
+    k: Annotated[int, Limit(1)] = 200  # Number of neighbours that vote; all of train where it has fewer.
     temperature: Annotated[float, Limit(1e-6)] = 0.1  # A vote weighs exp(cosine / temperature).
 
 

@@ -26,10 +26,11 @@ from lookalike.data.order import Order
 from lookalike.data.source import Data
 from lookalike.evaluation import settings
 from lookalike.evaluation.evaluation import Resources, Result
-from lookalike.evaluation.frozen import halves, named, say_missing
+from lookalike.evaluation.frozen import by_chance, halves, label_facts, meaning, named, say_missing
 from lookalike.learn.learner import Learner
 from lookalike.learn.optim import SGD, AdamW, Cosine, Steps
-from lookalike.metrics.fewshot import Interval, drawn, interval
+from lookalike.metrics.accuracy import chance
+from lookalike.metrics.fewshot import Interval, LabelCount, drawn, interval
 from lookalike.metrics.probe import LinearClassifier, LinearProbe, folds
 from lookalike.models.encoder import Encoder, embed, evaluating, raw, width
 from lookalike.pretext.image import ImageView, OneView
@@ -64,11 +65,12 @@ def paper_probe(spec: settings.Probe, model: Trained, data: Data, resources: Res
     features = raw(model.encoder, model.views(test, torch.arange(len(query)))).cpu()
     good = torch.tensor(readable(test))
     accuracy = classifier.accuracy(features[good], query.labels[good])
+    facts, words = meaning(accuracy, query.labels[good])
     line = (
         f"linear probe accuracy {accuracy:.2%} on {len(good)} pictures after {spec.epochs} epochs of {len(reference)} "
-        f"(paper's protocol, lr {spec.lr:g}, step {model.step})"
+        f"({words}; paper's protocol, lr {spec.lr:g}, step {model.step})"
     )
-    facts = {"step": model.step, "queries": len(good), "reference": len(reference)}
+    facts |= {"step": model.step, "queries": len(good), "reference": len(reference)}
     return spec.result({"accuracy": accuracy}, facts, line)
 
 
@@ -138,7 +140,7 @@ class Tuned(NamedTuple):
     frozen: Interval  # accuracy of a probe on the frozen features
     tuned: Interval  # after fine-tuning
     rate: float
-    labels: int
+    labels: LabelCount
 
 
 class Some(Loader):
@@ -167,16 +169,18 @@ def finetune(spec: settings.Finetune, model: Trained, data: Data, resources: Res
     loaders = loader_of(reference, model, resources.workers), loader_of(query, model, resources.workers)
     with nullcontext(resources.folder) if resources.folder else TemporaryDirectory(prefix="lookalike-") as folder:
         results = tune(spec, model, *loaders, Path(folder), resources.progress)
+    guess = chance(query.labels[torch.tensor(readable(loaders[1]))])
     lines = [
-        f"{share:.0%} of the labels ({one.labels}): accuracy {one.tuned:.2%} fine-tuned (rate {one.rate:g}), "
-        f"{one.frozen:.2%} frozen (n = {spec.draws} draws)"
+        f"{named(share)} of the labels ({one.labels}): accuracy {one.tuned:.2%} fine-tuned (rate {one.rate:g}), "
+        f"{one.frozen:.2%} frozen (n = {spec.draws} draws, {by_chance(guess)})"
         for share, one in results.items()
     ]
     numbers = halves({f"interval_{named(share)}": one.tuned for share, one in results.items()})
     for share, one in reversed(results.items()):  # the last ones are those of the first share
         values = {"accuracy": one.tuned.mean, "frozen": one.frozen.mean, "rate": one.rate}
         numbers |= {f"{name}_{named(share)}": value for name, value in values.items()} | values
-    return spec.result(numbers, {"step": model.step, "queries": len(query)}, *lines)
+    counts = label_facts({named(share): one.labels for share, one in results.items()})
+    return spec.result(numbers, {"step": model.step, "queries": len(query), "chance": guess} | counts, *lines)
 
 
 def tune(
@@ -229,7 +233,7 @@ class Tuning(NamedTuple):
             learner = self.fit(probe, labelled, rate, draw, f"{share:g} of the labels, draw {draw + 1}")
             before.append(probe.accuracy(query.features, query.labels))
             after.append(self.accuracy(learner, probe.classes, query))
-        return Tuned(interval(before), interval(after), rate, len(draws[0].labels))
+        return Tuned(interval(before), interval(after), rate, LabelCount.of_share(reference.labels, share))
 
     def rate(self, share: float, labelled: LabelledPictures) -> float:
         """The best on a held-out fifth; where that would be nothing, the lowest."""

@@ -82,6 +82,35 @@ def drawn(labels: Tensor, share: float, seed: int) -> Tensor:
     return torch.cat([rows[: max(1, round(share * len(rows)))] for rows in of_class]).sort().values
 
 
+class LabelCount(NamedTuple):
+    """How many labels a draw has."""
+
+    labels: int
+    of: int  # labelled examples in all
+    classes: int
+    fewer: int = 0  # classes with fewer examples than are wanted of each
+
+    @classmethod
+    def of_each(cls, labels: Tensor, n: int) -> LabelCount:
+        """``n`` of each class, or all that it has."""
+        sizes = torch.unique(labels, return_counts=True)[1]
+        return cls(int(sizes.clamp(max=n).sum()), len(labels), len(sizes), int((sizes < n).sum()))
+
+    @classmethod
+    def of_share(cls, labels: Tensor, share: float) -> LabelCount:
+        """What ``drawn`` gives, which is more than the share where one of a class is more."""
+        return cls(len(drawn(labels, share, 0)), len(labels), len(torch.unique(labels)))
+
+    def facts(self) -> dict[str, int]:
+        """For a record."""
+        return {"labels": self.labels, "classes_with_fewer": self.fewer}
+
+    def __str__(self) -> str:
+        """``43 of 405, 10.6%, of 43 classes, 31 of which have fewer``."""
+        fewer = f", {self.fewer} of which have fewer" if self.fewer else ""
+        return f"{self.labels} of {self.of}, {self.labels / self.of:.1%}, of {self.classes} classes{fewer}"
+
+
 def interval(values: list[float]) -> Interval:
     """Mean and 95 % interval of independent draws, by Student's t."""
     numbers = torch.tensor(values, dtype=torch.float64)

@@ -16,10 +16,17 @@ _GROUP = 8  # columns of which the largest is compared first
 
 @dataclass(frozen=True)
 class Knn:
-    """Each of the ``k`` nearest reference rows votes for its label with weight exp(cosine / temperature)."""
+    """Each of the ``k`` nearest reference rows, or of all where there are fewer, votes for its label.
+
+    A vote weighs exp(cosine / temperature).
+    """
 
     k: int = 200
     temperature: float = 0.1
+
+    def neighbours(self, rows: int) -> int:
+        """How many of so many reference rows vote."""
+        return min(self.k, rows)
 
     def predict(self, reference: Tensor, labels: Tensor, queries: Tensor, chunk: int | None = None) -> Tensor:
         """Labels (Q,) for unit rows ``queries`` (Q, F), from unit rows ``reference`` (N, F) with ``labels`` (N,).
@@ -29,7 +36,7 @@ class Knn:
         classes, votes_for = torch.unique(labels, return_inverse=True)
         guesses = []
         for cosines in products(queries, reference, chunk):
-            cosine, nearest = largest(cosines, min(self.k, len(reference)))
+            cosine, nearest = largest(cosines, self.neighbours(len(reference)))
             votes = torch.zeros(len(cosine), len(classes), dtype=torch.float64, device=cosine.device)
             above = cosine.double() - cosine.amax(1, keepdim=True)  # or a low temperature would overflow
             votes.scatter_add_(1, votes_for[nearest], (above / self.temperature).exp())

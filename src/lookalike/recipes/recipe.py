@@ -221,6 +221,13 @@ class Recipe:
         contrast = self.keys.directions * self.objective.chance_loss(self.dictionary.negatives(self.batch, examples))
         return contrast + (self.reconstruction.chance_loss(self._hidden()) if self.reconstruction else 0.0)
 
+    def filling(self) -> int:
+        """Steps that meet random keys, which a queue starts with and which are easily told from real ones."""
+        if not isinstance(self.dictionary, Queue):
+            return 0
+        views = 1 if isinstance(self.dictionary, QueueEach | Neighbours) else self.keys.directions
+        return math.ceil(self.dictionary.size / (self.batch * max(1, views)))
+
     def _hidden(self) -> int:
         """What a decoder must know of what is hidden: the side of patches, or how many tokens there are."""
         return self.model.vocabulary if isinstance(self.model, Transformer) else self.pretext.patch  # type: ignore[union-attr]

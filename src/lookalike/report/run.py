@@ -16,10 +16,8 @@ from lookalike.curate.survey import random_rows, upright
 from lookalike.data.example import PictureSource, as_pictures
 from lookalike.data.loader import Loader
 from lookalike.data.source import Data
-from lookalike.learn.dictionary import Queue
 from lookalike.metrics.knn import products
 from lookalike.models.decoder import Decoder
-from lookalike.recipes.recipe import Recipe
 from lookalike.recipes.serialize import flat
 from lookalike.report.charts import Chart, svg
 from lookalike.report.page import GAP, Accuracies, PictureRow, accuracies, facts, sheet, shown, side_by_side, write
@@ -69,18 +67,21 @@ def summary(history: History) -> str:
 def curves_section(history: History) -> Iterator[str]:
     """A chart for each metric that was logged."""
     yield "<h2>Training curves</h2>"
-    yield f"<p>{' '.join(tasks(history.recipe))}</p>"
+    yield f"<p>{' '.join(tasks(history))}</p>"
     boxes = [f'<div class="panel"><h3>{shown(chart.title)}</h3>{svg(chart)}</div>' for chart in charts(history)]
     yield f'<div class="curves">{"".join(boxes)}</div>'
 
 
-def tasks(recipe: Recipe) -> Iterator[str]:
+def tasks(history: History) -> Iterator[str]:
     """What the run had to do, in sentences."""
+    recipe = history.recipe
     if recipe.objective.supervised:
         yield "The network learned from labels."
     elif recipe.keys.directions:
         yield "For each query, the network has to pick the key of the same picture among many others."
-    if isinstance(recipe.dictionary, Queue):
+    if not history.filled():
+        yield "The queue still has some of the random keys that it starts with: the loss looks better than it is."
+    elif recipe.filling():
         yield "The queue starts with random keys, so the curves begin when real ones have replaced them."
     if isinstance(recipe.reconstruction, Decoder):
         yield "A decoder has to paint the patches that the first view hides; an error of 1 is that of painting nothing."
@@ -98,7 +99,9 @@ def charts(history: History) -> list[Chart]:
         "pixels": "Squared error of hidden pixels",
         "knn": "kNN accuracy during training",
     }
-    first += [Chart(title, curves[name], None, name != "pixels") for name, title in named.items() if name in curves]
+    hidden = set() if history.filled() else {"top1"}
+    logged = {name: title for name, title in named.items() if name in curves.keys() - hidden}
+    first += [Chart(title, curves[name], None, name != "pixels") for name, title in logged.items()]
     return first + [Chart(name, curves[name]) for name in curves if name not in {"loss", "lr", *named}]
 
 

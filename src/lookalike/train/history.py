@@ -12,7 +12,6 @@ from lookalike.core.errors import UserError
 from lookalike.core.files import read_json
 from lookalike.data.example import Source
 from lookalike.data.source import Data
-from lookalike.learn.dictionary import Queue
 from lookalike.recipes.recipe import Recipe
 from lookalike.train.pretrain import Request, open_data
 from lookalike.train.run import read_recipe
@@ -35,9 +34,11 @@ class History(NamedTuple):
 
     def after_filling(self, points: list[Point]) -> list[Point]:
         """The points from when the random keys that a queue starts with have left it; all, if that never was."""
-        size = self.recipe.dictionary.size if isinstance(self.recipe.dictionary, Queue) else 0
-        filled = size / (self.recipe.batch * max(1, self.recipe.keys.directions))
-        return [point for point in points if point[0] > filled + 1] or points
+        return [point for point in points if point[0] > self.recipe.filling()] or points
+
+    def filled(self) -> bool:
+        """Whether a step was logged that met no random key."""
+        return self.steps() > self.recipe.filling()
 
     def last(self, name: str) -> float | None:
         """The newest finite value of a metric."""

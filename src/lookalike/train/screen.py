@@ -92,8 +92,10 @@ class Screen:
         speed = (
             f"{report.examples_per_second:.0f} {self.rows}/s  " if report.seconds_per_step else ""
         )  # known from step 2 on
-        measures = "".join(f"  {name} {value:.3f}" for name, value in report.measures.items())
-        state = f"{speed}loss {report.loss:.3f} (chance {report.chance_loss:.3f}){measures}  {shown}".rstrip()
+        hidden = {"top1"} if report.filling else set()
+        measures = "".join(f"  {name} {value:.3f}" for name, value in report.measures.items() if name not in hidden)
+        beside = "queue filling" if report.filling else f"chance {report.chance_loss:.3f}"
+        state = f"{speed}loss {report.loss:.3f} ({beside}){measures}  {shown}".rstrip()
         self._show(self.title, report.step, report.total, state)
         if not self.console.is_terminal and (time.monotonic() >= self.next_plain or report.step == report.total):
             self.next_plain = time.monotonic() + _PLAIN_SECONDS

@@ -276,7 +276,8 @@ class Checkup(NamedTuple):
         if count in (0, len(labels)) or self.recipe.objective.supervised or bool((labels < 0).any()):
             return {}
         # As many neighbours of the whole data as the recipe's k would be of this part of it.
-        k = max(1, round(self.recipe.monitor.k * (len(labels) - count) / len(self.loader)))
+        neighbours = self.recipe.monitor.neighbours(len(self.loader))
+        k = max(1, round(neighbours * (len(labels) - count) / len(self.loader)))
         knn = replace(self.recipe.monitor, k=k)
         return {"knn": knn.accuracy(features[count:], labels[count:], features[:count], labels[:count])}
 
