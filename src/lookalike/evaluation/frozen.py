@@ -102,8 +102,8 @@ def meaning(accuracy: float, truth: Tensor) -> Meaning:
 
 
 def by_chance(guess: float) -> str:
-    """``chance 10.03% (always the most common class)``."""
-    return f"chance {guess:.2%} (always the most common class)"
+    """``chance 10.03%``: what always answering the most common class would reach."""
+    return f"chance {guess:.2%}"
 
 
 @on_features

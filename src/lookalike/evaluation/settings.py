@@ -45,7 +45,8 @@ class Sampled(Frozen):
 class NearestNeighbours(Sampled):
     """Accuracy of k nearest neighbours: each test example gets the label that its neighbours in train vote for.
 
-    Nothing is trained. Without a test split, val is used; without either, a fifth of the data.
+    Nothing is trained. Without a test split, val is used; without either, a fifth of the data. Chance, beside the
+    accuracy, is what always answering the most common class would reach.
     """
 
     NAME, RUNNER = "knn", "frozen:knn"
