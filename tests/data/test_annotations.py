@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from lookalike.core.errors import UserError
 from lookalike.data.annotations.files import LEEDS, names_in
 from lookalike.data.annotations.open import open_annotated, split_annotated
-from lookalike.data.annotations.record import Annotated, Pictures
+from lookalike.data.annotations.pictures import Pictures
+from lookalike.data.annotations.record import Annotated
 from tests.support.scenery import BODY, coco_file, coco_object, made, photo
 
 VOC = """<annotation><filename>{name}</filename><size><width>64</width><height>48</height></size>
@@ -76,6 +77,7 @@ def test_coco_says_what_it_could_not_use(tmp_path: Path) -> None:
     found = open_annotated(tmp_path)
     assert only(found).boxes.tolist() == [[2, 2, 10, 10], [2, 2, 64, 10], [2, 2, 9, 9]]
     assert [note.split(",")[0] for note in found.notes] == [
+        "1 annotations of x.json of pictures that it does not list",
         "2 annotations of x.json without a box or a class",
         "2 objects without an area in their picture",
         "1 outlines that cannot be read",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -21,7 +21,8 @@ import yaml
 
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.annotations.masks import Polygons
-from lookalike.data.annotations.record import VISIBLE, Numbers, Pictures, RawAnnotations, Thing, known_points
+from lookalike.data.annotations.pictures import Pictures
+from lookalike.data.annotations.record import VISIBLE, Numbers, RawAnnotations, Thing, known_points
 from lookalike.data.decode import Unreadable
 from lookalike.data.formats.disk import Local
 from lookalike.data.formats.encoded import PATHS
@@ -47,25 +48,51 @@ T = TypeVar("T")
 def voc(pictures: Pictures, files: list[str]) -> RawAnnotations:
     """What the files, relative to the root, state; those that cannot be read are counted."""
     raw = RawAnnotations()
+    trees = dict(_trees(pictures, files))
     by_stem: dict[str, str] = {}
-    for file in files:
-        try:
-            tree = parsed(Local(pictures.root).whole(file))
-        except Unreadable as unreadable:
-            pictures.omissions.add("files that cannot be read", f"{file} ({unreadable.reason})")
-            continue
-        name = (tree.findtext("filename") or "").strip()
-        path = (pictures.find(name, file) if name else None) or pictures.beside(file)
-        if path is None:
-            pictures.omissions.add("files whose picture is not in the folder", file)
-        elif (size := pictures.size(path)) is not None:
+    for path, file in _described(pictures, ((file, *_pictured(pictures, file, tree)) for file, tree in trees.items())):
+        if (size := pictures.size(path)) is not None:
             by_stem[Path(file).stem] = path
-            if _fits(tree, size):
-                raw.things[path] = [thing for part in tree.iter("object") if (thing := _voc_thing(part)) is not None]
+            if _fits(trees[file], size):
+                raw.things[path] = [
+                    thing for part in trees[file].iter("object") if (thing := _voc_thing(part)) is not None
+                ]
             else:
                 pictures.omissions.add("pictures of another size than their annotations state", path)
     raw.splits = image_sets(pictures.root / "ImageSets" / "Main", by_stem)
     return raw
+
+
+def _trees(pictures: Pictures, files: Sequence[str]) -> Iterator[tuple[str, ElementTree.Element]]:
+    for file in files:
+        try:
+            yield file, parsed(Local(pictures.root).whole(file))
+        except Unreadable as unreadable:
+            pictures.omissions.add("files that cannot be read", f"{file} ({unreadable.reason})")
+
+
+def _pictured(pictures: Pictures, file: str, tree: ElementTree.Element) -> tuple[str | None, bool]:
+    """The picture of the file's own stem, else the one that it names; and whether it is the former."""
+    name = (tree.findtext("filename") or "").strip()
+    own = pictures.beside(file, PurePosixPath(name.replace("\\", "/")).name)
+    folder = file.rpartition("/")[0]
+    stated = pictures.find(name, f"{folder}/" if folder else "") if name else None
+    if own and stated and own != stated:
+        pictures.omissions.add("files that name another picture than that of their own stem", f"{file}: not {stated}")
+    return own or stated, own is not None
+
+
+def _described(pictures: Pictures, found: Iterable[tuple[str, str | None, bool]]) -> list[tuple[str, str]]:
+    """(picture, file) of files, their pictures and whether these share their stem: one file a picture, the nearest."""
+    origins: dict[str, str] = {}
+    ranked = sorted((not own, -pictures.agreement(file, path or ""), file, path) for file, path, own in found)
+    for *_, file, path in ranked:
+        if path is None:
+            pictures.omissions.add("files whose picture is not in the folder", file)
+        elif (first := origins.setdefault(path, file)) != file:
+            where = f"{file}: {path} is that of {first}"
+            pictures.omissions.add("files whose picture has a file of its own or an earlier one", where)
+    return sorted(origins.items())
 
 
 def parsed(data: bytes) -> ElementTree.Element:
@@ -112,10 +139,8 @@ def image_sets(folder: Path, by_stem: Mapping[str, T]) -> dict[str, list[T]]:
 def yolo(pictures: Pictures, files: Sequence[str], names: Sequence[str]) -> RawAnnotations:
     """What the files, relative to the root, state; a picture without a file is left out, one with an empty file not."""
     raw = RawAnnotations(classes=set(names))
-    for file in files:
-        if (path := pictures.beside(file)) is None:
-            pictures.omissions.add("files whose picture is not in the folder", file)
-        elif (size := pictures.size(path)) is not None:
+    for path, file in _described(pictures, ((file, pictures.beside(file), True) for file in files)):
+        if (size := pictures.size(path)) is not None:
             try:
                 lines = Local(pictures.root).whole(file).decode("utf-8", "replace").splitlines()
             except Unreadable as unreadable:
@@ -227,8 +252,8 @@ def comma_separated(pictures: Pictures, file: Path) -> RawAnnotations:
             f"{file}: its first line names no path, or neither NAME_x and NAME_y nor xmin to ymax", BAD_DATA
         )
     raw = RawAnnotations(joints=joints)
-    for row in rows:
-        path = pictures.find(row[path_column], file.name)
+    paths = pictures.find_all([row[path_column] for row in rows], pictures.relative(file))
+    for row, path in zip(rows, paths):
         if path is None:
             pictures.omissions.add(f"rows of {file.name} whose picture is not in the folder", row[path_column])
         elif (size := pictures.size(path)) is not None:
