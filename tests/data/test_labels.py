@@ -69,6 +69,29 @@ def test_a_name_finds_its_own_picture_or_none(
     assert Pictures(tmp_path).find(name, near) == path
 
 
+@pytest.mark.parametrize(
+    ("there", "name"),
+    [("e\u0301/e\u0301 1.png", "\u00e9/\u00e9 1.png"), ("my photo.png", "my%20photo.png"), ("IMG.PNG", "img.png")],
+)
+def test_another_form_of_a_name_is_the_same_name_and_said(tmp_path: Path, there: str, name: str) -> None:
+    photo(tmp_path / there)
+    write(tmp_path / "x.json", labelled({1: name}))
+    annotated = open_annotated(tmp_path)
+    assert lefts(annotated) == {there: [5]}
+    assert [note.split(" (")[0] for note in annotated.notes] == ["1 names that are written otherwise"]
+
+
+def test_the_exact_form_of_a_name_comes_first(tmp_path: Path) -> None:
+    for name in ("a.png", "A.png"):
+        photo(tmp_path / name)
+    assert [Pictures(tmp_path).find(name) for name in ("a.png", "A.png", "A.PNG")] == ["a.png", "A.png", None]
+    (tmp_path / "A.png").unlink()
+    assert Pictures(tmp_path).find_all(["A.png", "a.png", "x/a.png"], "") == [None, "a.png", "a.png"]
+    write(tmp_path / "A.txt", "0 0.75 0.5 0.25 0.5\n")
+    write(tmp_path / "a.txt", "0 0.5 0.5 0.25 0.5\n")
+    assert lefts(open_annotated(tmp_path)) == {"a.png": [24]}
+
+
 def test_labels_of_a_folder_that_is_not_there_are_counted(tmp_path: Path) -> None:
     photo(tmp_path / "images/one/0.png")
     write(tmp_path / "x.json", labelled({1: "one/0.png", 2: "two/0.png"}, ((1, 5, 5), (2, 9, 6))))

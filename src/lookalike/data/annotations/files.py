@@ -85,7 +85,10 @@ def _pictured(pictures: Pictures, file: str, tree: ElementTree.Element) -> tuple
 def _described(pictures: Pictures, found: Iterable[tuple[str, str | None, bool]]) -> list[tuple[str, str]]:
     """(picture, file) of files, their pictures and whether these share their stem: one file a picture, the nearest."""
     origins: dict[str, str] = {}
-    ranked = sorted((not own, -pictures.agreement(file, path or ""), file, path) for file, path, own in found)
+    ranked = sorted(
+        (not own, Path(file).stem != Path(path or "").stem, -pictures.agreement(file, path or ""), file, path)
+        for file, path, own in found
+    )
     for *_, file, path in ranked:
         if path is None:
             pictures.omissions.add("files whose picture is not in the folder", file)

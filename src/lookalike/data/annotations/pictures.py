@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import combinations, takewhile
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from lookalike.data.decode import SUFFIXES, Header, Unreadable, header
 from lookalike.data.formats.disk import Local
@@ -62,8 +64,8 @@ class Pictures:
         }
         for path in self.paths:
             name = PurePosixPath(path)
-            self._by_name.setdefault(name.name, []).append(path)
-            self._by_stem.setdefault(name.stem, []).append(path)
+            self._by_name.setdefault(_form(name.name), []).append(path)
+            self._by_stem.setdefault(_form(name.stem), []).append(path)
         self._sizes: dict[str, tuple[int, int] | None] = {}
         self._ambiguous: set[tuple[str, str]] = set()
 
@@ -73,33 +75,47 @@ class Pictures:
         A name without a folder means a picture below that of the file, where that holds pictures.
         """
         called = PurePosixPath(name.replace("\\", "/"))
-        candidates = self._by_name.get(called.name, [])
+        alike = self._by_name.get(_form(called.name), [])
+        exact = [path for path in alike if PurePosixPath(path).name == called.name]
+        candidates = exact or alike
         home = os.path.dirname(near)
         if not folders(called.as_posix()):
             if folders(near) and home in self._folders:
                 candidates = [path for path in candidates if path.startswith(f"{home}/")]
             splits = splits_in(near)
             candidates = [path for path in candidates if not splits or (_split_folders(path) or splits) & splits]
-        return self._nearest(candidates, called.as_posix(), near)
+        path = self._nearest(candidates, called.as_posix(), near)
+        if path is not None and not exact:
+            self.omissions.add("names that are written otherwise (capitals, %20, accents)", f"{name} ({path})")
+        return path
 
     def find_all(self, names: Iterable[str], near: str) -> list[str | None]:
-        """The picture of each name; none for names of several folders that would reach the same one."""
+        """The picture of each name; none for names of several folders that would reach the same one.
+
+        Where a.png and A.png would, the one that the picture has literally does.
+        """
         names = list(names)
         paths = [self.find(name, near) for name in names]
-        origins: dict[str, set[tuple[str, ...]]] = {}
+        places: dict[str, set[tuple[str, ...]]] = {}
+        calls: dict[str, set[str]] = {}
         for name, path in zip(names, paths):
             if path is not None:
-                origins.setdefault(path, set()).add(folders(name))
-        contested = {
-            path for path, places in origins.items() if any(_differ(*pair) for pair in combinations(places, 2))
-        }
+                places.setdefault(path, set()).add(folders(name))
+                calls.setdefault(path, set()).add(_last(name))
+        contested = {path for path, some in places.items() if any(_differ(*pair) for pair in combinations(some, 2))}
         for path in sorted(contested):
             self.omissions.add(f"pictures that {near} names in several folders", path)
-        return [None if path in contested else path for path in paths]
+
+        def belongs(name: str, path: str) -> bool:
+            return path not in contested and (len(calls[path]) == 1 or _last(name) == _last(path))
+
+        return [path if path is not None and belongs(name, path) else None for name, path in zip(names, paths)]
 
     def beside(self, path: str, name: str = "") -> str | None:
         """The picture of the same stem as an annotation file of its own; of several the one that is called ``name``."""
-        candidates = self._by_stem.get(PurePosixPath(path).stem, [])
+        stem = PurePosixPath(path).stem
+        alike = self._by_stem.get(_form(stem), [])
+        candidates = [candidate for candidate in alike if PurePosixPath(candidate).stem == stem] or alike
         exact = [candidate for candidate in candidates if PurePosixPath(candidate).name == name]
         return self._nearest(exact or candidates, path, os.path.dirname(path))
 
@@ -150,11 +166,20 @@ class Pictures:
             return header(Local(self.root).whole(path))
 
 
+def _last(name: str) -> str:
+    return PurePosixPath(name.replace("\\", "/")).name
+
+
+def _form(name: str) -> str:
+    """What is common to a name as systems and tools write it: in small letters, composed accents and unquoted."""
+    return unicodedata.normalize("NFC", unquote(name)).casefold()
+
+
 def folders(path: str) -> tuple[str, ...]:
     """The folders of a path, innermost first, without words for what lies in them: x/train/images/1.png is train, x."""
     parts = [
         part
-        for part in posixpath.normpath(path.replace("\\", "/")).split("/")[:-1]
+        for part in posixpath.normpath(unicodedata.normalize("NFC", path).replace("\\", "/")).split("/")[:-1]
         if part not in ("", ".", "..") and part[-1] != ":"
     ]
     words = (_KINDS.sub("", part).strip("-_ .") for part in reversed(parts))

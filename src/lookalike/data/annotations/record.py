@@ -113,7 +113,7 @@ def annotated(pictures: Pictures, raw: RawAnnotations) -> Annotated:
         if (size := pictures.size(path)) is not None
     ]
     rows = {scene.path: row for row, scene in enumerate(scenes)}
-    _count_repeats(raw.splits, pictures.omissions)
+    count_repeats(raw.splits, pictures.omissions)
     splits = {
         name: tuple(sorted(rows[path] for path in set(paths) if path in rows)) for name, paths in raw.splits.items()
     }
@@ -121,7 +121,7 @@ def annotated(pictures: Pictures, raw: RawAnnotations) -> Annotated:
     return Annotated(pictures.root, tuple(scenes), classes, raw.joints, raw.bones, splits, notes)
 
 
-def _count_repeats(splits: Mapping[str, Sequence[str]], omissions: Omissions) -> None:
+def count_repeats(splits: Mapping[str, Sequence[str]], omissions: Omissions) -> None:
     """Pictures that a split lists again, and those that two splits share."""
     for name, paths in splits.items():
         omissions.add(f"repeated pictures in the list of {name}", name, len(paths) - len(set(paths)))
