@@ -148,6 +148,57 @@ def test_names_of_classes(tmp_path: Path, text: str) -> None:
     assert names_in(tmp_path / "data.yaml") == ["a", "b c"]
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "names"),
+    [
+        ("data.yaml", "names: {1: dog, 0: cat}", ["cat", "dog"]),
+        ("data.yaml", "names:\n  1: dog\n  0: cat\n", ["cat", "dog"]),
+        ("data.yaml", "names: {2: dog, 0: cat}", ["cat", "1", "dog"]),
+        ("data.yaml", "names: ['', 'king''s']", ["0", "king's"]),
+        ("data.yaml", 'names: ["caf\\u00e9", "c#"]', ["caf\u00e9", "c#"]),
+        ("data.yaml", '{"names": ["cat [a]", "dog"], "nc": 2}', ["cat [a]", "dog"]),
+        ("classes.txt", "\ufeffcat\n\ndog\n\n", ["cat", "1", "dog"]),
+    ],
+)
+def test_names_keep_their_numbers(tmp_path: Path, name: str, text: str, names: list[str]) -> None:
+    (tmp_path / name).write_text(text)
+    assert names_in(tmp_path / name) == names
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\xef\xbb\xbf0 0.5 0.5 0.25 0.5\n",
+        b"0.0 0.5 0.5 0.25 0.5\n",
+        b"0,0.5,0.5,0.25,0.5\n",
+        b"0, 0.5, 0.5, 0.25, 0.5\r\n",
+        b"0 0.5 0.5 0.25 0.5 0.93\n",
+        "0 0.5 0.5 0.25 0.5\n".encode("utf-16"),
+    ],
+)
+def test_lines_in_the_forms_that_tools_write(tmp_path: Path, line: bytes) -> None:
+    photo(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_bytes(line)
+    found = open_annotated(tmp_path)
+    assert only(found).boxes.tolist() == [[24, 12, 40, 36]]
+    assert (found.classes, found.notes) == (("0",), ())
+    (tmp_path / "a.txt").write_bytes(b"0 32 24 10 10\n")
+    with pytest.raises(UserError, match="1 lines that are no object, of shares between 0 and 1, first a"):
+        open_annotated(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["iso-8859-1", "utf-16", "cp1252", "utf-8", "utf-8-sig"])
+def test_xml_in_the_encoding_that_it_declares(tmp_path: Path, encoding: str) -> None:
+    photo(tmp_path / "a.png")
+    head = f'<?xml version="1.0" encoding="{encoding.removesuffix("-sig")}"?>'
+    text = head + VOC.format(name="a.png", hard=0).replace("cat", "caf\u00e9")
+    (tmp_path / "a.xml").write_bytes(text.encode(encoding))
+    assert open_annotated(tmp_path).classes == ("caf\u00e9", "dog")
+    (tmp_path / "a.xml").write_bytes(text.replace("<annotation>", "<!DOCTYPE a><annotation>").encode(encoding))
+    with pytest.raises(UserError, match="document type"):
+        open_annotated(tmp_path)
+
+
 def test_leeds(tmp_path: Path) -> None:
     table = np.full((14, 3, 5), -9.0)
     table[0, :, 4], table[1, :, 4], table[2, :, 4] = (10, 20, 1), (30, 40, 1), (5, 5, 0)

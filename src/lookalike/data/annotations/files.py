@@ -6,6 +6,7 @@ or a polygon, as shares of the picture's sides. MATLAB's files are those of Leed
 
 from __future__ import annotations
 
+import codecs
 import csv
 import math
 import re
@@ -103,12 +104,20 @@ def parsed(data: bytes) -> ElementTree.Element:
     if len(data) > _MOST_BYTES:
         raise Unreadable(f"{len(data)} bytes are more than the limit of {_MOST_BYTES}")
     try:
-        text = data.decode("utf-8-sig")  # whatever the file declares: so nothing hides in another encoding
+        text = _xml_text(data)  # and never its bytes to the parser: so nothing hides in another encoding
         if "<!DOCTYPE" in text or "<!ENTITY" in text:
             raise Unreadable("it has a document type")
         return ElementTree.fromstring(text)
-    except (ElementTree.ParseError, ValueError) as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise Unreadable(f"no XML: {error}") from None
+
+
+def _xml_text(data: bytes) -> str:
+    """By the byte order mark, else by the encoding that the file declares, else as UTF-8."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    declared = re.match(rb"""\s*<\?xml[^>]{0,99}?encoding\s*=\s*["']([\w.-]{1,30})["']""", data)
+    return data.decode("utf-8-sig" if declared is None or declared[1].lower() == b"utf-8" else declared[1].decode())
 
 
 def _voc_thing(part: ElementTree.Element) -> Thing | None:
@@ -145,26 +154,36 @@ def yolo(pictures: Pictures, files: Sequence[str], names: Sequence[str]) -> RawA
     for path, file in _described(pictures, ((file, pictures.beside(file), True) for file in files)):
         if (size := pictures.size(path)) is not None:
             try:
-                lines = Local(pictures.root).whole(file).decode("utf-8", "replace").splitlines()
+                lines = plain_text(Local(pictures.root).whole(file)).splitlines()
             except Unreadable as unreadable:
                 pictures.omissions.add("files that cannot be read", f"{file} ({unreadable.reason})")
                 continue
-            things = [_yolo_thing(line.split(), names, *size) for line in lines if line.strip()]
+            things = [_yolo_thing(line.replace(",", " ").split(), names, *size) for line in lines if line.strip()]
             raw.things[path] = [thing for thing in things if thing is not None]
-            pictures.omissions.add("lines that are no object", file, things.count(None))
+            pictures.omissions.add("lines that are no object, of shares between 0 and 1", file, things.count(None))
     return raw
+
+
+def plain_text(data: bytes) -> str:
+    """UTF-16 where a byte order mark says so, else UTF-8."""
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if utf16 else "utf-8-sig", "replace")
 
 
 def _yolo_thing(words: Sequence[str], names: Sequence[str], height: int, width: int) -> Thing | None:
     try:
-        number, shares = int(words[0]), [float(word) for word in words[1:]]
-    except ValueError:
+        number, shares = int(float(words[0])), [float(word) for word in words[1:]]
+    except (ValueError, OverflowError):
+        return None
+    if number != float(words[0]):
         return None
     if number < 0 or (names and number >= len(names)) or not all(map(math.isfinite, shares)):
         return None
     name = names[number] if names else str(number)
-    if len(shares) == 4:
-        x, y, w, h = shares
+    if len(shares) == 4 or (len(shares) == 5 and 0 <= shares[4] <= 1):  # a confidence at the end
+        x, y, w, h = shares[:4]
+        if not (0 <= x <= 1 and 0 <= y <= 1):  # pixels or percent
+            return None
         return Thing(((x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height), name)
     if len(shares) < 6 or len(shares) % 2:
         return None
@@ -174,17 +193,26 @@ def _yolo_thing(words: Sequence[str], names: Sequence[str], height: int, width: 
 
 
 def names_in(file: Path) -> list[str]:
-    """The classes of a file of names, one a line, or of ``names`` in a data.yaml; [] where there are none."""
-    text = file.read_text("utf-8", "replace")
+    """The classes of a file of names, one a line, or of ``names`` in a data.yaml, by number; [] where there are none.
+
+    A number without a name is its own name.
+    """
+    text = plain_text(file.read_bytes())
     if file.suffix not in (".yaml", ".yml"):
-        return [line.strip() for line in text.splitlines() if line.strip()]
+        return _by_number(dict(enumerate(line.strip() for line in text.rstrip().splitlines())))
     try:
         content = yaml.load(text, yaml.BaseLoader)  # which knows strings, lists and dictionaries alone
     except yaml.YAMLError:
         return []
     names = content.get("names") if isinstance(content, dict) else None
-    names = list(names.values()) if isinstance(names, dict) else names
-    return [name for name in names if isinstance(name, str) and name] if isinstance(names, list) else []
+    if isinstance(names, dict):
+        return _by_number({int(key): name for key, name in names.items() if str(key).isdecimal() and len(key) < 6})
+    return _by_number(dict(enumerate(names))) if isinstance(names, list) else []
+
+
+def _by_number(names: Mapping[int, object]) -> list[str]:
+    named = (names.get(number) for number in range(max(names, default=-1) + 1))
+    return [name if isinstance(name, str) and name else str(number) for number, name in enumerate(named)]
 
 
 def matlab(pictures: Pictures, file: Path) -> RawAnnotations:
