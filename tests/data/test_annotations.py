@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lookalike.core.errors import UserError
-from lookalike.data.annotations.files import LEEDS, names_in
+from lookalike.data.annotations.files import LEEDS
 from lookalike.data.annotations.open import open_annotated, split_annotated
 from lookalike.data.annotations.pictures import Pictures
 from lookalike.data.annotations.record import Annotated
+from lookalike.data.annotations.yolo import names_in
 from tests.support.scenery import BODY, coco_file, coco_object, made, photo
 
 VOC = """<annotation><filename>{name}</filename><size><width>64</width><height>48</height></size>
@@ -185,6 +186,28 @@ def test_lines_in_the_forms_that_tools_write(tmp_path: Path, line: bytes) -> Non
     (tmp_path / "a.txt").write_bytes(b"0 32 24 10 10\n")
     with pytest.raises(UserError, match="1 lines that are no object, of shares between 0 and 1, first a"):
         open_annotated(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "rest", "last"),
+    [
+        ("[4, 3]", "0.25 0.25 2 0.75 0.25 1 0 0 0 0.25 0.75 2", [16, 36, 2]),
+        ("[4, 3]", "0.25 0.25 2 0.75 0.25 1 0 0 0 0.25 0.75 2 0.93", [16, 36, 2]),
+        ("[4, 2]", "0.25 0.25 0.75 0.25 0 0 0.25 0.75", [16, 36, 2]),
+    ],
+)
+def test_points_behind_a_box(tmp_path: Path, shape: str, rest: str, last: list[int]) -> None:
+    photo(tmp_path / "images/a.png")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/a.txt").write_text(f"0 0.5 0.5 0.25 0.5 {rest}\n")
+    (tmp_path / "cards.yaml").write_text(f"kpt_shape: {shape}\nnames:\n  0: card\n")
+    found = open_annotated(tmp_path, points=True)
+    scene = only(found)
+    assert (found.classes, found.joints, found.notes) == (("card",), ("0", "1", "2", "3"), ())
+    assert scene.boxes.tolist() == [[24, 12, 40, 36]]
+    assert (scene.points[0, 0].tolist(), scene.points[0, 2].tolist()) == ([16, 12, 2], [0, 0, 0])
+    assert scene.points[0, 3].tolist() == last
+    assert scene.outlines == (None,)
 
 
 @pytest.mark.parametrize("encoding", ["iso-8859-1", "utf-16", "cp1252", "utf-8", "utf-8-sig"])

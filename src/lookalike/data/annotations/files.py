@@ -1,16 +1,14 @@
-"""Annotations in files other than COCO's: Pascal VOC's XML, YOLO's text, and points in tables of MATLAB or .csv.
+"""Annotations in files other than COCO's: Pascal VOC's XML, and points in tables of MATLAB or .csv.
 
-XML with a document type is refused, so nothing in it can expand. YOLO has a line an object, ``class x y width height``
-or a polygon, as shares of the picture's sides. MATLAB's files are those of Leeds Sports Poses.
+XML with a document type is refused, so nothing in it can expand. MATLAB's files are those of Leeds Sports Poses.
 """
 
 from __future__ import annotations
 
 import codecs
 import csv
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -18,11 +16,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 import scipy.io
-import yaml
 
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.annotations.masks import Polygons
-from lookalike.data.annotations.pictures import Pictures
+from lookalike.data.annotations.pictures import Pictures, one_file_each
 from lookalike.data.annotations.record import VISIBLE, Numbers, RawAnnotations, Thing, known_points
 from lookalike.data.decode import Unreadable
 from lookalike.data.formats.disk import Local
@@ -42,7 +38,6 @@ _BONES = ((0, 1), (1, 2), (3, 4), (4, 5), (2, 3), (6, 7), (7, 8), (9, 10), (10, 
 _MOST_NUMBERS = 100_000_000  # numbers of one table
 _CLASSES = ("class", "label", "name")
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
-NAMES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names", "_darknet.labels")
 T = TypeVar("T")
 
 
@@ -51,7 +46,9 @@ def voc(pictures: Pictures, files: list[str]) -> RawAnnotations:
     raw = RawAnnotations()
     trees = dict(_trees(pictures, files))
     by_stem: dict[str, str] = {}
-    for path, file in _described(pictures, ((file, *_pictured(pictures, file, tree)) for file, tree in trees.items())):
+    for path, file in one_file_each(
+        pictures, ((file, *_pictured(pictures, file, tree)) for file, tree in trees.items())
+    ):
         if (size := pictures.size(path)) is not None:
             by_stem[Path(file).stem] = path
             if _fits(trees[file], size):
@@ -81,22 +78,6 @@ def _pictured(pictures: Pictures, file: str, tree: ElementTree.Element) -> tuple
     if own and stated and own != stated:
         pictures.omissions.add("files that name another picture than that of their own stem", f"{file}: not {stated}")
     return own or stated, own is not None
-
-
-def _described(pictures: Pictures, found: Iterable[tuple[str, str | None, bool]]) -> list[tuple[str, str]]:
-    """(picture, file) of files, their pictures and whether these share their stem: one file a picture, the nearest."""
-    origins: dict[str, str] = {}
-    ranked = sorted(
-        (not own, Path(file).stem != Path(path or "").stem, -pictures.agreement(file, path or ""), file, path)
-        for file, path, own in found
-    )
-    for *_, file, path in ranked:
-        if path is None:
-            pictures.omissions.add("files whose picture is not in the folder", file)
-        elif (first := origins.setdefault(path, file)) != file:
-            where = f"{file}: {path} is that of {first}"
-            pictures.omissions.add("files whose picture has a file of its own or an earlier one", where)
-    return sorted(origins.items())
 
 
 def parsed(data: bytes) -> ElementTree.Element:
@@ -146,73 +127,6 @@ def image_sets(folder: Path, by_stem: Mapping[str, T]) -> dict[str, list[T]]:
             lines = (folder / f"{name}.txt").read_text("utf-8", "surrogateescape").split("\n")
             splits[split] = [by_stem[stem] for line in lines if (stem := line.strip()) in by_stem]
     return splits
-
-
-def yolo(pictures: Pictures, files: Sequence[str], names: Sequence[str]) -> RawAnnotations:
-    """What the files, relative to the root, state; a picture without a file is left out, one with an empty file not."""
-    raw = RawAnnotations(classes=set(names))
-    for path, file in _described(pictures, ((file, pictures.beside(file), True) for file in files)):
-        if (size := pictures.size(path)) is not None:
-            try:
-                lines = plain_text(Local(pictures.root).whole(file)).splitlines()
-            except Unreadable as unreadable:
-                pictures.omissions.add("files that cannot be read", f"{file} ({unreadable.reason})")
-                continue
-            things = [_yolo_thing(line.replace(",", " ").split(), names, *size) for line in lines if line.strip()]
-            raw.things[path] = [thing for thing in things if thing is not None]
-            pictures.omissions.add("lines that are no object, of shares between 0 and 1", file, things.count(None))
-    return raw
-
-
-def plain_text(data: bytes) -> str:
-    """UTF-16 where a byte order mark says so, else UTF-8."""
-    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return data.decode("utf-16" if utf16 else "utf-8-sig", "replace")
-
-
-def _yolo_thing(words: Sequence[str], names: Sequence[str], height: int, width: int) -> Thing | None:
-    try:
-        number, shares = int(float(words[0])), [float(word) for word in words[1:]]
-    except (ValueError, OverflowError):
-        return None
-    if number != float(words[0]):
-        return None
-    if number < 0 or (names and number >= len(names)) or not all(map(math.isfinite, shares)):
-        return None
-    name = names[number] if names else str(number)
-    if len(shares) == 4 or (len(shares) == 5 and 0 <= shares[4] <= 1):  # a confidence at the end
-        x, y, w, h = shares[:4]
-        if not (0 <= x <= 1 and 0 <= y <= 1):  # pixels or percent
-            return None
-        return Thing(((x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height), name)
-    if len(shares) < 6 or len(shares) % 2:
-        return None
-    corners = (np.array(shares).reshape(-1, 2) * [width, height]).clip(0, [width, height])
-    left, top, right, bottom = map(float, (*corners.min(0), *corners.max(0)))
-    return Thing((left, top, right, bottom), name, outline=Polygons((corners.reshape(-1),), height, width))
-
-
-def names_in(file: Path) -> list[str]:
-    """The classes of a file of names, one a line, or of ``names`` in a data.yaml, by number; [] where there are none.
-
-    A number without a name is its own name.
-    """
-    text = plain_text(file.read_bytes())
-    if file.suffix not in (".yaml", ".yml"):
-        return _by_number(dict(enumerate(line.strip() for line in text.rstrip().splitlines())))
-    try:
-        content = yaml.load(text, yaml.BaseLoader)  # which knows strings, lists and dictionaries alone
-    except yaml.YAMLError:
-        return []
-    names = content.get("names") if isinstance(content, dict) else None
-    if isinstance(names, dict):
-        return _by_number({int(key): name for key, name in names.items() if str(key).isdecimal() and len(key) < 6})
-    return _by_number(dict(enumerate(names))) if isinstance(names, list) else []
-
-
-def _by_number(names: Mapping[int, object]) -> list[str]:
-    named = (names.get(number) for number in range(max(names, default=-1) + 1))
-    return [name if isinstance(name, str) and name else str(number) for number, name in enumerate(named)]
 
 
 def matlab(pictures: Pictures, file: Path) -> RawAnnotations:

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.annotations.files import NAMES, comma_separated, matlab, names_in, voc, yolo
+from lookalike.data.annotations.files import comma_separated, matlab, voc
 from lookalike.data.annotations.masks import Box, Outline, bounds, outline
 from lookalike.data.annotations.pictures import Omissions, Pictures, splits_in
 from lookalike.data.annotations.record import Annotated, RawAnnotations, Thing, annotated
+from lookalike.data.annotations.yolo import NAMES, YAML, names_in, points_shape, yolo
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, by_split, listed
 from lookalike.data.source import split_by_hash
 
@@ -108,9 +109,12 @@ def _in_folder(pictures: Pictures, points: bool, inside: str = "") -> RawAnnotat
     text = [file for file in files if file.lower().endswith(".txt") and os.path.basename(file) not in NAMES]
     homes = {os.path.dirname(file) for file in text if pictures.beside(file) is not None}
     if text := [file for file in text if os.path.dirname(file) in homes]:
-        beside = (pictures.root / folder / name for name in NAMES for folder in ("", "labels/"))
-        names = next((names for file in beside if file.is_file() and (names := names_in(file))), [])
-        return yolo(pictures, text, names)
+        beside = [pictures.root / folder / name for name in NAMES for folder in ("", "labels/")]
+        beside += sorted(file for suffix in YAML for file in pictures.root.glob(f"*{suffix}") if file not in beside)
+        settings = [file for file in beside if file.is_file()]
+        names = next((names for file in settings if (names := names_in(file))), [])
+        shape = next((shape for file in settings if file.suffix in YAML and (shape := points_shape(file))[0]), (0, 3))
+        return yolo(pictures, text, names, shape)
     if len(tables) == 1:
         return _of_file(pictures, pictures.root / tables[0])
     raise UserError(f"{pictures.root}: no annotations in it; --annotations names {_KINDS}", BAD_DATA)

@@ -166,6 +166,22 @@ class Pictures:
             return header(Local(self.root).whole(path))
 
 
+def one_file_each(pictures: Pictures, found: Iterable[tuple[str, str | None, bool]]) -> list[tuple[str, str]]:
+    """(picture, file) of files, their pictures and whether these share their stem: one file a picture, the nearest."""
+    origins: dict[str, str] = {}
+    ranked = sorted(
+        (not own, Path(file).stem != Path(path or "").stem, -pictures.agreement(file, path or ""), file, path)
+        for file, path, own in found
+    )
+    for *_, file, path in ranked:
+        if path is None:
+            pictures.omissions.add("files whose picture is not in the folder", file)
+        elif (first := origins.setdefault(path, file)) != file:
+            where = f"{file}: {path} is that of {first}"
+            pictures.omissions.add("files whose picture has a file of its own or an earlier one", where)
+    return sorted(origins.items())
+
+
 def _last(name: str) -> str:
     return PurePosixPath(name.replace("\\", "/")).name
 
