@@ -14,9 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lookalike.core.errors import UserError
-from lookalike.data.annotations.files import LEEDS, names_in
+from lookalike.data.annotations.files import LEEDS
 from lookalike.data.annotations.open import open_annotated, split_annotated
-from lookalike.data.annotations.record import Annotated, Pictures
+from lookalike.data.annotations.pictures import Pictures
+from lookalike.data.annotations.record import Annotated
+from lookalike.data.annotations.yolo import names_in
 from tests.support.scenery import BODY, coco_file, coco_object, made, photo
 
 VOC = """<annotation><filename>{name}</filename><size><width>64</width><height>48</height></size>
@@ -76,6 +78,7 @@ def test_coco_says_what_it_could_not_use(tmp_path: Path) -> None:
     found = open_annotated(tmp_path)
     assert only(found).boxes.tolist() == [[2, 2, 10, 10], [2, 2, 64, 10], [2, 2, 9, 9]]
     assert [note.split(",")[0] for note in found.notes] == [
+        "1 annotations of x.json of pictures that it does not list",
         "2 annotations of x.json without a box or a class",
         "2 objects without an area in their picture",
         "1 outlines that cannot be read",
@@ -144,6 +147,79 @@ def test_yolo(tmp_path: Path) -> None:
 def test_names_of_classes(tmp_path: Path, text: str) -> None:
     (tmp_path / "data.yaml").write_text(text)
     assert names_in(tmp_path / "data.yaml") == ["a", "b c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "names"),
+    [
+        ("data.yaml", "names: {1: dog, 0: cat}", ["cat", "dog"]),
+        ("data.yaml", "names:\n  1: dog\n  0: cat\n", ["cat", "dog"]),
+        ("data.yaml", "names: {2: dog, 0: cat}", ["cat", "1", "dog"]),
+        ("data.yaml", "names: ['', 'king''s']", ["0", "king's"]),
+        ("data.yaml", 'names: ["caf\\u00e9", "c#"]', ["caf\u00e9", "c#"]),
+        ("data.yaml", '{"names": ["cat [a]", "dog"], "nc": 2}', ["cat [a]", "dog"]),
+        ("classes.txt", "\ufeffcat\n\ndog\n\n", ["cat", "1", "dog"]),
+    ],
+)
+def test_names_keep_their_numbers(tmp_path: Path, name: str, text: str, names: list[str]) -> None:
+    (tmp_path / name).write_text(text)
+    assert names_in(tmp_path / name) == names
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\xef\xbb\xbf0 0.5 0.5 0.25 0.5\n",
+        b"0.0 0.5 0.5 0.25 0.5\n",
+        b"0,0.5,0.5,0.25,0.5\n",
+        b"0, 0.5, 0.5, 0.25, 0.5\r\n",
+        b"0 0.5 0.5 0.25 0.5 0.93\n",
+        "0 0.5 0.5 0.25 0.5\n".encode("utf-16"),
+    ],
+)
+def test_lines_in_the_forms_that_tools_write(tmp_path: Path, line: bytes) -> None:
+    photo(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_bytes(line)
+    found = open_annotated(tmp_path)
+    assert only(found).boxes.tolist() == [[24, 12, 40, 36]]
+    assert (found.classes, found.notes) == (("0",), ())
+    (tmp_path / "a.txt").write_bytes(b"0 32 24 10 10\n")
+    with pytest.raises(UserError, match="1 lines that are no object, of shares between 0 and 1, first a"):
+        open_annotated(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "rest", "last"),
+    [
+        ("[4, 3]", "0.25 0.25 2 0.75 0.25 1 0 0 0 0.25 0.75 2", [16, 36, 2]),
+        ("[4, 3]", "0.25 0.25 2 0.75 0.25 1 0 0 0 0.25 0.75 2 0.93", [16, 36, 2]),
+        ("[4, 2]", "0.25 0.25 0.75 0.25 0 0 0.25 0.75", [16, 36, 2]),
+    ],
+)
+def test_points_behind_a_box(tmp_path: Path, shape: str, rest: str, last: list[int]) -> None:
+    photo(tmp_path / "images/a.png")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/a.txt").write_text(f"0 0.5 0.5 0.25 0.5 {rest}\n")
+    (tmp_path / "cards.yaml").write_text(f"kpt_shape: {shape}\nnames:\n  0: card\n")
+    found = open_annotated(tmp_path, points=True)
+    scene = only(found)
+    assert (found.classes, found.joints, found.notes) == (("card",), ("0", "1", "2", "3"), ())
+    assert scene.boxes.tolist() == [[24, 12, 40, 36]]
+    assert (scene.points[0, 0].tolist(), scene.points[0, 2].tolist()) == ([16, 12, 2], [0, 0, 0])
+    assert scene.points[0, 3].tolist() == last
+    assert scene.outlines == (None,)
+
+
+@pytest.mark.parametrize("encoding", ["iso-8859-1", "utf-16", "cp1252", "utf-8", "utf-8-sig"])
+def test_xml_in_the_encoding_that_it_declares(tmp_path: Path, encoding: str) -> None:
+    photo(tmp_path / "a.png")
+    head = f'<?xml version="1.0" encoding="{encoding.removesuffix("-sig")}"?>'
+    text = head + VOC.format(name="a.png", hard=0).replace("cat", "caf\u00e9")
+    (tmp_path / "a.xml").write_bytes(text.encode(encoding))
+    assert open_annotated(tmp_path).classes == ("caf\u00e9", "dog")
+    (tmp_path / "a.xml").write_bytes(text.replace("<annotation>", "<!DOCTYPE a><annotation>").encode(encoding))
+    with pytest.raises(UserError, match="document type"):
+        open_annotated(tmp_path)
 
 
 def test_leeds(tmp_path: Path) -> None:

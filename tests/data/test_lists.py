@@ -63,6 +63,18 @@ def test_a_table_with_labels_and_splits(tmp_path: Path) -> None:
     assert open_source(data, "val").classes == train.classes == ["a, b", "dog"]
 
 
+def test_repeated_rows_are_said(tmp_path: Path) -> None:
+    written(tmp_path, "a.png", PNG)
+    written(tmp_path, "b.png", PNG)
+    data = written(
+        tmp_path, "list.csv", "path,label,split\na.png,,train\nb.png,cat,train\n./a.png,dog,test\nb.png,cat,\n"
+    )
+    source = open_source(data)
+    assert (source.paths, source.classes, source.labels.tolist()) == (["a.png", "b.png"], ["cat", "dog"], [1, 0])
+    rest = "1 of them in another split, of which the first counts: a.png"
+    assert source.unlisted == {"list.csv": f"2 rows repeat an earlier path, first a.png; {rest}"}
+
+
 def test_numbers_are_numbered_as_numbers(tmp_path: Path) -> None:
     written(tmp_path, "a", PNG)
     source = open_source(written(tmp_path, "list.csv", "path,class\na,10\nb,9\nc,-1\nd,\n"))
@@ -78,6 +90,7 @@ def test_numbers_are_numbered_as_numbers(tmp_path: Path) -> None:
         ("a.csv", "", "names no column path"),
         ("a.csv", "x,y\n1,2\n", "names no column path"),
         ("a.csv", "path,label\n", "no path in it"),
+        ("a.csv", "path,label\na,cat\nb,dog\na,dog\n", "a is cat first and dog in a later row"),
         ("a.csv", 'path\n"' + "x" * 200_000, "no table that can be read"),
     ],
 )

@@ -272,6 +272,25 @@ def test_lists_of_pascal_voc_divide_the_photos(tmp_path: Path) -> None:
     ]
 
 
+def test_repeats_of_photos_masks_and_lists_are_said(tmp_path: Path) -> None:
+    for name in ("images/0.png", "images/1.png", "photos/1.png", "masks/0.png", "labels/0.png", "masks/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        image, mask = scene(int(name[-5]))
+        (image if name[0] in "ip" else Image.fromarray(mask)).save(tmp_path / name)
+    lists = tmp_path / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("0\n0\n1\n")
+    (lists / "val.txt").write_text("1\n")
+    found = pairs(str(tmp_path))
+    assert (len(found.reference), len(found.query)) == (2, 1)
+    assert found.notes == (
+        "1 masks are left out, whose photo has an earlier mask, first masks/0.png (after labels/0.png)",
+        "1 photos are left out, which have the name of an earlier one, first photos/1.png (after images/1.png)",
+        "1 pictures that are in both train and validation, first images/1.png",
+        "1 repeated pictures in the list of train, first train",
+    )
+
+
 def png(image: Image.Image, tmp_path: Path) -> bytes:
     image.save(tmp_path / "mask.png")
     return (tmp_path / "mask.png").read_bytes()

@@ -59,7 +59,7 @@ def detect(spec: Boxes, model: Trained, data: Data, resources: Resources) -> Res
     tools()
     annotated = open_annotated(str(data), spec.annotations, points=isinstance(spec, Keypoints))
     for note in annotated.notes:
-        resources.say(f"left out: {note}")
+        resources.say(f"annotations: {note}")
     if isinstance(spec, Keypoints) and in_mirror(annotated.joints) is None:
         resources.say("no picture is mirrored in training, since the names of the points do not say left and right")
     done = fit(spec, model, *split_annotated(annotated), resources)

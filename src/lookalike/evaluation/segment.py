@@ -84,12 +84,15 @@ class Segmented(NamedTuple):
     reference: int
     queries: int
     unmasked: list[str]  # photos without a mask, which are left out
+    notes: tuple[str, ...]  # what repeats in the data, in words
     predictions: list[tuple[Prediction, Example]]
 
 
 def segment(spec: Segment, model: Trained, data: Data, resources: Resources) -> Result:
     """Mean intersection over union, pixel accuracy, and the former of each class."""
     done = segmented(spec, model, data, resources)
+    for note in done.notes:
+        resources.say(note)
     if done.unmasked:
         resources.say(f"{len(done.unmasked)} photos have no mask and are left out, first {done.unmasked[0]}")
     miou, accuracy, iou = done.scores
@@ -115,7 +118,7 @@ def segmented(spec: Segment, model: Trained, data: Data, resources: Resources) -
         if len(shown) < _SHOWN:
             shown.append((one, scenes.query.source.example(one.row, _SIDE)))
     counts = (len(scenes.reference), len(scenes.query))
-    return Segmented(confusion.scores(), classes, *counts, scenes.unmasked, shown)
+    return Segmented(confusion.scores(), classes, *counts, scenes.unmasked, scenes.notes, shown)
 
 
 def digest(scenes: MaskedPhotos, classes: MaskClasses) -> str:

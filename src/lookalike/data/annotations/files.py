@@ -1,15 +1,14 @@
-"""Annotations in files other than COCO's: Pascal VOC's XML, YOLO's text, and points in tables of MATLAB or .csv.
+"""Annotations in files other than COCO's: Pascal VOC's XML, and points in tables of MATLAB or .csv.
 
-XML with a document type is refused, so nothing in it can expand. YOLO has a line an object, ``class x y width height``
-or a polygon, as shares of the picture's sides. MATLAB's files are those of Leeds Sports Poses.
+XML with a document type is refused, so nothing in it can expand. MATLAB's files are those of Leeds Sports Poses.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -17,11 +16,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 import scipy.io
-import yaml
 
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.annotations.masks import Polygons
-from lookalike.data.annotations.record import VISIBLE, Numbers, Pictures, RawAnnotations, Thing, known_points
+from lookalike.data.annotations.pictures import Pictures, one_file_each
+from lookalike.data.annotations.record import VISIBLE, Numbers, RawAnnotations, Thing, known_points
 from lookalike.data.decode import Unreadable
 from lookalike.data.formats.disk import Local
 from lookalike.data.formats.encoded import PATHS
@@ -40,32 +38,46 @@ _BONES = ((0, 1), (1, 2), (3, 4), (4, 5), (2, 3), (6, 7), (7, 8), (9, 10), (10, 
 _MOST_NUMBERS = 100_000_000  # numbers of one table
 _CLASSES = ("class", "label", "name")
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
-NAMES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names", "_darknet.labels")
 T = TypeVar("T")
 
 
 def voc(pictures: Pictures, files: list[str]) -> RawAnnotations:
     """What the files, relative to the root, state; those that cannot be read are counted."""
     raw = RawAnnotations()
+    trees = dict(_trees(pictures, files))
     by_stem: dict[str, str] = {}
-    for file in files:
-        try:
-            tree = parsed(Local(pictures.root).whole(file))
-        except Unreadable as unreadable:
-            pictures.omissions.add("files that cannot be read", f"{file} ({unreadable.reason})")
-            continue
-        name = (tree.findtext("filename") or "").strip()
-        path = (pictures.find(name, file) if name else None) or pictures.beside(file)
-        if path is None:
-            pictures.omissions.add("files whose picture is not in the folder", file)
-        elif (size := pictures.size(path)) is not None:
+    for path, file in one_file_each(
+        pictures, ((file, *_pictured(pictures, file, tree)) for file, tree in trees.items())
+    ):
+        if (size := pictures.size(path)) is not None:
             by_stem[Path(file).stem] = path
-            if _fits(tree, size):
-                raw.things[path] = [thing for part in tree.iter("object") if (thing := _voc_thing(part)) is not None]
+            if _fits(trees[file], size):
+                raw.things[path] = [
+                    thing for part in trees[file].iter("object") if (thing := _voc_thing(part)) is not None
+                ]
             else:
                 pictures.omissions.add("pictures of another size than their annotations state", path)
     raw.splits = image_sets(pictures.root / "ImageSets" / "Main", by_stem)
     return raw
+
+
+def _trees(pictures: Pictures, files: Sequence[str]) -> Iterator[tuple[str, ElementTree.Element]]:
+    for file in files:
+        try:
+            yield file, parsed(Local(pictures.root).whole(file))
+        except Unreadable as unreadable:
+            pictures.omissions.add("files that cannot be read", f"{file} ({unreadable.reason})")
+
+
+def _pictured(pictures: Pictures, file: str, tree: ElementTree.Element) -> tuple[str | None, bool]:
+    """The picture of the file's own stem, else the one that it names; and whether it is the former."""
+    name = (tree.findtext("filename") or "").strip()
+    own = pictures.beside(file, PurePosixPath(name.replace("\\", "/")).name)
+    folder = file.rpartition("/")[0]
+    stated = pictures.find(name, f"{folder}/" if folder else "") if name else None
+    if own and stated and own != stated:
+        pictures.omissions.add("files that name another picture than that of their own stem", f"{file}: not {stated}")
+    return own or stated, own is not None
 
 
 def parsed(data: bytes) -> ElementTree.Element:
@@ -73,12 +85,20 @@ def parsed(data: bytes) -> ElementTree.Element:
     if len(data) > _MOST_BYTES:
         raise Unreadable(f"{len(data)} bytes are more than the limit of {_MOST_BYTES}")
     try:
-        text = data.decode("utf-8-sig")  # whatever the file declares: so nothing hides in another encoding
+        text = _xml_text(data)  # and never its bytes to the parser: so nothing hides in another encoding
         if "<!DOCTYPE" in text or "<!ENTITY" in text:
             raise Unreadable("it has a document type")
         return ElementTree.fromstring(text)
-    except (ElementTree.ParseError, ValueError) as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise Unreadable(f"no XML: {error}") from None
+
+
+def _xml_text(data: bytes) -> str:
+    """By the byte order mark, else by the encoding that the file declares, else as UTF-8."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    declared = re.match(rb"""\s*<\?xml[^>]{0,99}?encoding\s*=\s*["']([\w.-]{1,30})["']""", data)
+    return data.decode("utf-8-sig" if declared is None or declared[1].lower() == b"utf-8" else declared[1].decode())
 
 
 def _voc_thing(part: ElementTree.Element) -> Thing | None:
@@ -107,56 +127,6 @@ def image_sets(folder: Path, by_stem: Mapping[str, T]) -> dict[str, list[T]]:
             lines = (folder / f"{name}.txt").read_text("utf-8", "surrogateescape").split("\n")
             splits[split] = [by_stem[stem] for line in lines if (stem := line.strip()) in by_stem]
     return splits
-
-
-def yolo(pictures: Pictures, files: Sequence[str], names: Sequence[str]) -> RawAnnotations:
-    """What the files, relative to the root, state; a picture without a file is left out, one with an empty file not."""
-    raw = RawAnnotations(classes=set(names))
-    for file in files:
-        if (path := pictures.beside(file)) is None:
-            pictures.omissions.add("files whose picture is not in the folder", file)
-        elif (size := pictures.size(path)) is not None:
-            try:
-                lines = Local(pictures.root).whole(file).decode("utf-8", "replace").splitlines()
-            except Unreadable as unreadable:
-                pictures.omissions.add("files that cannot be read", f"{file} ({unreadable.reason})")
-                continue
-            things = [_yolo_thing(line.split(), names, *size) for line in lines if line.strip()]
-            raw.things[path] = [thing for thing in things if thing is not None]
-            pictures.omissions.add("lines that are no object", file, things.count(None))
-    return raw
-
-
-def _yolo_thing(words: Sequence[str], names: Sequence[str], height: int, width: int) -> Thing | None:
-    try:
-        number, shares = int(words[0]), [float(word) for word in words[1:]]
-    except ValueError:
-        return None
-    if number < 0 or (names and number >= len(names)) or not all(map(math.isfinite, shares)):
-        return None
-    name = names[number] if names else str(number)
-    if len(shares) == 4:
-        x, y, w, h = shares
-        return Thing(((x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height), name)
-    if len(shares) < 6 or len(shares) % 2:
-        return None
-    corners = (np.array(shares).reshape(-1, 2) * [width, height]).clip(0, [width, height])
-    left, top, right, bottom = map(float, (*corners.min(0), *corners.max(0)))
-    return Thing((left, top, right, bottom), name, outline=Polygons((corners.reshape(-1),), height, width))
-
-
-def names_in(file: Path) -> list[str]:
-    """The classes of a file of names, one a line, or of ``names`` in a data.yaml; [] where there are none."""
-    text = file.read_text("utf-8", "replace")
-    if file.suffix not in (".yaml", ".yml"):
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    try:
-        content = yaml.load(text, yaml.BaseLoader)  # which knows strings, lists and dictionaries alone
-    except yaml.YAMLError:
-        return []
-    names = content.get("names") if isinstance(content, dict) else None
-    names = list(names.values()) if isinstance(names, dict) else names
-    return [name for name in names if isinstance(name, str) and name] if isinstance(names, list) else []
 
 
 def matlab(pictures: Pictures, file: Path) -> RawAnnotations:
@@ -227,8 +197,8 @@ def comma_separated(pictures: Pictures, file: Path) -> RawAnnotations:
             f"{file}: its first line names no path, or neither NAME_x and NAME_y nor xmin to ymax", BAD_DATA
         )
     raw = RawAnnotations(joints=joints)
-    for row in rows:
-        path = pictures.find(row[path_column], file.name)
+    paths = pictures.find_all([row[path_column] for row in rows], pictures.relative(file))
+    for row, path in zip(rows, paths):
         if path is None:
             pictures.omissions.add(f"rows of {file.name} whose picture is not in the folder", row[path_column])
         elif (size := pictures.size(path)) is not None:

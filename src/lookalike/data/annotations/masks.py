@@ -64,11 +64,24 @@ class Runs:
 
 
 Outline = Polygons | Runs
+Box = tuple[float, float, float, float]
+
+
+def bounds(shape: Outline) -> Box:
+    """Left, top, right and bottom of an outline in pixels."""
+    if isinstance(shape, Polygons):
+        corners = np.concatenate([ring.reshape(-1, 2) for ring in shape.rings])
+        left, top, right, bottom = map(float, (*corners.min(0), *corners.max(0)))
+        return left, top, right, bottom
+    inside = shape.mask(shape.height, shape.width)
+    columns, rows = np.flatnonzero(inside.any(0)), np.flatnonzero(inside.any(1))
+    return (columns[0], rows[0], columns[-1] + 1.0, rows[-1] + 1.0) if len(rows) else (0.0, 0.0, 0.0, 0.0)
 
 
 def outline(plain: Any, height: int, width: int) -> Outline | None:
     """The outline in one annotation of COCO's JSON, of a picture of this size; None where it is none."""
     if isinstance(plain, list):
+        plain = [plain] if all(isinstance(number, int | float) for number in plain) else plain
         rings = tuple(ring for part in plain if (ring := _ring(part)) is not None)
         return Polygons(rings, height, width) if rings else None
     if not isinstance(plain, dict) or plain.get("size") != [height, width]:

@@ -8,21 +8,24 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.annotations.files import NAMES, comma_separated, matlab, names_in, voc, yolo
-from lookalike.data.annotations.masks import outline
-from lookalike.data.annotations.record import Annotated, Pictures, RawAnnotations, Thing, annotated, splits_in
+from lookalike.data.annotations.files import comma_separated, matlab, voc
+from lookalike.data.annotations.masks import Box, Outline, bounds, outline
+from lookalike.data.annotations.pictures import Omissions, Pictures, splits_in
+from lookalike.data.annotations.record import Annotated, RawAnnotations, Thing, annotated
+from lookalike.data.annotations.yolo import NAMES, YAML, names_in, points_shape, yolo
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, by_split, listed
 from lookalike.data.source import split_by_hash
 
 _OTHERS = ("caption", "panoptic", "stuff", "image_info")  # words in names of COCO's files that hold no objects
 _POINTS = "keypoints"
+_LISTS = ("images", "annotations", "categories")
 _KINDS = "COCO's .json, Pascal VOC's .xml, YOLO's .txt, a .mat or .csv with points"
 
 
@@ -97,17 +100,21 @@ def _in_folder(pictures: Pictures, points: bool, inside: str = "") -> RawAnnotat
     """What the files below the root state: the first kind there is, points first where they are wanted."""
     files = [f for f in listed(pictures.root, (".json", ".xml", ".txt", ".mat", ".csv")).files if f.startswith(inside)]
     if json := _coco_files(pictures.root, files, points):
-        return coco(pictures, json)
+        return coco(pictures, _readable(pictures, json))
     tables = [file for file in files if file.lower().endswith((".mat", ".csv"))]
     if points and len(tables) == 1:
         return _of_file(pictures, pictures.root / tables[0])
     if xml := [file for file in files if file.lower().endswith(".xml")]:
         return voc(pictures, xml)
     text = [file for file in files if file.lower().endswith(".txt") and os.path.basename(file) not in NAMES]
-    if text := [file for file in text if pictures.beside(file) is not None]:
-        beside = (pictures.root / folder / name for name in NAMES for folder in ("", "labels/"))
-        names = next((names for file in beside if file.is_file() and (names := names_in(file))), [])
-        return yolo(pictures, text, names)
+    homes = {os.path.dirname(file) for file in text if pictures.beside(file) is not None}
+    if text := [file for file in text if os.path.dirname(file) in homes]:
+        beside = [pictures.root / folder / name for name in NAMES for folder in ("", "labels/")]
+        beside += sorted(file for suffix in YAML for file in pictures.root.glob(f"*{suffix}") if file not in beside)
+        settings = [file for file in beside if file.is_file()]
+        names = next((names for file in settings if (names := names_in(file))), [])
+        shape = next((shape for file in settings if file.suffix in YAML and (shape := points_shape(file))[0]), (0, 3))
+        return yolo(pictures, text, names, shape)
     if len(tables) == 1:
         return _of_file(pictures, pictures.root / tables[0])
     raise UserError(f"{pictures.root}: no annotations in it; --annotations names {_KINDS}", BAD_DATA)
@@ -121,6 +128,20 @@ def _coco_files(root: Path, files: Sequence[str], points: bool) -> list[Path]:
     return [root / file for file in ((pointed or objects) if points else (objects or pointed))]
 
 
+def _readable(pictures: Pictures, files: list[Path]) -> list[Path]:
+    """Those that hold COCO's lists; the others are counted, or all are kept where none does."""
+    reasons: dict[Path, str] = {}
+    for file in files if len(files) > 1 else ():
+        try:
+            lists_of(file, *_LISTS)
+        except UserError as error:
+            reasons[file] = str(error)
+    if len(reasons) < len(files):
+        for reason in reasons.values():
+            pictures.omissions.add("JSON files that hold no annotations of COCO's kind", reason)
+    return [file for file in files if file not in reasons] or files
+
+
 def coco(pictures: Pictures, files: list[Path]) -> RawAnnotations:
     """What the files state, each of which may be a split; raises UserError where one is no COCO file."""
     raw = RawAnnotations()
@@ -128,7 +149,7 @@ def coco(pictures: Pictures, files: list[Path]) -> RawAnnotations:
         name = file.name if file.parent == pictures.root else f"{file.parent.name}/{file.name}"
         paths = _File(pictures, file, name).read(raw)
         for split in splits_in(name):
-            raw.splits.setdefault(split, []).extend(paths)
+            raw.splits[split] = list(dict.fromkeys([*raw.splits.get(split, []), *paths]))
     return raw
 
 
@@ -136,57 +157,80 @@ class _File:
     def __init__(self, pictures: Pictures, file: Path, name: str) -> None:
         self.pictures, self.file, self.name = pictures, file, name
         self.omissions = pictures.omissions
-        self.images, self.annotations, self.categories = lists_of(file, "images", "annotations", "categories")
+        self.images, self.annotations, self.categories = lists_of(file, *_LISTS)
 
     def read(self, raw: RawAnnotations) -> list[str]:
-        paths = dict(self._listed_pictures())
-        names = {key: str(one["name"]) for one in self.categories if _is(key := one.get("id"), int) and "name" in one}
+        listed = {id_of(image.get("id")) for image in self.images}
+        paths = self._listed_pictures()
+        named = [(id_of(one.get("id")), str(one["name"])) for one in self.categories if "name" in one]
+        names = one_meaning(self.file, "class", named, self.omissions)
         raw.classes |= set(names.values())
         for category in self.categories:
             _note_joints(raw, category)
-        for path in paths.values():
-            raw.things.setdefault(path, [])
+        things: dict[Any, list[Thing]] = {key: [] for key in paths}
         for annotation in self.annotations:
-            path = paths.get(_key(annotation.get("image_id")))
-            if path is not None and (thing := self._thing(annotation, names, path)) is not None:
-                raw.things[path].append(thing)
-        return list(paths.values())
+            key = id_of(annotation.get("image_id"))
+            if key not in listed:
+                self.omissions.add(f"annotations of {self.name} of pictures that it does not list", str(key))
+            elif (path := paths.get(key)) and (thing := self._thing(annotation, names, path)) is not None:
+                things[key].append(thing)
+        for key, path in paths.items():
+            if path in raw.origins:
+                self.omissions.add("pictures that are described twice", f"{path} ({raw.origins[path]}, {self.name})")
+            raw.describe(path, things[key], self.name, self.omissions)
+        return list(dict.fromkeys(paths.values()))
 
-    def _listed_pictures(self) -> Iterator[tuple[Any, str]]:
-        """(id, path) of the pictures that are there and have the size that the file states."""
-        for image in self.images:
-            key, name = image.get("id"), image.get("file_name")
-            path = self.pictures.find(name, self.name) if isinstance(name, str) and _is(key, int, str) else None
-            if path is None:
+    def _listed_pictures(self) -> dict[Any, str]:
+        """Paths by id of the pictures that are there and have the size that the file states."""
+        pairs = [(id_of(image.get("id")), image.get("file_name")) for image in self.images]
+        for key, name in pairs:
+            if key is None or not isinstance(name, str):
                 self.omissions.add(f"pictures of {self.name} that are not in the folder", str(name))
-                continue
-            size, stated = self.pictures.size(path), (image.get("height"), image.get("width"))
-            if size is None:
-                continue
-            if stated != (None, None) and stated != size:
-                self.omissions.add("pictures of another size than their annotations state", path)
-                continue
-            yield key, path
+        names = one_meaning(self.file, "image", pairs, self.omissions)
+        sizes = {
+            id_of(image.get("id")): (id_of(image.get("height")), id_of(image.get("width"))) for image in self.images
+        }
+        found = zip(names.items(), self.pictures.find_all(names.values(), self.pictures.relative(self.file)))
+        return {key: path for (key, name), path in found if self._is_there(name, path, sizes[key]) and path}
+
+    def _is_there(self, name: str, path: str | None, stated: tuple[Any, Any]) -> bool:
+        if path is None:
+            self.omissions.add(f"pictures of {self.name} that are not in the folder", name)
+            return False
+        size = self.pictures.size(path)
+        known = all(_is(side, int) and side > 0 for side in stated)  # VIA writes -1
+        if size is not None and known and stated != size:
+            self.omissions.add("pictures of another size than their annotations state", path)
+        return size is not None and not (known and stated != size)
 
     def _thing(self, annotation: dict[str, Any], names: dict[Any, str], path: str) -> Thing | None:
-        box, name = annotation.get("bbox"), names.get(_key(annotation.get("category_id")))
-        if name is None or not _is(box, list) or len(box) != 4 or not all(map(_finite, box)):  # type: ignore[arg-type]
-            self.omissions.add(f"annotations of {self.name} without a box or a class", path)
-            return None
-        left, top, width, height = map(float, box)  # type: ignore[arg-type]
         shape, size = annotation.get("segmentation"), self.pictures.size(path)
         drawn = outline(shape, *size) if shape and size else None
         if shape and drawn is None:
             self.omissions.add("outlines that cannot be read", path)
-        area = annotation.get("area")
+        box, name = _box(annotation.get("bbox"), drawn), names.get(id_of(annotation.get("category_id")))
+        if name is None or box is None:
+            self.omissions.add(f"annotations of {self.name} without a box or a class", path)
+            return None
+        area, crowd = annotation.get("area"), annotation.get("iscrowd")
         return Thing(
-            (left, top, left + width, top + height),
+            box,
             name,
-            crowd=bool(annotation.get("iscrowd")),
+            crowd=crowd.strip().lower() in ("1", "true") if isinstance(crowd, str) else bool(crowd),
             area=float(area) if _finite(area) else None,  # type: ignore[arg-type]
             outline=drawn,
             points=_points(annotation.get("keypoints")),
         )
+
+
+def _box(plain: Any, drawn: Outline | None) -> Box | None:
+    """Left, top, right and bottom of a box, or of the outline where no box is stated."""
+    if plain is None or plain == []:
+        return None if drawn is None else bounds(drawn)
+    if not _is(plain, list) or len(plain) != 4 or not all(map(_finite, plain)):
+        return None
+    left, top, width, height = map(float, plain)
+    return left, top, left + width, top + height
 
 
 def lists_of(file: Path, *names: str) -> tuple[list[dict[str, Any]], ...]:
@@ -202,6 +246,21 @@ def lists_of(file: Path, *names: str) -> tuple[list[dict[str, Any]], ...]:
         keys = f"{', '.join(names[:-1])} and {names[-1]}"
         raise UserError(f"{file}: it has no lists of {keys}, as COCO's files have", BAD_DATA)
     return tuple([one for one in part if isinstance(one, dict)] for part in parts)  # type: ignore[union-attr]
+
+
+def one_meaning(file: Path, what: str, pairs: Iterable[tuple[Any, Any]], omissions: Omissions) -> dict[Any, str]:
+    """The name that each id stands for; repeats are counted, and two names of one id raise UserError."""
+    meanings: dict[Any, str] = {}
+    for key, name in pairs:
+        if key is None or not isinstance(name, str):
+            continue
+        if key in meanings:
+            omissions.add(f"repeated {what} ids in {file.name}", f"{key} ({name})")
+        if (first := meanings.setdefault(key, name)) != name:
+            raise UserError(
+                f"{file}: the {what} id {key} stands for {first} and for {name}; give each an id of its own", BAD_DATA
+            )
+    return meanings
 
 
 def _note_joints(raw: RawAnnotations, category: dict[str, Any]) -> None:
@@ -228,5 +287,10 @@ def _is(value: Any, *kinds: type) -> bool:
     return type(value) in kinds
 
 
-def _key(value: Any) -> Any:
+def id_of(value: Any) -> Any:
+    """An id: 3, 3.0 and "3" are the same; None for what is none."""
+    if _is(value, float) and value.is_integer():
+        return int(value)
+    if _is(value, str) and value.isascii() and value.isdigit() and len(value) < 19 and str(int(value)) == value:
+        return int(value)
     return value if _is(value, int, str) else None

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
-from pathlib import Path, PurePosixPath
+from itertools import combinations
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from lookalike.data.annotations.masks import Outline
-from lookalike.data.decode import SUFFIXES, Header, Unreadable, header
+from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.data.annotations.masks import Box, Outline
+from lookalike.data.annotations.pictures import Omissions, Pictures
 from lookalike.data.example import PictureSource
 from lookalike.data.formats.disk import Local
 from lookalike.data.formats.encoded import FileStore
-from lookalike.data.formats.files import listed, printable, split_of
 
 Numbers = npt.NDArray[np.float64]
-_HEAD = 1 << 16  # bytes of a picture that hold its header, as a rule
 HIDDEN, VISIBLE = 1.0, 2.0  # COCO's words for a point that is known; 0 is one that is not
 
 
 class Thing(NamedTuple):
     """One object as a file states it; ``box`` is left, top, right, bottom in pixels."""
 
-    box: tuple[float, float, float, float]
+    box: Box
     name: str
     crowd: bool = False
     ignored: bool = False
@@ -45,6 +43,23 @@ class RawAnnotations:
     joints: tuple[str, ...] = ()
     bones: tuple[tuple[int, int], ...] = ()
     classes: set[str] = field(default_factory=set)  # named, whether or not there is a thing of theirs
+    origins: dict[str, str] = field(default_factory=dict)  # the file that first described a picture
+
+    def describe(self, path: str, things: Sequence[Thing], file: str, omissions: Omissions) -> None:
+        """Add the objects of a picture, which may have been described before; raises UserError on contradictions."""
+        known = self.things.setdefault(path, [])
+        first = self.origins.setdefault(path, file)
+        names: dict[Box, set[str]] = {}
+        for thing in known:
+            names.setdefault(thing.box, set()).add(thing.name)
+        if contrary := next((thing for thing in things if thing.name not in names.get(thing.box, {thing.name})), None):
+            box = [round(number, 1) for number in contrary.box]
+            raise UserError(
+                f"{file}: {path} has a {contrary.name} at {box}, which is a {min(names[contrary.box])} where {first} "
+                "describes the picture first; keep one of them, or name one file: --annotations",
+                BAD_DATA,
+            )
+        known += things
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,11 +113,30 @@ def annotated(pictures: Pictures, raw: RawAnnotations) -> Annotated:
         if (size := pictures.size(path)) is not None
     ]
     rows = {scene.path: row for row, scene in enumerate(scenes)}
+    count_repeats(raw.splits, pictures.omissions)
     splits = {
         name: tuple(sorted(rows[path] for path in set(paths) if path in rows)) for name, paths in raw.splits.items()
     }
     notes = pictures.omissions.notes()
     return Annotated(pictures.root, tuple(scenes), classes, raw.joints, raw.bones, splits, notes)
+
+
+def count_repeats(splits: Mapping[str, Sequence[str]], omissions: Omissions) -> None:
+    """Pictures that a split lists again, and those that two splits share."""
+    for name, paths in splits.items():
+        omissions.add(f"repeated pictures in the list of {name}", name, len(paths) - len(set(paths)))
+    for (name, paths), (other, others) in combinations(splits.items(), 2):
+        if both := sorted(set(paths) & set(others)):
+            omissions.add(f"pictures that are in both {name} and {other}", both[0], len(both))
+
+
+def _distinct(things: Sequence[Thing], path: str, omissions: Omissions) -> list[Thing]:
+    """Of objects with the same box, class and points only the first."""
+    distinct = {
+        (thing.box, thing.name, thing.crowd, tuple(map(tuple, thing.points))): thing for thing in reversed(things)
+    }
+    omissions.add("identical boxes, counted once", path, len(things) - len(distinct))
+    return list(reversed(distinct.values()))
 
 
 def _scene(
@@ -114,6 +148,7 @@ def _scene(
     omissions: Omissions,
 ) -> Scene:
     height, width = size
+    things = _distinct(things, path, omissions)
     boxes = np.array([thing.box for thing in things], dtype=np.float64).reshape(-1, 4)
     boxes = np.nan_to_num(boxes, nan=0.0, posinf=0.0, neginf=0.0).clip(0, [width, height, width, height])
     sides = boxes[:, 2:] - boxes[:, :2]
@@ -153,85 +188,3 @@ def known_points(points: Numbers, size: tuple[int, int]) -> Numbers:
     with np.errstate(invalid="ignore"):
         inside = (x >= 0) & (x < width) & (y >= 0) & (y < height) & (visibility > 0)
     return np.where(inside[..., None], points, 0.0)
-
-
-class Omissions:
-    """Kinds of things that were left out, how many, and where the first one is."""
-
-    def __init__(self) -> None:
-        self.counts: dict[str, int] = {}
-        self._first: dict[str, str] = {}
-
-    def add(self, what: str, where: str, count: int = 1) -> None:
-        """``count`` more of a kind, in words."""
-        if count:
-            self.counts[what] = self.counts.get(what, 0) + count
-            self._first.setdefault(what, printable(where))
-
-    def notes(self) -> tuple[str, ...]:
-        """One line a kind."""
-        return tuple(f"{count} {what}, first {self._first[what]}" for what, count in sorted(self.counts.items()))
-
-
-class Pictures:
-    """Those below a folder, as annotation files name them: a name finds a listed picture or none, never a path.
-
-    Listed once; counts what could not be found or read.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.paths = listed(root, SUFFIXES).files
-        self.omissions = Omissions()
-        self._by_name: dict[str, list[str]] = {}
-        self._by_stem: dict[str, list[str]] = {}
-        for path in self.paths:
-            name = PurePosixPath(path)
-            self._by_name.setdefault(name.name, []).append(path)
-            self._by_stem.setdefault(name.stem, []).append(path)
-        self._sizes: dict[str, tuple[int, int] | None] = {}
-
-    def find(self, name: str, near: str = "") -> str | None:
-        """The picture that a file ``near`` calls ``name``: that of most common last parts, then of the same split."""
-        called = PurePosixPath(name.replace("\\", "/"))
-        return self._nearest(self._by_name.get(called.name, []), called, near)
-
-    def beside(self, path: str) -> str | None:
-        """The picture of the same stem as an annotation file of its own."""
-        file = PurePosixPath(path)
-        return self._nearest(self._by_stem.get(file.stem, []), file, path)
-
-    def _nearest(self, candidates: list[str], called: PurePosixPath, near: str) -> str | None:
-        words = splits_in(near)
-
-        def fit(path: str) -> tuple[int, bool]:
-            parts = zip(reversed(PurePosixPath(path).parent.parts), reversed(called.parent.parts))
-            common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], parts))
-            return common, bool(splits_in(path) & words)
-
-        return max(candidates, key=fit, default=None)
-
-    def size(self, path: str) -> tuple[int, int] | None:
-        """Upright (height, width) in pixels; None, and counted, where the picture cannot be read."""
-        if path not in self._sizes:
-            try:
-                head = self._header(path)
-                self._sizes[path] = head.height, head.width
-            except Unreadable as unreadable:
-                self.omissions.add("pictures that cannot be read", f"{path} ({unreadable.reason})")
-                self._sizes[path] = None
-        return self._sizes[path]
-
-    def _header(self, path: str) -> Header:
-        """From the first bytes where they are enough: COCO's 118,000 pictures are 19 GB. Raises Unreadable."""
-        try:
-            with Local(self.root).file(path) as file:
-                return header(file.read(_HEAD))
-        except (OSError, ValueError, Unreadable):
-            return header(Local(self.root).whole(path))
-
-
-def splits_in(path: str) -> set[str]:
-    """The splits that words of a path name: ``instances_val2017.json`` and ``val2017/1.jpg`` are both validation."""
-    words = re.split(r"[/_.-]", path)
-    return {split for word in words if (split := split_of(word)) is not None}

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.annotations.files import image_sets
+from lookalike.data.annotations.pictures import Omissions
+from lookalike.data.annotations.record import count_repeats
 from lookalike.data.decode import MAX_PIXELS, SUFFIXES, Unreadable
 from lookalike.data.example import Rows
 from lookalike.data.formats.disk import Local
@@ -53,6 +55,7 @@ class SegmentationParts(NamedTuple):
     reference: MaskedPhotos
     query: MaskedPhotos
     unmasked: list[str]
+    notes: tuple[str, ...]  # what repeats, in words
 
 
 def decoded(data: bytes) -> Tensor:
@@ -79,7 +82,8 @@ def pairs(data: str) -> SegmentationParts:
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; name one that holds photos and masks", BAD_DATA)
     listing = listed(root, SUFFIXES)
-    photos, masks = sorted_out(listing.files)
+    omissions = Omissions()
+    photos, masks = sorted_out(listing.files, omissions)
     both = sorted(photos.keys() & masks.keys())
     if not both:
         raise UserError(
@@ -92,23 +96,24 @@ def pairs(data: str) -> SegmentationParts:
     source = store.source()
     reference, query = (
         MaskedPhotos(Rows(source, rows), root, [files[store.files[row]] for row in rows.tolist()])
-        for rows in _divided(root, store.files)
+        for rows in _divided(root, store.files, omissions)
     )
     beside = {name.rpartition("/")[0] for name in both}  # other folders hold what is no photo: instances, previews
     left = sorted(name for name in photos.keys() - masks.keys() if name.rpartition("/")[0] in beside)
-    return SegmentationParts(reference, query, [printable(photos[name]) for name in left])
+    return SegmentationParts(reference, query, [printable(photos[name]) for name in left], omissions.notes())
 
 
-def sorted_out(files: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Photos and masks by what their paths have in common."""
+def sorted_out(files: Sequence[str], omissions: Omissions) -> tuple[dict[str, str], dict[str, str]]:
+    """Photos and masks by what their paths have in common; of several of the same the first."""
     photos: dict[str, str] = {}
     masks: dict[str, str] = {}
     for path in files:
         key, is_mask = common(path)
         if is_mask and path.lower().endswith(".png"):
-            masks.setdefault(key, path)
-        elif not is_mask:
-            photos.setdefault(key, path)
+            if (first := masks.setdefault(key, path)) != path:
+                omissions.add("masks are left out, whose photo has an earlier mask", f"{path} (after {first})")
+        elif not is_mask and (first := photos.setdefault(key, path)) != path:
+            omissions.add("photos are left out, which have the name of an earlier one", f"{path} (after {first})")
     return photos, masks
 
 
@@ -126,10 +131,11 @@ def common(path: str) -> tuple[str, bool]:
     return "/".join(parts), masked
 
 
-def _divided(root: Path, files: Sequence[str]) -> tuple[Tensor, Tensor]:
+def _divided(root: Path, files: Sequence[str], omissions: Omissions) -> tuple[Tensor, Tensor]:
     stems = {Path(path).stem: row for row, path in enumerate(files)}
     sets = image_sets(root / "ImageSets" / "Segmentation", stems)  # Pascal VOC's lists, where they are
-    splits = {name: sorted(rows) for name, rows in sets.items() if rows} or _named_splits(files)
+    count_repeats({name: [files[row] for row in rows] for name, rows in sets.items()}, omissions)
+    splits = {name: sorted(set(rows)) for name, rows in sets.items() if rows} or _named_splits(files)
     test = TEST if TEST in splits else VALIDATION
     if TRAIN in splits and test in splits:
         return torch.tensor(splits[TRAIN]), torch.tensor(splits[test])

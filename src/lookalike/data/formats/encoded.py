@@ -7,7 +7,7 @@ import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Generic, Protocol, Self, TypeVar
 
@@ -162,7 +162,7 @@ def is_numbering(values: Sequence[Value | None]) -> bool:
 
 
 class PathList(FileStore):
-    """The pictures of a list, in its order; a path that stands there twice is one row, one to nowhere a bad row.
+    """The pictures of a list, in its order; a path that stands there twice is one row, and said; to nowhere a bad row.
 
     A .txt holds one path a line. A .csv has a head with one of ``PATHS``, and optionally label and split. Paths are
     relative to the list's folder, or absolute: a list is its owner's own word, so they may lead anywhere.
@@ -170,10 +170,7 @@ class PathList(FileStore):
 
     def __init__(self, file: Path) -> None:
         """Raises UserError where the list cannot be read, holds no path, or none of its first leads anywhere."""
-        rows: dict[str, tuple[str, str, str]] = {}
-        for row in _rows(file):
-            if row[0]:
-                rows.setdefault(printable(row[0]), row)
+        rows, repeats = _merged(file, _rows(file))
         if not rows:
             raise UserError(f"{file}: no path in it; write one path a line", BAD_DATA)
         paths, labels, splits = zip(*rows.values())
@@ -181,11 +178,32 @@ class PathList(FileStore):
             first = next(iter(rows))[:100]
             what = f"a list of paths, but none leads to a file, as {first}; see the paths"
             raise UserError(f"{file}: {what}; {FOR_TEXT}", BAD_DATA)
-        super().__init__(Local(file.parent), paths, *numbered(_values(labels)))
+        super().__init__(Local(file.parent), paths, *numbered(_values(labels)), {file.name: repeats} if repeats else {})
         self.splits: dict[str, list[int]] = {}
         for i, name in enumerate(splits):
             if (split := split_of(name)) is not None:
                 self.splits.setdefault(split, []).append(i)
+
+
+def _merged(file: Path, rows: Iterable[tuple[str, str, str]]) -> tuple[dict[str, tuple[str, str, str]], str]:
+    """One row a path, the first, with what repeats in words; two labels of one path raise UserError."""
+    merged: dict[str, tuple[str, str, str]] = {}
+    repeated: list[str] = []
+    shared: list[str] = []
+    for path, label, split in rows:
+        if not path:
+            continue
+        key = printable(str(PurePosixPath(path)))  # ./a.png is a.png
+        known_path, known, known_split = merged.get(key, (path, label, split))
+        if label and known and label != known:
+            labels = f"{printable(known)} first and {printable(label)} in a later row"
+            raise UserError(f"{file}: {key[:200]} is {labels}; keep one of them", BAD_DATA)
+        repeated += [key] if key in merged else []
+        shared += [key] if None not in (one := {split_of(split), split_of(known_split)}) and len(one) > 1 else []
+        merged[key] = known_path, known or label, known_split if split_of(known_split) else split
+    parts = [f"{len(repeated)} rows repeat an earlier path, first {repeated[0]}"] if repeated else []
+    parts += [f"{len(shared)} of them in another split, of which the first counts: {shared[0]}"] if shared else []
+    return merged, "; ".join(parts)
 
 
 def _rows(file: Path) -> list[tuple[str, str, str]]:

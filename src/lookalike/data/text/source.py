@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.annotations.open import lists_of
-from lookalike.data.annotations.record import Pictures
+from lookalike.data.annotations.open import id_of, lists_of, one_meaning
+from lookalike.data.annotations.pictures import Omissions, Pictures
 from lookalike.data.decode import SUFFIXES as PICTURES
 from lookalike.data.example import PictureSource
 from lookalike.data.fingerprint import LONG_PIECE, Stamps, stamps_of_files, stamps_of_values
@@ -239,22 +239,44 @@ def _captioned(root: Path, tables: list[str]) -> CaptionedImages:
     """The pictures that files of captions name; raises UserError where they name none."""
     pictures = Pictures(root)
     captions: dict[str, list[str]] = {}
+    unlisted: dict[str, str] = {}
     for table in tables:
-        for name, text in _coco_captions(root / table) if table.endswith(".json") else _table_captions(root, table):
-            path = pictures.find(name, table)
-            if path is not None and len(captions.setdefault(path, [])) < MOST_CAPTIONS:
-                captions[path].append(text)
+        pictures.omissions = Omissions()  # of this table
+        read = (
+            _coco_captions(root / table, pictures.omissions)
+            if table.endswith(".json")
+            else _table_captions(root, table)
+        )
+        _add_captions(captions, list(read), pictures, table)
+        if notes := pictures.omissions.notes():
+            unlisted[table] = "; ".join(notes)
     if not captions:
-        raise UserError(f"{root}: no file of captions names a picture in it, of {', '.join(tables[:3])}", BAD_DATA)
-    without = {path: "no caption" for path in pictures.paths if path not in captions}
-    return CaptionedImages(root, captions, listed(root, PICTURES).unreadable | without, tables)
+        reason = "; ".join(unlisted.values()) or "they hold no captions"
+        raise UserError(
+            f"{root}: no file of captions names a picture in it, of {', '.join(tables[:3])} ({reason})", BAD_DATA
+        )
+    unlisted |= {path: "no caption" for path in pictures.paths if path not in captions}
+    return CaptionedImages(root, captions, listed(root, PICTURES).unreadable | unlisted, tables)
 
 
-def _coco_captions(file: Path) -> Iterator[tuple[str, str]]:
+def _add_captions(captions: dict[str, list[str]], read: list[tuple[str, str]], pictures: Pictures, table: str) -> None:
+    """Those of one table, to the pictures that it names; what is left out is counted."""
+    for (name, text), path in zip(read, pictures.find_all((name for name, _ in read), table)):
+        if path is None:
+            pictures.omissions.add("captions whose picture is not in the folder", name)
+        elif text in captions.get(path, ()):
+            pictures.omissions.add("captions that repeat one of the same picture", name)
+        elif len(captions.setdefault(path, [])) < MOST_CAPTIONS:
+            captions[path].append(text)
+        else:
+            pictures.omissions.add(f"captions beyond the first {MOST_CAPTIONS} of a picture", name)
+
+
+def _coco_captions(file: Path, omissions: Omissions) -> Iterator[tuple[str, str]]:
     """Those of COCO's captions_*.json; raises UserError."""
     images, annotations = lists_of(file, "images", "annotations")
-    names = {str(one.get("id")): one.get("file_name") for one in images}
-    return _captions((names.get(str(one.get("image_id"))), one.get("caption")) for one in annotations)
+    names = one_meaning(file, "image", ((id_of(one.get("id")), one.get("file_name")) for one in images), omissions)
+    return _captions((names.get(id_of(one.get("image_id"))), one.get("caption")) for one in annotations)
 
 
 def _table_captions(root: Path, table: str) -> Iterator[tuple[str, str]]:
