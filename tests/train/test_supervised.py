@@ -88,7 +88,7 @@ def test_tuning_the_whole_network_improves_on_frozen_features(tmp_path: Path) ->
     spec = Finetune(shares=(0.1,), rates=(1e-3,), steps=100, draws=2)
     found = tune(spec, trained, *loaders, tmp_path / "fits")[0.1]
     assert found.tuned.mean > found.frozen.mean > 0.8
-    assert found.labels == pytest.approx(len(loaders[0]) / 10, abs=5)
+    assert found.labels.labels == pytest.approx(len(loaders[0]) / 10, abs=5)
     assert all(torch.equal(part, before[name]) for name, part in trained.encoder.state_dict().items())
     again = tune(spec, trained, *loaders, tmp_path / "fits")[0.1]  # nothing is left to do
     assert (again.tuned.mean, again.frozen.mean) == (found.tuned.mean, found.frozen.mean)
