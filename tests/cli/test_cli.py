@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -19,6 +21,7 @@ from lookalike.cli.flags import VERBS
 from lookalike.cli.main import main
 from lookalike.core.errors import UserError
 from tests.support.forks import digest
+from tests.support.packs import pictures as packed
 
 Said = tuple[int, str, str]
 LIGHT = ("--recipe", "tiny", "--model.widths", "4,8", "--head.widths=16", "--workers", "0")
@@ -382,3 +385,12 @@ def test_every_public_name_is_there_and_importing_costs_no_torch() -> None:
     )
     found = subprocess.run([sys.executable, "-W", "error", "-c", check], capture_output=True, text=True, timeout=60)
     assert (found.stderr, found.stdout.strip()) == ("", lookalike.__version__)
+
+
+def test_a_warning_is_a_line_without_code(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [picture.data for picture in packed(9, 8)]}), tmp_path / "a.parquet")
+    small = "from lookalike.data.formats import tables; tables._KEEP = tables._SLOW = 100"
+    command = f"{small}; from lookalike.cli.main import main; main(['preview', {str(tmp_path)!r}, '--out', 'v.png'])"
+    done = subprocess.run([sys.executable, "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"lookalike: row groups of .*lookalike prepare .*\n", done.stderr), done.stderr

@@ -7,7 +7,9 @@ import io
 import os
 import sys
 import time
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import tyro
@@ -20,6 +22,9 @@ from lookalike.evaluation.settings import evaluation_named
 
 DEVICE = "LOOKALIKE_DEVICE"
 """As ``devices`` names it, which imports torch."""
+
+PACKAGE = Path(lookalike.__file__).parent
+_AS_PYTHON = warnings.formatwarning
 
 PROGRAM = """Learns, without labels, which things look alike.
 
@@ -76,11 +81,19 @@ def refused(error: UserError, arguments: Sequence[str]) -> NoReturn:
     sys.exit(error.code)
 
 
+def notice(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    """A warning as a line: this package's own are for the person, who knows no lines of code."""
+    if category is UserWarning and Path(filename).is_relative_to(PACKAGE):
+        return f"lookalike: {message}\n"
+    return _AS_PYTHON(message, category, filename, lineno, line)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, run the verb, and exit with its code; an error is one line unless ``--debug``."""
     began = time.perf_counter()  # before torch is imported, for which a person waits, too
     arguments = sys.argv[1:] if arguments is None else arguments
     ready_streams()
+    warnings.formatwarning = notice
     if list(arguments) == ["--version"]:
         print(lookalike.__version__)
         sys.exit(0)

@@ -12,9 +12,8 @@ def silent(what: str, done: int, total: int) -> None:
     """Shows nothing."""
 
 
-def counted(progress: Progress, what: str, total: int) -> Callable[[int], None]:
-    """``progress`` for work that says how much more of ``total`` is done each time."""
-    done = 0
+def counted(progress: Progress, what: str, total: int, done: int = 0) -> Callable[[int], None]:
+    """``progress`` for work that says how much more of ``total`` is done each time; ``done`` of it was before."""
 
     def more(count: int) -> None:
         nonlocal done

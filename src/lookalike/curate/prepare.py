@@ -20,7 +20,7 @@ from PIL import Image
 
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
 from lookalike.core.files import UNFINISHED, sync_folder, write_atomically, write_csv, write_json
-from lookalike.core.progress import Progress, silent
+from lookalike.core.progress import Progress, counted, silent
 from lookalike.data.example import Example, PictureSource
 from lookalike.data.fingerprint import Stamps, changes, from_table, to_table
 from lookalike.data.formats.files import split_of
@@ -164,14 +164,12 @@ def _write_missing(
     whole = {number for number in {task.shard for task in plan} if _is_whole(out, number)}
     remaining = [task for task in plan if task.shard not in whole]
     total = sum(len(task.rows) for task in plan)
-    done = total - sum(len(task.rows) for task in remaining)
+    more = counted(progress, "preparing", total, total - sum(len(task.rows) for task in remaining))
 
     def advancing(parts: Iterable[tuple[_Range, _Part]]) -> Iterator[_Part]:
-        nonlocal done
         for task, part in parts:
             yield part
-            done += len(task.rows)
-            progress("preparing", done, total)
+            more(len(task.rows))
 
     with closing(ordered(work, remaining, workers)) as parts:
         for shard, shard_parts in groupby(parts, lambda pair: pair[0].shard):

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from lookalike.core.errors import check_limits
-from lookalike.core.progress import Progress, silent
+from lookalike.core.progress import Progress, counted, silent
 
 if TYPE_CHECKING:
     from lookalike.data.source import Data
@@ -39,14 +39,7 @@ class Resources:
 
     def counter(self, what: str, total: int) -> Callable[[int], None]:
         """Progress for work that reports how many more are done."""
-        done = 0
-
-        def more(count: int) -> None:
-            nonlocal done
-            done += count
-            self.progress(what, done, total)
-
-        return more
+        return counted(self.progress, what, total)
 
 
 class Result(NamedTuple):

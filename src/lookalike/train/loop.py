@@ -147,7 +147,8 @@ def train(
 def has_own_attention(recipe: Recipe) -> bool:
     """Whether a network is one of our transformers, whose attention is deterministic on GPUs only if torch is strict.
 
-    All their other kernels are so either way, as those of ResNets are; networks of others may have some that are not.
+    All their other kernels are so either way, as those of ResNets for pictures are. Torch has no such gradient of the
+    average pool in three dimensions, so clips on a GPU are not exact; networks of others may have such kernels, too.
     """
     return isinstance(recipe.model, ViT | Transformer | TwoTowers)
 
