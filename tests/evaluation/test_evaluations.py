@@ -204,6 +204,16 @@ def test_finetuning_again_finds_the_same(say: Callable[..., Said], trained: Path
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
 
+def test_finetuning_and_the_probe_agree_on_the_frozen_features(
+    say: Callable[..., Said], trained: Path, tmp_path: Path
+) -> None:
+    fits = ("--steps", 1, "--draws", 1, "--shares", 1.0, "--rates", 1e-4)
+    assert say("evaluate", "finetune", trained, "digits", *fits, "--json", tmp_path / "tuned.json")[0] == 0
+    assert say("evaluate", "probe", trained, "digits", "--json", tmp_path / "probe.json")[0] == 0
+    tuned, probe = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("tuned", "probe"))
+    assert tuned["frozen"] == probe["accuracy"]
+
+
 def test_supervised_training_again_has_nothing_to_do(say: Callable[..., Said], tmp_path: Path) -> None:
     command = ("supervised", "digits", "--out", tmp_path / "run", "--recipe", "tiny", "--steps", 20)
     assert say(*command)[::2] == (0, "")

@@ -32,7 +32,7 @@ from lookalike.learn.optim import SGD, AdamW, Cosine, Steps
 from lookalike.metrics.accuracy import chance
 from lookalike.metrics.fewshot import Interval, LabelCount, drawn, interval
 from lookalike.metrics.probe import LinearClassifier, LinearProbe, folds
-from lookalike.models.encoder import Encoder, embed, evaluating, raw, width
+from lookalike.models.encoder import Encoder, embed, evaluating, raw, unit, width
 from lookalike.pretext.image import ImageView, OneView
 from lookalike.recipes.modality import only_pictures
 from lookalike.recipes.recipe import Length, Recipe
@@ -160,7 +160,7 @@ class Some(Loader):
 def finetune(spec: settings.Finetune, model: Trained, data: Data, resources: Resources) -> Result:
     """Accuracy for each share of the labels, beside a linear probe with the same labels.
 
-    The head starts as the linear probe of the frozen features (arXiv 2202.10054), then everything learns. The rate is
+    The head starts as a linear probe of the backbone (arXiv 2202.10054), then everything learns. The rate is
     the one that predicts best a fifth of the labels that the fit did not see, in the first draw of a share.
     """
     only_pictures(model.recipe, "fine-tuning")
@@ -196,22 +196,28 @@ class LabelledPictures(NamedTuple):
     """Pictures that can be read."""
 
     loader: Loader
-    features: Tensor  # (N, F) as the backbone gives them
+    output: Tensor  # (N, F) of the backbone, which is what a head sees
+    features: Tensor  # (N, F) unit rows, as every evaluation of frozen features has them
     labels: Tensor  # (N,)
 
     @classmethod
     def of(cls, model: Trained, loader: Loader) -> LabelledPictures:
         """All that can be read of a loader."""
-        features = raw(model.encoder, model.views(loader, torch.arange(len(loader)))).cpu()
-        return cls(loader, features, loader.source.labels).rows(torch.tensor(readable(loader)))
+        output = raw(model.encoder, model.views(loader, torch.arange(len(loader))))
+        features = unit(model.encoder.finish(output))
+        return cls(loader, output.cpu(), features.cpu(), loader.source.labels).rows(torch.tensor(readable(loader)))
 
     def rows(self, rows: Tensor) -> LabelledPictures:
         """Some of them."""
-        return LabelledPictures(Some(self.loader, rows), self.features[rows], self.labels[rows])
+        return LabelledPictures(Some(self.loader, rows), self.output[rows], self.features[rows], self.labels[rows])
 
     def probe(self) -> LinearClassifier:
-        """Fitted to the frozen features."""
+        """Fitted to the frozen features: what ``evaluate probe`` fits."""
         return LinearProbe().fit(self.features, self.labels)
+
+    def head(self) -> LinearClassifier:
+        """Fitted to the output of the backbone."""
+        return LinearProbe().fit(self.output, self.labels)
 
 
 class Tuning(NamedTuple):
@@ -229,10 +235,10 @@ class Tuning(NamedTuple):
         rate = self.rate(share, draws[0])
         before, after = [], []
         for draw, labelled in enumerate(draws):
-            probe = labelled.probe()
-            learner = self.fit(probe, labelled, rate, draw, f"{share:g} of the labels, draw {draw + 1}")
-            before.append(probe.accuracy(query.features, query.labels))
-            after.append(self.accuracy(learner, probe.classes, query))
+            head = labelled.head()
+            learner = self.fit(head, labelled, rate, draw, f"{share:g} of the labels, draw {draw + 1}")
+            before.append(labelled.probe().accuracy(query.features, query.labels))
+            after.append(self.accuracy(learner, head.classes, query))
         return Tuned(interval(before), interval(after), rate, LabelCount.of_share(reference.labels, share))
 
     def rate(self, share: float, labelled: LabelledPictures) -> float:
@@ -241,18 +247,18 @@ class Tuning(NamedTuple):
         if len(rates) == 1 or not bool(held_out.any()) or bool(held_out.all()):
             return min(rates)
         fitted, others = (labelled.rows(some.nonzero()[:, 0]) for some in (~held_out, held_out))
-        probe, accuracy = fitted.probe(), {}
+        head, accuracy = fitted.head(), {}
         for rate in sorted(rates):
-            learner = self.fit(probe, fitted, rate, 0, f"{share:g} of the labels, choosing the rate, {rate:g}")
-            accuracy[rate] = self.accuracy(learner, probe.classes, others)
+            learner = self.fit(head, fitted, rate, 0, f"{share:g} of the labels, choosing the rate, {rate:g}")
+            accuracy[rate] = self.accuracy(learner, head.classes, others)
         return max(accuracy, key=lambda rate: accuracy[rate])
 
-    def fit(self, probe: LinearClassifier, labelled: LabelledPictures, rate: float, draw: int, what: str) -> Learner:
-        """The network tuned to these pictures, from the backbone and ``probe`` on."""
+    def fit(self, head: LinearClassifier, labelled: LabelledPictures, rate: float, draw: int, what: str) -> Learner:
+        """The network tuned to these pictures, from the backbone and ``head`` on."""
         seed = self.spec.seed + draw
-        recipe = classifier(self.spec, self.model.recipe, len(probe.classes), len(labelled.labels), rate, seed)
+        recipe = classifier(self.spec, self.model.recipe, len(head.classes), len(labelled.labels), rate, seed)
         weights = {f"backbone.{name}": part for name, part in self.model.encoder.backbone.state_dict().items()}
-        weights |= {"head.0.weight": probe.weight.float(), "head.0.bias": probe.bias.float()}
+        weights |= {"head.0.weight": head.weight.float(), "head.0.bias": head.bias.float()}
         folder = self.folder / what.replace(" ", "-").replace(",", "")
         with opened_fit(folder, recipe, labelled.loader, weights) as run:
             done = train(recipe, run, labelled.loader, watch=lambda at: self.progress(what, at.step, at.total))

@@ -23,7 +23,8 @@ from lookalike.models.winograd import fewer_products
 from lookalike.types import View
 
 Layer = Literal["backbone", "head"]
-_RIDGE = 1e-4  # of the largest variance: directions far below it hold rounding, not pictures
+_RIDGE = 0.02  # of the mean variance
+_SCARCE = 2.0  # more of it for each dimension an example has: what few examples say of small directions is noise
 
 
 class Whitening(nn.Module):
@@ -32,6 +33,10 @@ class Whitening(nn.Module):
     A contrastive backbone puts most variance into a few directions, which then decide every cosine. Labels are not
     used, and no gradient trains it. Features of whole pictures fit it well, those of augmented views do not: colour and
     crop then pass for content (docs/results.md).
+
+    Each variance is divided by itself and a ridge, so directions that vary less than the ridge stay small: they hold
+    noise, the more of it the fewer the examples. The map is symmetric, so that each feature stays nearest to itself and
+    a probe that standardises features does not undo the ridge, as it would on the principal axes.
     """
 
     mean: Tensor
@@ -45,15 +50,18 @@ class Whitening(nn.Module):
     @torch.no_grad()
     @full_precision()
     def fit(self, features: Tensor) -> None:
-        """Centre and decorrelate ``features`` (N, F), which are not normalised."""
-        variances, directions = torch.linalg.eigh(torch.cov(features.double().T))
-        scale = (variances.clamp_min(0) + _RIDGE * variances[-1]).clamp_min(1e-30).rsqrt()
-        self.mean.copy_(features.double().mean(0))
-        self.map.copy_(directions * scale)
+        """Centre and decorrelate ``features`` (N, F), which are not normalised, as far as N examples tell."""
+        rows = features.double()
+        mean, (count, width) = rows.mean(0), rows.shape
+        variances, directions = torch.linalg.eigh((rows - mean).T @ (rows - mean) / count)
+        ridge = (_RIDGE + _SCARCE * width / count) * variances.clamp_min(0).mean()
+        scale = (variances.clamp_min(0) + ridge).clamp_min(1e-30).rsqrt()
+        self.mean.copy_(mean)
+        self.map.copy_(directions * scale @ directions.T)
 
     @full_precision()  # bf16 would drown the small directions
     def forward(self, features: Tensor) -> Tensor:
-        """(B, F) → (B, F): over what it was fitted to, zero mean and (smallest directions apart) unit covariance."""
+        """(B, F) → (B, F): over what it was fitted to, zero mean and, ridge apart, unit covariance."""
         return (features.to(self.mean.dtype) - self.mean) @ self.map
 
 
@@ -89,8 +97,11 @@ class Encoder(nn.Module):
 
     def features(self, **view: Tensor) -> Tensor:
         """(B, F) backbone output, whitened: what is evaluated, exported and searched."""
-        features = self.raw(**view)
-        return self.whitening(features) if self.whitening is not None else features
+        return self.finish(self.raw(**view))
+
+    def finish(self, output: Tensor) -> Tensor:
+        """(B, F) what ``raw`` gave, whitened where the recipe says so."""
+        return self.whitening(output) if self.whitening is not None else output
 
     def project(self, **view: Tensor) -> Tensor:
         """(B, D) the head's output, before it is normalised."""
@@ -214,5 +225,4 @@ def settle(encoder: Encoder, views: Iterable[View]) -> Tensor:
     features = raw(encoder, views)
     if encoder.whitening is not None:
         encoder.whitening.fit(features)
-        features = encoder.whitening(features)
-    return F.normalize(features, dim=1).cpu()
+    return F.normalize(encoder.finish(features), dim=1).cpu()
