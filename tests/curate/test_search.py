@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 import lookalike
-from lookalike.train.trained import embed_data, load, read_embeddings, write_embeddings
+from lookalike.train.embeddings import embed_data, read_embeddings, write_embeddings
+from lookalike.train.trained import load
 from tests.cli.test_cli import refused
 from tests.conftest import Said
 from tests.invariants.test_captions import album
@@ -51,8 +52,8 @@ def table(photos: Path, run: Path) -> Path:
 
 
 def test_every_row_is_compared_and_a_query_is_not_its_own_hit(table: Path) -> None:
-    held, layer = read_embeddings(table)
-    assert layer == "backbone"
+    held = read_embeddings(table)
+    assert held.layer == "backbone"
     found = lookalike.search(table, held.path[:3], top=30)
     for row, hits in enumerate(found):
         cosines = held.vectors @ held.vectors[row]
@@ -95,7 +96,11 @@ def test_the_page_shows_what_was_found(say: Say, photos: Path, run: Path, table:
     truth = np.asarray(Image.open(photos / "b" / "05.png"))
     np.testing.assert_allclose(pixels.mean((0, 1)), truth.mean((0, 1)), atol=8)  # JPEG
     assert say(*command, "--run", run)[0] == 0  # the run knows where its pictures were
-    refused(say(*command[:3], "--page", tmp_path / "found.html"), 2, "--page needs the pictures", "--data")
+    assert say(*command[:3], "--page", tmp_path / "found.html")[0] == 0  # so does the table
+    (bare := tmp_path / "bare.parquet").write_bytes(without_origin(table))
+    refused(
+        say("search", bare, "b/05.png", "--page", tmp_path / "found.html"), 2, "--page needs the pictures", "--data"
+    )
     code, _, err = say(*command[:3], "--page", tmp_path / "found.html", "--data", tmp_path / "gone")
     assert (code, err.count("\n")) == (65, 1)
     assert "no page:" in err
@@ -120,7 +125,7 @@ def test_what_cannot_be_searched_is_refused_in_a_line(
     refused(say("search", moved, picture), 65, "moved was trained on nowhere: nowhere: no such file", "lookalike embed")
     head = tmp_path / "head.parquet"
     assert say("embed", run, photos, "--out", head, "--layer", "head", "--workers", 0)[0] == 0
-    assert read_embeddings(head)[1] == "head"
+    assert read_embeddings(head).layer == "head"
     assert lookalike.search(head, [str(picture)], 1, run)[0][0].path == "a/04.png"
 
 
