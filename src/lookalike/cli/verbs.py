@@ -33,7 +33,7 @@ from lookalike.recipes.serialize import flat
 from lookalike.report.comparison import markdown
 from lookalike.report.comparison import write as write_comparison
 from lookalike.report.pictures import write_detections, write_hits, write_segmentation
-from lookalike.train.embeddings import embed_place, files_of, place_for, size_of, write_embeddings
+from lookalike.train.embeddings import embed_data, files_of, place_for, size_of, write_embeddings
 from lookalike.train.pretrain import Request, carry_out, recipe_for
 from lookalike.train.run import is_run
 from lookalike.train.screen import Screen
@@ -249,8 +249,8 @@ def embed(command: flags.Embed) -> int:
         place = place_for(trained, command.data)
         if command.clip is None:
             refuse_unwritable(out, size=size_of(trained, place, out, command.layer))
-        how = (command.layer, command.workers, screen.work, command.clip)
-        table = embed_place(trained, place, command.data, *how)
+        how = (command.layer, command.workers, screen.work, command.clip, place)
+        table = embed_data(trained, command.data, *how)
         if dist.first():
             write_embeddings(table, out)
             screen.say(f"{len(table)} embeddings of width {table.vectors.shape[1]} in {command.out}")

@@ -16,7 +16,7 @@ from lookalike.core.progress import Progress, silent
 from lookalike.metrics.knn import products
 from lookalike.models.encoder import Layer, embed
 from lookalike.recipes.modality import modality_of, query_view
-from lookalike.train.embeddings import embed_place, origin_of, place_for, read_embeddings, read_origin
+from lookalike.train.embeddings import embed_data, origin_of, place_for, read_embeddings
 from lookalike.train.run import Run, is_run
 from lookalike.train.trained import Trained, load
 from lookalike.types import Embeddings
@@ -51,15 +51,15 @@ def search(
     for query, vector in encoded.items():
         if len(vector) != vectors.shape[1]:
             raise UserError(f"{query} has {len(vector)} features and {where} {vectors.shape[1]}: it is of another run")
-    vector_of = [encoded[query] if query in encoded else vectors[rows[query]] for query in queries]
-    return _hits(table, vectors, torch.stack(vector_of), [rows.get(query) for query in queries], top)
+    vector_of = torch.stack([encoded[query] if query in encoded else vectors[rows[query]] for query in queries])
+    return _hits(table, vectors, vector_of, [rows.get(query) for query in queries], top)
 
 
 def data_of(where: str | Path) -> str | None:
     """The data that a table was made of, or that a run learned from; None where nobody knows."""
     if is_run(where):
         return str(Run(Path(where)).data().get("data"))
-    origin = read_origin(Path(where))
+    origin = read_embeddings(Path(where)).origin
     return origin.data if origin else None
 
 
@@ -78,7 +78,7 @@ def _in_run(
         raise UserError(reason, BAD_DATA) from None
     known = set(place.rows(None).paths)
     encoded = _encoded(trained, [query for query in queries if query not in known], layer)
-    return embed_place(trained, place, data, layer, progress=progress), encoded
+    return embed_data(trained, data, layer, progress=progress, place=place), encoded
 
 
 def _in_table(

@@ -6,11 +6,10 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,7 +38,6 @@ VERSION = 1
 """Of the format; tables without one are of the versions before."""
 _ABOUT, _LAYER = b"lookalike", b"lookalike.layer"  # keys of a file's metadata: the second is all that older ones have
 
-
 # ---- made ----
 
 
@@ -51,35 +49,18 @@ def embed_data(
     workers: int | None = None,
     progress: Progress = silent,
     clip: float | None = None,
+    place: Place[Source] | None = None,
 ) -> Embeddings:
     """One unit row for every readable example of every split of ``data``: splits in turn, paths sorted.
 
-    ``model`` is a run folder, or what ``load`` gave; ``clip`` is in seconds of video. Raises UserError.
+    ``model`` is a run folder, or what ``load`` gave; ``clip`` is in seconds of video; ``place`` is the data where it
+    has been opened already. Raises UserError.
     """
     trained = model if isinstance(model, Trained) else load(model)
-    return embed_place(trained, place_for(trained, data), name_of(data), layer, workers, progress, clip)
-
-
-def place_for(trained: Trained, data: Data) -> Place[Source]:
-    """The data as the model reads it: pictures, texts or videos. Raises UserError."""
-    return modality_of(trained.recipe).find(data)
-
-
-@isolated()
-def embed_place(
-    trained: Trained,
-    place: Place[Source],
-    name: str,
-    layer: Layer = "backbone",
-    workers: int | None = None,
-    progress: Progress = silent,
-    clip: float | None = None,
-) -> Embeddings:
-    """The same for data that has been opened and is called ``name``."""
+    place = place or place_for(trained, data)
     sources = {split: place.rows(split) for split in place.splits} or {EVERYTHING: place.rows(None)}
     every = [PartFeatures.of(trained, source, layer, workers, progress, split) for split, source in sources.items()]
     parts = [part.in_clips(clip) for part in every]
-    is_text = modality_of(trained.recipe).inputs == TEXT
     sentences = [text for source, part in zip(sources.values(), parts) for text in _sentences(source, part.paths)]
     return Embeddings(
         [path for part in parts for path in part.paths],
@@ -87,10 +68,15 @@ def embed_place(
         torch.cat([part.labels for part in parts]).numpy(),
         torch.cat([part.features for part in parts]).numpy(),
         tuple(map(_unicode, next(iter(sources.values())).classes)),
-        sentences if is_text else None,
+        sentences if modality_of(trained.recipe).inputs == TEXT else None,
         layer,
-        origin_of(trained, name, place.rows(None).stamps().digest()) if dist.first() else None,
+        origin_of(trained, name_of(data), place.rows(None).stamps().digest()) if dist.first() else None,
     )
+
+
+def place_for(trained: Trained, data: Data) -> Place[Source]:
+    """The data as the model reads it: pictures, texts or videos. Raises UserError."""
+    return modality_of(trained.recipe).find(data)
 
 
 def _sentences(source: Source, paths: Sequence[str]) -> list[str]:
@@ -101,18 +87,17 @@ def _sentences(source: Source, paths: Sequence[str]) -> list[str]:
 
 def origin_of(trained: Trained, data: str = "", data_digest: str = "") -> Origin:
     """What made rows of this model, and of which data."""
-    here = os.path.abspath(data) if os.path.exists(data) else data
-    weights, shown = weights_digest(trained.encoder), preprocessing(trained)
-    return Origin(trained.run, trained.step, weights, trained.encoder.evaluated_in, shown, here[:4096], data_digest)
+    where = os.path.abspath(data)[:4096] if os.path.exists(data) else data[:4096]
+    weights, precision = weights_digest(trained.encoder), trained.encoder.evaluated_in
+    return Origin(trained.run, trained.step, weights, precision, preprocessing(trained), where, data_digest)
 
 
 def preprocessing(trained: Trained) -> dict[str, Any]:
     """How an encoder is shown what it encodes, as JSON: two models that differ in it do not compare."""
-    recipe, pretext, shown = trained.recipe, trained.recipe.pretext, dict[str, Any]()
+    pretext, shown = trained.recipe.pretext, dict[str, Any]()
     if (view := getattr(pretext, "picture", getattr(pretext, "first", None))) is not None:
-        side = getattr(pretext, "whole", None) or view.size
-        shown |= {"canvas": recipe.canvas, "side": side, "crop": "the centre square of the whole picture"}
-        shown |= {"mean": list(view.mean), "std": list(view.std)}
+        shown = {"side": getattr(pretext, "whole", None) or view.size, "mean": list(view.mean), "std": list(view.std)}
+        shown |= {"crop": "centre square of the whole picture", "canvas": trained.recipe.canvas}
     if isinstance(pretext, TwoClips):
         shown |= {"frames": pretext.frames, "every": pretext.every}
     if trained.tokenizer is not None:
@@ -126,10 +111,9 @@ def preprocessing(trained: Trained) -> dict[str, Any]:
 
 def files_of(path: Path) -> list[Path]:
     """The files that ``write_embeddings`` writes; raises UserError for a name that says no kind of table."""
-    kind = path.suffix.lower()
-    if kind not in _WRITERS:
+    if path.suffix.lower() not in _WRITERS:
         raise UserError(f"{path}: embeddings are written as .parquet, .csv or .npy; end the name in one of these")
-    return [path, path.with_suffix(".rows.csv")] if kind == ".npy" else [path]
+    return [path, path.with_suffix(".rows.csv")] if path.suffix.lower() == ".npy" else [path]
 
 
 def size_of(trained: Trained, place: Place[Source], path: Path, layer: Layer) -> int:
@@ -148,49 +132,41 @@ def write_embeddings(table: Embeddings, path: Path) -> None:
     it comes from in the metadata. ``.csv``: the same with a column a feature, of ``cell``s, without metadata. ``.npy``:
     the embeddings alone, float32 (N, F), and ``.rows.csv`` beside it with the other columns.
     """
-    files = files_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for file, data in zip(files, _WRITERS[path.suffix.lower()](table)):
+    for file, data in zip(files_of(path), _WRITERS[path.suffix.lower()](table)):
         write_atomically(file, data)
 
 
 def _columns(table: Embeddings, word: Callable[[str], object] = str) -> dict[str, Any]:
     """All but the features, each word as ``word`` has it."""
-
-    def words(values: Sequence[str | None]) -> pa.Array:
-        return pa.array([value if value is None else word(_unicode(value)) for value in values], pa.string())
-
     named = [table.classes[i] if 0 <= i < len(table.classes) else None for i in table.label.tolist()]
-    text = {} if table.text is None else {"text": words(table.text)}
-    columns = {"path": words(table.path), "split": words(table.split), "label": pa.array(table.label, pa.int64())}
-    return columns | {"class": words(named)} | text
+    words = {"path": table.path, "split": table.split, "class": named} | (
+        {} if table.text is None else {"text": table.text}
+    )
+    columns = {name: [v and word(_unicode(v)) for v in values] for name, values in words.items()}
+    columns = {name: pa.array(values, pa.string()) for name, values in columns.items()}
+    return {name: columns.pop(name) for name in ("path", "split")} | {"label": pa.array(table.label)} | columns
 
 
 def _parquet(table: Embeddings) -> list[bytes]:
     rows = pa.FixedSizeListArray.from_arrays(pa.array(table.vectors.reshape(-1)), table.vectors.shape[1])
     origin = asdict(table.origin) if table.origin else None
     about = {"version": VERSION, "layer": table.layer, "classes": table.classes, "origin": origin}
-    columns = pa.table(_columns(table) | {"embedding": rows})
-    sink = pa.BufferOutputStream()
+    columns, sink = pa.table(_columns(table) | {"embedding": rows}), pa.BufferOutputStream()
     pq.write_table(columns.replace_schema_metadata({_ABOUT: json.dumps(about)}), sink)
     return [sink.getvalue().to_pybytes()]
 
 
-def _csv(table: Embeddings) -> list[bytes]:
-    features = {f"embedding_{i}": pa.array(column) for i, column in enumerate(table.vectors.T)}
-    return [_as_csv(_columns(table, cell) | features)]
+def _csv(table: Embeddings, features: bool = True) -> list[bytes]:
+    columns, sink = _columns(table, cell), pa.BufferOutputStream()
+    columns |= {f"embedding_{i}": pa.array(column) for i, column in enumerate(table.vectors.T if features else ())}
+    pa_csv.write_csv(pa.table(columns), sink)
+    return [sink.getvalue().to_pybytes()]
 
 
 def _npy(table: Embeddings) -> list[bytes]:
-    file = io.BytesIO()
-    np.save(file, table.vectors, allow_pickle=False)
-    return [file.getvalue(), _as_csv(_columns(table, cell))]
-
-
-def _as_csv(columns: Mapping[str, Any]) -> bytes:
-    sink = pa.BufferOutputStream()
-    pa_csv.write_csv(pa.table(dict(columns)), sink)
-    return bytes(sink.getvalue().to_pybytes())
+    np.save(file := io.BytesIO(), table.vectors, allow_pickle=False)
+    return [file.getvalue(), *_csv(table, features=False)]
 
 
 def _unicode(text: str) -> str:
@@ -200,33 +176,18 @@ def _unicode(text: str) -> str:
 
 _WRITERS: dict[str, Callable[[Embeddings], list[bytes]]] = {".parquet": _parquet, ".csv": _csv, ".npy": _npy}
 
-
 # ---- read ----
 
 
 def read_embeddings(path: Path) -> Embeddings:
     """What ``write_embeddings`` wrote into a parquet file, or a table that was made of it; raises UserError."""
-    with _refusing(path):
+    try:
         table = pq.read_table(path, partitioning=None)
         words = {name: table[name].cast(pa.string()).to_pylist() for name in ("path", "split")}
         text = table["text"].cast(pa.string()).to_pylist() if "text" in table.column_names else None
         label = table["label"].cast(pa.int64()).fill_null(-1).to_numpy()
         about = _about(table.schema.metadata or {})
         return Embeddings(**words, label=label, vectors=_vectors(table["embedding"]), text=text, **about)
-
-
-def read_origin(path: Path) -> Origin | None:
-    """Where the rows of a table come from, without reading them; None where it does not say. Raises UserError."""
-    with _refusing(path):
-        origin: Origin | None = _about(pq.read_schema(path).metadata or {}).get("origin")
-        return origin
-
-
-@contextmanager
-def _refusing(path: Path) -> Iterator[None]:
-    """Whatever is wrong with a file is a UserError."""
-    try:
-        yield
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, pa.ArrowException) as error:
         reason = (str(error).splitlines() or [""])[0][:100]
         where = f"{path}: neither a run nor a table that lookalike embed wrote in parquet"
@@ -234,31 +195,21 @@ def _refusing(path: Path) -> Iterator[None]:
 
 
 def _vectors(column: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """(N, F) of a column of lists, as writers have them; raises ValueError for lists that differ in length."""
+    """(N, F) of a column of lists, as other writers have them; raises ValueError for lists that differ in length."""
     rows = column.combine_chunks()
-    lengths = pc.unique(pc.list_value_length(rows)).to_pylist()
-    if lengths and (len(lengths) > 1 or not lengths[0]):
-        raise ValueError(f"embeddings of {len(lengths)} lengths")
-    vectors = rows.flatten().to_numpy(zero_copy_only=False)
-    return np.array(vectors.reshape(len(rows), lengths[0] if lengths else 0), np.float32)
+    lengths = pc.unique(pc.list_value_length(rows)).to_pylist() or [0]
+    if len(lengths) > 1:
+        raise ValueError("embeddings of several lengths")
+    return np.array(rows.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), lengths[0]), np.float32)
 
 
 def _about(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
-    """Layer, classes and origin; the layer alone of tables of older versions. Raises ValueError."""
+    """Layer, classes and origin, from what anybody may have written; the layer alone of tables of older versions."""
     if _ABOUT not in metadata:
         return {"layer": "head" if metadata.get(_LAYER) == b"head" else "backbone"}
     about = json.loads(metadata[_ABOUT])
-    if about["version"] > VERSION:
+    if about["version"] > VERSION or about["layer"] not in ("backbone", "head"):
         raise ValueError("a newer version of lookalike wrote it")
-    if about["layer"] not in get_args(Layer) or not all(isinstance(name, str) for name in about["classes"]):
-        raise ValueError("its metadata is damaged")
-    origin = None if about["origin"] is None else _origin(about["origin"])
-    return {"layer": about["layer"], "classes": tuple(about["classes"]), "origin": origin}
-
-
-def _origin(record: Mapping[str, Any]) -> Origin:
-    """From what anybody may have written: every field has its type, or ValueError says no."""
-    kinds = {name: get_origin(kind) or kind for name, kind in get_type_hints(Origin).items()}
-    if not all(isinstance(record[name], kind) for name, kind in kinds.items()):
-        raise ValueError("its metadata is damaged")
-    return Origin(**{field.name: record[field.name] for field in fields(Origin)})
+    record, kinds = about["origin"], (str, int, str, str, dict, str, str)
+    origin = record and Origin(*(kind(record[field.name]) for field, kind in zip(fields(Origin), kinds)))
+    return {"layer": about["layer"], "classes": tuple(map(str, about["classes"])), "origin": origin}

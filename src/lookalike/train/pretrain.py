@@ -173,8 +173,10 @@ def begin_or_continue(
         dist.on_first_rank(lambda: refuse_other(request, recipe, recorded, source, run))
         recipe = recorded
     dist.on_first_rank(lambda: checkpoint.refuse_full(run.checkpoints, recipe, len(source)))
-    if recorded is None:
-        refuse_unlearnable(request, recipe, source)
+    if recorded is None and request.init_from is not None:
+        donor_of(Path(request.init_from), recipe)
+    if isinstance(recipe.pretext, TwoMoments):
+        Timeline.of(source.paths)  # raises where there are no videos
     tokenizer = tokenizer_of(request, recipe, source, run, new=recorded is None)
     limits = (int(min(request.memory * GIB, sys.maxsize)), request.workers, request.max_bad)
     reads = loader(recipe, source, tokenizer, *limits, counted(screen.work, "reading", len(source)), run.note_bad_files)
@@ -301,14 +303,6 @@ def begin(
         f"{recipe.precision}{' (emulated here, slowly: --precision fp32)' if emulated else ''}, into {request.folder}"
     )
     return recipe, clock
-
-
-def refuse_unlearnable(request: Request, recipe: Recipe, source: Source) -> None:
-    """Raise UserError for data or an --init-from that a new run cannot begin with, before anything is read of it."""
-    if request.init_from is not None:
-        donor_of(Path(request.init_from), recipe)
-    if isinstance(recipe.pretext, TwoMoments):
-        Timeline.of(source.paths)
 
 
 def donor_of(other: Path, recipe: Recipe) -> tuple[Path, Recipe]:
