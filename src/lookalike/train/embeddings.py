@@ -211,5 +211,5 @@ def _about(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
     if about["version"] > VERSION or about["layer"] not in ("backbone", "head"):
         raise ValueError("a newer version of lookalike wrote it")
     record, kinds = about["origin"], (str, int, str, str, dict, str, str)
-    origin = record and Origin(*(kind(record[field.name]) for field, kind in zip(fields(Origin), kinds)))
+    origin = record if record is None else Origin(*(kind(record[f.name]) for f, kind in zip(fields(Origin), kinds)))
     return {"layer": about["layer"], "classes": tuple(map(str, about["classes"])), "origin": origin}

@@ -92,7 +92,7 @@ class Run:
         self._lock.flush()
         return self
 
-    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
+    def __exit__(self, _: object = None, error: BaseException | None = None, *__: object) -> None:
         self._close_logs()
         if self._lock is None:
             return
@@ -246,7 +246,7 @@ def open_run(folder: Path) -> Iterator[Run]:
     except BaseException as error:
         run.__exit__(None, error)
         raise
-    run.__exit__(None, None)
+    run.__exit__()
 
 
 def _step_of(line: bytes) -> float:
