@@ -227,12 +227,12 @@ def test_a_result_that_cannot_be_written_is_refused_before_the_work(
         refused(
             (code, said, err),
             74,
-            f"cannot write {'' if name else 'to '}{out} (".replace("a.npy", "a."),
+            f"cannot write {'' if name else 'to '}{out} (",
             "choose another",
         )
         assert said == ""
     if name is None:
-        refused(say(*command, flag, "file"), 2 if command[0] in ("pretrain", "supervised", "demo") else 74, "file")
+        refused(say(*command, flag, "file"), 74 if command[0] in ("evaluate", "compare", "doctor") else 2, "file")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
     assert (snapshot(tmp_path), snapshot(trained)) == (before, run)
 

@@ -105,15 +105,20 @@ def test_the_list_of_bad_files_stays_where_the_message_speaks_of_it(say: Say, pl
     assert everything(place / "new") == before
 
 
+def refused_in(folder: Path, work: Callable[[Run], object] = lambda _: None) -> None:
+    """A run that does some work and is refused then."""
+    with open_run(folder) as run:
+        work(run)
+        raise UserError("no")
+
+
 def test_a_folder_that_was_there_stays_and_so_does_what_others_put_into_it(place: Path) -> None:
     (place / "run").mkdir()
-    with pytest.raises(UserError, match="no"), open_run(place / "run") as run:
-        run.note("a line")
-        raise UserError("no")
+    with pytest.raises(UserError, match="no"):
+        refused_in(place / "run", lambda run: run.note("a line"))
     assert list((place / "run").iterdir()) == []
-    with pytest.raises(UserError, match="no"), open_run(place / "new" / "run") as run:
-        (run.folder / "thesis.tex").write_text("precious")
-        raise UserError("no")
+    with pytest.raises(UserError, match="no"):
+        refused_in(place / "new" / "run", lambda run: (run.folder / "thesis.tex").write_text("precious"))
     assert (place / "new" / "run" / "thesis.tex").read_text() == "precious"
 
 
@@ -124,9 +129,8 @@ def test_what_is_saved_is_kept(place: Path) -> None:
         lookalike.pretrain("photos", run, steps=20, settings={"optimizer.lr": 1e30}, **settings)
     assert checkpoint.published(run / "checkpoints")
     before = digest(run)
-    with pytest.raises(UserError, match="no"), replaced(run) as folder, open_run(folder):
-        assert not (run / "recipe.json").exists()
-        raise UserError("no")
+    with pytest.raises(UserError, match="no"), replaced(run) as folder:
+        refused_in(folder, lambda opened: opened.write_recipe(read_recipe(run.with_name("run.old-1") / "recipe.json")))
     assert digest(run) == before
     assert [path.name for path in place.glob("run*")] == ["run"]
 

@@ -72,7 +72,6 @@ def prepare(
     Shards that are whole by their hash are kept, so that the same call again mends a damaged cache. Raises UserError.
     """
     _refuse_foreign(out)
-    refuse_unwritable(out, folder=True)
     sources = {split_of(split) or split: open_source(data, split)} if split else splits_of(data)
     first = next(iter(sources.values()))
     side = size or min(SIDE, native_side(first))
@@ -95,8 +94,9 @@ def prepare(
 def _refuse_foreign(out: Path) -> None:
     """Never write into a folder that holds somebody's other files."""
     ours = {"run.lock", "data.parquet"}  # canvases.json comes last when a cache begins
-    if out.exists() and not out.is_dir():
+    if os.path.isfile(out):
         raise UserError(f"{out} is a file: --out names the folder of the cache")
+    refuse_unwritable(out, folder=True)
     names = {path.name for path in out.iterdir() if not path.name.endswith(UNFINISHED)} if out.is_dir() else set()
     if names - ours and CANVASES not in names:
         raise UserError(f"{out} holds other files: choose an empty or new folder for --out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -38,7 +39,7 @@ from lookalike.recipes.serialize import from_plain, override, refuse_unloadable,
 from lookalike.train import checkpoint
 from lookalike.train.length import Clock, budget, expected, extend, train_to_end
 from lookalike.train.loop import Finished
-from lookalike.train.run import OURS, Run, check_same, open_run, read_recipe, replaced
+from lookalike.train.run import OURS, Run, check_same, is_run, open_run, read_recipe, replaced
 from lookalike.train.screen import Screen
 from lookalike.train.trained import Checkup, labelled
 
@@ -213,15 +214,15 @@ def note_all_bad(run: Run, loader: Loads) -> None:
 
 def refuse_folder(request: Request) -> None:
     """Raise UserError for a folder that holds somebody's other files, or no run to make longer."""
-    out, begun = request.folder, (request.folder / "recipe.json").exists()  # which comes last when a run begins
-    if out.exists() and not out.is_dir():
+    out, begun = request.folder, is_run(request.folder)
+    if os.path.isfile(out):
         raise UserError(f"{out} is a file: --out names the folder of the run")
+    refuse_unwritable(out, folder=True)
     names = {path.name for path in out.iterdir() if not path.name.endswith(UNFINISHED)} if out.is_dir() else set()
     if not begun and names - OURS:
         raise UserError(f"{out} holds files that are no run of lookalike: choose an empty or new folder for --out")
     if not begun and request.extend:
         raise UserError(f"{out} holds no run that could be made longer: leave out --extend")
-    refuse_unwritable(out, folder=True)
 
 
 def recipe_for(request: Request, source: Source, tell: Callable[[str], None] = lambda _: None) -> Recipe:

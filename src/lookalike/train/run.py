@@ -259,7 +259,7 @@ def _step_of(line: bytes) -> float:
 
 def is_run(path: str | Path) -> bool:
     """Whether a path is the folder of a run."""
-    return (Path(path) / "recipe.json").is_file()
+    return os.path.isfile(os.path.join(path, "recipe.json"))
 
 
 def read_recipe(path: Path) -> Recipe:
