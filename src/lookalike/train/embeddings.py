@@ -140,11 +140,9 @@ def write_embeddings(table: Embeddings, path: Path) -> None:
 def _columns(table: Embeddings, word: Callable[[str], object] = str) -> dict[str, Any]:
     """All but the features, each word as ``word`` has it."""
     named = [table.classes[i] if 0 <= i < len(table.classes) else None for i in table.label.tolist()]
-    words = {"path": table.path, "split": table.split, "class": named} | (
-        {} if table.text is None else {"text": table.text}
-    )
-    columns = {name: [v and word(_unicode(v)) for v in values] for name, values in words.items()}
-    columns = {name: pa.array(values, pa.string()) for name, values in columns.items()}
+    words: dict[str, Sequence[str | None]] = {"path": table.path, "split": table.split, "class": named}
+    words |= {} if table.text is None else {"text": table.text}
+    columns = {name: pa.array([v and word(_unicode(v)) for v in values], pa.string()) for name, values in words.items()}
     return {name: columns.pop(name) for name in ("path", "split")} | {"label": pa.array(table.label)} | columns
 
 
