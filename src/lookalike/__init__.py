@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from lookalike.recipes import RECIPES, recipe_named
     from lookalike.recipes.parts import part
     from lookalike.recipes.recipe import Recipe
+    from lookalike.train.embeddings import embed_data as embed
     from lookalike.train.pretrain import pretrain, supervised
-    from lookalike.train.trained import embed_data as embed
     from lookalike.train.trained import load
 
     __version__: str
@@ -43,7 +43,7 @@ _HOMES = {
     "Recipe": ("lookalike.recipes.recipe", "Recipe"),
     "UserError": ("lookalike.core.errors", "UserError"),
     "compare": ("lookalike.evaluation.compare", "compare"),
-    "embed": ("lookalike.train.trained", "embed_data"),
+    "embed": ("lookalike.train.embeddings", "embed_data"),
     "evaluate": ("lookalike.evaluation.evaluate", "evaluate"),
     "load": ("lookalike.train.trained", "load"),
     "part": ("lookalike.recipes.parts", "part"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -79,6 +79,26 @@ def _slices(view: View, count: int) -> Iterator[View]:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What made rows of embeddings: a model at a step, as it was shown its examples, and the data."""
+
+    run: str  # the folder, where the model is of one
+    step: int
+    weights: str  # sha256 of all parameters and buffers, the whitening included
+    precision: str  # of the network's products
+    preprocessing: dict[str, Any]
+    data: str  # its name, or where it was
+    data_digest: str  # sha256 of names, sizes and content of its files
+
+    def compares_with(self, other: Origin) -> bool:
+        """Whether rows of both are of one space: of the same weights, which saw examples in the same way."""
+        return (self.weights, self.preprocessing) == (other.weights, other.preprocessing)
+
+    def __str__(self) -> str:
+        return f"{self.run or 'a model that is no run'} (step {self.step:,}, weights {self.weights[:8]})"
+
+
+@dataclass(frozen=True)
 class Embeddings:
     """One row per example: what every evaluation, search and export reads."""
 
@@ -86,6 +106,10 @@ class Embeddings:
     split: list[str]
     label: npt.NDArray[np.int64]  # (N,), -1 where there is none
     vectors: npt.NDArray[np.float32]  # (N, F), unit rows
+    classes: tuple[str, ...] = ()  # the names of the labels
+    text: list[str] | None = None  # of tables of text, what each row says
+    layer: Literal["backbone", "head"] = "backbone"  # whose output the rows are
+    origin: Origin | None = None  # None where nobody knows
 
     def __len__(self) -> int:
         return len(self.path)

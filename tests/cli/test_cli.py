@@ -179,17 +179,84 @@ def test_a_verb_that_does_not_exist(say: Callable[..., Said], verb: str, hint: s
     refused(say(verb, "pictures", "--out", "run"), 2, f"unknown verb {verb!r}", hint)
 
 
-@pytest.mark.parametrize("file", ["folder", "file/table", "/proc/table"])
+WRITING = [  # every verb that writes, and what of it names a file or a folder
+    (("embed", "RUN", "DATA", "--workers", 0), "--out", "a.parquet"),
+    (("embed", "RUN", "DATA", "--workers", 0), "--out", "a.npy"),
+    (("search", "RUN", "bright/00.png"), "--json", "a.json"),
+    (("search", "RUN", "bright/00.png"), "--page", "a.html"),
+    (("evaluate", "knn", "RUN", "DATA", "--workers", 0), "--json", "a.json"),
+    (("evaluate", "segment", "RUN", "DATA", "--workers", 0), "--page", "a.html"),
+    (("evaluate", "detect", "RUN", "DATA", "--workers", 0), "--out", None),
+    (("compare", "RUN", "--on", "DATA", "--task", "knn"), "--out", None),
+    (("preview", "DATA"), "--out", "a.png"),
+    (("prepare", "DATA", "--workers", 0), "--out", None),
+    (("doctor", "DATA", "--quick", "--workers", 0), "--out", None),
+    (("doctor", "DATA", "--quick", "--workers", 0), "--json", "a.json"),
+    (("pretrain", "DATA", *LIGHT), "--out", None),
+    (("supervised", "DATA", *LIGHT), "--out", None),
+    (("demo",), "--out", None),
+]
+
+
+@pytest.mark.parametrize(("command", "flag", "name"), WRITING)
 def test_a_result_that_cannot_be_written_is_refused_before_the_work(
-    say: Callable[..., Said], pictures: Path, trained: Path, tmp_path: Path, file: str
+    say: Callable[..., Said],
+    pictures: Path,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: tuple[object, ...],
+    flag: str,
+    name: str | None,
 ) -> None:
-    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("precious")
-    for command in (("embed", trained, pictures, "--out"), ("evaluate", "knn", trained, pictures, "--json")):
-        code, out, err = said = say(*command, tmp_path / file, "--workers", 0)
-        refused(said, 74, f"cannot write {tmp_path / file} (")
-        assert (out, code, err.count("\n")) == ("", 74, 1)
-    assert snapshot(tmp_path) == {"file": b"precious"}
+    (tmp_path / "folder" / (name or "a")).mkdir(parents=True)
+    before, run = snapshot(tmp_path), snapshot(trained)
+    command = tuple({"RUN": trained, "DATA": pictures}.get(str(part), part) for part in command)
+    file, long = name or "run", "n" * 300
+    outs = [
+        f"file/{file}",
+        f"new/{long}{file}",
+        f"{long}/{file}",
+        f"/proc/{file}",
+        *([f"folder/{name}"] if name else []),
+    ]
+    for out in outs:
+        code, said, err = say(*command, flag, out)
+        refused(
+            (code, said, err),
+            74,
+            f"cannot write {'' if name else 'to '}{out} (",
+            "choose another",
+        )
+        assert said == ""
+    if name is None:
+        refused(say(*command, flag, "file"), 74 if command[0] in ("evaluate", "compare", "doctor") else 2, "file")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+    assert (snapshot(tmp_path), snapshot(trained)) == (before, run)
+
+
+@pytest.mark.parametrize(
+    "command", [("embed", "RUN", "nowhere", "--out", "new/a.csv"), ("doctor", "nowhere", "--json", "new/a")]
+)
+def test_a_folder_for_results_is_not_made_for_data_that_is_refused(
+    say: Callable[..., Said],
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: tuple[str, ...],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(say(*(trained if part == "RUN" else part for part in command)), 65, "nowhere")
+    refused(say("embed", trained, "digits", "--out", "new/a.txt"), 2, "new/a.txt: embeddings are written as .parquet")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_with_letters_that_a_terminal_obeys_is_shown_in_one_line(
+    say: Callable[..., Said], tmp_path: Path
+) -> None:
+    refused(say("pretrain", tmp_path / "\x1b[2J\n", "--out", tmp_path / "run"), 65, r"\x1b[2J\n: no such file")
 
 
 def test_a_batch_that_is_larger_than_the_data(say: Callable[..., Said], pictures: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import json
 import shutil
@@ -10,11 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 import lookalike
-from lookalike.train.trained import embed_data, load, read_embeddings, write_embeddings
+from lookalike.train.embeddings import embed_data, read_embeddings, write_embeddings
+from lookalike.train.trained import load
 from tests.cli.test_cli import refused
 from tests.conftest import Said
 from tests.invariants.test_captions import album
@@ -50,9 +53,16 @@ def table(photos: Path, run: Path) -> Path:
     return path
 
 
+def without_origin(table: Path, out: Path) -> Path:
+    """The table as versions of before wrote it."""
+    held = pq.read_table(table).drop_columns(["class"])
+    pq.write_table(held.replace_schema_metadata({"lookalike.layer": "backbone"}), out)
+    return out
+
+
 def test_every_row_is_compared_and_a_query_is_not_its_own_hit(table: Path) -> None:
-    held, layer = read_embeddings(table)
-    assert layer == "backbone"
+    held = read_embeddings(table)
+    assert held.layer == "backbone"
     found = lookalike.search(table, held.path[:3], top=30)
     for row, hits in enumerate(found):
         cosines = held.vectors @ held.vectors[row]
@@ -95,7 +105,10 @@ def test_the_page_shows_what_was_found(say: Say, photos: Path, run: Path, table:
     truth = np.asarray(Image.open(photos / "b" / "05.png"))
     np.testing.assert_allclose(pixels.mean((0, 1)), truth.mean((0, 1)), atol=8)  # JPEG
     assert say(*command, "--run", run)[0] == 0  # the run knows where its pictures were
-    refused(say(*command[:3], "--page", tmp_path / "found.html"), 2, "--page needs the pictures", "--data")
+    assert say(*command[:3], "--page", tmp_path / "found.html")[0] == 0  # so does the table
+    bare = without_origin(table, tmp_path / "bare.parquet")
+    page = ("--page", tmp_path / "found.html")
+    refused(say("search", bare, "b/05.png", *page), 2, "--page needs the pictures", "--data")
     code, _, err = say(*command[:3], "--page", tmp_path / "found.html", "--data", tmp_path / "gone")
     assert (code, err.count("\n")) == (65, 1)
     assert "no page:" in err
@@ -107,7 +120,8 @@ def test_what_cannot_be_searched_is_refused_in_a_line(
 ) -> None:
     picture = photos / "a" / "04.png"
     (tmp_path / "text.txt").write_text("no picture")
-    refused(say("search", table, picture), 2, "is no path of", "--run")
+    bare = without_origin(table, tmp_path / "bare.parquet")
+    refused(say("search", bare, picture), 2, "is no path of", "--run")
     refused(say("search", table, tmp_path / "text.txt", "--run", run), 65, "text.txt: neither a path of the table nor")
     refused(say("search", table, tmp_path / "nobody.png", "--run", run), 65, "No such file")
     refused(say("search", tmp_path / "text.txt", picture), 65, "neither a run nor a table")
@@ -120,8 +134,71 @@ def test_what_cannot_be_searched_is_refused_in_a_line(
     refused(say("search", moved, picture), 65, "moved was trained on nowhere: nowhere: no such file", "lookalike embed")
     head = tmp_path / "head.parquet"
     assert say("embed", run, photos, "--out", head, "--layer", "head", "--workers", 0)[0] == 0
-    assert read_embeddings(head)[1] == "head"
+    assert read_embeddings(head).layer == "head"
     assert lookalike.search(head, [str(picture)], 1, run)[0][0].path == "a/04.png"
+
+
+def test_a_table_is_searched_by_the_run_that_made_it_and_by_no_other(
+    say: Say, photos: Path, run: Path, table: Path, tmp_path: Path
+) -> None:
+    picture = str(photos / "a" / "04.png")
+    lookalike.pretrain(
+        str(photos), other := tmp_path / "other", recipe="tiny", steps=3, workers=0, quiet=True, settings={"seed": 1}
+    )
+    for query in (picture, "a/04.png"):
+        refused(say("search", table, query, "--run", other), 2, str(run), str(other), "(step 3, weights ")
+    shutil.copytree(run, longer := tmp_path / "longer")
+    by_moved = lookalike.search(table, [picture], 3, longer)
+    lookalike.pretrain(str(photos), longer, recipe="tiny", steps=4, extend=True, workers=0, quiet=True)
+    refused(say("search", table, picture, "--run", longer), 2, f"{run} (step 3, ", f"{longer} (step 4, ")
+    assert lookalike.search(table, [picture], 3) == by_moved  # the table names the run
+    refused(say("search", run, picture, "--run", other), 2, "leave out --run")
+
+
+def test_the_run_that_a_table_names_must_be_there_and_as_it_was(
+    say: Say, photos: Path, run: Path, tmp_path: Path
+) -> None:
+    picture = photos / "a" / "04.png"
+    shutil.copytree(run, copy := tmp_path / "copy")
+    for layer in ("backbone", "head"):
+        table = tmp_path / f"{layer}.parquet"
+        assert say("embed", copy, photos, "--out", table, "--layer", layer, "--workers", 0)[0] == 0
+        assert "  1.0000  a/04.png" in say("search", table, picture)[1]
+    lookalike.pretrain(str(photos), copy, recipe="tiny", steps=4, extend=True, workers=0, quiet=True)
+    refused(say("search", table, picture), 2, f"{copy} (step 3, ", f"{copy} (step 4, ", "lookalike embed")
+    shutil.rmtree(copy)
+    refused(say("search", table, picture), 2, f"({copy}, which is no longer there)", "--run")
+    assert say("search", table, picture, "--run", run)[0] == 0
+    assert say("search", table, "a/04.png")[0] == 0
+
+
+def test_a_table_of_an_older_version_is_searched_with_a_warning(
+    photos: Path, run: Path, table: Path, tmp_path: Path
+) -> None:
+    old, picture = without_origin(table, tmp_path / "old.parquet"), str(photos / "a" / "04.png")
+    with pytest.warns(UserWarning, match=r"old\.parquet: an older version wrote it"):
+        found = lookalike.search(old, [picture], 3, run)
+    assert found == lookalike.search(table, [picture], 3, run)
+    assert lookalike.search(old, ["a/04.png"], 3) == lookalike.search(table, ["a/04.png"], 3)  # asks no run
+
+
+def test_no_name_of_a_file_reaches_the_terminal_as_it_is(say: Say, run: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    names = ("\x1b[31mred.png", "new\nline.png", "=1+1.png", "\u202egnp.png", "plain.png")
+    for number, name in enumerate(names):
+        shutil.copy(photos / "a" / f"{2 * number:02}.png", tmp_path / "data" / name)
+    for suffix in ("parquet", "csv"):
+        assert say("embed", run, tmp_path / "data", "--out", tmp_path / f"a.{suffix}", "--workers", 0)[0] == 0
+    code, out, _ = say("search", tmp_path / "a.parquet", names[0], "--json", tmp_path / "a.json")
+    assert code == 0
+    assert len(out.splitlines()) == len(names)
+    assert not set("\x1b\u202e") & set(out)
+    assert r"\x1b[31mred.png" in out
+    (found,) = json.loads((tmp_path / "a.json").read_text())["found"]
+    assert sorted([found["query"], *(hit["path"] for hit in found["hits"])]) == sorted(names)
+    refused(say("search", tmp_path / "a.parquet", "\x1b[31mno.png"), 65, r"\x1b[31mno.png: neither a path")
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "a.csv").read_text())))
+    assert "'=1+1.png" in [row["path"] for row in rows]
 
 
 def test_a_sentence_finds_lines(say: Say, tmp_path: Path) -> None:
@@ -135,7 +212,17 @@ def test_a_sentence_finds_lines(say: Say, tmp_path: Path) -> None:
     assert say("pretrain", tmp_path / "lines.txt", "--out", tmp_path / "run", *arguments)[0] == 0
     code, out, _ = say("search", tmp_path / "run", "a song", "--top", 2)
     assert code == 0
-    assert "  1.0000  lines.txt:25" in out
+    assert "  1.0000  lines.txt:25  a song" in out
+    (long := tmp_path / "long.txt").write_text("\n".join([f"{'so ' * 200}on", "a \x1b[31msong", *lines]))
+    table = tmp_path / "long.parquet"
+    assert say("embed", tmp_path / "run", long, "--out", table)[0] == 0
+    assert pq.read_table(table)["text"].to_pylist() == long.read_text().splitlines()
+    code, out, _ = say("search", table, "a man sings", "--top", 50, "--json", tmp_path / "found.json")
+    assert code == 0
+    assert f"  long.txt:1  {'so ' * 33}…" in out
+    assert r"long.txt:2  a \x1b[31msong" in out
+    hits = json.loads((tmp_path / "found.json").read_text())["found"][0]["hits"]
+    assert {hit["text"] for hit in hits} == set(long.read_text().splitlines())
     refused(say("search", tmp_path / "run", " "), 2, "an empty query")
     (tmp_path / "labelled.tsv").write_text(
         "label\ttext\n" + "\n".join(f"{i % 2}\t{line}" for i, line in enumerate(lines))

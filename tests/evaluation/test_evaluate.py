@@ -30,7 +30,8 @@ from lookalike.models.encoder import MLP, Encoder, Whitening, embed, evaluating,
 from lookalike.models.image import SmallResNet
 from lookalike.recipes import tiny
 from lookalike.recipes.recipe import Recipe
-from lookalike.train.trained import Trained, embed_data, labelled, write_embeddings
+from lookalike.train.embeddings import embed_data, write_embeddings
+from lookalike.train.trained import Trained, labelled
 from lookalike.types import View
 
 
@@ -246,7 +247,8 @@ def test_a_table_of_embeddings(trained: tuple[Recipe, Learner], tmp_path: Path, 
     width = 16 if layer == "backbone" else 8
     assert found.schema.equals(
         pa.schema(
-            {"path": pa.string(), "split": pa.string(), "label": pa.int64(), "embedding": pa.list_(pa.float32(), width)}
+            {name: pa.string() for name in ("path", "split")}
+            | {"label": pa.int64(), "class": pa.string(), "embedding": pa.list_(pa.float32(), width)}
         )
     )
     source = open_source("digits")

@@ -193,11 +193,17 @@ class Compare(Verb):
 
 @dataclass(frozen=True)
 class Embed(Verb):
-    """Write one embedding per picture, text or video to a parquet table: path, split, label, embedding."""
+    """Write one embedding per picture, text or video to a table.
+
+    A .parquet holds path, split, label, class, for texts the text, the embedding, and which run made it of which data;
+    lookalike search reads it. A .csv holds the same with one column per number, without the last. A .npy holds the
+    embeddings alone, and the .rows.csv beside it the other columns. In .csv files, words that a spreadsheet would
+    compute (those that begin with = + - @) have an apostrophe before them.
+    """
 
     run: Positional[Annotated[str, shown("RUN")]]  # The model: folder of a run.
     data: Data  # Pictures, texts or videos, as the run learned from.
-    out: Annotated[str, shown("FILE")]  # The parquet file to write.
+    out: Annotated[str, shown("FILE")]  # The file to write: .parquet, .csv or .npy.
     layer: Layer = "backbone"
     precision: Precision = "fp32"
     clip: Annotated[float | None, Limit(1e-3), shown("SECONDS")] = None
@@ -212,19 +218,20 @@ class Search(Verb):
 
     lookalike search photos.parquet beach.jpg --run runs/first
 
-    Every row is compared. To find the neighbours of a path in the table, no run is needed.
+    Every row is compared. New pictures and sentences are encoded by the run that the table names, or by --run where it
+    lies elsewhere now; a run that did not make the table is refused.
     """
 
     where: Positional[Annotated[str, shown("RUN|FILE")]]
-    """A table that lookalike embed wrote, or the folder of a run, whose data is then embedded first."""
+    """A .parquet table that lookalike embed wrote, or the folder of a run, whose data is then embedded first."""
     queries: Positional[Annotated[tuple[str, ...], shown("QUERY")]]
     """Paths in the table; picture files; sentences, for models of text or captions."""
     top: Annotated[int, Limit(1)] = 10  # Number of hits to show.
-    run: Annotated[str | None, shown("RUN")] = None  # The run that made the table, to embed queries that are not in it.
+    run: Annotated[str | None, shown("RUN")] = None  # The run that made the table, if it was moved.
     json: File = None  # Write the hits to this file.
     page: File = None  # Write an HTML page with the pictures of the hits.
     data: Annotated[str | None, shown("DATA")] = None
-    """Where the pictures for the page are, if no longer where the run read them."""
+    """Where the pictures for the page are, if no longer where the table or the run says."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from tyro.conf import FlagCreatePairsOff
 
 import lookalike
 from lookalike.cli.flags import VERBS, Verb, verbs
-from lookalike.core.errors import IO, UserError, meant, refuse_platform
+from lookalike.core.errors import IO, UserError, meant, refuse_platform, visible
 from lookalike.evaluation.settings import evaluation_named
 
 DEVICE = "LOOKALIKE_DEVICE"
@@ -77,14 +77,14 @@ def refused(error: UserError, arguments: Sequence[str]) -> NoReturn:
     """Exit with one line, or with the traceback if there is --debug."""
     if "--debug" in arguments:
         raise error
-    print(f"lookalike: {error}", file=sys.stderr)
+    print(f"lookalike: {visible(str(error))}", file=sys.stderr)
     sys.exit(error.code)
 
 
 def notice(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
     """A warning as a line: this package's own are for the person, who knows no lines of code."""
     if category is UserWarning and Path(filename).is_relative_to(PACKAGE):
-        return f"lookalike: {message}\n"
+        return f"lookalike: {visible(str(message))}\n"
     return _AS_PYTHON(message, category, filename, lineno, line)
 
 
@@ -119,5 +119,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if "--debug" in arguments:
             raise
         what = f"{error.filename}: {error.strerror}" if error.filename else error
-        print(f"lookalike: {what}: nothing that was saved is lost; --debug shows where", file=sys.stderr)
+        print(f"lookalike: {visible(str(what))}: nothing that was saved is lost; --debug shows where", file=sys.stderr)
         sys.exit(IO)

@@ -13,14 +13,15 @@ from tyro.conf import FlagCreatePairsOff
 from lookalike.cli import flags
 from lookalike.cli.demo import demo
 from lookalike.core import dist
-from lookalike.core.errors import UserError, meant
+from lookalike.core.errors import UserError, meant, visible
 from lookalike.core.files import refuse_unwritable, write_json
 from lookalike.curate import search as searching
 from lookalike.curate.diagnosis import about_machine, diagnose
 from lookalike.curate.doctor import examine
 from lookalike.curate.doctor import preview as draw_preview
 from lookalike.curate.prepare import prepare as make_cache
-from lookalike.data.source import DIGITS, open_source
+from lookalike.data.example import PictureSource
+from lookalike.data.source import DIGITS, open_source, splits_of
 from lookalike.evaluation import compare as comparing
 from lookalike.evaluation import evaluate as measuring
 from lookalike.evaluation.evaluation import Evaluation, Result
@@ -32,15 +33,20 @@ from lookalike.recipes.serialize import flat
 from lookalike.report.comparison import markdown
 from lookalike.report.comparison import write as write_comparison
 from lookalike.report.pictures import write_detections, write_hits, write_segmentation
+from lookalike.train.embeddings import embed_data, files_of, place_for, size_of, write_embeddings
 from lookalike.train.pretrain import Request, carry_out, recipe_for
+from lookalike.train.run import is_run
 from lookalike.train.screen import Screen
-from lookalike.train.trained import embed_data, load, write_embeddings
+from lookalike.train.trained import load
 
 _FIELDS = [field.name for field in fields(Recipe)]
 
 
 def run(command: flags.Verb, rest: Sequence[str], began: float) -> int:
     """Carry out one parsed command, given at ``began``; ``rest`` is what the parser did not know. The exit code."""
+    files, folders = outputs(command)
+    for path in (*files, *folders):
+        refuse_unwritable(path, folder=path in folders)
     match command:
         case flags.Pretrain():
             return pretrain(command, rest, began)
@@ -63,6 +69,24 @@ def run(command: flags.Verb, rest: Sequence[str], began: float) -> int:
         case flags.Demo():
             return demo(Path(command.out), command.overwrite)
     raise TypeError(command)
+
+
+def outputs(command: flags.Verb) -> tuple[list[str], list[str]]:
+    """The files, and the folders, that a command will write: no work is done for one that cannot be written.
+
+    Those of pretraining and of prepare are looked at by the functions themselves.
+    """
+    files = [*(path for name in ("json", "page") if (path := getattr(command, name, None))), *page_of(command)]
+    match command:
+        case flags.EvaluateFit(out=str(out)) | flags.Compare(out=out):
+            return files, [out]
+        case flags.Doctor(data=str(data), out=out) if not is_run(data):
+            return files, [out]
+        case flags.Embed(out=out):
+            return [str(file) for file in files_of(Path(out))], []
+        case flags.Preview(out=out):
+            return [out], []
+    return files, []
 
 
 def picked(command: flags.Verb, *names: str) -> dict[str, Any]:
@@ -106,11 +130,6 @@ def refuse_short(name: str, recipe: str | None) -> None:
         raise UserError(f"unknown argument '--{name}'; did you mean {' or '.join(f'--{path}' for path in paths[:3])}?")
 
 
-def is_run(path: str) -> bool:
-    """Whether a path is the folder of a run."""
-    return (Path(path) / "recipe.json").is_file()
-
-
 def refuse_swapped(run: str, data: str) -> None:
     """Raise UserError for RUN and DATA in the wrong order."""
     if data != DIGITS and is_run(data) and not is_run(run):
@@ -151,9 +170,7 @@ def preview(command: flags.Preview, rest: Sequence[str]) -> int:
 def evaluate(command: flags.Evaluate[Evaluation]) -> int:
     """Prints and writes what the command measures."""
     spec = command.settings
-    page = (command.page or f"{spec.NAME}.html") if isinstance(command, flags.EvaluateScenes) else None
-    refuse_unwritable(command.json)
-    refuse_unwritable(page)
+    page = next(iter(page_of(command)), None)
     refuse_swapped(command.run, command.data)
     with measuring.processes(spec), Screen(spec.NAME, quiet=not dist.first()) as screen:
         out = command.out if isinstance(command, flags.EvaluateFit) else None
@@ -169,6 +186,11 @@ def evaluate(command: flags.Evaluate[Evaluation]) -> int:
         about = picked(command, "untrained", "weights", "run", "data", "precision")
         write_record(command.json, result.record() | about)
     return 0
+
+
+def page_of(command: flags.Verb) -> list[str]:
+    """The page that an evaluation with something to look at writes, if it is one."""
+    return [command.page or f"{command.settings.NAME}.html"] if isinstance(command, flags.EvaluateScenes) else []
 
 
 def draw(page: Path, command: flags.Evaluate[Evaluation], result: Result) -> None:
@@ -221,38 +243,55 @@ def settings_of(command: flags.Compare, rest: Sequence[str]) -> Evaluation:
 
 def embed(command: flags.Embed) -> int:
     """Writes the table."""
-    refuse_unwritable(command.out)
     refuse_swapped(command.run, command.data)
-    trained = load(command.run, precision=command.precision)
+    trained, out = load(command.run, precision=command.precision), Path(command.out)
     with dist.together(), Screen("embed", not dist.first()) as screen:
-        table = embed_data(trained, command.data, command.layer, command.workers, screen.work, command.clip)
+        place = place_for(trained, command.data)
+        if command.clip is None:
+            refuse_unwritable(out, size=size_of(trained, place, out, command.layer))
+        how = (command.layer, command.workers, screen.work, command.clip, place)
+        table = embed_data(trained, command.data, *how)
         if dist.first():
-            write_embeddings(table, Path(command.out), command.layer)
+            write_embeddings(table, out)
             screen.say(f"{len(table)} embeddings of width {table.vectors.shape[1]} in {command.out}")
     return 0
 
 
 def search(command: flags.Search) -> int:
     """Prints and writes the hits."""
-    refuse_unwritable(command.json)
-    refuse_unwritable(command.page)
     if not command.queries:
         raise UserError("name at least one query: a path in the table, a picture file, or a sentence")
-    data = (command.data or searching.learned_from(command.where, command.run)) if command.page else None
-    if command.page and data is None:
-        raise UserError(f"--page needs the pictures that {command.where} was made from: name them with --data")
+    album = pictures_of(command) if command.page else []
     with Screen("search") as screen:
         answers = searching.search(command.where, command.queries, command.top, command.run, screen.work)
         for query, hits in zip(command.queries, answers):
-            screen.say(query)
+            screen.say(visible(query))
             for hit in hits:
-                screen.say(f"  {hit.cosine:.4f}  {hit.path}")
-        if command.page and data is not None:
-            write_hits(Path(command.page), command.where, data, command.queries, answers)
+                screen.say(line_of(hit))
+        if command.page:
+            write_hits(Path(command.page), command.where, album, command.queries, answers)
             screen.say(f"written: {command.page}")
     rows = [{"query": query, "hits": [hit._asdict() for hit in hits]} for query, hits in zip(command.queries, answers)]
     write_record(command.json, {"found": rows, "where": command.where, "run": command.run})
     return 0
+
+
+def pictures_of(command: flags.Search) -> list[PictureSource]:
+    """What the page of a search shows, opened before the search; raises UserError where it is not there."""
+    known = [name for name in (command.where, command.run) if name is not None]
+    data = command.data or next((data for name in known if (data := searching.data_of(name))), None)
+    if data is None:
+        raise UserError(f"--page needs the pictures that {command.where} was made from: name them with --data")
+    try:
+        return list(splits_of(data).values())
+    except UserError as error:
+        raise UserError(f"no page: {error}; say with --data where the pictures are", error.code) from None
+
+
+def line_of(hit: searching.Hit) -> str:
+    """A hit on the screen: its cosine, path, and of a text as much as a line shows."""
+    text = " ".join((hit.text or "").split())
+    return visible(f"  {hit.cosine:.4f}  {hit.path}  {text[:99]}{'…' if len(text) > 99 else ''}".rstrip())
 
 
 def prepare(command: flags.Prepare) -> int:
@@ -272,7 +311,6 @@ def prepare(command: flags.Prepare) -> int:
 
 def doctor(command: flags.Doctor) -> int:
     """Prints and writes the findings."""
-    refuse_unwritable(command.json)
     with Screen("doctor") as screen:
         if command.data is None:
             record: dict[str, Any] = dict(about_machine())
@@ -293,4 +331,5 @@ def doctor(command: flags.Doctor) -> int:
 def write_record(path: str | None, record: dict[str, Any]) -> None:
     """``--json``."""
     if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(path), record)

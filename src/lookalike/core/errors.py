@@ -6,6 +6,7 @@ import difflib
 import inspect
 import math
 import os
+import re
 from collections.abc import Callable, Iterable
 from functools import cache, wraps
 from importlib.util import find_spec
@@ -16,6 +17,8 @@ Value = TypeVar("Value")
 
 USAGE, BAD_DATA, IO, LOCKED = 2, 65, 74, 75
 
+_ACTS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
 PLATFORMS = "lookalike runs on Linux and macOS; on Windows, run it in WSL 2 (Linux inside Windows)"
 
 
@@ -25,6 +28,11 @@ class UserError(Exception):
     def __init__(self, message: str, code: int = USAGE) -> None:
         super().__init__(message)
         self.code = code
+
+
+def visible(text: str) -> str:
+    """One line of text whose letters only show: what a terminal would obey, as names of files may hold, is escaped."""
+    return _ACTS.sub(lambda letter: letter[0].encode("unicode_escape").decode(), text)
 
 
 def meant(word: str, names: Iterable[str], otherwise: str | None = None) -> str:

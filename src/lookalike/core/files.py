@@ -7,8 +7,11 @@ import errno
 import io
 import json
 import os
+import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,13 @@ from lookalike.core.errors import BAD_DATA, IO, UserError
 UNFINISHED = ".tmp"
 """How the names of files and folders end that are not published yet; they begin with a dot."""
 
+_COMPUTED = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
+
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Publish ``data`` under ``path`` by rename: a reader, or a crash, sees the old file or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
+    short = os.fsencode(path.name)[:200].decode("utf-8", "ignore")  # of a name that is itself as long as can be
+    temporary = path.with_name(f".{short}.{os.getpid()}{UNFINISHED}")
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -48,10 +54,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table with a head, published by rename."""
+    """A table with a head, published by rename; see ``cell``."""
     text = io.StringIO()
-    csv.writer(text).writerows([head, *rows])
+    csv.writer(text).writerows([head, *([cell(value) for value in row] for row in rows)])
     write_atomically(path, text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def cell(value: object) -> object:
+    """A value as a table of text holds it: words that a spreadsheet would compute, or run, begin with an apostrophe.
+
+    So do those that begin with one, so that nothing is lost where the first apostrophe is taken off.
+    """
+    return f"'{value}" if isinstance(value, str) and value.startswith(_COMPUTED) else value
 
 
 def read_json(path: Path) -> Any:
@@ -62,15 +76,23 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} cannot be read ({error}): is this a run folder of lookalike?", BAD_DATA) from None
 
 
-def refuse_unwritable(path: str | None) -> None:
-    """Raise UserError where a file cannot be written, before the work that would be in it; makes its folder."""
-    if path:
-        target = Path(path)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.is_dir():
-                raise IsADirectoryError(errno.EISDIR, "it is a folder")
-            with tempfile.TemporaryFile(dir=target.parent):
-                pass
-        except OSError as error:
-            raise UserError(f"cannot write {target} ({error.strerror}): choose another file", IO) from None
+def refuse_unwritable(path: str | Path, folder: bool = False, size: int = 0) -> None:
+    """Raise UserError where a file of ``size`` bytes, or files in a ``folder``, cannot be written; leaves nothing.
+
+    It is asked before the work that they would hold. Folders that are missing would be made.
+    """
+    file = Path(path) / "file" if folder else Path(path)
+    try:
+        base = next(parent for parent in (*file.parents, Path()) if os.path.lexists(parent))
+        for part in (str(file), *(os.path.join(base, part) for part in file.relative_to(base).parts)):
+            with suppress(FileNotFoundError):  # any other error, such as a name that is too long, says no
+                mode = os.stat(part).st_mode
+                if part == str(file) and (not stat.S_ISREG(mode) or file.parent == Path("/dev")):
+                    raise OSError(errno.EISDIR, "it is a folder" if stat.S_ISDIR(mode) else "it is no ordinary file")
+        with tempfile.TemporaryFile(dir=base, prefix=".", suffix=UNFINISHED):
+            pass
+        if size > (free := shutil.disk_usage(base).free):
+            raise OSError(errno.ENOSPC, f"it needs {size / 1e9:.2g} GB and its disk has {free / 1e9:.2g} GB free")
+    except OSError as error:
+        what, other = ("to ", "--out") if folder else ("", "file")
+        raise UserError(f"cannot write {what}{path} ({error.strerror}): choose another {other}", IO) from None

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
-from lookalike.core.files import UNFINISHED, sync_folder, write_atomically, write_csv, write_json
+from lookalike.core.files import UNFINISHED, refuse_unwritable, sync_folder, write_atomically, write_csv, write_json
 from lookalike.core.progress import Progress, counted, silent
 from lookalike.data.example import Example, PictureSource
 from lookalike.data.fingerprint import Stamps, changes, from_table, to_table
@@ -76,6 +76,8 @@ def prepare(
     first = next(iter(sources.values()))
     side = size or min(SIDE, native_side(first))
     coding = RAW if jpeg is None else f"jpeg {jpeg}"
+    if not (out / CANVASES).exists():
+        refuse_unwritable(out, folder=True, size=sum(map(len, sources.values())) * _row_bytes(side, coding))
     with Run(out):
         settings = {"version": VERSION, "side": side, "coding": coding, "classes": list(first.classes)}
         settings |= {"splits": [name for name in sources if name != EVERYTHING], "shard_bytes": shard_bytes}
@@ -92,8 +94,9 @@ def prepare(
 def _refuse_foreign(out: Path) -> None:
     """Never write into a folder that holds somebody's other files."""
     ours = {"run.lock", "data.parquet"}  # canvases.json comes last when a cache begins
-    if out.exists() and not out.is_dir():
+    if os.path.isfile(out):
         raise UserError(f"{out} is a file: --out names the folder of the cache")
+    refuse_unwritable(out, folder=True)
     names = {path.name for path in out.iterdir() if not path.name.endswith(UNFINISHED)} if out.is_dir() else set()
     if names - ours and CANVASES not in names:
         raise UserError(f"{out} holds other files: choose an empty or new folder for --out")
@@ -124,14 +127,18 @@ def _begin(out: Path, settings: dict[str, object], now: Stamps) -> None:
 
 def _plan(sources: dict[str, PictureSource], side: int, coding: str, shard_bytes: int) -> Iterator[_Range]:
     """Every shard's tasks, in order: whole splits one after another, so that no shard holds two."""
-    row_bytes = 3 * side**2 if coding == RAW else 3 * side**2 // 8  # what JPEG makes of it, about
-    each, shard = max(1, shard_bytes // row_bytes), 0
+    each, shard = max(1, shard_bytes // _row_bytes(side, coding)), 0
     for name, source in sources.items():
         for start in range(0, len(source), each):
             stop = min(start + each, len(source))
             for i in range(start, stop, _TASK):
                 yield _Range(shard, name, range(i, min(i + _TASK, stop)))
             shard += 1
+
+
+def _row_bytes(side: int, coding: str) -> int:
+    """Of a canvas, in JPEG about."""
+    return 3 * side**2 if coding == RAW else max(1, 3 * side**2 // 8)
 
 
 def _part(sources: dict[str, PictureSource], side: int, jpeg: int | None, task: _Range) -> _Part:

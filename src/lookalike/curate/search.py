@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +16,9 @@ from lookalike.core.progress import Progress, silent
 from lookalike.metrics.knn import products
 from lookalike.models.encoder import Layer, embed
 from lookalike.recipes.modality import modality_of, query_view
-from lookalike.train.run import Run
-from lookalike.train.trained import Trained, embed_data, load, read_embeddings
+from lookalike.train.embeddings import embed_data, origin_of, place_for, read_embeddings
+from lookalike.train.run import Run, is_run
+from lookalike.train.trained import Trained, load
 from lookalike.types import Embeddings
 
 
@@ -27,6 +29,7 @@ class Hit(NamedTuple):
     path: str
     split: str
     label: int  # -1 where there is none
+    text: str | None = None  # what it says, where it is text
 
 
 @isolated()
@@ -35,52 +38,83 @@ def search(
 ) -> list[list[Hit]]:
     """For each query the ``top`` nearest rows, nearest first, compared with every row; of equal ones the earlier leads.
 
-    ``where`` is a table that ``lookalike embed`` wrote, or a run, whose data is embedded then. A query is a path of the
-    table, which is not its own hit; else a picture file, or a sentence for runs that know text, encoded by ``run``.
-    Raises UserError.
+    ``where`` is a parquet table that ``lookalike embed`` wrote, or a run, whose data is embedded then. A query is a
+    path of the table, which is not its own hit; else a picture file, or a sentence for runs that know text, encoded by
+    ``run``, by default the one that the table names. A run that did not make the table is refused. Raises UserError.
     """
-    trained = None
-    if (Path(where) / "recipe.json").is_file():
-        trained = load(where)
-        layer = modality_of(trained.recipe).layer
-        table = _embedded_data(trained, Path(where), layer, progress)
-    else:
-        table, layer = read_embeddings(Path(where))
+    table, encoded = _in_run(where, queries, run, progress) if is_run(where) else _in_table(where, queries, run)
     rows = {path: row for row, path in enumerate(table.path)}
-    new = [query for query in queries if query not in rows]
-    if new and trained is None:
-        if run is None:
-            raise UserError(
-                f"{new[0]} is no path of {where}: name with --run the run that embedded it, to encode the query"
-            )
-        trained = load(run)
     vectors = torch.from_numpy(table.vectors)
-    encoded: dict[str, Tensor] = {}
-    if trained is not None and new:
-        views = [query_view(trained.recipe, trained.tokenizer, query, layer) for query in new]
-        encoded = dict(zip(new, embed(trained.encoder, views, layer)))
+    for query in queries:
+        if query not in encoded and query not in rows:
+            raise UserError(f"{query} cannot be read, so it is no query: see lookalike doctor", BAD_DATA)
     for query, vector in encoded.items():
         if len(vector) != vectors.shape[1]:
             raise UserError(f"{query} has {len(vector)} features and {where} {vectors.shape[1]}: it is of another run")
-    vector_of = [encoded[query] if query in encoded else vectors[rows[query]] for query in queries]
-    return _hits(table, vectors, torch.stack(vector_of), [rows.get(query) for query in queries], top)
+    vector_of = torch.stack([encoded[query] if query in encoded else vectors[rows[query]] for query in queries])
+    return _hits(table, vectors, vector_of, [rows.get(query) for query in queries], top)
 
 
-def learned_from(*runs: str | Path | None) -> str | None:
-    """The data of the first of them that is a run; None where none is."""
-    folders = (Path(run) for run in runs if run is not None and (Path(run) / "recipe.json").is_file())
-    return next((str(Run(folder).data().get("data")) for folder in folders), None)
+def data_of(where: str | Path) -> str | None:
+    """The data that a table was made of, or that a run learned from; None where nobody knows."""
+    if is_run(where):
+        return str(Run(Path(where)).data().get("data"))
+    origin = read_embeddings(Path(where)).origin
+    return origin.data if origin else None
 
 
-def _embedded_data(trained: Trained, run: Path, layer: Layer, progress: Progress) -> Embeddings:
-    """The data that a run was trained on, embedded; raises UserError."""
-    data = str(Run(run).data().get("data"))
+def _in_run(
+    where: str | Path, queries: Iterable[str], run: str | Path | None, progress: Progress
+) -> tuple[Embeddings, dict[str, Tensor]]:
+    """The data that a run was trained on, embedded, after the queries that are none of its paths; raises UserError."""
+    if run is not None and Path(run).resolve() != Path(where).resolve():
+        raise UserError(f"{where} is a run, which embeds its data and queries itself: leave out --run {run}")
+    trained, data = load(where), str(data_of(where))
+    layer = modality_of(trained.recipe).layer
     try:
-        return embed_data(trained, data, layer, progress=progress)
+        place = place_for(trained, data)
     except UserError as error:
+        reason = f"{where} was trained on {data}: {error}; or search a table of lookalike embed"
+        raise UserError(reason, BAD_DATA) from None
+    known = set(place.rows(None).paths)
+    encoded = _encoded(trained, [query for query in queries if query not in known], layer)
+    return embed_data(trained, data, layer, progress=progress, place=place), encoded
+
+
+def _in_table(
+    where: str | Path, queries: Iterable[str], run: str | Path | None
+) -> tuple[Embeddings, dict[str, Tensor]]:
+    """A table, and the queries that are none of its paths, encoded by what made it; raises UserError."""
+    table = read_embeddings(Path(where))
+    known = set(table.path)
+    new = [query for query in queries if query not in known]
+    if run is None and not new:
+        return table, {}
+    named = run if run is not None else _maker(table, where, new[0])
+    trained = load(named, precision="bf16" if table.origin and table.origin.precision == "bf16" else "fp32")
+    if table.origin is None:
+        older = "an older version wrote it, which does not say what made its rows"
+        warnings.warn(f"{where}: {older}; hits mean something only if {named} is the run that did", stacklevel=1)
+    elif not table.origin.compares_with(other := origin_of(trained)):
         raise UserError(
-            f"{run} was trained on {data}: {error}; or search a table of lookalike embed", BAD_DATA
-        ) from None
+            f"{where} was made by {table.origin}, and this is {other}: their embeddings do not compare; name the run "
+            f"that made it with --run, or make a new table: lookalike embed {named} DATA --out {where}"
+        )
+    return table, _encoded(trained, new, table.layer)
+
+
+def _maker(table: Embeddings, where: str | Path, query: str) -> str:
+    """The run that a table names, to encode ``query``; raises UserError where it is not there."""
+    if table.origin is not None and is_run(table.origin.run):
+        return table.origin.run
+    gone = f" ({table.origin.run}, which is no longer there)" if table.origin and table.origin.run else ""
+    raise UserError(f"{query} is no path of {where}: to encode it, name with --run the run that made the table{gone}")
+
+
+def _encoded(trained: Trained, queries: Sequence[str], layer: Layer) -> dict[str, Tensor]:
+    """The unit row of each query, a picture file or a sentence; raises UserError."""
+    views = [query_view(trained.recipe, trained.tokenizer, query, layer) for query in queries]
+    return dict(zip(queries, embed(trained.encoder, views, layer)))
 
 
 def _hits(table: Embeddings, vectors: Tensor, queries: Tensor, own: Sequence[int | None], top: int) -> list[list[Hit]]:
@@ -92,6 +126,10 @@ def _hits(table: Embeddings, vectors: Tensor, queries: Tensor, own: Sequence[int
                 row[itself] = -torch.inf
             count = min(top, len(table) - (itself is not None))
             values, places = (part[:count].tolist() for part in row.sort(descending=True, stable=True))
-            nearest = zip(values, places)
-            hits.append([Hit(v, table.path[i], table.split[i], int(table.label[i])) for v, i in nearest])
+            hits.append([_hit(table, value, place) for value, place in zip(values, places)])
     return hits
+
+
+def _hit(table: Embeddings, cosine: float, row: int) -> Hit:
+    text = None if table.text is None else table.text[row]
+    return Hit(cosine, table.path[row], table.split[row], int(table.label[row]), text)

@@ -39,6 +39,12 @@ class Stamps(NamedTuple):
     sizes: npt.NDArray[np.int64]  # (N,) bytes, -1 where there is no such file
     tokens: npt.NDArray[np.uint64]  # (N,) of content, UNREAD where it was not looked at
 
+    def digest(self) -> str:
+        """One hash of all of it."""
+        digest = hashlib.sha256("\n".join(self.names).encode())
+        digest.update(self.sizes.astype(np.int64).tobytes() + self.tokens.tobytes())
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True)
 class Change:

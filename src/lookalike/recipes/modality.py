@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -150,7 +151,7 @@ def query_view(recipe: Recipe, tokenizer: Tokenizer | None, query: str, layer: L
     inputs = modality_of(recipe).inputs
     if "clip" in inputs:
         raise UserError(f"{recipe.name} encodes clips: a query must be a path of the table")
-    if inputs == PICTURE or ("picture" in inputs and Path(query).is_file()):
+    if inputs == PICTURE or ("picture" in inputs and os.path.isfile(query)):
         return _picture_view(recipe, query)
     if "picture" in inputs and layer != "head":
         raise UserError("sentences and pictures meet in the output of the head: lookalike embed --layer head")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,14 +14,12 @@ from PIL import Image, ImageDraw
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from lookalike.core.errors import UserError
 from lookalike.curate.search import Hit
 from lookalike.curate.survey import largest, upright
 from lookalike.data.annotations.record import Annotated, Scene
 from lookalike.data.decode import Unreadable, decode
 from lookalike.data.example import PictureSource
 from lookalike.data.formats.disk import Local
-from lookalike.data.source import splits_of
 from lookalike.evaluation.detector import Detections, pasted
 from lookalike.evaluation.segment import Segmented
 from lookalike.report.page import PictureRow, facts, picture, sheet, shown, side_by_side, table, write
@@ -181,16 +179,18 @@ def legend(result: Segmented) -> str:
     return table("facts", cells)
 
 
-def write_hits(path: Path, table: str, data: str, queries: Sequence[str], hits: Sequence[Sequence[Hit]]) -> None:
-    """Each query and what lies nearest to it with its cosine, as pictures of ``data``; queries may be files.
+def write_hits(
+    path: Path,
+    table: str,
+    sources: Iterable[PictureSource],
+    queries: Sequence[str],
+    hits: Sequence[Sequence[Hit]],
+) -> None:
+    """Each query and what lies nearest to it with its cosine, as pictures of ``sources``; queries may be files.
 
-    Raises UserError where ``data`` does not exist, or the page cannot be written.
+    Raises UserError where the page cannot be written.
     """
     paths = {*queries, *(hit.path for nearest in hits for hit in nearest)}
-    try:
-        sources = splits_of(data).values()
-    except UserError as error:
-        raise UserError(f"no page: {error}; say with --data where the pictures are", error.code) from None
     album: dict[str, Image.Image] = {}
     for source in sources:
         album |= _of_paths(source, paths - album.keys())

@@ -148,7 +148,7 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
 def newest_step(folder: Path) -> int:
     """The step of ``newest``, 0 where there is none."""
     path, _ = newest(folder)
-    return _step(path) if path else 0
+    return step_of(path) if path else 0
 
 
 def damage(path: Path) -> str | None:
@@ -159,7 +159,7 @@ def damage(path: Path) -> str | None:
         if not isinstance(manifest, dict) or manifest.keys() != expected:
             return "its manifest names other files"
         wrong = [name for name in sorted(expected) if _sha256(path / name) != manifest[name]]
-        if not wrong and json.loads((path / "state.json").read_bytes())["step"] != _step(path):
+        if not wrong and json.loads((path / "state.json").read_bytes())["step"] != step_of(path):
             return "it is of another step than its name says"
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         return f"it cannot be read ({error})"
@@ -186,10 +186,11 @@ def load_learner(path: Path, learner: nn.Module) -> int:
             f"{path} does not hold the model of recipe.json beside it: do not mix runs in one folder", BAD_DATA
         )
     _fill(file, state, {name: part.first for name, part in parts.items()})
-    return _step(path)
+    return step_of(path)
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """The step that is saved in a checkpoint, by its name."""
     return int(path.name.removeprefix("step-"))
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import wraps
 from inspect import signature
@@ -17,15 +20,17 @@ from torch import nn
 from lookalike.core import dist
 from lookalike.core.devices import Precision, computes_in_bf16, device, isolated, named_precision
 from lookalike.core.errors import BAD_DATA, Limit, UserError, check_limits
-from lookalike.core.files import UNFINISHED, write_atomically
+from lookalike.core.files import UNFINISHED, refuse_unwritable, write_atomically
 from lookalike.core.progress import counted
 from lookalike.data.example import Source
 from lookalike.data.fingerprint import changes, from_table, to_table
 from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, name_of, open_source, reference_and_query
 from lookalike.data.text.loader import Tokenizer, texts_of
+from lookalike.data.video.source import Timeline
 from lookalike.learn.labelled import Labelled
 from lookalike.pretext.image import ImageView
+from lookalike.pretext.video import TwoMoments
 from lookalike.recipes import recipe_of
 from lookalike.recipes.modality import TOKENIZER, load_tokenizer, loader, modality_of, new_tokenizer
 from lookalike.recipes.parts import Backbone, Transform
@@ -34,7 +39,7 @@ from lookalike.recipes.serialize import from_plain, override, refuse_unloadable,
 from lookalike.train import checkpoint
 from lookalike.train.length import Clock, budget, expected, extend, train_to_end
 from lookalike.train.loop import Finished
-from lookalike.train.run import Run, check_same, move_aside, open_run, read_recipe
+from lookalike.train.run import OURS, Run, check_same, is_run, open_run, read_recipe, replaced
 from lookalike.train.screen import Screen
 from lookalike.train.trained import Checkup, labelled
 
@@ -149,10 +154,9 @@ def carry_out(request: Request, began: float | None = None) -> Finished:
         sentences: list[str] = []
         recipe = recipe_for(request, source, sentences.append)
         refuse_unloadable(recipe)
-        if request.overwrite:
-            dist.on_first_rank(lambda: move_aside(request.folder))
         quiet, rows = request.quiet or not dist.first(), modality_of(recipe).examples
-        with open_run(request.folder) as run, Screen(recipe.name, quiet, rows) as screen:
+        place = replaced(request.folder) if request.overwrite else nullcontext(request.folder)
+        with place as folder, open_run(folder) as run, Screen(recipe.name, quiet, rows) as screen:
             for sentence in sentences:
                 screen.say(sentence)
             return begin_or_continue(request, recipe, source, run, screen, began)
@@ -170,8 +174,12 @@ def begin_or_continue(
         dist.on_first_rank(lambda: refuse_other(request, recipe, recorded, source, run))
         recipe = recorded
     dist.on_first_rank(lambda: checkpoint.refuse_full(run.checkpoints, recipe, len(source)))
+    if recorded is None and request.init_from is not None:
+        donor_of(Path(request.init_from), recipe)
+    if isinstance(recipe.pretext, TwoMoments):
+        Timeline.of(source.paths)  # raises where there are no videos
     tokenizer = tokenizer_of(request, recipe, source, run, new=recorded is None)
-    limits = (int(request.memory * GIB), request.workers, request.max_bad)
+    limits = (int(min(request.memory * GIB, sys.maxsize)), request.workers, request.max_bad)
     reads = loader(recipe, source, tokenizer, *limits, counted(screen.work, "reading", len(source)), run.note_bad_files)
     checkup, clock = Checkup.of(reads, recipe), None
     if recorded is None:
@@ -206,12 +214,12 @@ def note_all_bad(run: Run, loader: Loads) -> None:
 
 def refuse_folder(request: Request) -> None:
     """Raise UserError for a folder that holds somebody's other files, or no run to make longer."""
-    out, begun = request.folder, (request.folder / "recipe.json").exists()  # which comes last when a run begins
-    ours = {"run.lock", "bad_files.csv", "train.log", "data.parquet", "environment.json", TOKENIZER}
-    if out.exists() and not out.is_dir():
+    out, begun = request.folder, is_run(request.folder)
+    if os.path.isfile(out):
         raise UserError(f"{out} is a file: --out names the folder of the run")
+    refuse_unwritable(out, folder=True)
     names = {path.name for path in out.iterdir() if not path.name.endswith(UNFINISHED)} if out.is_dir() else set()
-    if not begun and names - ours:
+    if not begun and names - OURS:
         raise UserError(f"{out} holds files that are no run of lookalike: choose an empty or new folder for --out")
     if not begun and request.extend:
         raise UserError(f"{out} holds no run that could be made longer: leave out --extend")
@@ -298,14 +306,20 @@ def begin(
     return recipe, clock
 
 
-def initialise(other: Path, recipe: Recipe, run: Run, loader: Loads) -> None:
-    """A checkpoint at step 0 with the backbone of another run, and its head if it is the same; all else starts anew."""
+def donor_of(other: Path, recipe: Recipe) -> tuple[Path, Recipe]:
+    """The newest checkpoint of a run to start from, and its recipe; raises UserError where it does not fit."""
     path, _ = checkpoint.newest(Run(other).checkpoints)
     if path is None:
         raise UserError(f"--init-from {other} has no checkpoint: name the folder of a run that has saved one", BAD_DATA)
     theirs = read_recipe(other / "recipe.json")
     if theirs.model != recipe.model:
         raise UserError(f"--init-from {other} has another model ({theirs.model}): use its recipe")
+    return path, theirs
+
+
+def initialise(other: Path, recipe: Recipe, run: Run, loader: Loads) -> None:
+    """A checkpoint at step 0 with the backbone of another run, and its head if it is the same; all else starts anew."""
+    path, theirs = donor_of(other, recipe)
     donor = theirs.build(len(loader))
     checkpoint.load_learner(path, donor)
     learner = recipe.build(len(loader))

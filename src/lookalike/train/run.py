@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -24,13 +24,19 @@ from lookalike.core import dist
 from lookalike.core.devices import accelerator, processor
 from lookalike.core.errors import BAD_DATA, LOCKED, USAGE, UserError
 from lookalike.core.errors import IO as IO_ERROR
-from lookalike.core.files import UNFINISHED, read_json, write_atomically, write_csv, write_json
+from lookalike.core.files import UNFINISHED, read_json, refuse_unwritable, write_atomically, write_csv, write_json
+from lookalike.recipes.modality import TOKENIZER
 from lookalike.recipes.recipe import Recipe
 from lookalike.recipes.serialize import differences, from_plain, to_plain
 from lookalike.train import checkpoint
 from lookalike.train.tensorboard import Board
 
 _locks: set[IO[str]] = set()
+
+BAD_FILES = "bad_files.csv"
+OURS = {"run.lock", BAD_FILES, "train.log", "data.parquet", "environment.json", TOKENIZER}
+"""What may stand in a run folder before its recipe.json does, which comes last when a run begins."""
+_BEGUN = {"recipe.json", "fit.json", "metrics.jsonl", "tb", "checkpoints"}
 
 
 @cache
@@ -42,6 +48,7 @@ def _workers_let_go() -> None:
 class Run:
     """An open run folder, locked against a second writer; a context manager.
 
+    A run that is refused before a step of it is saved leaves nothing: no folder stands in the way of the right command.
     Of several ranks the first writes and the others read: there ``writes`` is False, and nothing is logged or noted.
     """
 
@@ -53,12 +60,17 @@ class Run:
         self._environment = folder / "environment.json"
         self.tell: Callable[[str], None] = lambda _: None
         self._lock: IO[str] | None = None
+        self._new: list[Path] = []  # the folder and those above it, as far as they were made for this run
+        self._held: set[str] = set()  # what the folder held before
         self._metrics: IO[str] | None = None
         self._board: Board | None = None
 
     def __enter__(self) -> Run:
+        refuse_unwritable(self.folder, folder=True)
+        self._new = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._held = set(os.listdir(self.folder))
             self._lock = (self.folder / "run.lock").open("a+", encoding="utf-8")
         except OSError as error:
             reason = f"cannot write to {self.folder} ({error.strerror}): choose another --out"
@@ -80,12 +92,30 @@ class Run:
         self._lock.flush()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object = None, error: BaseException | None = None, *__: object) -> None:
         self._close_logs()
-        if self._lock is not None:
-            _locks.discard(self._lock)
-            self._lock.truncate(0)
-            self._lock.close()
+        if self._lock is None:
+            return
+        if error is not None and not self.saved():
+            self._undo(str(error))
+        _locks.discard(self._lock)
+        self._lock.truncate(0)
+        self._lock.close()
+
+    def saved(self) -> bool:
+        """Whether a step has been saved: before that there is nothing to lose."""
+        return any(checkpoint.step_of(path) > 0 for path in checkpoint.published(self.checkpoints))
+
+    def _undo(self, reason: str) -> None:
+        """Take away what a run that was not there before has written, but for the list that ``reason`` may speak of."""
+        new = set(os.listdir(self.folder)) - self._held
+        if self._held & _BEGUN or not new <= OURS | _BEGUN:
+            return  # a run that was begun earlier, or no run: lookalike prepare keeps its shards
+        for path in (self.folder / name for name in new if name != BAD_FILES or name not in reason):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        with suppress(OSError):  # one of them holds something
+            for path in self._new:
+                path.rmdir()
 
     def recipe(self) -> Recipe | None:
         """The recipe that this folder holds, if any."""
@@ -203,7 +233,7 @@ class Run:
         """bad_files.csv: each picture that could not be read, once, with the reason."""
         if not bad or not self.writes:
             return
-        write_csv(self.folder / "bad_files.csv", ("path", "reason"), sorted(bad.items()))
+        write_csv(self.folder / BAD_FILES, ("path", "reason"), sorted(bad.items()))
 
 
 @contextmanager
@@ -213,8 +243,10 @@ def open_run(folder: Path) -> Iterator[Run]:
     dist.on_first_rank(lambda: run.__enter__() and None)
     try:
         yield run
-    finally:
-        run.__exit__()
+    except BaseException as error:
+        run.__exit__(None, error)
+        raise
+    run.__exit__()
 
 
 def _step_of(line: bytes) -> float:
@@ -223,6 +255,11 @@ def _step_of(line: bytes) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether a path is the folder of a run."""
+    return os.path.isfile(os.path.join(path, "recipe.json"))
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -244,14 +281,30 @@ def check_same(folder: Path, recorded: Recipe, recipe: Recipe) -> None:
         )
 
 
-def move_aside(folder: Path) -> None:
-    """Keep an old run, if there is one, under a free name beside it; raises UserError while a process trains it."""
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A folder whose old run stands under a free name beside it; it comes back where no new one has saved a step."""
+    folder = folder.absolute()  # "." is another folder when that has another name
+    aside = dist.on_first_rank(lambda: move_aside(folder))
+    try:
+        yield folder
+    except BaseException:
+        if aside is not None and dist.first() and not Run(folder).saved():
+            shutil.rmtree(folder, ignore_errors=True)
+            Path(aside).rename(folder)
+        raise
+
+
+def move_aside(folder: Path) -> str | None:
+    """Rename an old run, if there is one; its new name. Raises UserError while a process trains it."""
     folder, number = folder.absolute(), 1  # "." has no name
-    if (folder / "recipe.json").exists():
-        while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
-            number += 1
-        with Run(folder):
-            folder.rename(aside)
+    if not (folder / "recipe.json").exists():
+        return None
+    while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+        number += 1
+    with Run(folder):
+        folder.rename(aside)
+    return str(aside)
 
 
 DECIDES = ("torch", "machine", "processor", "accelerator", "threads", "processes")

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from lookalike.core.errors import visible
 from lookalike.train.watch import StepReport
 
 _WIDE = 115  # columns that a live line with everything takes; on fewer it has the numbers alone, without a bar
@@ -76,7 +77,8 @@ class Screen:
             self.progress.stop()
 
     def say(self, text: str) -> None:
-        """One line that stays."""
+        """One line that stays, or several; what a terminal would obey is escaped, since names of files may hold it."""
+        text = "\n".join(map(visible, text.split("\n")))
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def work(self, what: str, done: int, total: int) -> None:

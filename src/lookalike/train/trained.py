@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,21 +10,17 @@ from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
 from lookalike.core import dist
 from lookalike.core.devices import Precision, isolated, material_to_device, module_to_device, view_to_device
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.core.files import write_atomically
 from lookalike.core.progress import Progress, counted, silent
 from lookalike.core.seeding import uniforms
 from lookalike.data.example import Rows, Source
 from lookalike.data.loader import GIB, Loads
-from lookalike.data.source import Data, name_of, reference_and_query, splits_of
+from lookalike.data.source import Data, name_of, reference_and_query
 from lookalike.data.text.loader import Tokenizer
 from lookalike.data.video.source import pieces, video_of
 from lookalike.learn.learner import Learner
@@ -32,11 +29,10 @@ from lookalike.recipes.modality import Examples, load_tokenizer, loader, modalit
 from lookalike.recipes.parts import Network
 from lookalike.recipes.recipe import Recipe
 from lookalike.train import checkpoint
-from lookalike.train.run import Run, read_recipe
+from lookalike.train.run import Run, is_run, read_recipe
 from lookalike.train.weights import foreign, load_backbone
-from lookalike.types import Embeddings, View
+from lookalike.types import View
 
-_LAYER = "lookalike.layer"  # where a table of embeddings says what its rows are
 _CHUNK = 500  # pictures that are encoded at a time
 
 
@@ -47,6 +43,7 @@ class Trained(NamedTuple):
     encoder: Encoder
     step: int
     tokenizer: Tokenizer | None = None  # of text
+    run: str = ""  # the folder that it was loaded from
 
     def __repr__(self) -> str:
         return f"Trained({self.recipe.name}, {type(self.recipe.model).__name__}, step {self.step:,})"
@@ -90,7 +87,7 @@ def load(
     a network that was handed over wants one of the same shapes, ``model``, once in a process. Raises UserError.
     """
     folder = Path(run)
-    if not (folder / "recipe.json").is_file():
+    if not is_run(folder):
         raise UserError(
             f"{folder} is not a run: it holds no recipe.json; lookalike pretrain DATA --out {folder} makes one",
             BAD_DATA,
@@ -111,7 +108,8 @@ def load(
             )
         step = checkpoint.load_learner(path, learner)
     learner.encoder.evaluated_in = precision
-    return Trained(recipe, module_to_device(learner.encoder), step, load_tokenizer(folder, recipe))
+    encoder, where = module_to_device(learner.encoder), os.path.abspath(folder)
+    return Trained(recipe, encoder, step, load_tokenizer(folder, recipe), where)
 
 
 class PartFeatures(NamedTuple):
@@ -192,57 +190,6 @@ def labelled(source: Source, data: Data) -> Source:
             f"{name_of(data)} has no labels to evaluate by: class folders, or tables with a label column", BAD_DATA
         )
     return source if len(rows) == len(source) else Rows(source, rows)
-
-
-@isolated()
-def embed_data(
-    model: Trained | str | Path,
-    data: Data,
-    layer: Layer = "backbone",
-    workers: int | None = None,
-    progress: Progress = silent,
-    clip: float | None = None,
-) -> Embeddings:
-    """One unit row for every readable example of every split of ``data``: splits in turn, paths sorted.
-
-    ``model`` is a run folder, or what ``load`` gave; ``clip`` is in seconds of video. Raises UserError.
-    """
-    trained = model if isinstance(model, Trained) else load(model)
-    sources = splits_of(data, find=modality_of(trained.recipe).find)
-    every = [PartFeatures.of(trained, source, layer, workers, progress, name) for name, source in sources.items()]
-    embedded = [part.in_clips(clip) for part in every]
-    return Embeddings(
-        [path for part in embedded for path in part.paths],
-        [name for name, part in zip(sources, embedded) for _ in part.paths],
-        torch.cat([part.labels for part in embedded]).numpy(),
-        torch.cat([part.features for part in embedded]).numpy(),
-    )
-
-
-def write_embeddings(table: Embeddings, path: Path, layer: Layer = "backbone") -> None:
-    """A parquet file: path, split, label, embedding (fixed-size list of float32); published by rename."""
-    width = table.vectors.shape[1]
-    embedding = pa.FixedSizeListArray.from_arrays(pa.array(table.vectors.reshape(-1)), width)
-    columns = pa.table({"path": table.path, "split": table.split, "label": table.label, "embedding": embedding})
-    sink = pa.BufferOutputStream()
-    pq.write_table(columns.replace_schema_metadata({_LAYER: layer}), sink)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, sink.getvalue().to_pybytes())
-
-
-def read_embeddings(path: Path) -> tuple[Embeddings, Layer]:
-    """What ``write_embeddings`` wrote; raises UserError."""
-    try:
-        table = pq.read_table(path, partitioning=None)
-        rows = table["embedding"].combine_chunks()
-        vectors = rows.flatten().to_numpy().reshape(len(table), -1)
-        path_of, split_of = (table[name].to_pylist() for name in ("path", "split"))
-        label = table["label"].to_numpy()
-    except (OSError, KeyError, ValueError, AttributeError, pa.ArrowException) as error:
-        reason = (str(error).splitlines() or [""])[0][:100]
-        raise UserError(f"{path}: neither a run nor a table that lookalike embed wrote ({reason})", BAD_DATA) from None
-    layer: Layer = "head" if (table.schema.metadata or {}).get(_LAYER.encode()) == b"head" else "backbone"
-    return Embeddings(path_of, split_of, label, np.array(vectors, np.float32)), layer
 
 
 class Checkup(NamedTuple):

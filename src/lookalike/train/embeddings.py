@@ -1,0 +1,213 @@
+"""Tables of embeddings: made of data by a model, written and read, and what they say of where they come from."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+
+from lookalike.core import dist
+from lookalike.core.devices import isolated
+from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.core.files import cell, write_atomically
+from lookalike.core.progress import Progress, silent
+from lookalike.data.example import Source
+from lookalike.data.formats.places import Place
+from lookalike.data.source import EVERYTHING, Data, name_of
+from lookalike.models.encoder import Layer
+from lookalike.pretext.video import TwoClips
+from lookalike.recipes.modality import TEXT, modality_of
+from lookalike.train.fit import weights_digest
+from lookalike.train.trained import PartFeatures, Trained, load
+from lookalike.types import Embeddings, Origin
+
+VERSION = 1
+"""Of the format; tables without one are of the versions before."""
+_ABOUT, _LAYER = b"lookalike", b"lookalike.layer"  # keys of a file's metadata: the second is all that older ones have
+
+# ---- made ----
+
+
+@isolated()
+def embed_data(
+    model: Trained | str | Path,
+    data: Data,
+    layer: Layer = "backbone",
+    workers: int | None = None,
+    progress: Progress = silent,
+    clip: float | None = None,
+    place: Place[Source] | None = None,
+) -> Embeddings:
+    """One unit row for every readable example of every split of ``data``: splits in turn, paths sorted.
+
+    ``model`` is a run folder, or what ``load`` gave; ``clip`` is in seconds of video; ``place`` is the data where it
+    has been opened already. Raises UserError.
+    """
+    trained = model if isinstance(model, Trained) else load(model)
+    place = place or place_for(trained, data)
+    sources = {split: place.rows(split) for split in place.splits} or {EVERYTHING: place.rows(None)}
+    every = [PartFeatures.of(trained, source, layer, workers, progress, split) for split, source in sources.items()]
+    parts = [part.in_clips(clip) for part in every]
+    sentences = [text for source, part in zip(sources.values(), parts) for text in _sentences(source, part.paths)]
+    return Embeddings(
+        [path for part in parts for path in part.paths],
+        [split for split, part in zip(sources, parts) for _ in part.paths],
+        torch.cat([part.labels for part in parts]).numpy(),
+        torch.cat([part.features for part in parts]).numpy(),
+        tuple(map(_unicode, next(iter(sources.values())).classes)),
+        sentences if modality_of(trained.recipe).inputs == TEXT else None,
+        layer,
+        origin_of(trained, name_of(data), place.rows(None).stamps().digest()) if dist.first() else None,
+    )
+
+
+def place_for(trained: Trained, data: Data) -> Place[Source]:
+    """The data as the model reads it: pictures, texts or videos. Raises UserError."""
+    return modality_of(trained.recipe).find(data)
+
+
+def _sentences(source: Source, paths: Sequence[str]) -> list[str]:
+    """The first text of each row, which is what an encoder of texts sees; none of pictures."""
+    rows = {path: row for row, path in enumerate(source.paths)} if source.texts else {}
+    return [source.texts(rows[path])[0] for path in paths] if source.texts else []
+
+
+def origin_of(trained: Trained, data: str = "", data_digest: str = "") -> Origin:
+    """What made rows of this model, and of which data."""
+    where = os.path.abspath(data)[:4096] if os.path.exists(data) else data[:4096]
+    weights, precision = weights_digest(trained.encoder), trained.encoder.evaluated_in
+    return Origin(trained.run, trained.step, weights, precision, preprocessing(trained), where, data_digest)
+
+
+def preprocessing(trained: Trained) -> dict[str, Any]:
+    """How an encoder is shown what it encodes, as JSON: two models that differ in it do not compare."""
+    pretext, shown = trained.recipe.pretext, dict[str, Any]()
+    if (view := getattr(pretext, "picture", getattr(pretext, "first", None))) is not None:
+        shown = {"side": getattr(pretext, "whole", None) or view.size, "mean": list(view.mean), "std": list(view.std)}
+        shown |= {"crop": "centre square of the whole picture", "canvas": trained.recipe.canvas}
+    if isinstance(pretext, TwoClips):
+        shown |= {"frames": pretext.frames, "every": pretext.every}
+    if trained.tokenizer is not None:
+        tokens = hashlib.sha256(trained.tokenizer.json.encode()).hexdigest()
+        shown |= {"length": getattr(pretext, "length", None), "tokenizer": tokens}
+    return shown
+
+
+# ---- written ----
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that ``write_embeddings`` writes; raises UserError for a name that says no kind of table."""
+    if path.suffix.lower() not in _WRITERS:
+        raise UserError(f"{path}: embeddings are written as .parquet, .csv or .npy; end the name in one of these")
+    return [path, path.with_suffix(".rows.csv")] if path.suffix.lower() == ".npy" else [path]
+
+
+def size_of(trained: Trained, place: Place[Source], path: Path, layer: Layer) -> int:
+    """Bytes of the features of all rows, about: what the disk needs at least. 0 where that is not known before."""
+    linear = [module for module in trained.encoder.head.modules() if isinstance(module, nn.Linear)]
+    if not linear or isinstance(trained.recipe.pretext, TwoClips):
+        return 0
+    width = linear[0].in_features if layer == "backbone" else linear[-1].out_features
+    return len(place.rows(None)) * width * (10 if path.suffix.lower() == ".csv" else 4)
+
+
+def write_embeddings(table: Embeddings, path: Path) -> None:
+    """A table as its name ends, published by rename. Raises UserError for another name.
+
+    ``.parquet``: path, split, label, class, text of tables of text, embedding (fixed-size list of float32), and where
+    it comes from in the metadata. ``.csv``: the same with a column a feature, of ``cell``s, without metadata. ``.npy``:
+    the embeddings alone, float32 (N, F), and ``.rows.csv`` beside it with the other columns.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for file, data in zip(files_of(path), _WRITERS[path.suffix.lower()](table)):
+        write_atomically(file, data)
+
+
+def _columns(table: Embeddings, word: Callable[[str], object] = str) -> dict[str, Any]:
+    """All but the features, each word as ``word`` has it."""
+    named = [table.classes[i] if 0 <= i < len(table.classes) else None for i in table.label.tolist()]
+    words: dict[str, Sequence[str | None]] = {"path": table.path, "split": table.split, "class": named}
+    words |= {} if table.text is None else {"text": table.text}
+    columns = {name: pa.array([v and word(_unicode(v)) for v in values], pa.string()) for name, values in words.items()}
+    return {name: columns.pop(name) for name in ("path", "split")} | {"label": pa.array(table.label)} | columns
+
+
+def _parquet(table: Embeddings) -> list[bytes]:
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(table.vectors.reshape(-1)), table.vectors.shape[1])
+    origin = asdict(table.origin) if table.origin else None
+    about = {"version": VERSION, "layer": table.layer, "classes": table.classes, "origin": origin}
+    columns, sink = pa.table(_columns(table) | {"embedding": rows}), pa.BufferOutputStream()
+    pq.write_table(columns.replace_schema_metadata({_ABOUT: json.dumps(about)}), sink)
+    return [sink.getvalue().to_pybytes()]
+
+
+def _csv(table: Embeddings, features: bool = True) -> list[bytes]:
+    columns, sink = _columns(table, cell), pa.BufferOutputStream()
+    columns |= {f"embedding_{i}": pa.array(column) for i, column in enumerate(table.vectors.T if features else ())}
+    pa_csv.write_csv(pa.table(columns), sink)
+    return [sink.getvalue().to_pybytes()]
+
+
+def _npy(table: Embeddings) -> list[bytes]:
+    np.save(file := io.BytesIO(), table.vectors, allow_pickle=False)
+    return [file.getvalue(), *_csv(table, features=False)]
+
+
+def _unicode(text: str) -> str:
+    """The text, with halves of letters, which no file of text may hold, as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+_WRITERS: dict[str, Callable[[Embeddings], list[bytes]]] = {".parquet": _parquet, ".csv": _csv, ".npy": _npy}
+
+# ---- read ----
+
+
+def read_embeddings(path: Path) -> Embeddings:
+    """What ``write_embeddings`` wrote into a parquet file, or a table that was made of it; raises UserError."""
+    try:
+        table = pq.read_table(path, partitioning=None)
+        words = {name: table[name].cast(pa.string()).to_pylist() for name in ("path", "split")}
+        text = table["text"].cast(pa.string()).to_pylist() if "text" in table.column_names else None
+        label = table["label"].cast(pa.int64()).fill_null(-1).to_numpy()
+        about = _about(table.schema.metadata or {})
+        return Embeddings(**words, label=label, vectors=_vectors(table["embedding"]), text=text, **about)
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, pa.ArrowException) as error:
+        reason = (str(error).splitlines() or [""])[0][:100]
+        where = f"{path}: neither a run nor a table that lookalike embed wrote in parquet"
+        raise UserError(f"{where} ({reason})", BAD_DATA) from None
+
+
+def _vectors(column: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """(N, F) of a column of lists, as other writers have them; raises ValueError for lists that differ in length."""
+    rows = column.combine_chunks()
+    lengths = pc.unique(pc.list_value_length(rows)).to_pylist() or [0]
+    if len(lengths) > 1:
+        raise ValueError("embeddings of several lengths")
+    return np.array(rows.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), lengths[0]), np.float32)
+
+
+def _about(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """Layer, classes and origin, from what anybody may have written; the layer alone of tables of older versions."""
+    if _ABOUT not in metadata:
+        return {"layer": "head" if metadata.get(_LAYER) == b"head" else "backbone"}
+    about = json.loads(metadata[_ABOUT])
+    if about["version"] > VERSION or about["layer"] not in ("backbone", "head"):
+        raise ValueError("a newer version of lookalike wrote it")
+    record, kinds = about["origin"], (str, int, str, str, dict, str, str)
+    origin = record if record is None else Origin(*(kind(record[f.name]) for f, kind in zip(fields(Origin), kinds)))
+    return {"layer": about["layer"], "classes": tuple(map(str, about["classes"])), "origin": origin}
