@@ -31,6 +31,7 @@ SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
     *(".avif", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
+EXTRAS = {".heic": "pip install 'lookalike[heif]'"}
 MAX_PIXELS = 100_000_000  # 300 MB as RGB: what one decoder may cost
 FINE = 384
 """The side in pixels from which a canvas stands for the picture itself: it is filtered by a cubic, which loses less of
@@ -125,13 +126,13 @@ def decode(data: bytes, side: int) -> Canvas:
         pixels = jpeg_pixels(data, frame, side)
         if pixels is not None:
             return _canvas(torch.from_numpy(pixels), (frame.width, frame.height), frame.orientation, side)
-    with _opened(data) as image:
+    with opened(data) as image:
         return squash(image, side)
 
 
 def header(data: bytes) -> Header:
     """Format and upright size, without decoding; raises Unreadable and nothing else."""
-    with _opened(data) as image:
+    with opened(data) as image:
         lazy = image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info)
         # TIFF sizes are upright already, and asking a PNG for EXIF that it lacks would decode it.
         height, width = _upright_size(image.size, 1 if lazy else _orientation(image))
@@ -172,7 +173,7 @@ def _canvas(pixels: Tensor, size: tuple[int, int], orientation: int, side: int) 
 
 
 @contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
+def opened(data: bytes) -> Iterator[Image.Image]:
     """The picture with only its header read and its size checked; every error leaves as Unreadable."""
     if not data:
         raise Unreadable("the file is empty")
