@@ -75,7 +75,7 @@ class Archives:
         return self._archives[archive].read(row - self.starts[archive])
 
     def _divided(self, names: Sequence[str]) -> tuple[dict[str, list[int]], int]:
-        """The rows of each split, by the archives' names, else by the first folder of ``names``; how deep classes lie."""
+        """The rows of each split, by the archives' names, else by the first folder of ``names``; where classes lie."""
         by_archive = by_split([archive.path for archive in self._archives], table_split)
         if by_archive:
             numbers = {archive.path: i for i, archive in enumerate(self._archives)}
