@@ -20,6 +20,7 @@ from lookalike.curate.diagnosis import about_machine, diagnose
 from lookalike.curate.doctor import examine
 from lookalike.curate.doctor import preview as draw_preview
 from lookalike.curate.prepare import prepare as make_cache
+from lookalike.data.example import unreadable
 from lookalike.data.source import DIGITS, open_source
 from lookalike.evaluation import compare as comparing
 from lookalike.evaluation import evaluate as measuring
@@ -225,7 +226,8 @@ def embed(command: flags.Embed) -> int:
     refuse_swapped(command.run, command.data)
     trained = load(command.run, precision=command.precision)
     with dist.together(), Screen("embed", not dist.first()) as screen:
-        table = embed_data(trained, command.data, command.layer, command.workers, screen.work, command.clip)
+        settings = (command.layer, command.workers, screen.work, command.clip)
+        table = embed_data(trained, command.data, *settings, screen.say)
         if dist.first():
             write_embeddings(table, Path(command.out), command.layer)
             screen.say(f"{len(table)} embeddings of width {table.vectors.shape[1]} in {command.out}")
@@ -260,13 +262,11 @@ def prepare(command: flags.Prepare) -> int:
     refuse_run(command.data, "prepare")
     with Screen("prepare", command.quiet) as screen:
         settings = (command.size, command.split, command.jpeg, command.workers)
-        done = make_cache(command.data, Path(command.out), *settings, progress=screen.work)
+        done = make_cache(command.data, Path(command.out), *settings, progress=screen.work, say=screen.say)
         size = f"{sum(shard.bytes for shard in done.shards) / 1e9:.2f} GB in {len(done.shards)} shards"
         screen.say(f"{done.rows} pictures of {done.side} px, {size}, in {command.out}")
         if done.bad:
-            path, reason = next(iter(done.bad.items()))
-            where = Path(command.out) / "bad_files.csv"
-            screen.say(f"{len(done.bad)} cannot be read, first {path} ({reason}); all of them in {where}")
+            screen.say(unreadable(done.bad, f"all of them in {Path(command.out) / 'bad_files.csv'}"))
     return 0
 
 
