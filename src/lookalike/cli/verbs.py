@@ -17,7 +17,7 @@ from lookalike.core.errors import UserError, meant
 from lookalike.core.files import refuse_unwritable, write_json
 from lookalike.curate import search as searching
 from lookalike.curate.diagnosis import about_machine, diagnose
-from lookalike.curate.doctor import examine
+from lookalike.curate.doctor import examined
 from lookalike.curate.doctor import preview as draw_preview
 from lookalike.curate.prepare import prepare as make_cache
 from lookalike.data.example import unreadable
@@ -281,7 +281,7 @@ def doctor(command: flags.Doctor) -> int:
             diagnosis = diagnose(Path(command.data), command.workers)
             record, lines = diagnosis.plain(), diagnosis.lines()
         else:
-            examination = examine(command.data, command.split, command.workers, not command.quick, screen.work)
+            examination = examined(command.data, command.split, command.workers, not command.quick, screen.work)
             record = examination.plain()
             lines = (*examination.lines(), *(f"written: {path}" for path in examination.write(Path(command.out))))
         for line in lines:

@@ -192,7 +192,9 @@ def inner_folder(name: str, sources: Iterable[Source]) -> str | None:
     for folder in [outer] if outer else sorted(tops) if len(tops) <= _NAMED and not by_folder(paths) else []:
         below = [path.removeprefix(folder) for path in paths if path.startswith(folder)]
         if splits := list(by_folder(below)):
-            return f"{Path(name, folder)}, which holds {' and '.join(splits)}"
+            return (
+                f"{Path(name, folder)}, which holds the {'splits' if len(splits) > 1 else 'split'} {', '.join(splits)}"
+            )
         if outer and (Path(name) / outer).is_dir() and (classes := class_names([below], 0)):
             return f"{Path(name, folder)}, which holds {len(classes)} classes: {_some(classes)}"
     return None
