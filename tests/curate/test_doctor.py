@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lookalike.curate.doctor import Examination, examine
+from lookalike.curate.doctor import Examination, examine, examined
 from lookalike.curate.survey import Tile, near, same, sheet, survey, upright
 from lookalike.data.loader import Loader
 from lookalike.data.source import open_source
@@ -23,6 +23,7 @@ from lookalike.recipes import recipe_named
 from tests.cli.test_cli import refused
 from tests.conftest import Said
 from tests.data.test_sources import table
+from tests.support.films import film
 
 
 def photo(seed: int, size: tuple[int, int] = (96, 64)) -> Image.Image:
@@ -190,3 +191,81 @@ def test_sheets_survive_odd_shapes_and_words() -> None:
     assert thin.size == (1, 96)
     content = sheet([Tile(thin, "a\nb" + "ü漢" * 80)], 3, 96, "title\x00")
     assert Image.open(io.BytesIO(content)).size == (3 * 104 + 8, 28 + 96 + 14 + 16)
+
+
+def told(data: object) -> str:
+    """What doctor says of any data."""
+    return "\n".join(examined(str(data), None, 0, timed=False).lines())
+
+
+def test_it_speaks_of_sentences(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("a b c d\n\nthe same\nthe same\n")
+    (tmp_path / "test.txt").write_text("the same\nother\n")
+    text = told(tmp_path)
+    for words in (
+        "5 sentences (3 in train, 2 in test), 11 words",
+        "1 to 4 words, half of them up to 2; the longest is train.txt:1",
+        "repeated: 3 in 1 group, 2 redundant; groups across splits, which inflate evaluations: 1",
+        "left out: train.txt: 1 blank lines",
+        "--recipe simcse",
+    ):
+        assert words in text
+    assert "picture" not in text
+    found = examined(str(tmp_path / "train.txt"), None)
+    assert json.loads(json.dumps(found.plain()))["sentences"] == 3
+    assert [path.name for path in found.write(tmp_path / "doctor")] == ["bad_files.csv"]
+
+
+def test_it_speaks_of_videos(tmp_path: Path) -> None:
+    for name, count in (("a", 20), ("b", 40)):
+        film(tmp_path / f"{name}.mp4", count)
+    text = told(tmp_path)
+    assert "2 videos of " in text
+    assert "kB, 60 frames (no splits)" in text
+    assert "length: 0.8 to 1.6 s, half of them up to 1.2 s" in text
+    assert "rate: 25 frames a second; --recipe video_moco" in text
+    assert "PPM" not in text
+    assert "60 pictures" not in text
+
+
+def test_it_speaks_of_captions(tmp_path: Path) -> None:
+    for i in range(3):
+        photo(i).save(tmp_path / f"{i}.jpg")
+    (tmp_path / "captions.csv").write_text("image,caption\n0.jpg,a dog\n0.jpg,a cat\n1.jpg,a cow\n")
+    text = told(tmp_path)
+    assert "3 pictures (no splits)" in text
+    assert "captions: of 2 pictures, up to 2 each: --recipe moco_captions" in text
+
+
+def test_it_names_what_is_left_out_and_what_has_no_class(tmp_path: Path) -> None:
+    for i, name in enumerate(("train/a/0", "train/b/0", "train/a/1", "train/top", "test/a/0", "test/B/0", "extra/0")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        photo(i).save(tmp_path / f"{name}.jpg")
+    for name in ("1.tga", "2.tga", "notes.md"):
+        (tmp_path / name).touch()
+    text = told(tmp_path)
+    for words in (
+        "classes in train: 2, each of 1 (b) to 2 (a) pictures; 1 without a class, first train/top.jpg",
+        "classes in train alone: b; others have some of them but for capitals",
+        "classes in test alone: B",
+        "left out: 3 other files not read: 2 .tga, 1 .md",
+        "left out: extra/: 1 outside of the splits train and test",
+    ):
+        assert words in text
+    written = examined(str(tmp_path), None, 0, timed=False).write(tmp_path / "doctor")
+    assert "3 other files not read" in next(path for path in written if path.name == "bad_files.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("inside", "found"),
+    [
+        ("data/{}/{}", "data, which holds the splits train, test"),
+        ("x/y/{}{}", "x/y, which holds 4 classes: testa, testb, traina, trainb"),
+    ],
+)
+def test_an_outer_folder_that_hides_what_is_in_it_is_named(tmp_path: Path, inside: str, found: str) -> None:
+    for i, (split, name) in enumerate((s, c) for s in ("train", "test") for c in "aabb"):
+        path = tmp_path / inside.format(split, name) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photo(i).save(path)
+    assert f"did you mean {tmp_path}/{found}?" in told(tmp_path)

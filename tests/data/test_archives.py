@@ -93,8 +93,9 @@ def test_webdataset(tmp_path: Path) -> None:
     assert [path.removeprefix("s.tar/") for path in source.paths] == [
         *("000.jpg", "001.png", "002.webp", "003.png", "sub/000.png", "005.left.png", "005.right.png", "007.png")
     ]
-    assert source.labels.tolist() == [1, 0, 1, -1, -1, -1, -1, -1]
-    assert source.classes == ["3", "7"]
+    assert source.labels.tolist() == [1, 0, 1, -1, -1, -1, -1, 2]
+    assert source.classes == ["3", "7", "seven"]
+    assert source.unlisted == {"3 other files not read": "2 .txt, 1 .json"}
 
 
 def test_labels_in_words(tmp_path: Path) -> None:
@@ -176,6 +177,7 @@ def test_a_hostile_tar_writes_nothing_and_unpickles_nothing(tmp_path: Path) -> N
         "disk.png": "a device in an archive",
         **dict.fromkeys(["old sparse.png", "sparse.png"], "a sparse file in an archive"),
         **dict.fromkeys(["*.pkl", "*.pickle", "*.pyd", "*.pth"], "1 members may hold code"),
+        "2 other files not read": "1 .cls",  # and 1 .json
     }
     assert set(loader.bad) == {*source.unlisted, "h.tar/fake.png"}
 
@@ -315,6 +317,7 @@ def test_a_hostile_zip_writes_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
         source = open_source(tmp_path)
         assert [source.example(row, 16).bad for row in range(len(source))] == [None, None]
     assert source.paths == ["h.zip/good.png", "h.zip/twice.png"]
+    assert source.unlisted.pop("1 other file not read") == "1 .pkl"
     assert set(source.unlisted) == {f"h.zip/{name}.png" for name in ("../up", "/abs", "link", "bomb", "lzma")}
     assert os.listdir(tmp_path) == ["h.zip"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import threading
 import tracemalloc
 import warnings
@@ -105,6 +106,49 @@ def test_orientation(kind: str, orientation: int) -> None:
     assert (canvas.pixels.float() - wanted.pixels.float()).abs().mean() < 8
 
 
+XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+def png(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of these chunks."""
+    whole = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+    return b"".join((b"\x89PNG\r\n\x1a\n", *whole))
+
+
+def turned_png(kind: bytes, content: bytes, behind: bool) -> bytes:
+    """The flag with one chunk more, before or behind the pixels."""
+    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in np.asarray(flag())))
+    head = b"IHDR", struct.pack(">IIBBBBB", 40, 20, 8, 2, 0, 0, 0)
+    more, image = (kind, content), (b"IDAT", pixels)
+    return png(head, *((image, more) if behind else (more, image)), (b"IEND", b""))
+
+
+EXIF6 = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+MAGICK = b"Raw profile type exif\0\0" + zlib.compress(f"\nexif\n{len(EXIF6)}\n{EXIF6.hex()}\n".encode())
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP.encode()), (b"eXIf", EXIF6), (b"zTXt", MAGICK)],
+)
+def test_header_and_pixels_of_a_turned_png_agree(kind: bytes, content: bytes, behind: bool) -> None:
+    data = turned_png(kind, content, behind)
+    canvas = decode(data, 20)
+    assert (canvas.height, canvas.width) == header(data)[1:3] == (40, 20)
+    assert near(at(canvas, 2, 17), GREEN)
+    with pytest.raises(Unreadable):  # the first bytes of a file do not tell: whoever reads them must read on
+        header(data[:-30])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "TIFF", "AVIF"])
+def test_header_and_pixels_turned_by_xmp_agree(kind: str) -> None:
+    options: dict[str, Any] = {"tiffinfo": {700: XMP.encode()}} if kind == "TIFF" else {"xmp": XMP.encode()}
+    data = encoded(flag(), kind, **options)
+    canvas = decode(data, 20)
+    assert (canvas.height, canvas.width) == header(data)[1:3] == (40, 20)
+
+
 def test_damaged_exif_does_not_spoil_a_picture() -> None:
     data = encoded(flag(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f" + b"\xff" * 40)
     assert (decode(data, 8).height, decode(data, 8).width) == (20, 40)
@@ -150,6 +194,44 @@ def test_16_bits_are_scaled(kind: str) -> None:
     wanted = torch.from_numpy((ramp / 257).round())
     assert (canvas.pixels[0] - wanted).abs().max() <= 1
     assert torch.equal(canvas.pixels[0], canvas.pixels[2])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG2000"])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_the_bits_of_16_that_a_picture_uses_are_its_range(kind: str, bits: int) -> None:
+    ramp = np.linspace(0, 2**bits - 1, 256, dtype=np.uint16)[None].repeat(256, 0)
+    options = {"irreversible": False} if kind == "JPEG2000" else {}
+    found = decode(encoded(Image.fromarray(ramp), kind, **options), 256).pixels[0].numpy()
+    assert np.abs(found - np.arange(256)).max() <= 1
+
+
+def test_big_endian_samples_are_read_as_such() -> None:
+    ramp = np.linspace(0, 4095, 256, dtype=np.uint16)[None].repeat(4, 0)
+    tags = {256: (4, 256), 257: (4, 4), 258: (3, 16), 259: (3, 1), 262: (3, 1), 273: (4, 8), 278: (4, 4)}
+    pixels, entries = ramp.astype(">u2").tobytes(), b""
+    for tag, (kind, value) in {**tags, 279: (4, ramp.nbytes)}.items():
+        entries += struct.pack(">HHI", tag, kind, 1) + struct.pack(">I" if kind == 4 else ">Hxx", value)
+    data = b"MM\0*" + struct.pack(">I", 8 + len(pixels)) + pixels + struct.pack(">H", 8) + entries + bytes(4)
+    assert np.abs(decode(data, 256).pixels[0, 0].numpy().astype(int) - np.arange(256)).max() <= 1
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(2, 3), (4, 2), (6, 4)])
+@pytest.mark.parametrize("bits", [8, 12, 14, 16])
+def test_colour_of_16_bits(kind: int, channels: int, bits: int) -> None:
+    values = np.random.default_rng(0).integers(0, 2**bits, (8, 8, channels)).astype(np.uint16)
+    values[0, 0, 0] = 2**bits - 1
+    if kind & 4:
+        values[..., -1] = 65535  # opaque
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", 8, 8, 16, kind, 0, 0, 0)
+    data = png((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    wanted = (values[..., :-1] if kind & 4 else values) >> (bits - 8)
+    assert np.array_equal(decode(data, 8).pixels.permute(1, 2, 0).numpy(), np.broadcast_to(wanted, (8, 8, 3)))
+
+
+def test_what_is_no_number_is_black_and_moves_no_range() -> None:
+    values = np.array([[np.nan, 100], [np.inf, 200]], np.float32)
+    assert decode(encoded(Image.fromarray(values), "TIFF"), 2).pixels[0].tolist() == [[0, 0], [0, 255]]
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
@@ -202,7 +284,7 @@ def test_no_picture(data: bytes) -> None:
 
 
 def test_a_kind_outside_of_the_allowlist_is_refused() -> None:
-    for kind in ("EPS", "TGA", "ICO", "JPEG2000", "PCX"):
+    for kind in ("EPS", "TGA", "ICO", "PCX"):
         with pytest.raises(Unreadable):
             decode(encoded(flag(), kind), 8)
 
@@ -239,6 +321,78 @@ def test_no_warning_escapes_and_filters_are_restored() -> None:
     for thread in threads:
         thread.join()
     assert list(warnings.filters) == before
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"<!DOCTYPE html><html><body>403</body></html>", "a page of the web"),
+        (b"\n<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"%PDF-1.7", "a PDF"),
+    ],
+)
+def test_what_is_known_to_be_no_picture_is_named(data: bytes, reason: str) -> None:
+    with pytest.raises(Unreadable, match=reason):
+        decode(data, 8)
+
+
+def test_neither_warnings_nor_logged_lines_of_damaged_files_are_shown(caplog: pytest.LogCaptureFixture) -> None:
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\x01\0\0\0\x06"  # cut off
+    assert decode(encoded(flag(), "JPEG", exif=exif), 8).pixels.shape == (3, 8, 8)
+    tiff = encoded(flag(), "TIFF").replace(
+        struct.pack("<HHIHxx", 277, 3, 1, 3), struct.pack("<HHIHxx", 277, 3, 1, 65535)
+    )
+    with pytest.raises(Unreadable):
+        decode(tiff, 8)
+    assert caplog.text == ""
+
+
+def test_pictures_of_a_telephone() -> None:
+    plugin = pytest.importorskip("pillow_heif")
+    for orientation in (1, 6):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        file = io.BytesIO()
+        plugin.from_pillow(flag()).save(file, quality=100, exif=exif.tobytes())
+        data = file.getvalue()
+        canvas = decode(data, 20)
+        assert header(data)[1:3] == (canvas.height, canvas.width) == ((20, 40) if orientation == 1 else (40, 20))
+        assert near(at(canvas, 2, 1 if orientation == 1 else 17), GREEN, 30)
+    assert {".heic", ".heif"} < set(SUFFIXES)
+
+
+def test_jpeg_xl(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pillow_jxl")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # which JPEG XL says in its own way, and else ignores
+    for options in ({}, {"exif": exif.tobytes()}):
+        data = encoded(flag(), "JXL", lossless=True, **options)
+        canvas = decode(data, 20)
+        assert header(data)[1:3] == (canvas.height, canvas.width) == (20, 40)
+        assert at(canvas, 2, 1) == GREEN
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 799)
+    with pytest.raises(Unreadable, match="40x20"):
+        decode(data, 20)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (300, 200), (123, 77), (4000, 1), (1600, 900)])
+def test_the_size_of_a_jpeg_xl_is_known_before_it_is_decoded(size: tuple[int, int]) -> None:
+    pytest.importorskip("pillow_jxl")
+    image = Image.new("RGB", size)
+    for options in ({}, {"exif": Image.Exif().tobytes() + EXIF6, "use_container": True}):
+        assert decoding._jxl_size(encoded(image, "JXL", **options)) == size
+
+
+@pytest.mark.parametrize(
+    ("data", "wants"),
+    [(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200), "heif"), (b"\xff\x0a" + bytes(50), "jxl")],
+)
+def test_what_an_extra_would_read_is_named(data: bytes, wants: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, {"heif": "pillow_heif", "jxl": "pillow_jxl"}[wants], None)
+    monkeypatch.setitem(sys.modules, "pillow_jxl.JpegXLImagePlugin", None)
+    with pytest.raises(Unreadable, match=rf"pip install 'lookalike\[{wants}\]'"):
+        decode(data, 8)
 
 
 @given(

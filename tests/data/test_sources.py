@@ -84,7 +84,9 @@ def test_class_folders_are_labels(tmp_path: Path) -> None:
     assert source.classes == ["cat", "dog"]
     assert source.labels.tolist() == [0, 0, 1]
     assert source.example(2, 8).label == 1
-    assert not open_source(plant(tmp_path, "stray.png")).classes
+    stray = open_source(plant(tmp_path, "stray.png"))
+    assert (stray.classes, stray.labels.tolist()) == (["cat", "dog"], [0, 0, 1, -1])
+    assert not open_source(plant(tmp_path, "1.png", "2.png", "3.png")).classes  # most lie outside of folders
 
 
 def test_one_folder_is_no_class(tmp_path: Path) -> None:

@@ -261,7 +261,7 @@ class Doctor(Verb):
     """
 
     data: Positional[Annotated[str | None, shown("DATA|RUN")]] = None
-    """Pictures in any layout, a folder that lookalike prepare wrote, or the folder of a run."""
+    """Pictures, videos or sentences in any layout, a folder that lookalike prepare wrote, or the folder of a run."""
     out: str = "doctor"  # Folder for a sheet of sample pictures and lists of broken and duplicate files.
     split: Name = None  # Only this part of the data; by default every part.
     json: File = None  # Write all findings to this file.

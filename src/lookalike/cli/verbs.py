@@ -17,10 +17,10 @@ from lookalike.core.errors import UserError, meant, visible
 from lookalike.core.files import refuse_unwritable, write_json
 from lookalike.curate import search as searching
 from lookalike.curate.diagnosis import about_machine, diagnose
-from lookalike.curate.doctor import examine
+from lookalike.curate.doctor import examined
 from lookalike.curate.doctor import preview as draw_preview
 from lookalike.curate.prepare import prepare as make_cache
-from lookalike.data.example import PictureSource
+from lookalike.data.example import PictureSource, unreadable
 from lookalike.data.source import DIGITS, open_source, splits_of
 from lookalike.evaluation import compare as comparing
 from lookalike.evaluation import evaluate as measuring
@@ -249,7 +249,7 @@ def embed(command: flags.Embed) -> int:
         place = place_for(trained, command.data)
         if command.clip is None:
             refuse_unwritable(out, size=size_of(trained, place, out, command.layer))
-        how = (command.layer, command.workers, screen.work, command.clip, place)
+        how = (command.layer, command.workers, screen.work, command.clip, place, screen.say)
         table = embed_data(trained, command.data, *how)
         if dist.first():
             write_embeddings(table, out)
@@ -299,13 +299,11 @@ def prepare(command: flags.Prepare) -> int:
     refuse_run(command.data, "prepare")
     with Screen("prepare", command.quiet) as screen:
         settings = (command.size, command.split, command.jpeg, command.workers)
-        done = make_cache(command.data, Path(command.out), *settings, progress=screen.work)
+        done = make_cache(command.data, Path(command.out), *settings, progress=screen.work, say=screen.say)
         size = f"{sum(shard.bytes for shard in done.shards) / 1e9:.2f} GB in {len(done.shards)} shards"
         screen.say(f"{done.rows} pictures of {done.side} px, {size}, in {command.out}")
         if done.bad:
-            path, reason = next(iter(done.bad.items()))
-            where = Path(command.out) / "bad_files.csv"
-            screen.say(f"{len(done.bad)} cannot be read, first {path} ({reason}); all of them in {where}")
+            screen.say(unreadable(done.bad, f"all of them in {Path(command.out) / 'bad_files.csv'}"))
     return 0
 
 
@@ -319,7 +317,7 @@ def doctor(command: flags.Doctor) -> int:
             diagnosis = diagnose(Path(command.data), command.workers)
             record, lines = diagnosis.plain(), diagnosis.lines()
         else:
-            examination = examine(command.data, command.split, command.workers, not command.quick, screen.work)
+            examination = examined(command.data, command.split, command.workers, not command.quick, screen.work)
             record = examination.plain()
             lines = (*examination.lines(), *(f"written: {path}" for path in examination.write(Path(command.out))))
         for line in lines:

@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from functools import partial
 from itertools import groupby
@@ -21,12 +21,12 @@ from PIL import Image
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
 from lookalike.core.files import UNFINISHED, refuse_unwritable, sync_folder, write_atomically, write_csv, write_json
 from lookalike.core.progress import Progress, counted, silent
-from lookalike.data.example import Example, PictureSource
+from lookalike.data.example import Example, PictureSource, remarks
 from lookalike.data.fingerprint import Stamps, changes, from_table, to_table
 from lookalike.data.formats.files import split_of
 from lookalike.data.pool import ordered
 from lookalike.data.prepared import CANVASES, INDEX, RAW, VERSION, CacheShard, read_description, read_index, shard_name
-from lookalike.data.source import EVERYTHING, Data, native_side, open_source, splits_of
+from lookalike.data.source import EVERYTHING, Data, name_of, native_side, open_source, splits_of
 from lookalike.train.run import Run
 
 SIDE = 160  # px by default: crops of 128 px lose little, and a million take 77 GB
@@ -66,6 +66,7 @@ def prepare(
     workers: int | None = None,
     progress: Progress = silent,
     shard_bytes: int = SHARD,
+    say: Callable[[str], None] = lambda _: None,
 ) -> CacheSummary:
     """Write the canvases of ``data`` into the folder ``out``, or go on where an earlier call was stopped.
 
@@ -73,6 +74,8 @@ def prepare(
     """
     _refuse_foreign(out)
     sources = {split_of(split) or split: open_source(data, split)} if split else splits_of(data)
+    for line in remarks(name_of(data), sources):
+        say(line)
     first = next(iter(sources.values()))
     side = size or min(SIDE, native_side(first))
     coding = RAW if jpeg is None else f"jpeg {jpeg}"
@@ -88,7 +91,8 @@ def prepare(
                 left.unlink()
         plan = list(_plan(sources, side, coding, shard_bytes))
         _write_missing(out, plan, partial(_part, sources, side, jpeg), workers, progress)
-        return _finish(out, settings, 1 + max(task.shard for task in plan))
+        unlisted = {path: reason for source in sources.values() for path, reason in source.unlisted.items()}
+        return _finish(out, settings, 1 + max(task.shard for task in plan), unlisted)
 
 
 def _refuse_foreign(out: Path) -> None:
@@ -219,7 +223,7 @@ def _write_shard(out: Path, number: int, parts: Iterable[_Part]) -> None:
     write_atomically(out / "index" / f"{number:05}.parquet", sink.getvalue().to_pybytes())
 
 
-def _finish(out: Path, settings: dict[str, object], count: int) -> CacheSummary:
+def _finish(out: Path, settings: dict[str, object], count: int, unlisted: dict[str, str]) -> CacheSummary:
     """Publish the list of shards, which makes the cache whole, after the list of bad files."""
     shards: list[CacheShard] = []
     bad: dict[str, str] = {}
@@ -228,6 +232,6 @@ def _finish(out: Path, settings: dict[str, object], count: int) -> CacheSummary:
         shards.append(CacheShard(len(table), int(beside["bytes"]), beside["sha256"]))
         broken = table.filter(table["bad"].is_valid())
         bad |= dict(zip(broken["path"].to_pylist(), broken["bad"].to_pylist()))
-    write_csv(out / "bad_files.csv", ("path", "reason"), sorted(bad.items()))
+    write_csv(out / "bad_files.csv", ("path", "reason"), sorted((unlisted | bad).items()))
     write_json(out / CANVASES, settings | {"finished": True, "shards": [list(shard) for shard in shards]})
     return CacheSummary(sum(shard.rows for shard in shards), int(str(settings["side"])), shards, bad)

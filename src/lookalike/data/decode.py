@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import io
+import logging
 import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import cache, partial
-from typing import Any, NamedTuple
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,18 +21,35 @@ from PIL import Image, UnidentifiedImageError, _imaging, features
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 from torch.nn.functional import interpolate
+from torchvision.io import ImageReadMode, decode_png
 
 try:  # it has no wheels for rare processors
     import simplejpeg
 except ImportError:  # pragma: no cover
     simplejpeg = None
 
-# An allowlist: Pillow also opens EPS (which runs Ghostscript), PSD, FITS and others with a record of holes.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", *(("AVIF",) if features.check("avif") else ()))
+# An allowlist: Pillow also opens EPS (which runs Ghostscript), PSD, FITS and others with a record of holes, and TGA,
+# which has no mark to know it by, so that damaged files of any kind may pass for one.
+_AVIF, _JPEG2000 = features.check("avif"), features.check("jpg_2000")
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"),
+    *(("AVIF",) if _AVIF else ()),
+    *(("JPEG2000",) if _JPEG2000 else ()),
+)
+_WANTS_HEIF, _WANTS_JXL = "pip install 'lookalike[heif]'", "pip install 'lookalike[jxl]'"
+_MORE = {  # what else can be read: suffixes, whether it can be here, and where from
+    (".avif",): (_AVIF, "pip install --upgrade pillow"),
+    (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"): (_JPEG2000, "pip install --upgrade pillow"),
+    (".heic", ".heif", ".hif"): (find_spec("pillow_heif") is not None, _WANTS_HEIF),
+    (".jxl",): (find_spec("pillow_jxl") is not None, _WANTS_JXL),
+}
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
-    *(".avif", ".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".mpo", ".apng"),
+    *(suffix for suffixes, (here, _) in _MORE.items() if here for suffix in suffixes),
 )
+EXTRAS = {suffix: wants for suffixes, (here, wants) in _MORE.items() if not here for suffix in suffixes}
+"""Suffixes of pictures that could be read, and after what command."""
 MAX_PIXELS = 100_000_000  # 300 MB as RGB: what one decoder may cost
 FINE = 384
 """The side in pixels from which a canvas stands for the picture itself: it is filtered by a cubic, which loses less of
@@ -114,8 +133,34 @@ def _libtiff_handlers() -> list[Callable[[int | None], int | None]]:
     return handlers
 
 
-_quiet, _quiet_tiff = _Quiet(partial(warnings.catch_warnings, action="ignore")), _Quiet(_silent_libtiff)
+@contextmanager
+def _silent_pillow() -> Iterator[None]:
+    """Neither Python's warnings nor lines that Pillow logs: what matters is raised."""
+    log = logging.getLogger("PIL")
+    before = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        log.setLevel(before)
+
+
+_quiet, _quiet_tiff = _Quiet(_silent_pillow), _Quiet(_silent_libtiff)
 _TIFF = (b"II", b"MM")  # how files begin that libtiff may read
+
+
+_HEIF = re.compile(rb".{4}ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)
+_JXL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
+_RATIOS = ((0, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))  # of width to height, in JPEG XL
+_TURNING = (b"eXIf", b"adobe.xmp", b"Raw profile type")  # the names of what may tell a PNG's orientation
+_OTHERS = (  # how files begin that are no pictures, and what they are
+    (b"<", "a page of the web, or a drawing (HTML, XML, SVG)"),
+    (b"version https://git-lfs", "a pointer of Git LFS: git lfs pull fetches the file"),
+    (b"%PDF", "a PDF"),
+    (b"8BPS", "a file of Photoshop"),
+    (b"PK\3\4", "a zip archive"),
+)
 
 
 def decode(data: bytes, side: int) -> Canvas:
@@ -125,24 +170,37 @@ def decode(data: bytes, side: int) -> Canvas:
         pixels = jpeg_pixels(data, frame, side)
         if pixels is not None:
             return _canvas(torch.from_numpy(pixels), (frame.width, frame.height), frame.orientation, side)
-    with _opened(data) as image:
+    with opened(data) as image:
+        if data[24:26] in _DEEP and image.format == "PNG":
+            return _canvas(torch.from_numpy(_flat(_deep(data, image))), image.size, _orientation(image), side)
         return squash(image, side)
 
 
 def header(data: bytes) -> Header:
-    """Format and upright size, without decoding; raises Unreadable and nothing else."""
-    with _opened(data) as image:
-        lazy = image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info)
-        # TIFF sizes are upright already, and asking a PNG for EXIF that it lacks would decode it.
-        height, width = _upright_size(image.size, 1 if lazy else _orientation(image))
+    """Format and upright size, decoding only a PNG that may be turned; raises Unreadable and nothing else."""
+    with opened(data) as image:
+        size, orientation = image.size, 1
+        if image.format == "PNG":  # what turns it may stand behind its pixels
+            if b"IEND" not in data:
+                raise Unreadable("the file ends early")
+            if any(name in data for name in _TURNING):
+                image.load()
+                orientation = _orientation(image)
+        elif image.format == "TIFF":  # whose size is upright already, but for XMP's word
+            orientation = _orientation(image) if ORIENTATION not in image.tag_v2 else 1  # type: ignore[attr-defined]
+        else:
+            orientation = _orientation(image)
+        height, width = _upright_size(size, orientation)
         return Header(image.format or "", height, width, image.mode)
 
 
 def squash(image: Image.Image, side: int) -> Canvas:
     """Any Pillow picture as a canvas: EXIF turned upright, alpha on white, first frame, colour profiles ignored."""
     size = image.size
-    image.draft(None, (side, side))  # JPEG alone: decodes at 1/2, 1/4 or 1/8 for less, see reduction
+    if isinstance(image, JpegImageFile):
+        image.draft(None, (side, side))  # decodes at 1/2, 1/4 or 1/8 for less, see reduction
     image.load()
+    size = image.size if image.format == "TIFF" else size  # which is turned as it is loaded, by XMP too
     orientation = _orientation(image)
     small = _coloured(image)
     blocks = min(small.size) // (_REDUCING * side)
@@ -172,7 +230,7 @@ def _canvas(pixels: Tensor, size: tuple[int, int], orientation: int, side: int) 
 
 
 @contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
+def opened(data: bytes) -> Iterator[Image.Image]:
     """The picture with only its header read and its size checked; every error leaves as Unreadable."""
     if not data:
         raise Unreadable("the file is empty")
@@ -180,7 +238,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
         with (
             _quiet,
             _quiet_tiff if data[:2] in _TIFF else nullcontext(),
-            Image.open(io.BytesIO(data), formats=FORMATS) as image,
+            _image(data) as image,
         ):
             _refuse_huge(*image.size)
             yield image
@@ -190,9 +248,60 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
         count = re.search(r"\d+", str(error))
         raise Unreadable(_too_many(count[0] if count else "far too many")) from None
     except UnidentifiedImageError:
-        raise Unreadable("no picture, or its first bytes are damaged") from None
+        known = next((what for start, what in _OTHERS if data[:64].lstrip().startswith(start)), None)
+        raise Unreadable(f"no picture but {known}" if known else "no picture, or its first bytes are damaged") from None
     except Exception as error:
         raise Unreadable(one_line(error)) from None
+
+
+def _image(data: bytes) -> Image.Image:
+    """The picture as Pillow or one of its plugins opens it: these are imported when the first of their files is met.
+
+    Raises UnidentifiedImageError, Unreadable, and whatever a decoder raises.
+    """
+    if data.startswith(_JXL):
+        try:
+            from pillow_jxl.JpegXLImagePlugin import JXLImageFile
+        except ImportError:
+            raise Unreadable(f"a picture in JPEG XL, which is read after {_WANTS_JXL}") from None
+        _refuse_huge(*_jxl_size(data))  # which decodes as it opens
+        return cast(Image.Image, JXLImageFile(io.BytesIO(data)))
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        if not _HEIF.match(data):
+            raise
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        raise Unreadable(f"a picture in HEIC, which is read after {_WANTS_HEIF}") from None
+    return cast(Image.Image, HeifImageFile(io.BytesIO(data)))
+
+
+def _jxl_size(data: bytes) -> tuple[int, int]:
+    """Width and height as the codestream of a JPEG XL states them in its first bits; raises Unreadable."""
+    at = 0
+    while not data.startswith(_JXL[0], at):  # boxes: length, kind, content
+        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        if kind in (b"jxlc", b"jxlp"):
+            at += 8 if kind == b"jxlc" else 12
+            break
+        if length < 8:
+            raise Unreadable("damaged: a JPEG XL without a codestream")
+        at += length
+    bits = int.from_bytes(data[at + 2 : at + 18], "little")
+
+    def taken(count: int) -> int:
+        nonlocal bits
+        value, bits = bits & ((1 << count) - 1), bits >> count
+        return value
+
+    def side() -> int:
+        return 8 * (taken(5) + 1) if small else 1 + taken((9, 13, 18, 30)[taken(2)])
+
+    small = taken(1)
+    height, ratio = side(), _RATIOS[taken(3)]
+    return (height * ratio[0] // ratio[1] or side()), height
 
 
 def _refuse_huge(width: int, height: int) -> None:
@@ -217,6 +326,8 @@ def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 where there is none or the EXIF is damaged, which does not spoil a picture."""
     if image.format == "JPEG" and "exif" not in image.info and "xmp" not in image.info:
         return 1  # getexif would spend a tenth of a small picture's time to say so
+    if image.format == "JXL" and not getattr(image, "jpeg", None):
+        return 1  # turned when it was decoded, unless it holds a whole JPEG
     try:
         orientation = image.getexif().get(ORIENTATION, 1)
     except Exception:
@@ -241,7 +352,8 @@ def _upright_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
 def _coloured(image: Image.Image) -> Image.Image:
     """The picture as 8-bit L, RGB or RGBA, which can be resized."""
     if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))  # as libpng does it for 16-bit colour
+        values = np.asarray(image)
+        return Image.fromarray((values >> (_depth(values) - 8)).astype(np.uint8))
     if image.mode in ("I", "F"):
         return Image.fromarray(_wide_gray(np.asarray(image), stated=image.format == "PPM" and image.mode == "I"))
     if image.has_transparency_data:
@@ -249,10 +361,36 @@ def _coloured(image: Image.Image) -> Image.Image:
     return image if image.mode in ("L", "RGB") else image.convert("RGB")
 
 
+def _depth(values: npt.NDArray[np.generic]) -> int:
+    """How many bits of 16 a picture uses: 8, 10, 12, 14 or 16, since scanners and cameras write 12 bits into 16.
+
+    Its own values alone decide, so that a picture is the same in any data. With 16 the upper eight are kept, as libpng
+    does it.
+    """
+    bits = max(8, int(values.max()).bit_length())
+    return bits + bits % 2
+
+
+_DEEP = (b"\x10\x02", b"\x10\x04", b"\x10\x06")  # 16 bits a colour, in the header of a PNG: RGB, and with alpha
+
+
+def _deep(data: bytes, image: Image.Image) -> Image.Image:
+    """A PNG of 16 bits a colour: of fewer bits than that, Pillow's upper eight would be nearly black."""
+    image.load()
+    if np.asarray(image.convert("RGB")).max() >= 64:  # 15 bits or 16
+        return _coloured(image)
+    planes = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED).numpy()
+    opaque = planes[: len(planes) - 1 + len(planes) % 2]
+    planes = np.concatenate([opaque >> (_depth(opaque) - 8), planes[len(opaque) :] >> 8]).astype(np.uint8)
+    return _coloured(Image.merge(("L", "LA", "RGB", "RGBA")[len(planes) - 1], [*map(Image.fromarray, planes)]))
+
+
 def _wide_gray(values: npt.NDArray[np.generic], stated: bool) -> npt.NDArray[np.uint8]:
     """Gray of 32 bits as uint8: PPM states its range (Pillow makes it 16 bits), the rest is stretched min to max."""
-    gray = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
-    low, high = (0.0, 65535.0) if stated else (float(gray.min()), float(gray.max()))
+    gray = values.astype(np.float64)
+    known = gray[np.isfinite(gray)]
+    low, high = (0.0, 65535.0) if stated or not known.size else (float(known.min()), float(known.max()))
+    gray[~np.isfinite(gray)] = low  # black
     scaled = (gray - low) * (255 / (high - low) if high > low else 0.0)
     return np.asarray(scaled.clip(0, 255).round(), dtype=np.uint8)
 
@@ -302,7 +440,8 @@ def _exif_orientation(segment: bytes) -> int | None:
         return 1
     exif = Image.Exif()
     try:
-        exif.load(segment)
+        with _quiet:
+            exif.load(segment)
         orientation = exif.get(ORIENTATION, 1)
     except Exception:
         return None

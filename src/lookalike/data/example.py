@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.fingerprint import Stamps
+from lookalike.data.formats.files import by_folder, class_names, outer_folder, printable
 
 
 class Example(NamedTuple):
@@ -154,3 +156,70 @@ class Rows:
     def size(self, row: int) -> tuple[int, int]:
         """Upright (height, width) in pixels; raises Unreadable."""
         return self._pictures.size(int(self._rows[row]))
+
+
+# ---- what is to be said of data by whoever opens it ----
+
+_NAMED = 4  # kinds of things that are left out, or classes, which are named in one line
+
+
+def left_out(sources: Iterable[Source]) -> list[str]:
+    """What is no row of the data and why, alike ones together: ``3 other files not read: 2 .tga, 1 .md``."""
+    alike: dict[str, list[str]] = {}
+    for path, reason in {path: reason for source in sources for path, reason in source.unlisted.items()}.items():
+        alike.setdefault(reason, []).append(path)
+    return [
+        f"{paths[0]}: {reason}" if len(paths) == 1 else f"{len(paths):,} × {reason}, first {paths[0]}"
+        for reason, paths in alike.items()
+    ]
+
+
+def remarks(name: str, sources: Mapping[str, Source]) -> Iterator[str]:
+    """Lines on data that is called ``name``, of which these splits are opened: what is left out, and what is odd."""
+    if left := left_out(sources.values()):
+        more = [f"{len(left) - _NAMED} more kinds, which lookalike doctor lists"] if len(left) > _NAMED else []
+        yield "; ".join([*left[:_NAMED], *more])
+    if inner := inner_folder(name, sources.values()):
+        yield f"did you mean {inner}?"
+    yield from only_in_one(sources)
+
+
+def inner_folder(name: str, sources: Iterable[Source]) -> str | None:
+    """The folder inside of the folder ``name`` that was meant, it seems, with the splits or classes that it holds."""
+    paths = [path for source in sources for path in source.paths] if Path(name).is_dir() else []
+    tops = {path.partition("/")[0] + "/" for path in paths if "/" in path}
+    outer = outer_folder(paths)
+    for folder in [outer] if outer else sorted(tops) if len(tops) <= _NAMED and not by_folder(paths) else []:
+        below = [path.removeprefix(folder) for path in paths if path.startswith(folder)]
+        if splits := list(by_folder(below)):
+            return (
+                f"{Path(name, folder)}, which holds the {'splits' if len(splits) > 1 else 'split'} {', '.join(splits)}"
+            )
+        if outer and (Path(name) / outer).is_dir() and (classes := class_names([below], 0)):
+            return f"{Path(name, folder)}, which holds {len(classes)} classes: {_some(classes)}"
+    return None
+
+
+def only_in_one(sources: Mapping[str, Source]) -> Iterator[str]:
+    """Which classes one part alone has, of parts with labels."""
+    classes = {
+        name: {source.classes[label] for label in set(source.labels.tolist()) if 0 <= label < len(source.classes)}
+        for name, source in (sources if len(sources) > 1 else {}).items()  # labels may be slow to read
+    }
+    classes = {name: some for name, some in classes.items() if some}
+    for name, some in classes.items():
+        others = {other for part, every in classes.items() if part != name for other in every}
+        if others and (alone := sorted(some - others)):
+            capitals = {one.casefold() for one in alone} & {other.casefold() for other in others - some}
+            hint = "; others have some of them but for capitals" if capitals else ""
+            yield f"classes in {name} alone: {_some(alone)}{hint}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join([*map(printable, names[:_NAMED]), *([f"{len(names) - _NAMED} more"] * (len(names) > _NAMED))])
+
+
+def unreadable(bad: Mapping[str, str], where: str) -> str:
+    """The line on rows that cannot be read: how many, the first with the reason, and where all of them are."""
+    path, reason = next(iter(bad.items()))
+    return f"{len(bad):,} cannot be read, first {path} ({reason}); {where}"

@@ -24,14 +24,14 @@ from lookalike.core.devices import isolated
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.files import cell, write_atomically
 from lookalike.core.progress import Progress, silent
-from lookalike.data.example import Source
+from lookalike.data.example import Source, remarks
 from lookalike.data.formats.places import Place
 from lookalike.data.source import EVERYTHING, Data, name_of
 from lookalike.models.encoder import Layer
 from lookalike.pretext.video import TwoClips
 from lookalike.recipes.modality import TEXT, modality_of
 from lookalike.train.fit import weights_digest
-from lookalike.train.trained import PartFeatures, Trained, load
+from lookalike.train.trained import PartFeatures, Say, Trained, load, unsaid
 from lookalike.types import Embeddings, Origin
 
 VERSION = 1
@@ -50,16 +50,20 @@ def embed_data(
     progress: Progress = silent,
     clip: float | None = None,
     place: Place[Source] | None = None,
+    say: Say = unsaid,
 ) -> Embeddings:
     """One unit row for every readable example of every split of ``data``: splits in turn, paths sorted.
 
     ``model`` is a run folder, or what ``load`` gave; ``clip`` is in seconds of video; ``place`` is the data where it
-    has been opened already. Raises UserError.
+    has been opened already; ``say`` hears what is left out. Raises UserError.
     """
     trained = model if isinstance(model, Trained) else load(model)
     place = place or place_for(trained, data)
     sources = {split: place.rows(split) for split in place.splits} or {EVERYTHING: place.rows(None)}
-    every = [PartFeatures.of(trained, source, layer, workers, progress, split) for split, source in sources.items()]
+    for line in remarks(name_of(data), sources):
+        say(line)
+    how = (layer, workers, progress)
+    every = [PartFeatures.of(trained, source, *how, split, say) for split, source in sources.items()]
     parts = [part.in_clips(clip) for part in every]
     sentences = [text for source, part in zip(sources.values(), parts) for text in _sentences(source, part.paths)]
     return Embeddings(

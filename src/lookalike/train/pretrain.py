@@ -22,7 +22,7 @@ from lookalike.core.devices import Precision, computes_in_bf16, device, isolated
 from lookalike.core.errors import BAD_DATA, Limit, UserError, check_limits
 from lookalike.core.files import UNFINISHED, refuse_unwritable, write_atomically
 from lookalike.core.progress import counted
-from lookalike.data.example import Source
+from lookalike.data.example import Source, remarks, unreadable
 from lookalike.data.fingerprint import changes, from_table, to_table
 from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, name_of, open_source, reference_and_query
@@ -41,7 +41,7 @@ from lookalike.train.length import Clock, budget, expected, extend, train_to_end
 from lookalike.train.loop import Finished
 from lookalike.train.run import OURS, Run, check_same, is_run, open_run, read_recipe, replaced
 from lookalike.train.screen import Screen
-from lookalike.train.trained import Checkup, labelled
+from lookalike.train.trained import Checkup, labelled, met_by_all
 
 _MANY = 100_000  # examples from which a GPU's default is the paper's recipe
 P = ParamSpec("P")
@@ -151,7 +151,7 @@ def carry_out(request: Request, began: float | None = None) -> Finished:
     with dist.together():
         dist.on_first_rank(lambda: refuse_folder(request))
         source = open_data(request)
-        sentences: list[str] = []
+        sentences = list(remarks(name_of(request.data), {"train": source}))
         recipe = recipe_for(request, source, sentences.append)
         refuse_unloadable(recipe)
         quiet, rows = request.quiet or not dist.first(), modality_of(recipe).examples
@@ -189,7 +189,9 @@ def begin_or_continue(
     if request.init_from is not None and not dist.agree(bool(checkpoint.published(run.checkpoints))):
         initialise(Path(request.init_from), recipe, run, reads)
     done = train_to_end(recipe, run, reads, checkup, screen.step, request.save_every, clock)
-    note_all_bad(run, reads)
+    if bad := met_by_all(reads, source):
+        screen.say(unreadable(bad, f"all of them in {run.folder / 'bad_files.csv'}"))
+    run.note_bad_files(source.unlisted | bad)
     screen.say(summary(done, request.folder))
     return done
 
@@ -202,14 +204,6 @@ def open_data(request: Request) -> Source:
     else:
         source = open_source(request.data, request.split, find=find)
     return labelled(source, request.data) if request.supervised else source
-
-
-def note_all_bad(run: Run, loader: Loads) -> None:
-    """bad_files.csv with what every rank met; one that reads each batch anew meets its own share only."""
-    bad: dict[str, str] = {}
-    for rank in range(dist.world()):
-        bad |= dist.agree(loader.bad, rank)
-    run.note_bad_files(bad)
 
 
 def refuse_folder(request: Request) -> None:

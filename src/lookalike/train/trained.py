@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -18,7 +18,7 @@ from lookalike.core.devices import Precision, isolated, material_to_device, modu
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.progress import Progress, counted, silent
 from lookalike.core.seeding import uniforms
-from lookalike.data.example import Rows, Source
+from lookalike.data.example import Rows, Source, inner_folder, remarks, unreadable
 from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, name_of, reference_and_query
 from lookalike.data.text.loader import Tokenizer
@@ -34,6 +34,12 @@ from lookalike.train.weights import foreign, load_backbone
 from lookalike.types import View
 
 _CHUNK = 500  # pictures that are encoded at a time
+Say = Callable[[str], None]
+"""Told a line about the data."""
+
+
+def unsaid(line: str) -> None:
+    """Says nothing."""
 
 
 class Trained(NamedTuple):
@@ -121,7 +127,14 @@ class PartFeatures(NamedTuple):
 
     @classmethod
     def of(
-        cls, trained: Trained, source: Source, layer: Layer, workers: int | None, progress: Progress, what: str
+        cls,
+        trained: Trained,
+        source: Source,
+        layer: Layer,
+        workers: int | None,
+        progress: Progress,
+        what: str,
+        say: Say = unsaid,
     ) -> PartFeatures:
         """The readable examples of ``source``; each rank embeds some of them, and the first rank alone gets them."""
         # A rank keeps no canvases: it would keep everybody's.
@@ -129,6 +142,8 @@ class PartFeatures(NamedTuple):
         every = Examples(trained.recipe, loader).evaluated()
         rows = every[slice(*dist.chunks_of_rank(len(every), _CHUNK))]
         features = trained.features(loader, rows, layer, progress, f"embedding {what}")
+        if bad := met_by_all(loader, loader.source):
+            say(unreadable(bad, f"of {what}; lookalike doctor on the data lists all of them"))
         good = torch.tensor([row not in loader.bad_rows for row in rows.tolist()], dtype=torch.bool)
         kept = dist.to_first(rows[good])
         return cls(dist.to_first(features[good]), source.labels[kept], [source.paths[row] for row in kept.tolist()])
@@ -141,6 +156,14 @@ class PartFeatures(NamedTuple):
         labels = self.labels.new_empty(len(names))
         labels[number] = self.labels  # of a video they are all the same
         return PartFeatures(means(self.features, number, len(names)), labels, names)
+
+
+def met_by_all(loader: Loads, source: Source) -> dict[str, str]:
+    """What could not be read, by path, as every rank met its share, in the order of the rows."""
+    bad: dict[int, str] = {}
+    for rank in range(dist.world()):
+        bad |= dist.agree(loader.bad_rows, rank)
+    return {source.paths[row]: bad[row] for row in sorted(bad)}
 
 
 def readable(loader: Loads) -> list[int]:
@@ -156,20 +179,25 @@ def parts(
     workers: int | None = None,
     progress: Progress = silent,
     clip: float | None = None,
+    say: Say = unsaid,
 ) -> tuple[PartFeatures, PartFeatures]:
     """What an evaluation compares with and its queries, both labelled; raises UserError where there are no labels."""
-    reference, query = labelled_parts(trained, data)
+    reference, query = labelled_parts(trained, data, say)
     return (
-        PartFeatures.of(trained, reference, layer, workers, progress, "reference").in_clips(clip),
-        PartFeatures.of(trained, query, layer, workers, progress, "queries").in_clips(clip),
+        PartFeatures.of(trained, reference, layer, workers, progress, "reference", say).in_clips(clip),
+        PartFeatures.of(trained, query, layer, workers, progress, "queries", say).in_clips(clip),
     )
 
 
-def labelled_parts(trained: Trained, data: Data) -> tuple[Source, Source]:
-    """The same as sources; whitens a network that was never trained."""
-    reference, query = (
-        labelled(source, data) for source in reference_and_query(data, find=modality_of(trained.recipe).find)
-    )
+def labelled_parts(trained: Trained, data: Data, say: Say = unsaid) -> tuple[Source, Source]:
+    """The same as sources, on which what is to be said is said; whitens a network that was never trained."""
+    both = reference_and_query(data, find=modality_of(trained.recipe).find)
+    reference, query = (labelled(source, data) for source in both)
+    for line in remarks(name_of(data), dict(zip(("the reference", "the queries"), both))):
+        say(line)
+    for name, whole, part in zip(("reference", "queries"), both, (reference, query)):
+        if len(part) < len(whole):
+            say(f"left out of the {name}, for want of a label: {len(whole) - len(part):,} of {len(whole):,}")
     if trained.step == 0:
         whiten_untrained(trained, reference)
     return reference, query
@@ -186,9 +214,9 @@ def labelled(source: Source, data: Data) -> Source:
     """The rows that have a label."""
     rows = (source.labels >= 0).nonzero()[:, 0]
     if len(rows) == 0:
-        raise UserError(
-            f"{name_of(data)} has no labels to evaluate by: class folders, or tables with a label column", BAD_DATA
-        )
+        inner = inner_folder(name_of(data), [source])
+        hint = f"did you mean {inner}?" if inner else "class folders, or tables with a label column"
+        raise UserError(f"{name_of(data)} has no labels to evaluate by: {hint}", BAD_DATA)
     return source if len(rows) == len(source) else Rows(source, rows)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,16 +21,11 @@ from lookalike.data.example import Rows
 from lookalike.data.formats.disk import Local
 from lookalike.data.formats.encoded import FileStore
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, listed, printable, split_of
+from lookalike.data.formats.masks import common
 from lookalike.data.source import split_by_hash
 
 MOST = 1 << 16
 """Classes are numbers below this: PNG has 8 or 16 bits."""
-
-_MASKS = r"annots?|annotations?|masks?|labels?|labelids|gt|gtfine|segmentations?|segmentationclass(raw|aug)?"
-_PHOTOS = r"images?|imgs?|photos?|pictures?|jpegimages|leftimg8bit|rgb"
-# A folder may be nothing but such a word, or end in it: trainannot. A file's name ends in it, set off.
-_FOLDER = {kind: re.compile(rf"(?P<rest>.*?)[-_ .]?({words})", re.I) for kind, words in ((1, _MASKS), (0, _PHOTOS))}
-_STEM = {kind: re.compile(rf"(?P<rest>.+)[-_ .]({words})", re.I) for kind, words in ((1, _MASKS), (0, _PHOTOS))}
 
 
 class MaskedPhotos(NamedTuple):
@@ -115,20 +109,6 @@ def sorted_out(files: Sequence[str], omissions: Omissions) -> tuple[dict[str, st
         elif not is_mask and (first := photos.setdefault(key, path)) != path:
             omissions.add("photos are left out, which have the name of an earlier one", f"{path} (after {first})")
     return photos, masks
-
-
-def common(path: str) -> tuple[str, bool]:
-    """A path without the words that tell photos from masks, and whether one of them says that it is a mask."""
-    *folders, stem = path.rpartition(".")[0].split("/")
-    parts, masked = [], False
-    for part, words in [*((folder, _FOLDER) for folder in folders), (stem, _STEM)]:
-        rest = part
-        while match := words[1].fullmatch(rest):
-            rest, masked = match["rest"], True
-        if rest == part and (match := words[0].fullmatch(rest)):
-            rest = match["rest"]
-        parts += [rest] if rest else []
-    return "/".join(parts), masked
 
 
 def _divided(root: Path, files: Sequence[str], omissions: Omissions) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,10 @@
 """Archives of pictures as a store: members are found by an index in memory, and read where they lie.
 
-Tar shards may have WebDataset's layout: KEY.jpg with KEY.cls, KEY.json or KEY.txt beside it. A key ends at the first
-dot of the file name. One row a key: its plain picture (KEY.jpg before KEY.png), or else every picture among its
-members. Labels are the whole number in KEY.cls, or a label named in KEY.json. Nothing is extracted or unpickled, and
-no link is followed. Zip archives are found by their directory, and inflated one member at a time up to a limit.
+Tar shards may have WebDataset's layout: KEY.jpg with KEY.cls or KEY.json beside it. A key ends at the first dot of the
+file name that words follow: ``v1.0.input.png`` is ``input.png`` of ``v1.0``. One row a key: its plain picture (KEY.jpg
+before KEY.png), or else every picture among its members. Labels are the number or the word in KEY.cls, or a label named
+in KEY.json; else folders, below one that may hold everything. Nothing is extracted or unpickled, and no link is
+followed. Zip archives are found by their directory, and inflated one member at a time up to a limit.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from __future__ import annotations
 import bisect
 import io
 import json
+import os
+import re
 import stat
 import struct
 import tarfile
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, chain
 from typing import Any, cast
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
@@ -25,11 +28,25 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.decode import SUFFIXES, Unreadable
 from lookalike.data.formats.disk import MAX_BYTES, Disk
-from lookalike.data.formats.encoded import LABELS, Value, numbered
-from lookalike.data.formats.files import by_split, folder_split, printable, table_split
+from lookalike.data.formats.encoded import LABELS, Value, label_of, numbered
+from lookalike.data.formats.files import (
+    by_folder,
+    by_split,
+    class_folder,
+    class_names,
+    is_hidden,
+    is_thumbnail,
+    one_form,
+    outer_folder,
+    printable,
+    suffix_of,
+    table_split,
+    unread,
+)
 
 _LONGEST = 1 << 20  # bytes of a name or record in a tar, and of a .cls or .json
 _CODE = (".pkl", ".pickle", ".pyd", ".pth", ".pt", ".npy", ".npz")  # what WebDataset's own reader may unpickle
+_FIELDS = re.compile(r"(?<=.)(\.[A-Za-z_][^./]*)+$")  # of a sample: words behind dots
 _LARGEST = 128 << 20  # bytes of one picture in a zip when inflated, which 130 KB can ask for
 _HEADER = struct.Struct("<4s22xHH")  # of a member of a zip: mark, and lengths of name and extra field
 
@@ -43,10 +60,13 @@ class Archives:
         self._names = list(chain.from_iterable(archive.names for archive in archives))
         self.paths = [f"{archive.path}/{name}" for archive in archives for name in archive.names]
         self.unlisted = {path: reason for archive in archives for path, reason in archive.unlisted.items()}
-        self.splits, below = self._divided()
+        self.unlisted |= unread(sum((archive.others for archive in archives), Counter[str]()))
+        outer = outer_folder(self._names)
+        names = [name.removeprefix(outer) for name in self._names]
+        self.splits, below = self._divided(names)
         values = list(chain.from_iterable(archive.values for archive in archives))
         if all(value is None for value in values):
-            values = class_folders(self._names, below)
+            values = class_folders(names, self.splits, below)
         self.labels, self.classes = numbered(values)
 
     def read(self, row: int) -> bytes:
@@ -54,8 +74,8 @@ class Archives:
         archive = bisect.bisect_right(self.starts, row) - 1
         return self._archives[archive].read(row - self.starts[archive])
 
-    def _divided(self) -> tuple[dict[str, list[int]], int]:
-        """The rows of each split, by the archives' names, else by the first folder inside; and how deep classes lie."""
+    def _divided(self, names: Sequence[str]) -> tuple[dict[str, list[int]], int]:
+        """The rows of each split, by the archives' names, else by the first folder of ``names``; where classes lie."""
         by_archive = by_split([archive.path for archive in self._archives], table_split)
         if by_archive:
             numbers = {archive.path: i for i, archive in enumerate(self._archives)}
@@ -64,13 +84,13 @@ class Archives:
                 for name, paths in by_archive.items()
             }
             return rows, 0
-        rows = rows_by_folder(self._names)
+        rows = rows_by_folder(names)
         return rows, 1 if rows else 0
 
 
 def rows_by_folder(names: Sequence[str]) -> dict[str, list[int]]:
     """The rows of each split by the first folder of their names; {} where these are not divided."""
-    splits = {name: split for split, paths in by_split(names, folder_split).items() for name in paths}
+    splits = {name: split for split, paths in by_folder(names).items() for name in paths}
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(names):
         if name in splits:
@@ -78,16 +98,11 @@ def rows_by_folder(names: Sequence[str]) -> dict[str, list[int]]:
     return rows
 
 
-def class_folders(names: Sequence[str], below: int) -> list[Value | None]:
-    """The folder that names each picture's class; none at all unless every picture lies in one of two or more."""
-    folders: list[Value | None] = [class_folder(name, below) for name in names]
-    return folders if None not in folders and len(set(folders)) > 1 else [None] * len(names)
-
-
-def class_folder(path: str, below: int) -> str | None:
-    """The folder ``below`` others that holds a picture; None where it lies outside of any."""
-    parts = path.split("/", below + 1)
-    return parts[below] if len(parts) > below + 1 else None
+def class_folders(names: Sequence[str], splits: Mapping[str, Sequence[int]], below: int) -> list[Value | None]:
+    """The folder that names the class of each picture, None outside of any; ``splits`` are the rows of each."""
+    parts = [[names[row] for row in rows] for rows in splits.values()]
+    classes = set(class_names(parts or [names], below))
+    return [folder if (folder := class_folder(name, below)) in classes else None for name in names]
 
 
 def plain(name: str) -> tuple[str | None, str | None]:
@@ -97,7 +112,7 @@ def plain(name: str) -> tuple[str | None, str | None]:
         parts.pop(0)
     if name.startswith("/") or ".." in parts or "\0" in name:
         return None, "its name leads out of the archive"
-    if any(part.startswith(".") or part == "__MACOSX" for part in parts):
+    if any(map(is_hidden, parts)) or is_thumbnail(name):
         return None, None
     return "/".join(parts), None
 
@@ -113,10 +128,10 @@ class TarShard:
                 index.walk(headers)
         except OSError as error:
             raise UserError(f"{disk.name(path)}: {error.strerror or error}; check the file", BAD_DATA) from None
-        self.unlisted = index.unlisted  # members that are not read, and why
+        self.unlisted, self.others = index.unlisted, index.others  # members that are not read
         self.names = _one_a_key(index.pictures)
-        labels = index.described | index.classes
-        self.values = [labels.get(_keyed(name)[0]) for name in self.names]
+        labels = _by_key(index.described) | _by_key(index.classes)
+        self.values = [labels.get(name.rpartition(".")[0], labels.get(_keyed(name)[0])) for name in self.names]
         self._spans = array("q", (number for name in self.names for number in index.pictures[name]))
 
     def read(self, index: int) -> bytes:
@@ -147,10 +162,10 @@ class _TarIndex:
     def __init__(self, path: str) -> None:
         self.path = path
         self.pictures: dict[str, tuple[int, int]] = {}  # first byte, and how many
-        self.classes: dict[str, Value] = {}  # by key, from .cls
-        self.described: dict[str, Value] = {}  # by key, from .json
+        self.classes: dict[str, Value] = {}  # by name without .cls
+        self.described: dict[str, Value] = {}  # by name without .json
         self.unlisted: dict[str, str] = {}
-        self.code = Counter[str]()
+        self.others, self.code = Counter[str](), Counter[str]()  # by suffix
 
     def walk(self, file: _Headers) -> None:
         """Sort every member; raises OSError."""
@@ -172,16 +187,17 @@ class _TarIndex:
         if refused is not None:
             self.unlisted[f"{self.path}/{shown}"] = refused
         elif name:
-            key, suffix = _keyed(name)
-            last = suffix[suffix.rfind(".") :]
-            if last in SUFFIXES:
+            stem, suffix = name.rpartition(".")[0], suffix_of(name)
+            if suffix in SUFFIXES:
                 self.pictures[name] = member.offset_data, member.size
-            elif last in _CODE:
-                self.code[last] += 1
-            elif suffix == ".cls" and (label := _number(_data(member, file))) is not None:
-                self.classes[key] = label
+            elif suffix in _CODE:
+                self.code[suffix] += 1
+            elif suffix == ".cls" and (label := _written(_data(member, file))) is not None:
+                self.classes[stem] = label
             elif suffix == ".json" and (label := _described(_data(member, file))) is not None:
-                self.described[key] = label
+                self.described[stem] = label
+            else:
+                self.others[suffix] += 1
 
 
 def _members(file: _Headers, length: int) -> Iterator[tarfile.TarInfo]:
@@ -233,10 +249,22 @@ def _data(member: tarfile.TarInfo, file: _Headers) -> bytes:
 
 
 def _keyed(name: str) -> tuple[str, str]:
-    """The key of a sample, with its folder, and the rest of the name in lower case."""
+    """The key of a sample, with its folder, and the rest of the name in lower case: the words behind dots at its end.
+
+    A part that begins with a digit belongs to the key, as does all before it: names such as ``v1.0.png`` hold dots.
+    """
     folder, slash, base = name.rpartition("/")
-    key, dot, rest = base.partition(".")
-    return folder + slash + key, (dot + rest).lower()
+    match = _FIELDS.search(base)
+    start = match.start() if match else len(base)
+    return folder + slash + base[:start], base[start:].lower()
+
+
+def _by_key(labels: Mapping[str, Value]) -> dict[str, Value]:
+    """Labels by the whole name of their file, and by its key where that has no other label."""
+    keyed: dict[str, set[Value]] = {}
+    for name, label in labels.items():
+        keyed.setdefault(_keyed(f"{name}.cls")[0], set()).add(label)
+    return {key: next(iter(some)) for key, some in keyed.items() if len(some) == 1} | dict(labels)
 
 
 def _one_a_key(names: Iterable[str]) -> list[str]:
@@ -249,21 +277,24 @@ def _one_a_key(names: Iterable[str]) -> list[str]:
     return [name for name in names if plain_ones.get(_keyed(name)[0], (0, name))[1] == name]
 
 
-def _number(data: bytes) -> Value | None:
-    """The whole number that a .cls holds as text, else None."""
-    text = data.strip()
-    return int(text) if text.removeprefix(b"-").isdigit() and len(text) < 20 else None
+def _written(data: bytes) -> Value | None:
+    """The number or the word that a .cls holds as text, else None; 01 is a word, since it is not 1."""
+    text = one_form(os.fsdecode(data[:200].strip()))
+    number = text.removeprefix("-")
+    if number.isascii() and number.isdigit() and (number == "0" or number[0] != "0"):
+        return int(text) if len(text) < 20 else None
+    return text if text.isprintable() else None
 
 
 def _described(data: bytes) -> Value | None:
-    """The first label that a .json names, a whole number or a word, else None."""
+    """The first label that a .json names: a whole number, a word, or yes and no; else None."""
     try:
         description: Any = json.loads(data)
     except (ValueError, RecursionError):
         return None
     values = [description.get(name) for name in ("cls", *LABELS)] if isinstance(description, dict) else []
-    label = next((v for v in values if isinstance(v, int | str) and not isinstance(v, bool)), None)
-    return label.encode("utf-8", "backslashreplace").decode()[:200] if isinstance(label, str) else label
+    values.sort(key=lambda value: isinstance(value, bool))  # yes and no only where nothing else is said
+    return next((label for value in values if (label := label_of(value)) is not None), None)
 
 
 class Zip:
@@ -271,7 +302,7 @@ class Zip:
 
     def __init__(self, disk: Disk, path: str) -> None:
         self.path, self._file, self._disk = printable(path), path, disk
-        self.unlisted: dict[str, str] = {}
+        self.unlisted, self.others = dict[str, str](), Counter[str]()
         members: dict[str, ZipInfo] = {}
         try:
             with disk.file(path) as file, ZipFile(file) as archive:
@@ -308,6 +339,7 @@ class Zip:
         """One member, to where it belongs; of members of one name the last counts."""
         name, refused = plain(info.filename)
         if info.is_dir() or not info.filename.lower().endswith(SUFFIXES):
+            self.others[suffix_of(info.filename)] += not info.is_dir() and name is not None
             return
         refused = refused or (_refused_in_zip(info) if name else None)
         if refused is not None:

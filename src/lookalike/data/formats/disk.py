@@ -6,6 +6,7 @@ import io
 import os
 import stat
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +15,7 @@ from typing import Any, BinaryIO, ClassVar
 
 from lookalike.core.errors import BAD_DATA, IO, USAGE, UserError
 from lookalike.data.decode import Unreadable, one_line
-from lookalike.data.formats.files import Listing, listed, printable
+from lookalike.data.formats.files import Listing, is_hidden, is_thumbnail, listed, printable, suffix_of
 
 _WAITS = (0.5, 2.0, 8.0)  # seconds between tries
 MAX_BYTES = 1 << 30  # of one file: more is no picture that anybody wants to learn from
@@ -112,9 +113,10 @@ class Remote:
             raise UserError(f"{self.url}: {error}; look at the address", BAD_DATA) from None
         paths = (f"{folder.rstrip('/')}/{name}" for folder, _, files in walk for name in files)
         names = [path.removeprefix(root) for path in paths if path.startswith(root)]  # a page may link elsewhere
-        shown = [name for name in names if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))]
+        shown = [name for name in names if not any(map(is_hidden, name.split("/"))) and not is_thumbnail(name)]
         files = sorted(name for name in shown if name.lower().endswith(tuple(suffixes)))
-        return Listing(files, len(shown) - len(files), {})
+        others = Counter(suffix_of(name) for name in shown if not name.lower().endswith(tuple(suffixes)))
+        return Listing(files, others, {})
 
     def file(self, path: str) -> BinaryIO:
         """A file to seek in; raises FileNotFoundError and UserError."""

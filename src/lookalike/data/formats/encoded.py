@@ -7,9 +7,10 @@ import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 
@@ -18,7 +19,17 @@ from lookalike.data.decode import Unreadable, decode, header
 from lookalike.data.example import Example, Rows, Source, broken
 from lookalike.data.fingerprint import Stamps, stamps_of_files
 from lookalike.data.formats.disk import Disk, Local
-from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, Names, lines_in, printable, split_of
+from lookalike.data.formats.files import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Names,
+    beside_splits,
+    lines_in,
+    one_form,
+    printable,
+    split_of,
+)
 
 LISTS = (".txt", ".csv")
 PATHS = ("path", "image", "file", "file_name", "filename", "filepath", "image_path")
@@ -125,6 +136,10 @@ class Divided(Generic[S]):
         self._source = source
         self.splits = [name for name in (TRAIN, VALIDATION, TEST) if name in splits]
         self._splits = {name: torch.tensor(splits[name]) for name in self.splits}
+        if self.splits and len(source) > sum(map(len, self._splits.values())):
+            chosen = set(chain.from_iterable(splits.values()))
+            left = [path for row, path in enumerate(source.paths) if row not in chosen]
+            source.unlisted = {**source.unlisted, **beside_splits(left, self.splits)}
 
     def beside(self, unreadable: Mapping[str, str]) -> Self:
         """The same place, where the listing met folders that could not be read."""
@@ -144,6 +159,8 @@ def numbered(values: Sequence[Value | None], names: Sequence[str] | None = None)
 
     Numbers that index the stated ``names`` stay as they are; all else is numbered in its sorted order.
     """
+    values = [one_form(value) if isinstance(value, str) else value for value in values]
+    names = None if names is None else [one_form(name) for name in names]
     if names is None and is_numbering(values):
         return [-1] * len(values), []
     classes = sorted(
@@ -153,6 +170,15 @@ def numbered(values: Sequence[Value | None], names: Sequence[str] | None = None)
         return [v if isinstance(v, int) and v >= 0 else -1 for v in values], list(names)
     number: dict[Value | None, int] = {v: i for i, v in enumerate(classes)}
     return [number.get(v, -1) for v in values], [str(v) for v in classes]
+
+
+def label_of(value: Any) -> Value | None:
+    """What any value is as a label: text, a whole number in any form, yes or no; None for all else."""
+    if isinstance(value, str):
+        return one_form(value.encode("utf-8", "backslashreplace").decode().strip()[:200]) or None
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    return value if isinstance(value, int) else None
 
 
 def is_numbering(values: Sequence[Value | None]) -> bool:

@@ -7,15 +7,17 @@ import csv
 import os
 import re
 import stat
+import unicodedata
 from array import array
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import NamedTuple, TextIO, overload
 
 from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.data.decode import EXTRAS
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
@@ -25,6 +27,14 @@ _WORDS = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), VALIDATION),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), TEST),
 }
+
+
+# Words of folders beside the one for a split.
+_CONTENT = re.compile(
+    r"(image|img|pic|picture|photo|frame|video|clip|set|split|part|sample|file)s?|jpe?g|png|data|dataset|of|full|all|x|px"
+)
+_SYSTEM = frozenset(("__MACOSX", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN", "#recycle", "lost+found"))
+_KINDS = 8  # suffixes that are named one by one
 
 
 def limit_cells(longest: int = 1 << 17) -> None:
@@ -46,10 +56,10 @@ def lines_in(file: Path, errors: str) -> Iterator[TextIO]:
 
 
 class Listing(NamedTuple):
-    """The wanted files below a folder: sorted relative POSIX paths, how many others, and what refused, with reasons."""
+    """Wanted files below a folder: sorted relative POSIX paths; others by suffix; and what refused, with reasons."""
 
     files: list[str]
-    others: int
+    others: Counter[str]
     unreadable: dict[str, str]  # folders, and what is called like a wanted file but is none
 
 
@@ -112,7 +122,7 @@ class _Walk:
         self.root, self.suffixes = root, suffixes
         self.files: list[str] = []
         self.links: list[str] = []
-        self.others = 0
+        self.others = Counter[str]()
         self.unreadable: dict[str, str] = {}
         self.folders, self.linked = [""], deque[str]()
         # A link to what holds the root would bring in the root again, and the rest of the disk with it.
@@ -136,7 +146,7 @@ class _Walk:
         folders: list[str] = []
         with os.scandir(where) as entries:
             for entry in entries:  # never all at once: a million of them would take 300 MB
-                if not entry.name.startswith(".") and entry.name != "__MACOSX":
+                if not is_hidden(entry.name):
                     self.sort(entry, folder + entry.name, folders)
         self.folders += sorted(folders)
 
@@ -146,10 +156,12 @@ class _Walk:
             link, is_folder, is_file = entry.is_symlink(), entry.is_dir(), entry.is_file()
         except OSError:
             link = is_folder = is_file = False
-        if is_folder:
+        if is_folder and is_thumbnail(path):
+            self.unreadable[printable(path) + "/"] = "thumbnails that a NAS made, no pictures of their own"
+        elif is_folder:
             (self.linked if link else folders).append(path + "/")
         elif not path.lower().endswith(self.suffixes):
-            self.others += 1
+            self.others[suffix_of(path)] += 1
         elif is_file:
             (self.links if link else self.files).append(path)
         else:
@@ -177,9 +189,25 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is a system's own, which nobody counts as data."""
+    return name.startswith(".") or name in _SYSTEM
+
+
+def is_thumbnail(path: str) -> bool:
+    """Whether a Synology NAS made a file or folder: a copy in small of each picture."""
+    return "@eaDir" in path.split("/")
+
+
+def suffix_of(path: str) -> str:
+    """What a name ends in, in small letters, from its last dot on; nothing where that is no known sort of suffix."""
+    match = re.search(r"[^/](\.[a-z][a-z0-9_~]{0,9}|\.[0-9][a-z][a-z0-9]?)$", path.lower())
+    return match[1] if match else ""
+
+
 def printable(path: str) -> str:
     """The path as valid Unicode: bytes that are no UTF-8 become escapes, so that tables and reports can hold it."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def split_of(name: str) -> str | None:
@@ -187,9 +215,19 @@ def split_of(name: str) -> str | None:
     return _WORDS.get(re.split(r"[^a-z]", name.lower(), maxsplit=1)[0])
 
 
-def folder_split(path: str) -> str | None:
-    """The split of a picture: by the first folder of its relative path."""
-    return split_of(path.split("/", 1)[0]) if "/" in path else None
+def by_folder(files: Sequence[str]) -> dict[str, list[str]]:
+    """The files of each split that the first folders of their paths name; {} where the data is not divided.
+
+    A split is called so alone, or with numbers and with words for what every split holds (``train2017``,
+    ``test images``). With another word behind it is a class such as ``train_station``, unless two splits share the
+    word: ``train_cropped`` beside ``test_cropped``.
+    """
+    folders = {path.partition("/")[0] for path in files if "/" in path}
+    words = {folder: re.findall(r"[a-z]+", folder.lower())[1:] for folder in folders if split_of(folder)}
+    rests = {folder: tuple(word for word in rest if not _CONTENT.fullmatch(word)) for folder, rest in words.items()}
+    sharing = Counter(rest for rest, _ in {(rest, split_of(folder)) for folder, rest in rests.items()})
+    splits = {folder: split_of(folder) for folder, rest in rests.items() if not rest or sharing[rest] > 1}
+    return by_split(files, lambda path: splits.get(path.partition("/")[0]) if "/" in path else None)
 
 
 def table_split(path: str) -> str | None:
@@ -211,3 +249,61 @@ def by_split(files: Sequence[str], split: Callable[[str], str | None]) -> dict[s
     groups = {name: [path for path, own in zip(files, names) if own == name] for name in (TRAIN, VALIDATION, TEST)}
     groups = {name: paths for name, paths in groups.items() if paths}
     return groups if None not in names or (TRAIN in groups and len(groups) > 1) else {}
+
+
+def beside_splits(paths: Sequence[str], splits: Iterable[str]) -> dict[str, str]:
+    """What is left out since it belongs to none of ``splits``: each first folder, or the first file outside of any."""
+    names, found = " and ".join(splits), dict[str, list[str]]()
+    for path in paths:
+        folder, slash, _ = path.partition("/")
+        found.setdefault(folder + slash if slash else "", []).append(path)
+    return {
+        printable(where or some[0]): f"{len(some):,} outside of the {'splits' if ' and ' in names else 'split'} {names}"
+        for where, some in found.items()
+    }
+
+
+def class_folder(path: str, below: int) -> str | None:
+    """The folder ``below`` others that holds a picture, in one form of Unicode; None where it lies outside of any."""
+    parts = path.split("/", below + 1)
+    return one_form(parts[below]) if len(parts) > below + 1 else None
+
+
+def one_form(name: str) -> str:
+    """A name as valid Unicode with composed accents, however its system wrote it: macOS takes them apart."""
+    return unicodedata.normalize("NFC", printable(name))
+
+
+def class_names(parts: Iterable[Sequence[str]], below: int) -> list[str]:
+    """The classes of pictures: the folders, ``below`` others, in which most pictures of a part lie.
+
+    A few may lie outside of them, without a class. One folder is no class, nor is a folder for each picture where the
+    picture lies deeper (``7/images/7.png``).
+    """
+    folders, direct = Counter[str](), 0
+    for part in parts:
+        inside = Counter(class_folder(path, below) for path in part)
+        if 2 * inside.pop(None, 0) < len(part):
+            folders.update({name: count for name, count in inside.items() if name is not None})
+            direct += sum(path.count("/") == below + 1 for path in part)
+    alone = not direct and max(folders.values(), default=0) == 1
+    return [] if len(folders) < 2 or alone else sorted(folders)
+
+
+def outer_folder(paths: Sequence[str]) -> str:
+    """The folders that hold everything, as ``a/b/``, up to one that names a split; nothing where there are several."""
+    folders = [folder.split("/") for folder in {path.rpartition("/")[0] for path in paths}]
+    pairs = zip(min(folders, default=[]), max(folders, default=[]))  # what these share, all in between do
+    outer = takewhile(lambda pair: pair[0] == pair[1] != "" and split_of(pair[0]) is None, pairs)
+    return "".join(f"{folder}/" for folder, _ in outer)
+
+
+def unread(others: Mapping[str, int]) -> dict[str, str]:
+    """What is said of files that are not read: how many, and of which suffixes; {} where there are none."""
+    if not (total := sum(others.values())):
+        return {}
+    kinds = [f"{count:,} {suffix or 'without a suffix'}" for suffix, count in Counter(others).most_common()]
+    more = [f"{len(kinds) - _KINDS} other kinds"] if len(kinds) > _KINDS else []
+    hints = sorted({f"{suffix} is read after {EXTRAS[suffix]}" for suffix in others if suffix in EXTRAS})
+    files = f"{total:,} other file{'' if total == 1 else 's'} not read"
+    return {files: "; ".join([", ".join([*kinds[:_KINDS], *more]), *hints])}

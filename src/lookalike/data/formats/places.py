@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,10 +18,21 @@ from lookalike.core.errors import BAD_DATA, IO, USAGE, UserError
 from lookalike.data.decode import SUFFIXES, one_line
 from lookalike.data.example import PictureSource, Source
 from lookalike.data.fingerprint import LONG_PIECE, stamps_of_files
-from lookalike.data.formats.archives import Archives, TarShard, Zip, class_folder
+from lookalike.data.formats.archives import Archives, TarShard, Zip
 from lookalike.data.formats.disk import Disk, Local, Remote
 from lookalike.data.formats.encoded import FOR_TEXT, LISTS, Divided, Encoded, FileStore, PathList
-from lookalike.data.formats.files import Listing, by_split, folder_split, printable, table_split
+from lookalike.data.formats.files import (
+    Listing,
+    beside_splits,
+    by_folder,
+    by_split,
+    class_folder,
+    class_names,
+    suffix_of,
+    table_split,
+    unread,
+)
+from lookalike.data.formats.masks import masks_among, named_masks
 from lookalike.data.formats.tables import (
     ArrowFile,
     ParquetFile,
@@ -55,32 +67,38 @@ class Place(Protocol[S]):
 class Folder:
     """Picture files in folders, here or on a remote disk."""
 
-    def __init__(self, disk: Disk, listing: Listing) -> None:
-        self._disk, self._listing = disk, listing
-        self._splits = by_split(listing.files, folder_split)
+    def __init__(self, disk: Disk, files: Sequence[str], unlisted: Mapping[str, str]) -> None:
+        self._disk, self._files, self._unlisted = disk, files, dict(unlisted)
+        self._splits = by_folder(files)
         self.splits = list(self._splits)
+        if self._splits:
+            chosen = set(chain(*self._splits.values()))
+            self._unlisted |= beside_splits([path for path in files if path not in chosen], self.splits)
 
     def rows(self, split: str | None) -> Encoded:
         """One split, or everything."""
-        return folder_store(self._disk, self._listing, self._splits, split).source()
+        return folder_store(self._disk, self._files, self._splits, self._unlisted, split).source()
 
 
 def folder_store(
-    disk: Disk, listing: Listing, splits: Mapping[str, Sequence[str]], split: str | None = None
+    disk: Disk,
+    files: Sequence[str],
+    splits: Mapping[str, Sequence[str]],
+    unlisted: Mapping[str, str],
+    split: str | None = None,
 ) -> FileStore:
-    """The pictures of one of ``splits``, or of all of them; of all that is listed where there are none.
+    """The pictures of one of ``splits``, or of all of them; all ``files`` where there are none.
 
-    The first folder below the split is the label if every picture of these lies in one of two or more, of all splits.
+    The first folder below the split is the label, if it is a class (see ``class_names``).
     """
     below = 1 if splits else 0
-    everything = sorted(chain(*splits.values())) if splits else listing.files
-    files = everything if split is None else splits[split]
-    classes = sorted({name for path in everything if (name := class_folder(path, below)) is not None})
-    numbers = {name: number for number, name in enumerate(classes)}
-    labels = [numbers.get(class_folder(path, below) or "", -1) for path in files] if len(classes) > 1 else []
-    if not labels or -1 in labels:
-        return FileStore(disk, files, unlisted=listing.unreadable)
-    return FileStore(disk, files, labels, [printable(name) for name in classes], listing.unreadable)
+    chosen = sorted(chain(*splits.values())) if splits else files
+    chosen = chosen if split is None else splits[split]
+    classes = class_names(splits.values() or [files], below)
+    numbers: dict[str | None, int] = {name: number for number, name in enumerate(classes)}
+    labels = [numbers.get(class_folder(path, below), -1) for path in chosen] if classes else []
+    classless = all(label < 0 for label in labels)
+    return FileStore(disk, chosen, () if classless else labels, classes, unlisted)
 
 
 class KindFiles(NamedTuple):
@@ -96,6 +114,7 @@ class Kind(NamedTuple):
 
     suffixes: tuple[str, ...]
     open: Callable[[Disk, KindFiles], Divided[Encoded] | None]
+    beside: tuple[str, ...] = ()  # suffixes of files that describe them
 
 
 def find(data: str | os.PathLike[str]) -> Place[PictureSource]:
@@ -169,14 +188,23 @@ def _in_folder(disk: Disk, name: str) -> Place[PictureSource]:
     """The first kind of the table that the folder holds, else its pictures."""
     listing = disk.listed((*SUFFIXES, *_ALL))
     pictures = [path for path in listing.files if path.lower().endswith(SUFFIXES)]
+    suffixes = Counter(map(suffix_of, listing.files)) + listing.others
+
+    def unlisted(read: tuple[str, ...]) -> dict[str, str]:
+        others = {suffix: count for suffix, count in suffixes.items() if suffix not in read}
+        return listing.unreadable | unread(others)
+
     for kind in KINDS:
         files = [path for path in listing.files if path.lower().endswith(kind.suffixes)]
         others = len(listing.files) - len(files) - len(pictures)
         if files and (place := kind.open(disk, KindFiles(files, len(pictures), others))) is not None:
-            return place.beside(listing.unreadable)
+            return place.beside(unlisted((*kind.suffixes, *kind.beside)))
     if not pictures:
         raise UserError(_nothing(name, listing), BAD_DATA)
-    return Folder(disk, listing._replace(files=pictures))
+    masks = masks_among(disk, pictures)
+    left = set(chain(*masks.values()))
+    photos = [path for path in pictures if path not in left] if left else pictures
+    return Folder(disk, photos, unlisted(SUFFIXES) | named_masks(masks))
 
 
 def _parquet(disk: Disk, kind: KindFiles) -> Divided[Encoded] | None:
@@ -246,7 +274,7 @@ def _each(disk: Disk, files: Sequence[str], open_one: Callable[[str], T]) -> dic
 
 KINDS = (
     Kind((".parquet",), _parquet),
-    Kind((".arrow",), _arrow),
+    Kind((".arrow",), _arrow, (".json",)),
     Kind((".tar",), _tars),
     Kind(VIDEOS, _videos),
     Kind((".zip",), _zips),
@@ -263,7 +291,7 @@ def _nothing(name: str, listing: Listing) -> str:
     if not listing.others:
         return f"{name}: the folder is empty; name one that holds pictures (.jpg, .png, .webp, ...), tables or archives"
     return (
-        f"{name}: no picture among its {listing.others} files; "
+        f"{name}: no picture among its {listing.others.total()} files; "
         "pictures end in .jpg, .png, .webp, ..., videos in .mp4, .mkv, ..., tables in .parquet, archives in .tar or "
         f".zip; {FOR_TEXT}"
     )

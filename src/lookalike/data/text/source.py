@@ -25,10 +25,9 @@ from lookalike.data.formats.archives import rows_by_folder
 from lookalike.data.formats.disk import Local
 from lookalike.data.formats.encoded import Divided, Encoded, Value, numbered
 from lookalike.data.formats.files import (
-    Listing,
     Names,
+    by_folder,
     by_split,
-    folder_split,
     listed,
     printable,
     split_of,
@@ -112,7 +111,7 @@ def _read(disk: Local, file: str | None, columns: Sequence[str], pairs: bool, na
     files = [file] if file is not None else listing.files
     if not files:
         raise UserError(
-            f"{name}: no text among its {listing.others} files; text ends in .txt, .csv, .tsv or .parquet, "
+            f"{name}: no text among its {listing.others.total()} files; text ends in .txt, .csv, .tsv or .parquet, "
             "and pictures want a recipe for pictures, such as --recipe small",
             BAD_DATA,
         )
@@ -207,7 +206,7 @@ class CaptionedImages(Encoded):
     def __init__(self, root: Path, captions: dict[str, list[str]], unlisted: dict[str, str], tables: list[str]) -> None:
         """``captions`` by path below ``root``; ``tables`` are the files that hold them, below ``root`` too."""
         files, disk = sorted(captions), Local(root)
-        store = folder_store(disk, Listing(files, 0, unlisted), by_split(files, folder_split))
+        store = folder_store(disk, files, by_folder(files), unlisted)
         super().__init__(store, partial(stamps_of_files, disk.file, [*store.files, *tables]))
         self.files = store.files
         width = max(map(len, captions.values()))

@@ -54,7 +54,7 @@ class VideoList(NamedTuple):
     def in_folders(cls, names: Sequence[str]) -> Self:
         """By folders, as pictures are: the first may name the split, the next one the class."""
         splits = rows_by_folder(names)
-        labels, classes = numbered(class_folders(names, 1 if splits else 0))
+        labels, classes = numbered(class_folders(names, splits, 1 if splits else 0))
         return cls(names, labels, classes, splits)
 
     @classmethod
