@@ -32,7 +32,7 @@ from lookalike.learn.optim import SGD, AdamW, Cosine, Steps
 from lookalike.metrics.accuracy import chance
 from lookalike.metrics.fewshot import Interval, LabelCount, drawn, interval
 from lookalike.metrics.probe import LinearClassifier, LinearProbe, folds
-from lookalike.models.encoder import Encoder, embed, evaluating, raw, unit, width
+from lookalike.models.encoder import Encoder, embed, evaluating, raw, width
 from lookalike.pretext.image import ImageView, OneView
 from lookalike.recipes.modality import only_pictures
 from lookalike.recipes.recipe import Length, Recipe
@@ -197,15 +197,15 @@ class LabelledPictures(NamedTuple):
 
     loader: Loader
     output: Tensor  # (N, F) of the backbone, which is what a head sees
-    features: Tensor  # (N, F) unit rows, as every evaluation of frozen features has them
+    features: Tensor  # (N, E) unit rows, as every evaluation of frozen features has them
     labels: Tensor  # (N,)
 
     @classmethod
     def of(cls, model: Trained, loader: Loader) -> LabelledPictures:
         """All that can be read of a loader."""
-        output = raw(model.encoder, model.views(loader, torch.arange(len(loader))))
-        features = unit(model.encoder.finish(output))
-        return cls(loader, output.cpu(), features.cpu(), loader.source.labels).rows(torch.tensor(readable(loader)))
+        every = torch.arange(len(loader))
+        output, features = raw(model.encoder, model.views(loader, every)).cpu(), model.features(loader, every)
+        return cls(loader, output, features, loader.source.labels).rows(torch.tensor(readable(loader)))
 
     def rows(self, rows: Tensor) -> LabelledPictures:
         """Some of them."""

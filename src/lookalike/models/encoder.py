@@ -91,17 +91,19 @@ class Encoder(nn.Module):
         return autocast(self.precision if self.training else self.evaluated_in, kind)
 
     def raw(self, **view: Tensor) -> Tensor:
-        """(B, F) backbone output, neither whitened nor of unit norm."""
+        """(B, F) backbone output, neither whitened nor of unit norm: what a head sees."""
         with self.computing():
             return wide(self.backbone(**view))
 
-    def features(self, **view: Tensor) -> Tensor:
-        """(B, F) backbone output, whitened: what is evaluated, exported and searched."""
-        return self.finish(self.raw(**view))
+    def unwhitened(self, **view: Tensor) -> Tensor:
+        """(B, E) what whitening is fitted to: the backbone's output, and earlier stages where the model joins them."""
+        with self.computing():
+            return wide(getattr(self.backbone, "evaluated", self.backbone)(**view))
 
-    def finish(self, output: Tensor) -> Tensor:
-        """(B, F) what ``raw`` gave, whitened where the recipe says so."""
-        return self.whitening(output) if self.whitening is not None else output
+    def features(self, **view: Tensor) -> Tensor:
+        """(B, E) the same whitened, where the recipe says so: what is evaluated, exported and searched."""
+        features = self.unwhitened(**view)
+        return self.whitening(features) if self.whitening is not None else features
 
     def project(self, **view: Tensor) -> Tensor:
         """(B, D) the head's output, before it is normalised."""
@@ -221,8 +223,10 @@ def means(rows: Tensor, number: Tensor, count: int) -> Tensor:
 
 
 def settle(encoder: Encoder, views: Iterable[View]) -> Tensor:
-    """Fit the encoder's whitening, if it has one, to whole pictures, and return their features: (N, F) unit rows."""
-    features = raw(encoder, views)
+    """Fit the encoder's whitening, if it has one, to whole pictures, and return their features: (N, E) unit rows."""
+    with evaluating(encoder):
+        features = torch.cat([encoder.unwhitened(**view).float() for view in views]).clone()
     if encoder.whitening is not None:
         encoder.whitening.fit(features)
-    return F.normalize(encoder.finish(features), dim=1).cpu()
+        features = encoder.whitening(features)
+    return F.normalize(features, dim=1).cpu()

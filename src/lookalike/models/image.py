@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal, cast
 
 import timm
@@ -166,11 +167,14 @@ class SmallResNet:
     blocks: tuple[int, ...] = (1, 1, 1, 1)
     kernel: int = 3  # side of the first convolution
     stride: int = 2
+    joined: int = 1  # last stages that evaluations see side by side; what is trained sees the last one
 
     def build(self, group: int) -> tuple[nn.Module, int]:
         """Random weights; the width of the last stage is F."""
         if len(self.widths) != len(self.blocks):
             raise UserError(f"model.widths has {len(self.widths)} stages, model.blocks {len(self.blocks)}: set both")
+        if not 1 <= self.joined <= len(self.widths):
+            raise UserError(f"model.joined must be from 1 to {len(self.widths)}, the number of stages")
         return SmallResNetBackbone(self, group), self.widths[-1]
 
 
@@ -244,6 +248,17 @@ class SmallResNetBackbone(ResidualBackbone):
             for number in range(count)
         ]
         super().__init__(stem, blocks, group)
+        self.evaluated_width = sum(spec.widths[-spec.joined :])
+        self.ends = [number - 1 for number in accumulate(spec.blocks)][-spec.joined :]
+
+    def evaluated(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) → (B, evaluated_width): the means over positions of the joined stages, the last one last."""
+        x, means = self.norm(self.stem(pixels), activate=True), list[Tensor]()
+        for number, block in enumerate(self.blocks):
+            x = block(x)
+            if number in self.ends:
+                means.append(torch.mean(x, dim=(2, 3)))
+        return torch.cat(means, 1)
 
 
 # ---- clips ----

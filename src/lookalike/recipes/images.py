@@ -130,7 +130,7 @@ small = SmallRecipe(
     name="small",
     pretext=TwoViews(replace(MOCO_CIFAR, size=24, scale=(0.2, 1.0)), whole=32),
     canvas=32,
-    model=SmallResNet(widths=(32, 64, 128, 256), blocks=(1, 1, 1, 1), kernel=3, stride=2),
+    model=SmallResNet(widths=(32, 64, 128, 256), blocks=(1, 1, 1, 1), kernel=3, stride=2, joined=3),
     head=MLP((128,)),
     whiten=True,
     keys=Momentum(0.99),

@@ -131,7 +131,7 @@ class Recipe:
         backbone, features = self.model.build(self.group)
         if type(self.model) in PARTS.values():
             backbone = adapted(backbone, self.group)
-        whitening = Whitening(features) if self.whiten else None
+        whitening = Whitening(getattr(backbone, "evaluated_width", features)) if self.whiten else None
         encoder = Encoder(backbone, self.head.build(features, self.group), whitening, self.computes_in())
         dim = self.head.widths[-1] if self.head.widths else features
         dictionary = self.dictionary.build(dim, examples)

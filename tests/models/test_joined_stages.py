@@ -1,0 +1,56 @@
+"""Evaluations may see more stages of a small network than its head does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from lookalike.core.errors import UserError
+from lookalike.models.encoder import Encoder, evaluating
+from lookalike.models.image import SmallResNet
+from lookalike.recipes import RECIPES
+from lookalike.recipes.recipe import Recipe
+
+WIDTHS, BLOCKS = (4, 6, 8), (1, 2, 1)
+
+
+def recipe(joined: int) -> Recipe:
+    return replace(RECIPES["tiny"].fitted(64, 16), model=SmallResNet(WIDTHS, BLOCKS, joined=joined))
+
+
+def encoder(joined: int) -> Encoder:
+    """Of weights that the number of joined stages does not change."""
+    return recipe(joined).build(64).encoder
+
+
+def pixels() -> Tensor:
+    return torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("joined", [1, 2, 3])
+def test_the_last_stages_are_joined_and_the_head_sees_the_last(joined: int) -> None:
+    model, plain = encoder(joined), encoder(1)
+    with evaluating(model), evaluating(plain):
+        features = model.unwhitened(pixels=pixels())
+        assert features.shape == (5, sum(WIDTHS[-joined:]))
+        assert torch.equal(features[:, -WIDTHS[-1] :], model.raw(pixels=pixels()))
+        assert torch.equal(model(pixels=pixels()), plain(pixels=pixels()))
+        assert model.features(pixels=pixels()).shape == features.shape
+
+
+def test_an_earlier_stage_is_the_mean_over_positions_of_its_last_block() -> None:
+    model = encoder(3)
+    seen: list[Tensor] = []
+    model.backbone.blocks[2].register_forward_hook(lambda _, __, out: seen.append(out.mean((2, 3))))  # type: ignore[union-attr, index]
+    with evaluating(model):
+        features = model.unwhitened(pixels=pixels())
+    torch.testing.assert_close(features[:, 4:10], seen[0])
+
+
+@pytest.mark.parametrize("joined", [0, 4])
+def test_no_more_stages_are_joined_than_there_are(joined: int) -> None:
+    with pytest.raises(UserError, match="from 1 to 3"):
+        encoder(joined)
