@@ -109,7 +109,7 @@ class Run:
     def _undo(self, reason: str) -> None:
         """Take away what a run that was not there before has written, but for the list that ``reason`` may speak of."""
         new = set(os.listdir(self.folder)) - self._held
-        if self._held & _BEGUN or not new <= OURS | _BEGUN:
+        if self._held & _BEGUN or any(name not in OURS | _BEGUN and not name.endswith(UNFINISHED) for name in new):
             return  # a run that was begun earlier, or no run: lookalike prepare keeps its shards
         for path in (self.folder / name for name in new if name != BAD_FILES or name not in reason):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -290,8 +290,9 @@ def replaced(folder: Path) -> Iterator[Path]:
         yield folder
     except BaseException:
         if aside is not None and dist.first() and not Run(folder).saved():
-            shutil.rmtree(folder, ignore_errors=True)
-            Path(aside).rename(folder)
+            (folder / BAD_FILES).unlink(missing_ok=True)
+            with suppress(OSError):  # somebody has put something there
+                Path(aside).rename(folder)
         raise
 
 
