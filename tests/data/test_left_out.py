@@ -93,6 +93,12 @@ def test_rows_of_tables_and_lists_beside_the_splits_are_counted(tmp_path: Path) 
     assert open_source(tmp_path / "list.csv").unlisted == {"2.png": "2 outside of the splits train and test"}
 
 
+def test_shards_beside_the_splits_are_counted(tmp_path: Path) -> None:
+    for name in ("a-train", "a-val", "extra"):
+        tar(tmp_path / f"{name}.tar", ("1.png", PNG))
+    assert open_source(tmp_path).unlisted == {"extra.tar": "1 outside of the splits train and validation"}
+
+
 def test_a_class_is_one_however_its_name_is_composed(tmp_path: Path) -> None:
     composed, apart = (unicodedata.normalize(form, "bäume") for form in ("NFC", "NFD"))
     assert composed != apart
