@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 import unicodedata
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +17,7 @@ import pytest
 from PIL import Image
 
 from lookalike.data.source import open_source, splits, splits_of
+from tests.conftest import Said
 from tests.data.test_sources import picture, plant
 from tests.support.packs import write_tar
 
@@ -86,6 +91,12 @@ def test_rows_of_tables_and_lists_beside_the_splits_are_counted(tmp_path: Path) 
     plant(tmp_path, *(f"{i}.png" for i in range(4)))
     (tmp_path / "list.csv").write_text("path,split\n0.png,train\n1.png,test\n2.png,\n3.png,extra\n")
     assert open_source(tmp_path / "list.csv").unlisted == {"2.png": "2 outside of the splits train and test"}
+
+
+def test_shards_beside_the_splits_are_counted(tmp_path: Path) -> None:
+    for name in ("a-train", "a-val", "extra"):
+        tar(tmp_path / f"{name}.tar", ("1.png", PNG))
+    assert open_source(tmp_path).unlisted == {"extra.tar": "1 outside of the splits train and validation"}
 
 
 def test_a_class_is_one_however_its_name_is_composed(tmp_path: Path) -> None:
@@ -241,3 +252,63 @@ def test_what_is_only_called_a_mask_is_a_photo(tmp_path: Path) -> None:
     for i in range(3):
         mask(tmp_path / "alone" / "masks" / f"{i}.png")
     assert len(open_source(tmp_path / "alone")) == 3
+
+
+# Who says it
+
+
+def test_every_verb_that_opens_data_says_what_is_left_out(tmp_path: Path, say: Callable[..., Said]) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    for i in range(16):
+        photo(data / ("train" if i < 10 else "test") / "ab"[i % 2] / f"{i:02}.png", i)
+    (data / "test/a/page.png").write_bytes(b"<html>")
+    (data / "train/a/none.png").write_bytes(b"")
+    plant(data, "1.tga", "train/2.tga", "notes.md", "more/1.png")
+    left = "3 other files not read: 2 .tga, 1 .md; more/: 1 outside of the splits train and test"
+    empty, page = "train/a/none.png (the file is empty)", "test/a/page.png (no picture but a page of the web"
+    code, out, _ = say("pretrain", data, "--out", run, "--steps", 2, "--batch", 4, "--workers", 0, "--max-bad", 0.5)
+    assert code == 0
+    assert out.startswith(f"{left}\n")
+    assert f"1 cannot be read, first {empty}; all of them in {run / 'bad_files.csv'}" in out
+    rows = (run / "bad_files.csv").read_text()
+    assert '3 other files not read,"2 .tga, 1 .md"' in rows
+    assert "more/,1 outside" in rows
+    for verb in (
+        ["embed", run, data, "--out", tmp_path / "e.parquet"],
+        ["evaluate", "knn", run, data],
+        ["prepare", data, "--out", tmp_path / "cache"],
+    ):
+        code, out, _ = say(*verb, "--workers", 0)
+        assert code == 0
+        assert out.count(left) == 1
+        assert "cannot be read, first" in out
+        assert empty in out
+        assert page in out or verb[0] == "prepare"  # which says both in one line
+    assert "more/" in (tmp_path / "cache" / "bad_files.csv").read_text()
+
+
+def test_an_evaluation_names_the_folder_that_was_meant(tmp_path: Path, say: Callable[..., Said]) -> None:
+    for i in range(8):
+        photo(tmp_path / "photos" / "pets" / "ab"[i % 2] / f"{i}.png", i)
+    data, run = tmp_path / "photos", tmp_path / "run"
+    code, out, _ = say("pretrain", data, "--out", run, "--steps", 2, "--batch", 4, "--workers", 0)
+    meant = f"did you mean {data / 'pets'}, which holds 2 classes: a, b?"
+    assert code == 0
+    assert meant in out
+    code, _, error = say("evaluate", "knn", run, data, "--workers", 0)
+    assert code == 65
+    assert error == f"lookalike: {data} has no labels to evaluate by: {meant}\n"
+    assert say("evaluate", "knn", run, data / "pets", "--workers", 0)[0] == 0
+
+
+def test_names_beyond_ascii_are_read_in_any_locale(tmp_path: Path) -> None:
+    root = plant(tmp_path / "données", "chât/é1.png", "chât/é2.png", "chien/1.png")
+    code = (
+        "import os, sys; from lookalike.data.source import open_source;"
+        f"source = open_source(os.fsdecode({os.fsencode(root)!r}));"
+        "assert sys.getfilesystemencoding() == 'ascii';"
+        "print(ascii(source.classes), [source.example(row, 8).bad for row in range(len(source))])"
+    )
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | plain, capture_output=True, check=True)
+    assert done.stdout == b"['chien', 'ch\\xe2t'] [None, None, None]\n"

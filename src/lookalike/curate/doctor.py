@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from lookalike.core.devices import device
+from lookalike.core.devices import device, isolated
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.files import write_atomically, write_csv
 from lookalike.core.progress import Progress, silent
@@ -276,6 +276,7 @@ class Examination:
             yield f"{kind} duplicates: {total:,} {self.noun}s in {many}, {total - len(groups):,} redundant{across}"
             yield f"  first {' = '.join(self.paths[row] for row in groups[0][:3])}"
 
+    @isolated()
     def write(self, out: Path) -> list[Path]:
         """Write sheets of pictures and duplicates, and lists of unreadable ones and duplicates; where they are."""
         out.mkdir(parents=True, exist_ok=True)
@@ -300,6 +301,7 @@ class Examination:
         return [path for path in paths if path.exists()]
 
 
+@isolated()
 def examined(
     data: Data, split: str | None, workers: int | None = None, timed: bool = True, progress: Progress = silent
 ) -> Examination | TextExamination:
@@ -314,6 +316,7 @@ def examined(
     return examine(data, split, workers, timed, progress)
 
 
+@isolated()
 def examine(
     data: Data, split: str | None, workers: int | None = None, timed: bool = True, progress: Progress = silent
 ) -> Examination:
@@ -462,6 +465,7 @@ def _seconds_per_step(recipe: Recipe, source: PictureSource, workers: int | None
     return pace(probe(replace(recipe, window=None), Loader(few, recipe.canvas, workers=workers, max_bad=1.0), seconds))
 
 
+@isolated()
 def preview(source: PictureSource, recipe: Recipe, out: Path, count: int = 12, epoch: int = 0) -> int:
     """Write a PNG of up to ``count`` rows as (picture, query view, key view), the very views that ``epoch`` draws.
 

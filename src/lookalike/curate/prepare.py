@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from lookalike.core.devices import isolated
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
 from lookalike.core.files import UNFINISHED, refuse_unwritable, sync_folder, write_atomically, write_csv, write_json
 from lookalike.core.progress import Progress, counted, silent
@@ -57,6 +58,7 @@ _Part = tuple[list[bytes], list[_Row]]
 """Canvases and their rows."""
 
 
+@isolated()
 def prepare(
     data: Data,
     out: Path,

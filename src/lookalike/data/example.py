@@ -189,14 +189,18 @@ def inner_folder(name: str, sources: Iterable[Source]) -> str | None:
     paths = [path for source in sources for path in source.paths] if Path(name).is_dir() else []
     tops = {path.partition("/")[0] + "/" for path in paths if "/" in path}
     outer = outer_folder(paths)
-    for folder in [outer] if outer else sorted(tops) if len(tops) <= _NAMED and not by_folder(paths) else []:
-        below = [path.removeprefix(folder) for path in paths if path.startswith(folder)]
-        if splits := list(by_folder(below)):
-            return (
-                f"{Path(name, folder)}, which holds the {'splits' if len(splits) > 1 else 'split'} {', '.join(splits)}"
-            )
-        if outer and (Path(name) / outer).is_dir() and (classes := class_names([below], 0)):
-            return f"{Path(name, folder)}, which holds {len(classes)} classes: {_some(classes)}"
+    folders = [outer] if outer else sorted(tops) if len(tops) <= _NAMED and not by_folder(paths) else []
+    below = {
+        folder: [path.removeprefix(folder) for path in paths if path.startswith(folder)]
+        for folder in folders
+        if (Path(name) / folder).is_dir()
+    }
+    divided = {folder: splits for folder, inside in below.items() if (splits := list(by_folder(inside)))}
+    if len(divided) == 1:
+        ((folder, splits),) = divided.items()
+        return f"{Path(name, folder)}, which holds the {'splits' if len(splits) > 1 else 'split'} {', '.join(splits)}"
+    if outer in below and (classes := class_names([below[outer]], 0)):
+        return f"{Path(name, outer)}, which holds {len(classes)} classes: {_some(classes)}"
     return None
 
 

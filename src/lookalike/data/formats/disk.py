@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, ClassVar
 
 from lookalike.core.errors import BAD_DATA, IO, USAGE, UserError
 from lookalike.data.decode import Unreadable, one_line
-from lookalike.data.formats.files import Listing, is_hidden, is_thumbnail, listed, printable, suffix_of
+from lookalike.data.formats.files import Listing, is_hidden, is_thumbnail, listed, on_disk, printable, suffix_of
 
 _WAITS = (0.5, 2.0, 8.0)  # seconds between tries
 MAX_BYTES = 1 << 30  # of one file: more is no picture that anybody wants to learn from
@@ -70,7 +70,7 @@ class Local:
 
     def _open(self, path: str) -> int:
         # Not blocking, should a FIFO have taken the file's place since it was listed.
-        return os.open(os.path.join(self.root, path), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        return os.open(on_disk(self.root, path), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
 
 
 def _all_of(number: int) -> bytes:

@@ -26,6 +26,7 @@ from lookalike.data.formats.files import (
     Names,
     beside_splits,
     lines_in,
+    on_disk,
     one_form,
     printable,
     split_of,
@@ -200,7 +201,7 @@ class PathList(FileStore):
         if not rows:
             raise UserError(f"{file}: no path in it; write one path a line", BAD_DATA)
         paths, labels, splits = zip(*rows.values())
-        if not any(os.path.lexists(file.parent / path) for path in paths[:_LOOKS]):
+        if not any(os.path.lexists(on_disk(file.parent, path)) for path in paths[:_LOOKS]):
             first = next(iter(rows))[:100]
             what = f"a list of paths, but none leads to a file, as {first}; see the paths"
             raise UserError(f"{file}: {what}; {FOR_TEXT}", BAD_DATA)

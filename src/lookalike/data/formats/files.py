@@ -73,7 +73,7 @@ class Names(Sequence[str]):
     def __init__(self, paths: Iterable[str]) -> None:
         block, self._ends, self._errors = bytearray(), array("q", [0]), "surrogateescape"
         for path in paths:
-            block += os.fsencode(path)
+            block += path.encode("utf-8", "surrogateescape")
             self._ends.append(len(block))
         self._block = bytes(block)
 
@@ -187,6 +187,11 @@ def _why_no_file(entry: os.DirEntry[str]) -> str:
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
+
+
+def on_disk(root: Path, path: str) -> bytes:
+    """What the system calls a file below ``root``: its own bytes, in whatever locale this process runs."""
+    return os.path.join(os.fsencode(root), path.encode("utf-8", "surrogateescape"))
 
 
 def is_hidden(name: str) -> bool:

@@ -68,12 +68,8 @@ class Folder:
     """Picture files in folders, here or on a remote disk."""
 
     def __init__(self, disk: Disk, files: Sequence[str], unlisted: Mapping[str, str]) -> None:
-        self._disk, self._files, self._unlisted = disk, files, dict(unlisted)
-        self._splits = by_folder(files)
-        self.splits = list(self._splits)
-        if self._splits:
-            chosen = set(chain(*self._splits.values()))
-            self._unlisted |= beside_splits([path for path in files if path not in chosen], self.splits)
+        self._disk, self._files, self._splits = disk, files, by_folder(files)
+        self.splits, self._unlisted = list(self._splits), {**unlisted, **_beside(files, self._splits)}
 
     def rows(self, split: str | None) -> Encoded:
         """One split, or everything."""
@@ -232,6 +228,7 @@ def _tables(disk: Disk, files: Mapping[str, TableFile], kind: KindFiles) -> Divi
     store = Tables({path: files[path] for path in names})
     if not store.paths:
         raise UserError(f"{files[names[0]].where}: a table without a row; fetch it again", BAD_DATA)
+    store.unlisted |= _beside(list(files), splits)
     rows = {name: store.rows_of(paths) for name, paths in splits.items()}
     return Divided(Encoded(store, partial(stamps_of_files, disk.file, names, LONG_PIECE)), rows)
 
@@ -247,8 +244,10 @@ def _zips(disk: Disk, kind: KindFiles) -> Divided[Encoded] | None:
 
 
 def _archives(kind: type[TarShard] | type[Zip], disk: Disk, files: Sequence[str]) -> Divided[Encoded]:
-    divided = sorted(chain(*by_split(files, table_split).values()))
+    splits = by_split(files, table_split)
+    divided = sorted(chain(*splits.values()))
     store = Archives(list(_each(disk, divided or files, lambda path: kind(disk, path)).values()))
+    store.unlisted |= _beside(files, splits)
     if not store.paths:
         where, reason = next(iter(store.unlisted.items()), (files[0], "no member ends in .jpg, .png, .webp, ..."))
         raise UserError(f"{disk.name(files[0])}: no picture in it ({where}: {reason})", BAD_DATA)
@@ -258,6 +257,12 @@ def _archives(kind: type[TarShard] | type[Zip], disk: Disk, files: Sequence[str]
 def _videos(disk: Disk, kind: KindFiles) -> Divided[Encoded] | None:
     """Videos go before pictures where they are as many: a poster beside each is no data."""
     return video_files(disk, VideoList.in_folders(kind.files)) if len(kind.files) >= kind.pictures else None
+
+
+def _beside(files: Sequence[str], splits: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """What is said of files that belong to none of the splits, where there are any."""
+    chosen = set(chain(*splits.values()))
+    return beside_splits([path for path in files if path not in chosen], splits) if splits else {}
 
 
 def _compressed(disk: Disk, kind: KindFiles) -> Divided[Encoded] | None:
