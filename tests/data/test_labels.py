@@ -71,7 +71,15 @@ def test_a_name_finds_its_own_picture_or_none(
 
 @pytest.mark.parametrize(
     ("there", "name"),
-    [("e\u0301/e\u0301 1.png", "\u00e9/\u00e9 1.png"), ("my photo.png", "my%20photo.png"), ("IMG.PNG", "img.png")],
+    [
+        ("e\u0301/e\u0301 1.png", "\u00e9/\u00e9 1.png"),
+        ("my photo.png", "my%20photo.png"),
+        ("IMG.PNG", "img.png"),
+        ("a.PNG", "a.png"),
+        ("a.jpeg", "a.jpg"),
+        ("a.JPG", "a.jpeg"),
+        ("a.tiff", "a.tif"),
+    ],
 )
 def test_another_form_of_a_name_is_the_same_name_and_said(tmp_path: Path, there: str, name: str) -> None:
     photo(tmp_path / there)

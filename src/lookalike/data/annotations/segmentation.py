@@ -132,8 +132,8 @@ def common(path: str) -> tuple[str, bool]:
 
 
 def _divided(root: Path, files: Sequence[str], omissions: Omissions) -> tuple[Tensor, Tensor]:
-    stems = {Path(path).stem: row for row, path in enumerate(files)}
-    sets = image_sets(root / "ImageSets" / "Segmentation", stems)  # Pascal VOC's lists, where they are
+    numbers = {path: row for row, path in enumerate(files)}
+    sets = image_sets(root, "Segmentation", numbers, omissions)  # Pascal VOC's lists, where they are
     count_repeats({name: [files[row] for row in rows] for name, rows in sets.items()}, omissions)
     splits = {name: sorted(set(rows)) for name, rows in sets.items() if rows} or _named_splits(files)
     test = TEST if TEST in splits else VALIDATION

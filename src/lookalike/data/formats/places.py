@@ -19,8 +19,9 @@ from lookalike.data.example import PictureSource, Source
 from lookalike.data.fingerprint import LONG_PIECE, stamps_of_files
 from lookalike.data.formats.archives import Archives, TarShard, Zip, class_folder
 from lookalike.data.formats.disk import Disk, Local, Remote
-from lookalike.data.formats.encoded import FOR_TEXT, LISTS, Divided, Encoded, FileStore, PathList
+from lookalike.data.formats.encoded import FOR_TEXT, Divided, Encoded, FileStore
 from lookalike.data.formats.files import Listing, by_split, folder_split, printable, table_split
+from lookalike.data.formats.lists import LISTS, PathList
 from lookalike.data.formats.tables import (
     ArrowFile,
     ParquetFile,
@@ -150,7 +151,7 @@ def _of_file(disk: Disk, name: str) -> Place[PictureSource]:
         if lower.endswith(kind.suffixes) and (place := kind.open(disk, KindFiles(files, 0, 0))) is not None:
             return place
     raise UserError(
-        f"{disk.name(name)}: a file that is no .parquet, .arrow, .tar, .zip, .txt, .csv or video; "
+        f"{disk.name(name)}: a file that is no .parquet, .arrow, .tar, .zip, .txt, .csv, .tsv or video; "
         f"name the folder that holds the pictures; {FOR_TEXT}",
         BAD_DATA,
     )
