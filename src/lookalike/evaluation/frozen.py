@@ -40,7 +40,7 @@ class Features(NamedTuple):
 
 def features(spec: settings.Frozen, model: Trained, data: Data, resources: Resources) -> Features | None:
     """Each process of torchrun embeds a share of the examples; the first one alone gets them."""
-    embedded = partial(parts, model, data, spec.layer, resources.workers, resources.progress, spec.clip)
+    embedded = partial(parts, model, data, spec.layer, resources.workers, resources.progress, spec.clip, resources.say)
     reference, query = resources.once((spec.layer, spec.clip), embedded)
     if not dist.first():
         return None

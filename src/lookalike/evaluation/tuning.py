@@ -56,7 +56,7 @@ def paper_probe(spec: settings.Probe, model: Trained, data: Data, resources: Res
     if spec.layer != "backbone":
         raise UserError("the paper's probe uses the backbone: leave out --layer")
     only_pictures(model.recipe, "the paper's probe")
-    reference, query = labelled_parts(model, data)
+    reference, query = labelled_parts(model, data, resources.say)
     if spec.share < 1:
         reference = Rows(reference, drawn(reference.labels, spec.share, spec.seed))
     say_missing(reference.labels, query.labels, resources)
@@ -164,7 +164,7 @@ def finetune(spec: settings.Finetune, model: Trained, data: Data, resources: Res
     the one that predicts best a fifth of the labels that the fit did not see, in the first draw of a share.
     """
     only_pictures(model.recipe, "fine-tuning")
-    reference, query = labelled_parts(model, data)
+    reference, query = labelled_parts(model, data, resources.say)
     say_missing(reference.labels, query.labels, resources)
     loaders = loader_of(reference, model, resources.workers), loader_of(query, model, resources.workers)
     with nullcontext(resources.folder) if resources.folder else TemporaryDirectory(prefix="lookalike-") as folder:

@@ -23,7 +23,7 @@ from lookalike.core.progress import Progress, counted, silent
 from lookalike.core.seeding import uniforms
 from lookalike.data.example import Rows, Source
 from lookalike.data.loader import GIB, Loads
-from lookalike.data.source import Data, name_of, reference_and_query, splits_of
+from lookalike.data.source import Data, Say, name_of, reference_and_query, splits_of
 from lookalike.data.text.loader import Tokenizer
 from lookalike.data.video.source import pieces, video_of
 from lookalike.learn.learner import Learner
@@ -158,20 +158,20 @@ def parts(
     workers: int | None = None,
     progress: Progress = silent,
     clip: float | None = None,
+    say: Say | None = None,
 ) -> tuple[PartFeatures, PartFeatures]:
     """What an evaluation compares with and its queries, both labelled; raises UserError where there are no labels."""
-    reference, query = labelled_parts(trained, data)
+    reference, query = labelled_parts(trained, data, say)
     return (
         PartFeatures.of(trained, reference, layer, workers, progress, "reference").in_clips(clip),
         PartFeatures.of(trained, query, layer, workers, progress, "queries").in_clips(clip),
     )
 
 
-def labelled_parts(trained: Trained, data: Data) -> tuple[Source, Source]:
+def labelled_parts(trained: Trained, data: Data, say: Say | None = None) -> tuple[Source, Source]:
     """The same as sources; whitens a network that was never trained."""
-    reference, query = (
-        labelled(source, data) for source in reference_and_query(data, find=modality_of(trained.recipe).find)
-    )
+    find = modality_of(trained.recipe).find
+    reference, query = (labelled(source, data) for source in reference_and_query(data, find=find, say=say))
     if trained.step == 0:
         whiten_untrained(trained, reference)
     return reference, query

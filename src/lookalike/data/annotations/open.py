@@ -20,8 +20,8 @@ from lookalike.data.annotations.masks import Box, Outline, bounds, outline
 from lookalike.data.annotations.pictures import Omissions, Pictures, splits_in
 from lookalike.data.annotations.record import Annotated, RawAnnotations, Thing, annotated
 from lookalike.data.annotations.yolo import NAMES, YAML, names_in, points_shape, yolo
-from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, by_split, listed
-from lookalike.data.source import split_by_hash
+from lookalike.data.formats.files import TRAIN, by_split, listed
+from lookalike.data.source import Say, query_split, shared, split_by_hash
 
 _OTHERS = {  # words in names of COCO's files that hold no objects, and what they do hold
     "caption": "captions, which a recipe such as moco_captions learns from",
@@ -55,18 +55,22 @@ def open_annotated(data: str | Path, file: str | None = None, points: bool = Fal
     return annotations
 
 
-def split_annotated(annotations: Annotated) -> tuple[Annotated, Annotated]:
+def split_annotated(annotations: Annotated, say: Say = lambda _: None) -> tuple[Annotated, Annotated]:
     """Train and test, else validation, by the annotation files' own lists or names, or by folders; else 80 and 20
-    percent by a hash of the path. Pictures without an object teach nothing.
+    percent by a hash of the path. Pictures without an object teach nothing. ``say`` is told which, and what both share.
     """
     splits = {name: rows for name, rows in annotations.splits.items() if rows} or _by_folder(annotations)
-    query = TEST if TEST in splits else VALIDATION
-    if TRAIN in splits and query in splits:
+    query, why = query_split({name: any(map(len, annotations.some(rows).scenes)) for name, rows in splits.items()})
+    say(why)
+    if query is not None:
         train, test = annotations.some(splits[TRAIN]), annotations.some(splits[query])
     else:
-        paths = [scene.path for scene in annotations.scenes]
+        whole = annotations.some(splits[TRAIN]) if TRAIN in splits and len(splits) > 1 else annotations
+        paths = [scene.path for scene in whole.scenes]
         rows = split_by_hash(paths, torch.zeros(len(paths), dtype=torch.int64))
-        train, test = annotations.some(rows[0].tolist()), annotations.some(rows[1].tolist())
+        train, test = whole.some(rows[0].tolist()), whole.some(rows[1].tolist())
+    if leak := shared(train.pictures(), test.pictures()):
+        say(leak)
     full = [row for row, scene in enumerate(train.scenes) if not scene.crowd.all()]
     if not full or not test.scenes:
         raise UserError(

@@ -21,6 +21,7 @@ from lookalike.data.example import Example, PictureSource, broken
 from lookalike.data.fingerprint import UNREAD, Stamps, stamps_of_values
 from lookalike.data.formats.encoded import LABELS, is_numbering, numbered
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, split_of
+from lookalike.data.formats.lists import labels_read
 from lookalike.data.formats.tables import columns_of
 
 _IMAGES = ("image", "img", "pixels")
@@ -118,7 +119,8 @@ class Mapped:
             parts: list[Any] = self._parts if self._columns.label is not None else []
             # Whatever format the dataset gives rows in.
             values = [value for part in parts for value in part.with_format(None)[self._columns.label]]
-            labels, classes = numbered(values or [None] * len(self), self._columns.names)
+            read, _ = labels_read(values or [None] * len(self), typed=True)
+            labels, classes = numbered(read, self._columns.names)
             return torch.tensor(labels), classes
         values = [_label(value) for part in self._parts for value in _targets(part)]
         if len(values) != len(self):

@@ -42,21 +42,32 @@ _DECIMAL = re.compile(r"-?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:e[-+]?\d{1,3})?",
 # Labels
 
 
-def labels_read(values: Sequence[object]) -> tuple[list[Value | None], str]:
+def labels_read(values: Sequence[object], typed: bool = False) -> tuple[list[Value | None], str]:
     """Each label as a whole number or a word, None where there is none; and why none could be read, in words.
 
-    Text is numbers where all of it is whole numbers as one writes them: 01 is a word, which is not 1. Numbers that are
-    whole are classes, and fractions are none. A list of one label is that label.
+    Text, unless it is ``typed`` and so known to be text, is numbers where all of it is whole numbers as one writes
+    them: 01 is a word, which is not 1. Numbers that are whole are classes, and fractions are none. A list of one label
+    is that label.
     """
-    values = [one[0] if isinstance(one, list) and len(one) == 1 else one for one in values]
-    if several := next((one for one in values if isinstance(one, list) and one), None):
-        return [None] * len(values), f"labels such as {str(several)[:40]} are several of one row, of which none is read"
+    values = [(one or [None])[0] if isinstance(one, list) and len(one) < 2 else one for one in values]
+    if several := next((one for one in values if isinstance(one, list | dict)), None):
+        return [None] * len(values), f"labels such as {str(several)[:40]} are several of a row, and none is read"
     if any(isinstance(one, str) for one in values):
-        return _from_words(["" if one is None else class_name(str(one)) for one in values])
-    plain = [None if isinstance(one, float) and math.isnan(one) else one for one in values]
-    if broken := next((one for one in plain if isinstance(one, float) and not one.is_integer()), None):
-        return [None] * len(plain), _fraction(broken)
-    return [str(one).lower() if isinstance(one, bool) else None if one is None else int(one) for one in plain], ""  # type: ignore[call-overload]
+        names = {one: class_name(str(one)) for one in set(values) if one is not None}
+        words = ["" if one is None else names[one] for one in values]
+        return ([word or None for word in words], "") if typed else _from_words(words)
+    broken = next(
+        (one for one in values if isinstance(one, float) and not one.is_integer() and not math.isnan(one)), None
+    )
+    if broken is not None:
+        return [None] * len(values), _fraction(broken)
+    return [_plain_label(one) for one in values], ""
+
+
+def _plain_label(value: object) -> Value | None:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return int(value) if isinstance(value, int | float) and value == value else None
 
 
 def _from_words(words: Sequence[str]) -> tuple[list[Value | None], str]:
@@ -68,6 +79,21 @@ def _from_words(words: Sequence[str]) -> tuple[list[Value | None], str]:
     if all(number or _DECIMAL.fullmatch(word) for word, number in present) and other and not float(other).is_integer():
         return [None] * len(words), _fraction(other)
     return [word or None for word in words], ""
+
+
+def one_naming(names: Mapping[str, Sequence[str] | None]) -> list[str] | None:
+    """The names of numbers that the parts of a table state; raises UserError where a number has two."""
+    longest: list[str] = []
+    first = ""
+    for where, stated in names.items():
+        plain = [class_name(name) for name in stated or ()]
+        number = next((n for n, (one, other) in enumerate(zip(longest, plain)) if one != other), None)
+        if number is not None:
+            said = f"its label {number} is {plain[number]}, which is {longest[number]} in {first}"
+            raise UserError(f"{where}: {said}; number the classes alike in all parts", BAD_DATA)
+        if len(plain) > len(longest):
+            longest, first = plain, where
+    return longest or None
 
 
 def _fraction(number: object) -> str:
@@ -324,16 +350,16 @@ def _splits(rows: Sequence[ListRow]) -> tuple[dict[str, list[int]], str]:
     return rows_by_split([row.split for row in rows], [row.path for row in rows])
 
 
-def rows_by_split(words: Sequence[str | None], paths: Sequence[str]) -> tuple[dict[str, list[int]], str]:
+def rows_by_split(words: Sequence[str], paths: Sequence[str]) -> tuple[dict[str, list[int]], str]:
     """The rows of each split that a column names, and in words those that it puts into none."""
     splits: dict[str, list[int]] = {}
     outside: Counter[str] = Counter()
     first = ""
     for row, word in enumerate(words):
-        if (split := split_of(word or "")) is not None:
+        if (split := split_of(word)) is not None:
             splits.setdefault(split, []).append(row)
         else:
-            outside[printable(word or "")[:40] or "nothing"] += 1
+            outside[printable(word)[:40] or "nothing"] += 1
             first = first or printable(paths[row])
     others = ", ".join(word for word, _ in outside.most_common(3))
     if splits and outside:

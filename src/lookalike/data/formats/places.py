@@ -205,7 +205,7 @@ def _tables(disk: Disk, files: Mapping[str, TableFile], kind: KindFiles) -> Divi
     store = Tables({path: files[path] for path in names})
     if not store.paths:
         raise UserError(f"{files[names[0]].where}: a table without a row; fetch it again", BAD_DATA)
-    rows = {name: store.rows_of(paths) for name, paths in splits.items()}
+    rows = {name: store.rows_of(paths) for name, paths in splits.items()} or store.split_rows()
     return Divided(Encoded(store, partial(stamps_of_files, disk.file, names, LONG_PIECE)), rows)
 
 
