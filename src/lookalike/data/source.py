@@ -97,7 +97,7 @@ def reference_and_query(data: Data, *, find: Finder | None = None, say: Say | No
         divided = Rows(whole, reference_rows), Rows(whole, query_rows)
     if say is not None:
         local = not isinstance(data, str) or "://" not in data
-        for line in (why, *_differences(*divided), shared(*divided, contents=local)):
+        for line in (why, *_unread(*divided), *_differences(*divided), shared(*divided, contents=local)):
             if line:
                 say(line)
     return divided
@@ -116,6 +116,14 @@ def query_split(labelled: Mapping[str, bool]) -> tuple[str | None, str]:
     why = "there are no splits" if not {TRAIN, *tests} & set(labelled) else "there is no train split"
     why = why if TRAIN not in labelled else missing if tests else "there is only train"
     return None, f"tested on a fifth, drawn by a hash of the names: {why}"
+
+
+def _unread(reference: Source, query: Source) -> Iterator[str]:
+    """In words, the first thing that was left out of the data, and how many others."""
+    unlisted = {**query.unlisted, **reference.unlisted}
+    for where, reason in list(unlisted.items())[:1]:
+        more = f" ({len(unlisted) - 1:,} more: lookalike doctor)" if len(unlisted) > 1 else ""
+        yield f"{where}: {reason}{more}"
 
 
 def _differences(reference: Source, query: Source) -> Iterator[str]:

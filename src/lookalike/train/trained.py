@@ -188,8 +188,9 @@ def labelled(source: Source, data: Data) -> Source:
     """The rows that have a label."""
     rows = (source.labels >= 0).nonzero()[:, 0]
     if len(rows) == 0:
+        why = next((f" ({reason})" for reason in source.unlisted.values()), "")
         raise UserError(
-            f"{name_of(data)} has no labels to evaluate by: class folders, or tables with a label column", BAD_DATA
+            f"{name_of(data)} has no labels to evaluate by{why}: class folders, or tables with a label column", BAD_DATA
         )
     return source if len(rows) == len(source) else Rows(source, rows)
 

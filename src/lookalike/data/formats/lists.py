@@ -86,7 +86,7 @@ def one_naming(names: Mapping[str, Sequence[str] | None]) -> list[str] | None:
     longest: list[str] = []
     first = ""
     for where, stated in names.items():
-        plain = [class_name(name) for name in stated or ()]
+        plain = [class_name(str(name)) for name in (stated if isinstance(stated, list) else ())]
         number = next((n for n, (one, other) in enumerate(zip(longest, plain)) if one != other), None)
         if number is not None:
             said = f"its label {number} is {plain[number]}, which is {longest[number]} in {first}"
@@ -109,7 +109,7 @@ def decoded(text: str) -> str:
     """Text whose bytes were kept, where they are no UTF-8, as that of Windows' western code page."""
     if text.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in text):
         return text
-    raw = os.fsencode(text)
+    raw = text.encode("utf-8", "surrogateescape")
     try:
         return raw.decode("cp1252")
     except UnicodeDecodeError:
@@ -274,14 +274,15 @@ def _found(file: Path, paths: Sequence[str]) -> tuple[list[str], list[str]]:
     if not any(_there(root, path) for path in found[:_LOOKS]):
         found, notes = _moved(file, found)
     forms = cache(_forms)
-    found = [path if _there(root, path) else _otherwise(root, path, forms) for path in found]
+    known, found = found, [path if _there(root, path) else _otherwise(root, path, forms) for path in found]
+    if other := [(one, two) for one, two in zip(known, found) if one != two]:
+        first = " is ".join(map(printable, other[0]))
+        notes.append(f"{len(other)} paths are written otherwise (capitals, %20, accents), first {first}")
     gone = [path for path in found if not _there(root, path)]
     where = (
         f"{len(gone)} of {len(paths)} rows name a file that is not there, first {printable(gone[0])}" if gone else ""
     )
     notes.append(where)
-    if (windows := sum("\\" in old and "\\" not in new for old, new in zip(paths, found))) and windows > len(gone):
-        notes.append(f"{windows} paths are written with backslashes, as Windows does")
     return found, notes
 
 

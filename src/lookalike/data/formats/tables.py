@@ -124,17 +124,12 @@ def _by_name(labels: list[Value | None], names: Sequence[str] | None) -> list[Va
     """Where one part states names of its numbers and another writes words, all of them as words."""
     if names is None or not any(isinstance(label, str) for label in labels):
         return labels
-    numbers = {name: number for number, name in enumerate(names)}
-    if all(label in numbers for label in labels if isinstance(label, str)):
-        return [numbers[label] if isinstance(label, str) else label for label in labels]
     return [names[label] if isinstance(label, int) and 0 <= label < len(names) else label for label in labels]
 
 
 def _unread(schema: Any, columns: PictureColumns) -> str:
     """In words, the columns of a file without labels that might be some."""
-    others = [
-        one.name for one in schema if one.name != columns.image and (is_simple(one.type) or pa.types.is_list(one.type))
-    ]
+    others = [one.name for one in schema if one.name != columns.image and (is_simple(one.type) or _is_list(one.type))]
     return f"no column is called {', '.join(LABELS[:4])}, and {', '.join(others)[:100]} is not read" if others else ""
 
 
@@ -354,8 +349,12 @@ def _labels(field: Any, features: dict[str, Any]) -> bool:
     """Whether a column may hold labels: by its stated kind, or by its name and type."""
     if features.get(field.name, {}).get("_type") == "ClassLabel":
         return True
-    kind = field.type.value_type if pa.types.is_list(field.type) else field.type
-    return field.name.lower() in LABELS and is_simple(kind)
+    return field.name.lower() in LABELS and (is_simple(field.type) or _is_list(field.type))
+
+
+def _is_list(kind: Any) -> bool:
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(lists and is_simple(kind.value_type))
 
 
 def is_simple(kind: Any) -> bool:

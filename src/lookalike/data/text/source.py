@@ -41,7 +41,11 @@ from lookalike.data.source import Data, place_of
 from lookalike.data.text.files import SUFFIXES, Line, decoded, lines_of
 
 MOST_CAPTIONS = 8  # captions of a picture that are read
-_ABOUT = re.compile(r"(read.?me|licen[cs]e|copying|notice|authors|citation|classes|class.?names|labels)\b.*\.txt", re.I)
+_ABOUT = re.compile(
+    r"(read.?me|licen[cs]e|copying|notice|authors|citation|changelog|requirements|classes|class.?names|labels)"
+    r"([-_.]\w{1,9})?\.txt",
+    re.I,
+)
 _NOTED = 1000  # lines that are no rows and stand in bad_files.csv one by one; more of a file are counted
 
 
@@ -257,7 +261,7 @@ def _captioned(root: Path, tables: list[str]) -> CaptionedImages:
         read = (
             _coco_captions(root / table, pictures.omissions)
             if table.endswith(".json")
-            else _table_captions(root, table)
+            else _table_captions(root, table, pictures.omissions)
         )
         _add_captions(captions, list(read), pictures, table)
         if notes := pictures.omissions.notes():
@@ -291,9 +295,12 @@ def _coco_captions(file: Path, omissions: Omissions) -> Iterator[tuple[str, str]
     return _captions((names.get(id_of(one.get("image_id"))), one.get("caption")) for one in annotations)
 
 
-def _table_captions(root: Path, table: str) -> Iterator[tuple[str, str]]:
+def _table_captions(root: Path, table: str, omissions: Omissions) -> Iterator[tuple[str, str]]:
     """Those of a .csv or .tsv; raises UserError."""
-    lines = lines_of(Local(root), table, ("image", "caption"))
+    lines = [line for line in lines_of(Local(root), table, ("image", "caption")) if line.texts or line.bad]
+    for line in lines:
+        if line.bad is not None:
+            omissions.add("lines that are no text", f"line {line.number} ({line.bad})")
     return _captions(line.texts for line in lines if len(line.texts) == 2 and line.bad is None)
 
 
