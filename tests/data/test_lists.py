@@ -154,6 +154,7 @@ def test_labels_are_read_as_they_are_written(
     ("text", "note"),
     [
         ("path,label\n0.png,0.37\n1.png,1\n", "numbers such as 0.37 are no classes: there are no labels"),
+        ("path,label\n0.png,0\n1.png,1\nx/0.png,2\n", "labels that count the rows are no classes: there are no labels"),
         ("path,label\n0.png,cat\n1.png,\n", "1 of 2 rows have no label, first 1.png"),
         ("path,label\n0.png,cat\n9.png,dog\n8.png,dog\n", "2 of 3 rows name a file that is not there, first 9.png"),
         ("path,split\n0.png,train\n1.png,fold3\n", "1 rows of no split (fold3) are left out, first 1.png"),

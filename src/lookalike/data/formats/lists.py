@@ -42,6 +42,22 @@ _DECIMAL = re.compile(r"-?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:e[-+]?\d{1,3})?",
 # Labels
 
 
+def classified(
+    values: Sequence[object], names: Sequence[str] | None = None, typed: bool = False
+) -> tuple[list[int], list[str], str]:
+    """(N,) labels, their classes, and why there are none, in words; ``names`` are those of numbers, if any are stated.
+
+    Where some parts of the data hold words and others numbers with names, all of them are words.
+    """
+    read, none = labels_read(values, typed)
+    if names is not None and any(isinstance(label, str) for label in read):
+        read = [names[one] if isinstance(one, int) and 0 <= one < len(names) else one for one in read]
+    labels, classes = numbered(read, names)
+    if not classes and any(isinstance(label, int) and label >= 0 for label in read):
+        none = "labels that count the rows are no classes: there are no labels"
+    return labels, classes, none
+
+
 def labels_read(values: Sequence[object], typed: bool = False) -> tuple[list[Value | None], str]:
     """Each label as a whole number or a word, None where there is none; and why none could be read, in words.
 
@@ -229,14 +245,14 @@ class PathList(FileStore):
             raise UserError(f"{file}: no path in it; write one path a line", BAD_DATA)
         found, more = _found(file, [row.path for row in rows])
         merged, repeats = _merged(file, [row._replace(path=path) for row, path in zip(rows, found)])
-        labels, none = labels_read([row.label for row in merged])
-        self.splits, outside = _splits(merged)
-        unlabelled = [row.path for row, label in zip(merged, labels) if label is None]
+        labels, classes, none = classified([row.label for row in merged])
+        self.splits, outside = rows_by_split([row.split for row in merged], [row.path for row in merged])
+        unlabelled = [row.path for row, label in zip(merged, labels) if label < 0]
         if unlabelled and len(unlabelled) < len(merged):
             none = f"{len(unlabelled)} of {len(merged)} rows have no label, first {printable(unlabelled[0])}"
         notes = [note for note in (*notes, *more, repeats, none, outside, _code_page(rows)) if note]
         unlisted = {file.name: "; ".join(notes)} if notes else {}
-        super().__init__(Local(file.parent), (row.path for row in merged), *numbered(labels), unlisted)
+        super().__init__(Local(file.parent), (row.path for row in merged), labels, classes, unlisted)
 
 
 def _rows(file: Path) -> tuple[list[ListRow], list[str]]:
@@ -345,10 +361,6 @@ def _merged(file: Path, rows: Iterable[ListRow]) -> tuple[list[ListRow], str]:
     parts = [f"{len(repeated)} rows repeat an earlier path, first {repeated[0]}"] if repeated else []
     parts += [f"{len(shared)} of them in another split, of which the first counts: {shared[0]}"] if shared else []
     return list(merged.values()), "; ".join(parts)
-
-
-def _splits(rows: Sequence[ListRow]) -> tuple[dict[str, list[int]], str]:
-    return rows_by_split([row.split for row in rows], [row.path for row in rows])
 
 
 def rows_by_split(words: Sequence[str], paths: Sequence[str]) -> tuple[dict[str, list[int]], str]:

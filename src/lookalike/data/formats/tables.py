@@ -27,9 +27,9 @@ import pyarrow.parquet as pq
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.decode import Unreadable, one_line
 from lookalike.data.formats.disk import Disk, Local
-from lookalike.data.formats.encoded import FOR_TEXT, LABELS, Value, numbered
+from lookalike.data.formats.encoded import FOR_TEXT, LABELS
 from lookalike.data.formats.files import printable
-from lookalike.data.formats.lists import SPLITS, labels_read, one_naming, rows_by_split
+from lookalike.data.formats.lists import SPLITS, classified, one_naming, rows_by_split
 
 BROKEN = (OSError, ValueError, LookupError, pa.ArrowException)  # what pyarrow raises for files that are damaged
 _KEEP = 512 << 20  # bytes of row groups kept in memory, per process
@@ -59,12 +59,12 @@ class Tables:
             label = (found := columns[file.where]) and found.label
             values += file.column(label) if label else [None] * file.rows
             self._note(name, "" if label else _unread(file.schema, self._columns))
-        labels, none = labels_read(values, typed=True)
+        labels, classes, none = classified(values, names, typed=True)
         self._note(self._names[0], none)
         for name, start, end in zip(self._names, self._starts, self._starts[1:]):
-            missing = labels[start:end].count(None)
+            missing = labels[start:end].count(-1)
             self._note(name, f"{missing} of {end - start} rows have no label" if 0 < missing < end - start else "")
-        return numbered(_by_name(labels, names), names)
+        return labels, classes
 
     def _note(self, name: str, words: str) -> None:
         if words:
@@ -118,13 +118,6 @@ def _same_columns(files: Iterable[TableFile]) -> PictureColumns:
     if common is None:
         raise ValueError("no file")
     return common
-
-
-def _by_name(labels: list[Value | None], names: Sequence[str] | None) -> list[Value | None]:
-    """Where one part states names of its numbers and another writes words, all of them as words."""
-    if names is None or not any(isinstance(label, str) for label in labels):
-        return labels
-    return [names[label] if isinstance(label, int) and 0 <= label < len(names) else label for label in labels]
 
 
 def _unread(schema: Any, columns: PictureColumns) -> str:

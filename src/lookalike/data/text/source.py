@@ -24,7 +24,7 @@ from lookalike.data.example import PictureSource
 from lookalike.data.fingerprint import LONG_PIECE, Stamps, stamps_of_files, stamps_of_values
 from lookalike.data.formats.archives import rows_by_folder
 from lookalike.data.formats.disk import Local
-from lookalike.data.formats.encoded import Divided, Encoded, numbered
+from lookalike.data.formats.encoded import Divided, Encoded
 from lookalike.data.formats.files import (
     Listing,
     Names,
@@ -35,7 +35,7 @@ from lookalike.data.formats.files import (
     split_of,
     table_split,
 )
-from lookalike.data.formats.lists import labels_read, rows_by_split
+from lookalike.data.formats.lists import classified, rows_by_split
 from lookalike.data.formats.places import HUB, Place, folder_store, snapshot
 from lookalike.data.source import Data, place_of
 from lookalike.data.text.files import SUFFIXES, Line, decoded, lines_of
@@ -70,8 +70,7 @@ class Texts:
         self.paths = Names(row.path for row in rows)
         width = max((len(row.texts) for row in rows), default=1)
         self._texts = [Names(row.texts[i] for row in rows) for i in range(width)]
-        read, none = labels_read([row.label for row in rows])
-        labels, self.classes = numbered(read)
+        labels, self.classes, none = classified([row.label for row in rows])
         self.labels = torch.tensor(labels, dtype=torch.int64)
         # (N,) how alike the two texts of a pair are, NaN where the data does not say.
         self.scores = torch.tensor([np.nan if row.score is None else row.score for row in rows]).double()
