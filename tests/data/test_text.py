@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from contextlib import suppress
 from pathlib import Path
 
@@ -235,3 +236,18 @@ def test_a_readme_and_the_names_of_classes_are_no_examples(tmp_path: Path) -> No
     assert (source.paths, source.classes) == (["neg.txt:1", "pos.txt:1"], ["neg", "pos"])
     assert sorted(source.unlisted) == ["README.txt", "classes.txt", "license.txt"]
     assert len(find_text(str(tmp_path / "README.txt")).rows(None)) == 1
+
+
+def test_names_of_labels_in_parquet_are_the_same_in_all_parts(tmp_path: Path) -> None:
+    for part, names in {"train": ["pos", "neg"], "test": ["pos", "neg", "so so"]}.items():
+        meta = {"huggingface": json.dumps({"info": {"features": {"label": {"_type": "ClassLabel", "names": names}}}})}
+        table = pa.table({"text": ["one", "two"], "label": [1, 0]}).replace_schema_metadata(meta)
+        pq.write_table(table, tmp_path / f"{part}.parquet")
+    source = find_text(str(tmp_path)).rows("test")
+    assert (source.classes, source.labels.tolist()) == (["pos", "neg", "so so"], [1, 0])
+    pq.write_table(
+        table.replace_schema_metadata({"huggingface": meta["huggingface"].replace("pos", "x")}),
+        tmp_path / "test.parquet",
+    )
+    with pytest.raises(UserError, match="its label 0 is pos, which is x in"):
+        find_text(str(tmp_path))

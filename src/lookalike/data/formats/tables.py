@@ -322,6 +322,14 @@ def _features(schema: Any) -> dict[str, Any]:
     return {k: v for k, v in features.items() if isinstance(v, dict)} if isinstance(features, dict) else {}
 
 
+def names_of_labels(schema: Any) -> list[str] | None:
+    """The names of the numbers in a column of labels, as the metadata states them; None where it states none."""
+    features = _features(schema)
+    label = next((one.name for one in _preferred(schema, features, "ClassLabel", LABELS) if _labels(one, features)), "")
+    names = features.get(label, {}).get("names")
+    return names if isinstance(names, list) else None
+
+
 def _preferred(schema: Any, features: dict[str, Any], kind: str, names: Sequence[str]) -> list[Any]:
     """The columns that the metadata calls ``kind`` first, then those of a usual name, then the rest, masks last."""
 

@@ -26,7 +26,7 @@ from lookalike.data.formats.disk import Local
 from lookalike.data.formats.encoded import LABELS
 from lookalike.data.formats.files import encoding_of, limit_cells
 from lookalike.data.formats.lists import SPLITS, labels_read, separator
-from lookalike.data.formats.tables import BROKEN, is_simple
+from lookalike.data.formats.tables import BROKEN, is_simple, names_of_labels
 
 SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
 LONGEST = 1 << 13  # bytes
@@ -266,6 +266,15 @@ def _parquet(file: Buffered, name: str) -> Cells:
     except BROKEN as error:
         reason = (str(error).splitlines() or [""])[0][:200]
         raise UserError(f"{name}: no parquet that can be read ({reason}); fetch it again", BAD_DATA) from None
+
+
+def label_names(disk: Local, file: str) -> list[str] | None:
+    """The names that the metadata of a .parquet states for its labels; None where there are none."""
+    try:
+        with disk.file(file) as raw:
+            return names_of_labels(pq.read_schema(raw))
+    except BROKEN:
+        return None  # whoever reads its rows says what is wrong
 
 
 def _plain_cells(column: Any) -> list[Cell]:

@@ -35,10 +35,10 @@ from lookalike.data.formats.files import (
     split_of,
     table_split,
 )
-from lookalike.data.formats.lists import classified, rows_by_split
+from lookalike.data.formats.lists import classified, one_naming, rows_by_split
 from lookalike.data.formats.places import HUB, Place, folder_store, snapshot
 from lookalike.data.source import Data, place_of
-from lookalike.data.text.files import SUFFIXES, Line, decoded, lines_of
+from lookalike.data.text.files import SUFFIXES, Line, decoded, label_names, lines_of
 
 MOST_CAPTIONS = 8  # captions of a picture that are read
 _ABOUT = re.compile(
@@ -65,12 +65,18 @@ class Texts:
     starts = None
 
     def __init__(
-        self, rows: Sequence[TextRow], unlisted: dict[str, str], refused: int, stamps: Callable[[], Stamps]
+        self,
+        rows: Sequence[TextRow],
+        unlisted: dict[str, str],
+        refused: int,
+        stamps: Callable[[], Stamps],
+        names: Sequence[str] | None = None,
     ) -> None:
+        """``names`` are those of labels that are numbers."""
         self.paths = Names(row.path for row in rows)
         width = max((len(row.texts) for row in rows), default=1)
         self._texts = [Names(row.texts[i] for row in rows) for i in range(width)]
-        labels, self.classes, none = classified([row.label for row in rows])
+        labels, self.classes, none = classified([row.label for row in rows], names)
         self.labels = torch.tensor(labels, dtype=torch.int64)
         # (N,) how alike the two texts of a pair are, NaN where the data does not say.
         self.scores = torch.tensor([np.nan if row.score is None else row.score for row in rows]).double()
@@ -142,7 +148,10 @@ def _read(disk: Local, file: str | None, columns: Sequence[str], pairs: bool, na
     if outside:
         unlisted[printable(files[0])] = "; ".join(filter(None, (unlisted.get(printable(files[0])), outside)))
     stamps = partial(stamps_of_files, disk.file, files, LONG_PIECE)
-    return Divided(Texts(rows, unlisted, reading.refused, stamps), splits)
+    names = one_naming(
+        {disk.name(path): label_names(disk, path) for path in files if path.lower().endswith(".parquet")}
+    )
+    return Divided(Texts(rows, unlisted, reading.refused, stamps, names), splits)
 
 
 class _Reading:
