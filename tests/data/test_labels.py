@@ -71,7 +71,15 @@ def test_a_name_finds_its_own_picture_or_none(
 
 @pytest.mark.parametrize(
     ("there", "name"),
-    [("e\u0301/e\u0301 1.png", "\u00e9/\u00e9 1.png"), ("my photo.png", "my%20photo.png"), ("IMG.PNG", "img.png")],
+    [
+        ("e\u0301/e\u0301 1.png", "\u00e9/\u00e9 1.png"),
+        ("my photo.png", "my%20photo.png"),
+        ("IMG.PNG", "img.png"),
+        ("a.PNG", "a.png"),
+        ("a.jpeg", "a.jpg"),
+        ("a.JPG", "a.jpeg"),
+        ("a.tiff", "a.tif"),
+    ],
 )
 def test_another_form_of_a_name_is_the_same_name_and_said(tmp_path: Path, there: str, name: str) -> None:
     photo(tmp_path / there)
@@ -264,11 +272,14 @@ def test_a_caption_never_finds_another_picture(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"1 captions whose picture is not in the folder, first b/0\.png"):
         find_captioned(tmp_path)
     write(tmp_path / "captions.csv", "image,caption\nb/0.png,of another\na/0.png,its own\na/0.png,its own\n")
+    with (tmp_path / "captions.csv").open("ab") as file:
+        file.write(b"a/0.png,caf\xe9\n")
     source = open_source(tmp_path, find=find_captioned)
     assert source.texts(0) == ("its own",)  # type: ignore[attr-defined]
     assert source.unlisted == {
         "captions.csv": "1 captions that repeat one of the same picture, first a/0.png; "
-        "1 captions whose picture is not in the folder, first b/0.png"
+        "1 captions whose picture is not in the folder, first b/0.png; "
+        "1 lines that are no text, first line 5 (no valid UTF-8)"
     }
 
 

@@ -82,6 +82,119 @@ def test_numbers_are_numbered_as_numbers(tmp_path: Path) -> None:
     assert source.labels.tolist() == [1, 0, -1, -1]
 
 
+TABLE = "path,label\np/0.png,cat\np/1.png,dog\n"
+"""What all of the following forms state."""
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", TABLE.replace(",", ";")),
+        ("a.csv", TABLE.replace(",", "\t")),
+        ("a.tsv", TABLE.replace(",", "\t")),
+        ("a.csv", TABLE.replace(",", " | ")),
+        ("a.csv", TABLE.replace(",", " , ").replace("\n", "\r\n")),
+        ("a.csv", "sep=;\n" + TABLE.replace(",", ";")),
+        ("a.csv", "# of today, by me\n\n" + TABLE + "\n\n"),
+        ("a.csv", "#" + TABLE),
+        ("a.csv", TABLE.upper().replace("PNG", "png").replace("P/", "p/").replace("CAT", "cat").replace("DOG", "dog")),
+        ("a.csv", TABLE.encode("utf-16")),
+        ("a.csv", TABLE.encode("utf-16-le")),
+        ("a.csv", TABLE.encode("utf-16-be")),
+        ("a.csv", TABLE.encode("utf-32")),
+        ("a.csv", "\ufeff" + TABLE),
+        ("a.csv", TABLE.partition("\n")[2]),
+        ("a.csv", "cat;p/0.png\ndog;p/1.png"),
+        ("a.csv", 'note;split;"class";File\n"a; b";x;cat;p/0.png\n,;x;dog;p/1.png\n'),
+        ("a.csv", TABLE.replace("/", "\\")),
+        ("a.csv", TABLE.replace("p/1", "p\\1")),
+        ("a.csv", TABLE.replace("p/", "./p/")),
+        ("a.csv", TABLE.replace("p/", "images/p/")),
+        ("a.csv", TABLE.replace("p/", "C:\\photos\\p\\")),
+        ("a.csv", TABLE.replace("p/", "/home/somebody/p/")),
+        ("a.csv", TABLE.replace("png", "PNG")),
+        ("a.csv", "id,label\n0,cat\n1,dog\n"),
+        ("lists/a.csv", TABLE),
+        ("a.txt", "p/0.png cat\np/1.png dog\n"),
+        ("a.txt", "p/0.png\tcat\r\np/1.png\tdog\r\n"),
+        ("a.txt", "# path, label\np/0.png, cat\np/1.png, dog"),
+    ],
+)
+def test_one_table_in_the_forms_that_tools_write(tmp_path: Path, name: str, text: str | bytes) -> None:
+    for i in range(2):
+        written(tmp_path, f"p/{i}.png", PNG)
+    source = open_source(written(tmp_path, name, text))
+    assert [source.classes[label] for label in source.labels.tolist()] == ["cat", "dog"]
+    assert [source.example(row, 8).bad for row in range(len(source))] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "numbers"),
+    [
+        (["01", "1", "01"], ["01", "1"], [0, 1, 0]),
+        (["1.0", "0.0", "1."], ["0", "1"], [1, 0, 1]),
+        (["1.0", "nan", "1"], ["1"], [0, -1, 0]),
+        (["0.37", "1.0", "0"], [], [-1, -1, -1]),
+        (["none", "cat", ""], ["cat", "none"], [1, 0, -1]),
+        (["e\u0301", "\u00e9", "x"], ["x", "\u00e9"], [1, 1, 0]),
+        (["1" * 25, "2", "2"], ["1" * 25, "2"], [0, 1, 1]),
+    ],
+)
+def test_labels_are_read_as_they_are_written(
+    tmp_path: Path, labels: list[str], classes: list[str], numbers: list[int]
+) -> None:
+    for i in range(3):
+        written(tmp_path, f"{i}.png", PNG)
+    rows = "".join(f"{i}.png,{label}\n" for i, label in enumerate(labels))
+    source = open_source(written(tmp_path, "a.csv", f"path,label\n{rows}"))
+    assert (source.classes, source.labels.tolist()) == (classes, numbers)
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        ("path,label\n0.png,0.37\n1.png,1\n", "numbers such as 0.37 are no classes: there are no labels"),
+        ("path,label\n0.png,0\n1.png,1\nx/0.png,2\n", "labels that count the rows are no classes: there are no labels"),
+        ("path,label\n0.png,cat\n1.png,\n", "1 of 2 rows have no label, first 1.png"),
+        ("path,label\n0.png,cat\n9.png,dog\n8.png,dog\n", "2 of 3 rows name a file that is not there, first 9.png"),
+        ("path,split\n0.png,train\n1.png,fold3\n", "1 rows of no split (fold3) are left out, first 1.png"),
+        ("path,split\n0.png,a\n1.png,b\n", "the column of splits names none (a, b)"),
+        (
+            "path,species\n0.png,cat\n1.png,dog\n",
+            "no column is called label, labels, fine_label, class, and species is not read",
+        ),
+        (
+            "0.png,cat,3\n1.png,dog,4\n",
+            "of 2 columns without a name none is read: give the one of labels the name label",
+        ),
+        (b"path,label\n0.png,caf\xe9\n1.png,x\n", "labels that are no UTF-8 are read as Windows-1252, first caf\u00e9"),
+        ("path\n/a/x/0.png\n/a/x/1.png\n", "no path leads anywhere as it stands: /a/x/0.png is taken to be x/0.png"),
+    ],
+)
+def test_what_a_list_leaves_out_or_changes_is_said(tmp_path: Path, text: str | bytes, note: str) -> None:
+    for i in range(2):
+        written(tmp_path, f"{i}.png", PNG)
+        written(tmp_path, f"x/{i}.png", PNG)
+    assert open_source(written(tmp_path, "a.csv", text), "all").unlisted == {"a.csv": note}
+
+
+def test_another_form_of_a_name_is_found_and_said(tmp_path: Path) -> None:
+    for name in ("e\u0301.png", "a.JPG", "b.png"):
+        written(tmp_path, name, PNG)
+    source = open_source(written(tmp_path, "a.csv", "path\n\u00e9.png\na.jpeg\nb.png\nc.png\n"))
+    assert source.paths == ["e\u0301.png", "a.JPG", "b.png", "c.png"]
+    assert source.unlisted["a.csv"] == (
+        "2 paths are written otherwise (capitals, %20, accents), first \u00e9.png is e\u0301.png; "
+        "1 of 4 rows name a file that is not there, first c.png"
+    )
+
+
+def test_a_moved_list_finds_no_other_folders_pictures(tmp_path: Path) -> None:
+    written(tmp_path, "b/0.png", PNG)
+    with pytest.raises(UserError, match=r"none leads to a file, as a/0.png; 1 pictures lie below .* first b/0.png"):
+        open_source(written(tmp_path, "a.csv", "path\na/0.png\n"))
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
@@ -96,6 +209,7 @@ def test_numbers_are_numbered_as_numbers(tmp_path: Path) -> None:
 )
 def test_refusals(tmp_path: Path, name: str, text: str, words: str) -> None:
     csv.field_size_limit(sys.maxsize)  # as a reader of texts leaves it: Python has one limit for all
+    written(tmp_path, "a", PNG)
     with pytest.raises(UserError, match=words) as caught:
         open_source(written(tmp_path, name, text))
     assert caught.value.code == BAD_DATA

@@ -105,7 +105,7 @@ def test_splits_share_classes(tmp_path: Path) -> None:
     assert len(open_source(root, "all")) == 6
     assert {name: len(source) for name, source in splits_of(root).items()} == {"train": 2, "validation": 2, "test": 2}
     reference, query = reference_and_query(root)
-    assert (reference.paths, query.paths) == (train.paths, test.paths)
+    assert (reference.paths, query.paths) == (train.paths, val.paths)  # test has no labels
 
 
 def test_split_names() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from contextlib import suppress
 from pathlib import Path
 
@@ -183,3 +184,70 @@ def test_numbers_of_lines_are_no_labels(tmp_path: Path) -> None:
         assert (source.labels.tolist(), source.classes) == ([-1] * 3, [])
     shared = find_text(str(write(tmp_path / "c.tsv", "0\tone\n1\ttwo\n1\tthree\n"))).rows(None)
     assert shared.labels.tolist() == [0, 1, 1]
+
+
+TABLE = 'text,label\none,01\n"two, or 2",1\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.csv", TABLE),
+        ("a.csv", TABLE.replace("label", "Label").encode("utf-16")),
+        ("a.csv", "sep=;\n" + TABLE.replace(",", ";").replace("; or", ", or")),
+        ("a.csv", "note;text;label\n;one;01\nx;two, or 2;1\n"),
+        ("a.csv", "text|label\none|01\ntwo, or 2|1\n"),
+        ("a.tsv", "label\ttext\n01\tone\n1\ttwo, or 2\n"),
+        ("a.jsonl", '{"text": "one", "label": "01", "x": {}}\n{"label": "1", "text": "two, or 2"}'),
+    ],
+)
+def test_one_table_in_the_forms_that_tools_write(tmp_path: Path, name: str, data: str | bytes) -> None:
+    source = find_text(str(write(tmp_path / name, data))).rows(None)
+    assert [source.texts(row) for row in range(len(source))] == [("one",), ("two, or 2",)]
+    assert [source.classes[label] for label in source.labels.tolist()] == ["01", "1"]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [["a", "b"], pa.array(["a", "b"]).dictionary_encode(), pa.array([9.0, 1.0]), pa.array([7, 1]), [True, False]],
+)
+def test_labels_of_any_type_in_parquet_count(tmp_path: Path, labels: object) -> None:
+    pq.write_table(pa.table({"text": ["one", "two"], "label": labels}), tmp_path / "a.parquet")
+    source = find_text(str(tmp_path / "a.parquet")).rows(None)
+    assert (len(source.classes), sorted(source.labels.tolist())) == (2, [0, 1])
+
+
+def test_lines_that_are_no_objects_and_labels_that_are_no_classes(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", '{"text": "one", "label": 0.37}\n[1]\n{"text"\n\n{"text": "two"}\n')
+    source = find_text(str(file)).rows(None)
+    assert (source.paths, source.classes, source.refused) == (["a.jsonl:1", "a.jsonl:5"], [], 2)
+    assert source.unlisted == {
+        "a.jsonl:2": "no JSON object",
+        "a.jsonl:3": "no JSON object",
+        "a.jsonl": "1 blank lines, which are no rows",
+        "labels": "numbers such as 0.37 are no classes: there are no labels",
+    }
+
+
+def test_a_readme_and_the_names_of_classes_are_no_examples(tmp_path: Path) -> None:
+    for name in ("pos.txt", "neg.txt", "README.txt", "license.txt", "classes.txt"):
+        write(tmp_path / name, "words\n")
+    source = find_text(str(tmp_path)).rows(None)
+    assert (source.paths, source.classes) == (["neg.txt:1", "pos.txt:1"], ["neg", "pos"])
+    assert sorted(source.unlisted) == ["README.txt", "classes.txt", "license.txt"]
+    assert len(find_text(str(tmp_path / "README.txt")).rows(None)) == 1
+
+
+def test_names_of_labels_in_parquet_are_the_same_in_all_parts(tmp_path: Path) -> None:
+    for part, names in {"train": ["pos", "neg"], "test": ["pos", "neg", "so so"]}.items():
+        meta = {"huggingface": json.dumps({"info": {"features": {"label": {"_type": "ClassLabel", "names": names}}}})}
+        table = pa.table({"text": ["one", "two"], "label": [1, 0]}).replace_schema_metadata(meta)
+        pq.write_table(table, tmp_path / f"{part}.parquet")
+    source = find_text(str(tmp_path)).rows("test")
+    assert (source.classes, source.labels.tolist()) == (["pos", "neg", "so so"], [1, 0])
+    pq.write_table(
+        table.replace_schema_metadata({"huggingface": meta["huggingface"].replace("pos", "x")}),
+        tmp_path / "test.parquet",
+    )
+    with pytest.raises(UserError, match="its label 0 is pos, which is x in"):
+        find_text(str(tmp_path))

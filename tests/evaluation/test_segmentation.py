@@ -284,10 +284,12 @@ def test_repeats_of_photos_masks_and_lists_are_said(tmp_path: Path) -> None:
     found = pairs(str(tmp_path))
     assert (len(found.reference), len(found.query)) == (2, 1)
     assert found.notes == (
+        "tested on validation: there is no test split",
         "1 masks are left out, whose photo has an earlier mask, first masks/0.png (after labels/0.png)",
         "1 photos are left out, which have the name of an earlier one, first photos/1.png (after images/1.png)",
         "1 pictures that are in both train and validation, first images/1.png",
         "1 repeated pictures in the list of train, first train",
+        "leak: 1 of 1 queries are in the reference too, first images/1.png",
     )
 
 

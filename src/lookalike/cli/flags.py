@@ -85,9 +85,10 @@ class Pretrain(Verb):
     data: Data
     """Pictures: a folder in any layout; a .txt or .csv list of paths; a parquet, Arrow, tar or zip file, or a folder of
     them; a folder that lookalike prepare wrote; hub:owner/name; an address such as s3://bucket/folder; or the name
-    digits. Text: lines of a .txt, a .csv, .tsv or .parquet (FILE:COLUMN names one column, FILE:FIRST,SECOND two), or a
-    folder of them. Videos: video files; frames:FOLDER, one folder of frames per video; frames@12.5:FOLDER if they are
-    not 25 a second. Captions: a folder of pictures with captions.csv (image, caption) or COCO's captions_*.json."""
+    digits. Text: lines of a .txt, a .csv, .tsv, .jsonl or .parquet (FILE:COLUMN names one column, FILE:FIRST,SECOND
+    two), or a folder of them. Videos: video files; frames:FOLDER, one folder of frames per video; frames@12.5:FOLDER if
+    they are not 25 a second. Captions: a folder of pictures with captions.csv (image, caption) or COCO's
+    captions_*.json."""
     out: Annotated[str, shown("RUN")]  # Folder for the run: recipe.json, metrics.jsonl, checkpoints/.
     recipe: Name = None
     """For pictures: small, moco_v1, moco_v2, moco_v3, moco_cifar, simclr, nnclr, instdisc, supcon, masked_moco, mae,

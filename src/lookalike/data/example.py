@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, cast, runtime_checkable
@@ -106,7 +107,8 @@ class Rows:
         self._source, self._rows = source, rows
         self._pictures, self._texts = cast(PictureSource, source), cast(TextSource, source)  # whichever it is
         self.classes, self.unlisted = source.classes, source.unlisted
-        self.paths = [source.paths[row] for row in rows.tolist()]
+        self._numbers = array("q", rows.tolist())  # an element of a tensor takes ten times as long
+        self.paths = [source.paths[row] for row in self._numbers]
 
     @property
     def labels(self) -> Tensor:
@@ -124,13 +126,13 @@ class Rows:
     def texts(self) -> Callable[[int], tuple[str, ...]] | None:
         """The texts of one row, where the source has texts."""
         texts = self._source.texts
-        return None if texts is None else lambda row: texts(int(self._rows[row]))
+        return None if texts is None else lambda row: texts(self._numbers[row])
 
     @property
     def read(self) -> Callable[[int], bytes] | None:
         """The file of one row, where the source has files; raises Unreadable."""
         read = self._pictures.read
-        return None if read is None else lambda row: read(int(self._rows[row]))
+        return None if read is None else lambda row: read(self._numbers[row])
 
     @property
     def scores(self) -> Tensor:
@@ -151,11 +153,11 @@ class Rows:
 
     def example(self, row: int, side: int) -> Example:
         """One picture on a canvas of ``side`` pixels."""
-        return self._pictures.example(int(self._rows[row]), side)
+        return self._pictures.example(self._numbers[row], side)
 
     def size(self, row: int) -> tuple[int, int]:
         """Upright (height, width) in pixels; raises Unreadable."""
-        return self._pictures.size(int(self._rows[row]))
+        return self._pictures.size(self._numbers[row])
 
 
 # ---- what is to be said of data by whoever opens it ----

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import TypeVar, overload
 
@@ -26,8 +26,11 @@ S = TypeVar("S", bound=Source)
 Data = str | os.PathLike[str] | Tensor | npt.NDArray[np.generic] | MapStyle | Mapping[str, MapStyle]
 Finder = Callable[[Data], Place[Source]]
 """How what a person names becomes a place."""
+Say = Callable[[str], None]
+"""What is told a line."""
 DIGITS = "digits"
 """The word that always means scikit-learn's digits, whatever lies in the folder of this name."""
+_MOST_BYTES = 1 << 30  # of tables and archives, which are read whole to compare what is in them
 EVERYTHING = "all"  # the name of no split: every row of every split
 
 
@@ -70,19 +73,116 @@ def place_of(data: Data) -> Place[PictureSource]:
 
 
 @overload
-def reference_and_query(data: Data) -> tuple[PictureSource, PictureSource]: ...
+def reference_and_query(data: Data, *, say: Say | None = None) -> tuple[PictureSource, PictureSource]: ...
 @overload
-def reference_and_query(data: Data, *, find: Callable[[Data], Place[S]]) -> tuple[S | Rows, S | Rows]: ...
+def reference_and_query(
+    data: Data, *, find: Callable[[Data], Place[S]], say: Say | None = None
+) -> tuple[S | Rows, S | Rows]: ...
 @isolated()
-def reference_and_query(data: Data, *, find: Finder | None = None) -> tuple[Source, Source]:
-    """The reference and the queries of an evaluation: train and test (else validation), else 80 and 20 percent."""
+def reference_and_query(data: Data, *, find: Finder | None = None, say: Say | None = None) -> tuple[Source, Source]:
+    """The reference and the queries of an evaluation: train and test (else validation), else 80 and 20 percent.
+
+    A test part without labels is none where another part has some. ``say`` is told which split was taken and why, which
+    classes and rows one part alone has, and what both share.
+    """
     parts = splits_of(data, find=find or place_of)
-    query = TEST if TEST in parts else VALIDATION
-    if TRAIN in parts and query in parts:
-        return parts[TRAIN], parts[query]
-    source = next(iter(parts.values())) if len(parts) == 1 else open_source(data, EVERYTHING, find=find or place_of)
-    reference_rows, query_rows = split_by_hash(source.paths, source.labels)
-    return Rows(source, reference_rows), Rows(source, query_rows)
+    query, why = query_split({name: bool((part.labels >= 0).any()) for name, part in parts.items()})
+    if query is not None:
+        divided: tuple[Source, Source] = parts[TRAIN], parts[query]
+    else:
+        whole = parts[TRAIN] if TRAIN in parts else next(iter(parts.values()))
+        if TRAIN not in parts and len(parts) > 1:
+            whole = open_source(data, EVERYTHING, find=find or place_of)
+        reference_rows, query_rows = split_by_hash(whole.paths, whole.labels)
+        divided = Rows(whole, reference_rows), Rows(whole, query_rows)
+    if say is not None:
+        local = not isinstance(data, str) or "://" not in data
+        for line in (why, *_unread(*divided), *_differences(*divided), shared(*divided, contents=local)):
+            if line:
+                say(line)
+    return divided
+
+
+def query_split(labelled: Mapping[str, bool]) -> tuple[str | None, str]:
+    """The split that queries are from, None for a fifth by hash, and why, in words; given which splits have labels.
+
+    Where none has, labels are not what is evaluated by.
+    """
+    tests = [name for name in (TEST, VALIDATION) if name in labelled]
+    good = [name for name in tests if labelled[name] or not any(labelled.values())]
+    missing = "test has no labels" if TEST in labelled else "there is no test split"
+    if TRAIN in labelled and good:
+        return good[0], "tested on test" if good[0] == TEST else f"tested on validation: {missing}"
+    why = "there are no splits" if not {TRAIN, *tests} & set(labelled) else "there is no train split"
+    why = why if TRAIN not in labelled else missing if tests else "there is only train"
+    return None, f"tested on a fifth, drawn by a hash of the names: {why}"
+
+
+def _unread(reference: Source, query: Source) -> Iterator[str]:
+    """In words, the first thing that was left out of the data, and how many others."""
+    unlisted = {**query.unlisted, **reference.unlisted}
+    for where, reason in list(unlisted.items())[:1]:
+        more = f" ({len(unlisted) - 1:,} more: lookalike doctor)" if len(unlisted) > 1 else ""
+        yield f"{where}: {reason}{more}"
+
+
+def _differences(reference: Source, query: Source) -> Iterator[str]:
+    """In words, the classes that only one part has, and how many rows have no label."""
+    known = [set(part.labels[part.labels >= 0].tolist()) for part in (reference, query)]
+    names = dict(enumerate(reference.classes))
+    for name, own, other in (("the reference", known[0], known[1]), ("the queries", known[1], known[0])):
+        if (alone := sorted(own - other)) and other:
+            few = ", ".join(names.get(label, str(label)) for label in alone[:3])
+            yield f"{len(alone)} classes are only in {name}: {few}{', ...' if len(alone) > 3 else ''}"
+    for name, part in (("the reference", reference), ("the queries", query)):
+        if (count := int((part.labels < 0).sum())) and any(known):
+            first = part.paths[int((part.labels < 0).int().argmax())]
+            yield f"{count:,} of {len(part):,} rows of {name} have no label and are left out, first {first}"
+
+
+def shared(reference: Source, query: Source, contents: bool = True) -> str:
+    """In words, how many queries the reference has too, under one path or with one content; "" where there are none."""
+    paths = set(reference.paths)
+    twins = {path: path for path in query.paths if path in paths}
+    if contents and (keys := _contents(reference)) and (asked := _contents(query)):
+        rows = {key: row for row, key in reversed(list(enumerate(keys))) if key is not None}
+        for row, key in enumerate(asked):
+            if key in rows and _equal(reference, rows[key], query, row):
+                twins.setdefault(query.paths[row], reference.paths[rows[key]])
+    if not twins:
+        return ""
+    first = next(f"{one} is {other}" if one != other else one for one, other in twins.items())
+    return f"leak: {len(twins):,} of {len(query):,} queries are in the reference too, first {first}"
+
+
+def _contents(source: Source) -> Sequence[Hashable] | None:
+    """(N,) what tells the contents of rows apart, None of a row that cannot be read; None where looking costs much."""
+    read = getattr(source, "read", None)
+    if read is None and source.texts is not None:
+        return [source.texts(row) for row in range(len(source))]
+    stamps = source.stamps()
+    if read is None or not len(source) or video_of(source.paths[0]) in set(stamps.names):  # a file a row, or a video
+        files = {name: (size, token) for name, size, token in zip(stamps.names, stamps.sizes, stamps.tokens) if token}
+        return [files.get(video_of(path)) for path in source.paths]
+    if stamps.sizes.sum() > _MOST_BYTES:
+        return None
+    return [_content(read, row) for row in range(len(source))]
+
+
+def _content(read: Callable[[int], bytes], row: int) -> Hashable:
+    try:
+        data = read(row)
+    except Unreadable:
+        return None
+    return len(data), hash(data)
+
+
+def _equal(reference: Source, row: int, query: Source, other: int) -> bool:
+    """Whether two rows are the same bytes, whose files have one size and the same pieces; videos count as equal."""
+    one, two = getattr(reference, "read", None), getattr(query, "read", None)
+    if one is None or two is None or video_of(query.paths[other]) != query.paths[other]:
+        return True
+    return _content(one, row) == _content(two, other) is not None
 
 
 def split_by_hash(paths: Sequence[str], labels: Tensor, share: float = 0.2) -> tuple[Tensor, Tensor]:

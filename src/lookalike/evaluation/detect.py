@@ -62,7 +62,7 @@ def detect(spec: Boxes, model: Trained, data: Data, resources: Resources) -> Res
         resources.say(f"annotations: {note}")
     if isinstance(spec, Keypoints) and in_mirror(annotated.joints) is None:
         resources.say("no picture is mirrored in training, since the names of the points do not say left and right")
-    done = fit(spec, model, *split_annotated(annotated), resources)
+    done = fit(spec, model, *split_annotated(annotated, resources.say), resources)
     facts = {"step": model.step, "pictures": len(done.pictures.scenes), "learned": done.learned}
     line = f"{words(done.metrics)} on {facts['pictures']} pictures, trained on {done.learned} (step {model.step})"
     return spec.result(done.metrics, facts, line, detail=done)

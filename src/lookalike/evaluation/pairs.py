@@ -33,11 +33,14 @@ class Scored(NamedTuple):
     source: Source
     scores: Tensor
     split: str
+    why: str = ""  # this split was taken, where nobody named one
 
 
-def sts(spec: settings.Sts, model: Trained, data: Data, _: Resources) -> Result:
+def sts(spec: settings.Sts, model: Trained, data: Data, resources: Resources) -> Result:
     """Spearman's rank correlation of cosines with scores."""
     pairs = scored(model, data, spec.split)
+    if pairs.why:
+        resources.say(pairs.why)
     first, second = (sentences_embedded(model, pairs.source, number, spec.layer) for number in (0, 1))
     correlation = spearman((first * second).sum(1), pairs.scores)
     line = (
@@ -55,20 +58,23 @@ def scored(model: Trained, data: Data, split: str | None) -> Scored:
     """
     if modality_of(model.recipe).inputs != TEXT:
         raise UserError(f"{model.recipe.name} is for pictures: name a run of a recipe for text, such as simcse")
-    find = partial(find_text, pairs=True)
+    find, why = partial(find_text, pairs=True), ""
     if split is not None:
         source = open_source(data, split, find=find)
     else:
         splits = splits_of(data, find=find)
-        split = next((name for name in (TEST, VALIDATION) if name in splits), next(iter(splits)))
-        source = splits[split]
+        having = {name: bool(part.scores.isfinite().any()) for name, part in splits.items()}
+        tests = [name for name in (TEST, VALIDATION) if name in splits]
+        split = next((name for name in tests if having[name]), next(iter(splits)))
+        source, missing = splits[split], "test has no scores" if TEST in splits else "there is no test split"
+        why = f"tested on {split}" + ("" if split == TEST else f": {missing}")
     rows = source.scores.isfinite().nonzero()[:, 0]
     if len(rows) < 2:
         raise UserError(f"{data} has no scores: name its columns as {data}:first,second,score", BAD_DATA)
     if model.step == 0:
         singles = splits_of(data, find=find_text)
         whiten_untrained(model, singles.get(TRAIN) or next(iter(singles.values())))
-    return Scored(Rows(source, rows), source.scores[rows], split if split != EVERYTHING else "all of them")
+    return Scored(Rows(source, rows), source.scores[rows], split if split != EVERYTHING else "all of them", why)
 
 
 def sentences_embedded(model: Trained, pairs: Source, number: int, layer: Layer) -> Tensor:
@@ -100,7 +106,7 @@ def captioned(model: Trained, data: Data, resources: Resources) -> tuple[Tensor,
     """Unit rows of pictures (N, D), test, else validation, else a fifth, and captions (N, V, D); raises UserError."""
     if modality_of(model.recipe) is not CAPTIONED:
         raise UserError(f"{model.recipe.name} was not trained on captions: name a run of moco_captions")
-    _, source = reference_and_query(data, find=CAPTIONED.find)
+    _, source = reference_and_query(data, find=CAPTIONED.find, say=resources.say)
     if source.texts is None:
         raise UserError(f"{data} has no captions: a file with caption in its name, .json, .csv or .tsv", BAD_DATA)
     loader = model.loader(source, resources.workers)

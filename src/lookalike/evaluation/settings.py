@@ -212,8 +212,8 @@ class Boxes(Transfer):
 class Detect(Boxes):
     """Average precision of detected boxes after training Faster R-CNN, all of it, from this backbone.
 
-    DATA is a folder of pictures with annotations: COCO's JSON, Pascal VOC's XML, or YOLO's text. Train and test (else
-    val) are those of the annotation files or folders; otherwise 80 and 20 percent of the pictures.
+    DATA is a folder of pictures with annotations: COCO's or labelme's JSON, VOC's XML, YOLO's text. Train and test
+    (else val) are those of the annotation files or folders; otherwise 80 and 20 percent of the pictures.
     """
 
     NAME = "detect"

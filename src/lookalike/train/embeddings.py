@@ -26,12 +26,12 @@ from lookalike.core.files import cell, write_atomically
 from lookalike.core.progress import Progress, silent
 from lookalike.data.example import Source, remarks
 from lookalike.data.formats.places import Place
-from lookalike.data.source import EVERYTHING, Data, name_of
+from lookalike.data.source import EVERYTHING, Data, Say, name_of
 from lookalike.models.encoder import Layer
 from lookalike.pretext.video import TwoClips
 from lookalike.recipes.modality import TEXT, modality_of
 from lookalike.train.fit import weights_digest
-from lookalike.train.trained import PartFeatures, Say, Trained, load, unsaid
+from lookalike.train.trained import PartFeatures, Trained, load, unsaid
 from lookalike.types import Embeddings, Origin
 
 VERSION = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -20,7 +20,7 @@ from lookalike.core.progress import Progress, counted, silent
 from lookalike.core.seeding import uniforms
 from lookalike.data.example import Rows, Source, inner_folder, remarks, unreadable
 from lookalike.data.loader import GIB, Loads
-from lookalike.data.source import Data, name_of, reference_and_query
+from lookalike.data.source import Data, Say, name_of, reference_and_query
 from lookalike.data.text.loader import Tokenizer
 from lookalike.data.video.source import pieces, video_of
 from lookalike.learn.learner import Learner
@@ -34,8 +34,6 @@ from lookalike.train.weights import foreign, load_backbone
 from lookalike.types import View
 
 _CHUNK = 500  # pictures that are encoded at a time
-Say = Callable[[str], None]
-"""Told a line about the data."""
 
 
 def unsaid(line: str) -> None:
@@ -191,7 +189,7 @@ def parts(
 
 def labelled_parts(trained: Trained, data: Data, say: Say = unsaid) -> tuple[Source, Source]:
     """The same as sources, on which what is to be said is said; whitens a network that was never trained."""
-    both = reference_and_query(data, find=modality_of(trained.recipe).find)
+    both = reference_and_query(data, find=modality_of(trained.recipe).find, say=say)
     reference, query = (labelled(source, data) for source in both)
     for line in remarks(name_of(data), dict(zip(("the reference", "the queries"), both))):
         say(line)
@@ -215,8 +213,9 @@ def labelled(source: Source, data: Data) -> Source:
     rows = (source.labels >= 0).nonzero()[:, 0]
     if len(rows) == 0:
         inner = inner_folder(name_of(data), [source])
-        hint = f"did you mean {inner}?" if inner else "class folders, or tables with a label column"
-        raise UserError(f"{name_of(data)} has no labels to evaluate by: {hint}", BAD_DATA)
+        why = next((f" ({reason})" for reason in source.unlisted.values()), "")
+        hint = f": did you mean {inner}?" if inner else f"{why}: class folders, or tables with a label column"
+        raise UserError(f"{name_of(data)} has no labels to evaluate by{hint}", BAD_DATA)
     return source if len(rows) == len(source) else Rows(source, rows)
 
 

@@ -15,18 +15,23 @@ from typing import Any
 import torch
 
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.data.annotations.files import comma_separated, matlab, voc
+from lookalike.data.annotations.files import comma_separated, labelme, matlab, rows_of_objects, shapes_in, voc
 from lookalike.data.annotations.masks import Box, Outline, bounds, outline
 from lookalike.data.annotations.pictures import Omissions, Pictures, splits_in
 from lookalike.data.annotations.record import Annotated, RawAnnotations, Thing, annotated
 from lookalike.data.annotations.yolo import NAMES, YAML, names_in, points_shape, yolo
-from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, by_split, listed
-from lookalike.data.source import split_by_hash
+from lookalike.data.formats.files import TRAIN, by_split, listed
+from lookalike.data.source import Say, query_split, shared, split_by_hash
 
-_OTHERS = ("caption", "panoptic", "stuff", "image_info")  # words in names of COCO's files that hold no objects
+_OTHERS = {  # words in names of COCO's files that hold no objects, and what they do hold
+    "caption": "captions, which a recipe such as moco_captions learns from",
+    "stuff": "regions of stuff, no objects: draw them as PNG masks (pycocotools: COCO.annToMask) for evaluate segment",
+    "image_info": "a list of pictures without objects",
+}
 _POINTS = "keypoints"
 _LISTS = ("images", "annotations", "categories")
-_KINDS = "COCO's .json, Pascal VOC's .xml, YOLO's .txt, a .mat or .csv with points"
+_PANOPTIC = "panoptic"
+_KINDS = "COCO's or labelme's .json, Pascal VOC's .xml, YOLO's .txt, a .mat or .csv with points"
 
 
 def open_annotated(data: str | Path, file: str | None = None, points: bool = False) -> Annotated:
@@ -50,18 +55,22 @@ def open_annotated(data: str | Path, file: str | None = None, points: bool = Fal
     return annotations
 
 
-def split_annotated(annotations: Annotated) -> tuple[Annotated, Annotated]:
+def split_annotated(annotations: Annotated, say: Say = lambda _: None) -> tuple[Annotated, Annotated]:
     """Train and test, else validation, by the annotation files' own lists or names, or by folders; else 80 and 20
-    percent by a hash of the path. Pictures without an object teach nothing.
+    percent by a hash of the path. Pictures without an object teach nothing. ``say`` is told which, and what both share.
     """
     splits = {name: rows for name, rows in annotations.splits.items() if rows} or _by_folder(annotations)
-    query = TEST if TEST in splits else VALIDATION
-    if TRAIN in splits and query in splits:
+    query, why = query_split({name: any(map(len, annotations.some(rows).scenes)) for name, rows in splits.items()})
+    say(why)
+    if query is not None:
         train, test = annotations.some(splits[TRAIN]), annotations.some(splits[query])
     else:
-        paths = [scene.path for scene in annotations.scenes]
+        whole = annotations.some(splits[TRAIN]) if TRAIN in splits and len(splits) > 1 else annotations
+        paths = [scene.path for scene in whole.scenes]
         rows = split_by_hash(paths, torch.zeros(len(paths), dtype=torch.int64))
-        train, test = annotations.some(rows[0].tolist()), annotations.some(rows[1].tolist())
+        train, test = whole.some(rows[0].tolist()), whole.some(rows[1].tolist())
+    if leak := shared(train.pictures(), test.pictures()):
+        say(leak)
     full = [row for row, scene in enumerate(train.scenes) if not scene.crowd.all()]
     if not full or not test.scenes:
         raise UserError(
@@ -87,12 +96,14 @@ def _of_file(pictures: Pictures, file: Path) -> RawAnnotations:
         return _in_folder(pictures, False, inside)
     if not file.is_file():
         raise UserError(f"{file}: no such file; --annotations names {_KINDS}", BAD_DATA)
+    if suffix == ".json" and shapes_in(file) is not None:
+        return labelme(pictures, [pictures.relative(file)])
     if suffix == ".json":
         return coco(pictures, [file])
     if suffix == ".mat":
         return matlab(pictures, file)
     if suffix == ".csv":
-        return comma_separated(pictures, file)
+        return comma_separated(pictures, [file])
     raise UserError(f"{file}: no annotations that can be read; --annotations names {_KINDS}, or a folder", BAD_DATA)
 
 
@@ -100,10 +111,12 @@ def _in_folder(pictures: Pictures, points: bool, inside: str = "") -> RawAnnotat
     """What the files below the root state: the first kind there is, points first where they are wanted."""
     files = [f for f in listed(pictures.root, (".json", ".xml", ".txt", ".mat", ".csv")).files if f.startswith(inside)]
     if json := _coco_files(pictures.root, files, points):
-        return coco(pictures, _readable(pictures, json))
-    tables = [file for file in files if file.lower().endswith((".mat", ".csv"))]
-    if points and len(tables) == 1:
-        return _of_file(pictures, pictures.root / tables[0])
+        drawn = [file for file in json if shapes_in(file) is not None]
+        others = _readable(pictures, [file for file in json if file not in drawn], among=bool(drawn))
+        return coco(pictures, others) if others else labelme(pictures, [pictures.relative(file) for file in drawn])
+    tables = _tables(pictures.root, files)
+    if points and tables:
+        return comma_separated(pictures, tables) if len(tables) > 1 else _of_file(pictures, tables[0])
     if xml := [file for file in files if file.lower().endswith(".xml")]:
         return voc(pictures, xml)
     text = [file for file in files if file.lower().endswith(".txt") and os.path.basename(file) not in NAMES]
@@ -115,31 +128,55 @@ def _in_folder(pictures: Pictures, points: bool, inside: str = "") -> RawAnnotat
         names = next((names for file in settings if (names := names_in(file))), [])
         shape = next((shape for file in settings if file.suffix in YAML and (shape := points_shape(file))[0]), (0, 3))
         return yolo(pictures, text, names, shape)
-    if len(tables) == 1:
-        return _of_file(pictures, pictures.root / tables[0])
-    raise UserError(f"{pictures.root}: no annotations in it; --annotations names {_KINDS}", BAD_DATA)
+    if tables:
+        return comma_separated(pictures, tables) if len(tables) > 1 else _of_file(pictures, tables[0])
+    held = [f"{file} holds {what}" for file in files for word, what in _OTHERS.items() if _is_json(file, word)]
+    raise UserError(f"{pictures.root}: {(held or ['no annotations in it'])[0]}; --annotations names {_KINDS}", BAD_DATA)
+
+
+def _is_json(file: str, word: str = "") -> bool:
+    return file.lower().endswith(".json") and word in file.lower()
+
+
+def _tables(root: Path, files: Sequence[str]) -> list[Path]:
+    """The one table there is; of several those .csv that hold objects."""
+    tables = [root / file for file in files if file.lower().endswith((".mat", ".csv"))]
+    return (
+        tables
+        if len(tables) == 1
+        else [file for file in tables if file.suffix.lower() == ".csv" and _holds_objects(file)]
+    )
+
+
+def _holds_objects(file: Path) -> bool:
+    try:
+        return bool(rows_of_objects(file))
+    except UserError:
+        return False
 
 
 def _coco_files(root: Path, files: Sequence[str], points: bool) -> list[Path]:
     """COCO's files by their names: those of points where these are wanted, else those of objects."""
-    names = [file for file in files if file.lower().endswith(".json")]
-    objects = [file for file in names if not any(word in file.lower() for word in (*_OTHERS, _POINTS))]
-    pointed = [file for file in names if _POINTS in file.lower()]
-    return [root / file for file in ((pointed or objects) if points else (objects or pointed))]
+    names = [file for file in files if _is_json(file) and not any(word in file.lower() for word in _OTHERS)]
+    pointed, panoptic = ([file for file in names if word in file.lower()] for word in (_POINTS, _PANOPTIC))
+    objects = [file for file in names if file not in pointed and file not in panoptic]
+    return [root / file for file in ((pointed or objects) if points else (objects or pointed or panoptic))]
 
 
-def _readable(pictures: Pictures, files: list[Path]) -> list[Path]:
-    """Those that hold COCO's lists; the others are counted, or all are kept where none does."""
+def _readable(pictures: Pictures, files: list[Path], among: bool) -> list[Path]:
+    """Those that hold COCO's lists; the others are counted, or all are kept where none does and they are not ``among``
+    files of another kind.
+    """
     reasons: dict[Path, str] = {}
-    for file in files if len(files) > 1 else ():
+    for file in files if len(files) > 1 or among else ():
         try:
             lists_of(file, *_LISTS)
         except UserError as error:
             reasons[file] = str(error)
-    if len(reasons) < len(files):
+    if among or len(reasons) < len(files):
         for reason in reasons.values():
             pictures.omissions.add("JSON files that hold no annotations of COCO's kind", reason)
-    return [file for file in files if file not in reasons] or files
+    return [file for file in files if file not in reasons] or ([] if among else files)
 
 
 def coco(pictures: Pictures, files: list[Path]) -> RawAnnotations:
@@ -157,7 +194,21 @@ class _File:
     def __init__(self, pictures: Pictures, file: Path, name: str) -> None:
         self.pictures, self.file, self.name = pictures, file, name
         self.omissions = pictures.omissions
-        self.images, self.annotations, self.categories = lists_of(file, *_LISTS)
+        self.images, annotations, self.categories = lists_of(file, *_LISTS)
+        self.annotations = [one for annotation in annotations for one in self._parts(annotation)]
+
+    def _parts(self, annotation: dict[str, Any]) -> Iterable[dict[str, Any]]:
+        """The annotation; of a panoptic one, which is of a whole picture, the segments that are things."""
+        if not isinstance(segments := annotation.get("segments_info"), list):
+            return [annotation]
+        things = {id_of(one.get("id")) for one in self.categories if one.get("isthing", 1)}
+        parts = [one for one in segments if isinstance(one, dict)]
+        kept = [
+            {**one, "image_id": annotation.get("image_id")} for one in parts if id_of(one.get("category_id")) in things
+        ]
+        where = str(annotation.get("file_name"))
+        self.omissions.add(f"segments of {self.name} that are stuff, no things", where, len(parts) - len(kept))
+        return kept
 
     def read(self, raw: RawAnnotations) -> list[str]:
         listed = {id_of(image.get("id")) for image in self.images}

@@ -64,8 +64,8 @@ class Pictures:
         }
         for path in self.paths:
             name = PurePosixPath(path)
-            self._by_name.setdefault(_form(name.name), []).append(path)
-            self._by_stem.setdefault(_form(name.stem), []).append(path)
+            self._by_name.setdefault(same_name(name.name), []).append(path)
+            self._by_stem.setdefault(same_name(name.stem), []).append(path)
         self._sizes: dict[str, tuple[int, int] | None] = {}
         self._ambiguous: set[tuple[str, str]] = set()
 
@@ -75,7 +75,7 @@ class Pictures:
         A name without a folder means a picture below that of the file, where that holds pictures.
         """
         called = PurePosixPath(name.replace("\\", "/"))
-        alike = self._by_name.get(_form(called.name), [])
+        alike = self._by_name.get(same_name(called.name), [])
         exact = [path for path in alike if PurePosixPath(path).name == called.name]
         candidates = exact or alike
         home = os.path.dirname(near)
@@ -114,7 +114,7 @@ class Pictures:
     def beside(self, path: str, name: str = "") -> str | None:
         """The picture of the same stem as an annotation file of its own; of several the one that is called ``name``."""
         stem = PurePosixPath(path).stem
-        alike = self._by_stem.get(_form(stem), [])
+        alike = self._by_stem.get(same_name(stem), [])
         candidates = [candidate for candidate in alike if PurePosixPath(candidate).stem == stem] or alike
         exact = [candidate for candidate in candidates if PurePosixPath(candidate).name == name]
         return self._nearest(exact or candidates, path, os.path.dirname(path))
@@ -186,9 +186,10 @@ def _last(name: str) -> str:
     return PurePosixPath(name.replace("\\", "/")).name
 
 
-def _form(name: str) -> str:
-    """What is common to a name as systems and tools write it: in small letters, composed accents and unquoted."""
-    return unicodedata.normalize("NFC", unquote(name)).casefold()
+def same_name(name: str) -> str:
+    """What is common to a name as systems and tools write it: small letters, composed accents, unquoted, .jpg, .tif."""
+    plain = unicodedata.normalize("NFC", unquote(name)).casefold()
+    return re.sub(r"\.tiff$", ".tif", re.sub(r"\.jpe?g?$", ".jpg", plain))
 
 
 def folders(path: str) -> tuple[str, ...]:

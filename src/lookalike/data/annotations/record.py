@@ -17,6 +17,7 @@ from lookalike.data.annotations.pictures import Omissions, Pictures
 from lookalike.data.example import PictureSource
 from lookalike.data.formats.disk import Local
 from lookalike.data.formats.encoded import FileStore
+from lookalike.data.formats.lists import class_name
 
 Numbers = npt.NDArray[np.float64]
 HIDDEN, VISIBLE = 1.0, 2.0  # COCO's words for a point that is known; 0 is one that is not
@@ -105,8 +106,10 @@ class Annotated:
 
 def annotated(pictures: Pictures, raw: RawAnnotations) -> Annotated:
     """The records of all pictures that can be read, with every object that has an area in its picture."""
-    classes = tuple(sorted(raw.classes | {thing.name for things in raw.things.values() for thing in things}))
-    numbers = {name: i for i, name in enumerate(classes)}
+    names = {name: class_name(name) for name in raw.classes}
+    names |= {thing.name: class_name(thing.name) for things in raw.things.values() for thing in things}
+    classes = tuple(sorted(set(names.values())))
+    numbers = {name: classes.index(plain) for name, plain in names.items()}
     scenes = [
         _scene(path, size, things, numbers, len(raw.joints), pictures.omissions)
         for path, things in sorted(raw.things.items())

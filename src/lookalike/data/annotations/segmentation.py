@@ -20,9 +20,9 @@ from lookalike.data.decode import MAX_PIXELS, SUFFIXES, Unreadable
 from lookalike.data.example import Rows
 from lookalike.data.formats.disk import Local
 from lookalike.data.formats.encoded import FileStore
-from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, listed, printable, split_of
+from lookalike.data.formats.files import TRAIN, listed, printable, split_of
 from lookalike.data.formats.masks import common
-from lookalike.data.source import split_by_hash
+from lookalike.data.source import query_split, shared, split_by_hash
 
 MOST = 1 << 16
 """Classes are numbers below this: PNG has 8 or 16 bits."""
@@ -49,7 +49,7 @@ class SegmentationParts(NamedTuple):
     reference: MaskedPhotos
     query: MaskedPhotos
     unmasked: list[str]
-    notes: tuple[str, ...]  # what repeats, in words
+    notes: tuple[str, ...]  # which split is tested on, and what repeats, in words
 
 
 def decoded(data: bytes) -> Tensor:
@@ -88,13 +88,14 @@ def pairs(data: str) -> SegmentationParts:
     files = {photos[name]: masks[name] for name in both}
     store = FileStore(Local(root), files, unlisted=listing.unreadable)
     source = store.source()
+    *rows, why = _divided(root, store.files, omissions)
     reference, query = (
-        MaskedPhotos(Rows(source, rows), root, [files[store.files[row]] for row in rows.tolist()])
-        for rows in _divided(root, store.files, omissions)
+        MaskedPhotos(Rows(source, some), root, [files[store.files[row]] for row in some.tolist()]) for some in rows
     )
+    notes = [why, *omissions.notes(), shared(reference.source, query.source)]
     beside = {name.rpartition("/")[0] for name in both}  # other folders hold what is no photo: instances, previews
     left = sorted(name for name in photos.keys() - masks.keys() if name.rpartition("/")[0] in beside)
-    return SegmentationParts(reference, query, [printable(photos[name]) for name in left], omissions.notes())
+    return SegmentationParts(reference, query, [printable(photos[name]) for name in left], tuple(filter(None, notes)))
 
 
 def sorted_out(files: Sequence[str], omissions: Omissions) -> tuple[dict[str, str], dict[str, str]]:
@@ -111,18 +112,18 @@ def sorted_out(files: Sequence[str], omissions: Omissions) -> tuple[dict[str, st
     return photos, masks
 
 
-def _divided(root: Path, files: Sequence[str], omissions: Omissions) -> tuple[Tensor, Tensor]:
-    stems = {Path(path).stem: row for row, path in enumerate(files)}
-    sets = image_sets(root / "ImageSets" / "Segmentation", stems)  # Pascal VOC's lists, where they are
+def _divided(root: Path, files: Sequence[str], omissions: Omissions) -> tuple[Tensor, Tensor, str]:
+    numbers = {path: row for row, path in enumerate(files)}
+    sets = image_sets(root, "Segmentation", numbers, omissions)  # Pascal VOC's lists, where they are
     count_repeats({name: [files[row] for row in rows] for name, rows in sets.items()}, omissions)
     splits = {name: sorted(set(rows)) for name, rows in sets.items() if rows} or _named_splits(files)
-    test = TEST if TEST in splits else VALIDATION
-    if TRAIN in splits and test in splits:
-        return torch.tensor(splits[TRAIN]), torch.tensor(splits[test])
+    test, why = query_split(dict.fromkeys(splits, True))
+    if test is not None:
+        return torch.tensor(splits[TRAIN]), torch.tensor(splits[test]), why
     reference, query = split_by_hash([printable(path) for path in files], torch.zeros(len(files), dtype=torch.long))
     if not len(query):
         raise UserError(f"{root}: one photo with a mask is not enough to train and to test on", BAD_DATA)
-    return reference, query
+    return reference, query, why
 
 
 def _named_splits(files: Sequence[str]) -> dict[str, list[int]]:

@@ -19,8 +19,9 @@ from lookalike.core.errors import BAD_DATA, USAGE, UserError
 from lookalike.data.decode import Canvas, Unreadable, one_line, squash
 from lookalike.data.example import Example, PictureSource, broken
 from lookalike.data.fingerprint import UNREAD, Stamps, stamps_of_values
-from lookalike.data.formats.encoded import LABELS, is_numbering, numbered
+from lookalike.data.formats.encoded import LABELS, is_numbering
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, split_of
+from lookalike.data.formats.lists import classified
 from lookalike.data.formats.tables import columns_of
 
 _IMAGES = ("image", "img", "pixels")
@@ -118,7 +119,7 @@ class Mapped:
             parts: list[Any] = self._parts if self._columns.label is not None else []
             # Whatever format the dataset gives rows in.
             values = [value for part in parts for value in part.with_format(None)[self._columns.label]]
-            labels, classes = numbered(values or [None] * len(self), self._columns.names)
+            labels, classes, _ = classified(values or [None] * len(self), self._columns.names, typed=True)
             return torch.tensor(labels), classes
         values = [_label(value) for part in self._parts for value in _targets(part)]
         if len(values) != len(self):

@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 
-from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.decode import Unreadable, decode, header
 from lookalike.data.example import Example, Rows, Source, broken
 from lookalike.data.fingerprint import Stamps, stamps_of_files
-from lookalike.data.formats.disk import Disk, Local
-from lookalike.data.formats.files import (
-    TEST,
-    TRAIN,
-    VALIDATION,
-    Names,
-    beside_splits,
-    lines_in,
-    on_disk,
-    one_form,
-    printable,
-    split_of,
-)
+from lookalike.data.formats.disk import Disk
+from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, Names, beside_splits, one_form
 
-LISTS = (".txt", ".csv")
-PATHS = ("path", "image", "file", "file_name", "filename", "filepath", "image_path")
-_LOOKS = 1000  # paths of which one must lead somewhere, or the text is no list of pictures
 Value = int | str  # what a label is before it is numbered
 LABELS = ("label", "labels", "fine_label", "class", "target", "category")
 FOR_TEXT = "text wants a recipe for text, such as --recipe simcse"
@@ -186,77 +168,3 @@ def is_numbering(values: Sequence[Value | None]) -> bool:
     """Whether what passes for labels numbers the rows, from 0 or 1 on, as the index of a table does."""
     first = values[0] if len(values) > 2 else None
     return first in (0, 1) and all(value == row for row, value in enumerate(values, first))
-
-
-class PathList(FileStore):
-    """The pictures of a list, in its order; a path that stands there twice is one row, and said; to nowhere a bad row.
-
-    A .txt holds one path a line. A .csv has a head with one of ``PATHS``, and optionally label and split. Paths are
-    relative to the list's folder, or absolute: a list is its owner's own word, so they may lead anywhere.
-    """
-
-    def __init__(self, file: Path) -> None:
-        """Raises UserError where the list cannot be read, holds no path, or none of its first leads anywhere."""
-        rows, repeats = _merged(file, _rows(file))
-        if not rows:
-            raise UserError(f"{file}: no path in it; write one path a line", BAD_DATA)
-        paths, labels, splits = zip(*rows.values())
-        if not any(os.path.lexists(on_disk(file.parent, path)) for path in paths[:_LOOKS]):
-            first = next(iter(rows))[:100]
-            what = f"a list of paths, but none leads to a file, as {first}; see the paths"
-            raise UserError(f"{file}: {what}; {FOR_TEXT}", BAD_DATA)
-        super().__init__(Local(file.parent), paths, *numbered(_values(labels)), {file.name: repeats} if repeats else {})
-        self.splits: dict[str, list[int]] = {}
-        for i, name in enumerate(splits):
-            if (split := split_of(name)) is not None:
-                self.splits.setdefault(split, []).append(i)
-
-
-def _merged(file: Path, rows: Iterable[tuple[str, str, str]]) -> tuple[dict[str, tuple[str, str, str]], str]:
-    """One row a path, the first, with what repeats in words; two labels of one path raise UserError."""
-    merged: dict[str, tuple[str, str, str]] = {}
-    repeated: list[str] = []
-    shared: list[str] = []
-    for path, label, split in rows:
-        if not path:
-            continue
-        key = printable(str(PurePosixPath(path)))  # ./a.png is a.png
-        known_path, known, known_split = merged.get(key, (path, label, split))
-        if label and known and label != known:
-            labels = f"{printable(known)} first and {printable(label)} in a later row"
-            raise UserError(f"{file}: {key[:200]} is {labels}; keep one of them", BAD_DATA)
-        repeated += [key] if key in merged else []
-        shared += [key] if None not in (one := {split_of(split), split_of(known_split)}) and len(one) > 1 else []
-        merged[key] = known_path, known or label, known_split if split_of(known_split) else split
-    parts = [f"{len(repeated)} rows repeat an earlier path, first {repeated[0]}"] if repeated else []
-    parts += [f"{len(shared)} of them in another split, of which the first counts: {shared[0]}"] if shared else []
-    return merged, "; ".join(parts)
-
-
-def _rows(file: Path) -> list[tuple[str, str, str]]:
-    """Path, label and split of each line; bytes that are no UTF-8 are kept, since a file's name may hold them."""
-    with lines_in(file, "surrogateescape") as lines:
-        if file.suffix.lower() == ".csv":
-            return list(_table(file, csv.reader(lines)))
-        return [(line.rstrip("\r\n"), "", "") for line in lines]
-
-
-def _table(file: Path, lines: Iterator[list[str]]) -> Iterator[tuple[str, str, str]]:
-    """The rows of a .csv; raises UserError where its head names no column of paths."""
-    head = {name.strip().lower(): i for i, name in enumerate(next(lines, []))}
-    path, label, split = (
-        next((head[name] for name in names if name in head), None) for names in (PATHS, LABELS, ("split",))
-    )
-    if path is None:
-        raise UserError(f"{file}: its first line names no column {', '.join(PATHS[:4])}; add one; {FOR_TEXT}", BAD_DATA)
-    for cells in lines:
-        cell = [cells[i] if i is not None and i < len(cells) else "" for i in (path, label, split)]
-        yield cell[0], cell[1].strip(), cell[2].strip()
-
-
-def _values(labels: Sequence[str]) -> list[Value | None]:
-    """Labels as whole numbers if all of them are, else as words; an empty one is none."""
-    present = [label for label in labels if label]
-    if all(label.removeprefix("-").isdecimal() and len(label) < 20 for label in present):
-        return [int(label) if label else None for label in labels]
-    return [printable(label) if label else None for label in labels]

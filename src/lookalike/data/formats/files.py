@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import copy
 import csv
 import os
@@ -12,6 +13,7 @@ from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import NamedTuple, TextIO, overload
@@ -47,12 +49,23 @@ def lines_in(file: Path, errors: str) -> Iterator[TextIO]:
     """The lines of a text or a .csv; raises UserError, also where what reads them raises csv.Error."""
     limit_cells()
     try:
-        with open(file, encoding="utf-8-sig", errors=errors, newline="") as lines:
+        with open(file, "rb") as raw, TextIOWrapper(raw, encoding_of(raw.peek(4)), errors, newline="") as lines:
             yield lines
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; check its permissions", BAD_DATA) from None
     except csv.Error as error:
         raise UserError(f"{file}: no table that can be read ({error}); mend it", BAD_DATA) from None
+
+
+def encoding_of(start: bytes) -> str:
+    """By a byte order mark, or by the zeros of UTF-16 in the first four bytes; else UTF-8."""
+    if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    zeros = [byte == 0 for byte in start[:4]]
+    wide = {"utf-16-le": [False, True] * 2, "utf-16-be": [True, False] * 2}
+    return next((name for name, places in wide.items() if zeros == places), "utf-8-sig")
 
 
 class Listing(NamedTuple):

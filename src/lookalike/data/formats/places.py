@@ -20,7 +20,7 @@ from lookalike.data.example import PictureSource, Source
 from lookalike.data.fingerprint import LONG_PIECE, stamps_of_files
 from lookalike.data.formats.archives import Archives, TarShard, Zip
 from lookalike.data.formats.disk import Disk, Local, Remote
-from lookalike.data.formats.encoded import FOR_TEXT, LISTS, Divided, Encoded, FileStore, PathList
+from lookalike.data.formats.encoded import FOR_TEXT, Divided, Encoded, FileStore
 from lookalike.data.formats.files import (
     Listing,
     beside_splits,
@@ -32,6 +32,7 @@ from lookalike.data.formats.files import (
     table_split,
     unread,
 )
+from lookalike.data.formats.lists import LISTS, PathList
 from lookalike.data.formats.masks import masks_among, named_masks
 from lookalike.data.formats.tables import (
     ArrowFile,
@@ -165,7 +166,7 @@ def _of_file(disk: Disk, name: str) -> Place[PictureSource]:
         if lower.endswith(kind.suffixes) and (place := kind.open(disk, KindFiles(files, 0, 0))) is not None:
             return place
     raise UserError(
-        f"{disk.name(name)}: a file that is no .parquet, .arrow, .tar, .zip, .txt, .csv or video; "
+        f"{disk.name(name)}: a file that is no .parquet, .arrow, .tar, .zip, .txt, .csv, .tsv or video; "
         f"name the folder that holds the pictures; {FOR_TEXT}",
         BAD_DATA,
     )
@@ -229,7 +230,7 @@ def _tables(disk: Disk, files: Mapping[str, TableFile], kind: KindFiles) -> Divi
     if not store.paths:
         raise UserError(f"{files[names[0]].where}: a table without a row; fetch it again", BAD_DATA)
     store.unlisted |= _beside(list(files), splits)
-    rows = {name: store.rows_of(paths) for name, paths in splits.items()}
+    rows = {name: store.rows_of(paths) for name, paths in splits.items()} or store.split_rows()
     return Divided(Encoded(store, partial(stamps_of_files, disk.file, names, LONG_PIECE)), rows)
 
 

@@ -27,8 +27,9 @@ import pyarrow.parquet as pq
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.decode import Unreadable, one_line
 from lookalike.data.formats.disk import Disk, Local
-from lookalike.data.formats.encoded import FOR_TEXT, LABELS, numbered
+from lookalike.data.formats.encoded import FOR_TEXT, LABELS
 from lookalike.data.formats.files import printable
+from lookalike.data.formats.lists import SPLITS, classified, one_naming, rows_by_split
 
 BROKEN = (OSError, ValueError, LookupError, pa.ArrowException)  # what pyarrow raises for files that are damaged
 _KEEP = 512 << 20  # bytes of row groups kept in memory, per process
@@ -47,10 +48,38 @@ class Tables:
         parts = [[start + first for first in file.starts[:-1]] for start, file in zip(self._starts, self._files)]
         self.starts = [*chain(*parts), self._starts[-1]]
         self.paths = _paths(files, self._columns)
-        self.labels, self.classes = [-1] * self._starts[-1], list[str]()
-        if (label := self._columns.label) is not None:
-            values = [value for file in self._files for value in file.column(label)]
-            self.labels, self.classes = numbered(values, self._columns.names)
+        self.labels, self.classes = self._numbered()
+
+    def _numbered(self) -> tuple[list[int], list[str]]:
+        """(N,) labels and their classes, of all files that have labels; what is not read is noted. Raises UserError."""
+        columns = {file.where: columns_of(file.schema) for file in self._files}
+        names = one_naming({where: one.names for where, one in columns.items() if one is not None})
+        values: list[object] = []
+        for name, file in zip(self._names, self._files):
+            label = (found := columns[file.where]) and found.label
+            values += file.column(label) if label else [None] * file.rows
+            self._note(name, "" if label else _unread(file.schema, self._columns))
+        labels, classes, none = classified(values, names, typed=True)
+        self._note(self._names[0], none)
+        for name, start, end in zip(self._names, self._starts, self._starts[1:]):
+            missing = labels[start:end].count(-1)
+            self._note(name, f"{missing} of {end - start} rows have no label" if 0 < missing < end - start else "")
+        return labels, classes
+
+    def _note(self, name: str, words: str) -> None:
+        if words:
+            shown = printable(name)
+            self.unlisted[shown] = "; ".join(filter(None, (self.unlisted.get(shown), words)))
+
+    def split_rows(self) -> dict[str, list[int]]:
+        """The rows of each split that a column of words names, where all files have one; rows of none are noted."""
+        column = next((name for name in self._files[0].schema.names if name.lower() in SPLITS), None)
+        if column is None or not all(_holds(file.schema, column) for file in self._files):
+            return {}
+        words = [str(value or "") for file in self._files for value in file.column(column)]
+        splits, outside = rows_by_split(words, self.paths)
+        self._note(self._names[0], outside)
+        return splits
 
     def rows_of(self, names: Sequence[str]) -> list[int]:
         """The rows that the named files hold."""
@@ -84,13 +113,21 @@ def _same_columns(files: Iterable[TableFile]) -> PictureColumns:
             common = columns
         elif (columns.image, columns.nested) != (common.image, common.nested):
             raise UserError(f"{file.where}: its columns differ from its neighbours'; keep one table a folder", BAD_DATA)
-        elif columns.label != common.label:
-            common = common._replace(label=None)  # a split without labels; comparing classes across is then impossible
         if not columns.has_path:
             common = common._replace(has_path=False)
     if common is None:
         raise ValueError("no file")
     return common
+
+
+def _unread(schema: Any, columns: PictureColumns) -> str:
+    """In words, the columns of a file without labels that might be some."""
+    others = [one.name for one in schema if one.name != columns.image and (is_simple(one.type) or _is_list(one.type))]
+    return f"no column is called {', '.join(LABELS[:4])}, and {', '.join(others)[:100]} is not read" if others else ""
+
+
+def _holds(schema: Any, column: str) -> bool:
+    return any(one.name == column and is_simple(one.type) for one in schema)
 
 
 def _paths(files: Mapping[str, TableFile], columns: PictureColumns) -> list[str]:
@@ -285,12 +322,20 @@ def _features(schema: Any) -> dict[str, Any]:
     return {k: v for k, v in features.items() if isinstance(v, dict)} if isinstance(features, dict) else {}
 
 
-def _preferred(schema: Any, features: dict[str, Any], kind: str, names: Sequence[str]) -> list[Any]:
-    """The columns: those of a usual name first, then those that the metadata calls ``kind``, then the rest."""
+def names_of_labels(schema: Any) -> list[str] | None:
+    """The names of the numbers in a column of labels, as the metadata states them; None where it states none."""
+    features = _features(schema)
+    label = next((one.name for one in _preferred(schema, features, "ClassLabel", LABELS) if _labels(one, features)), "")
+    names = features.get(label, {}).get("names")
+    return names if isinstance(names, list) else None
 
-    def rank(field: Any) -> tuple[bool, int]:
+
+def _preferred(schema: Any, features: dict[str, Any], kind: str, names: Sequence[str]) -> list[Any]:
+    """The columns that the metadata calls ``kind`` first, then those of a usual name, then the rest, masks last."""
+
+    def rank(field: Any) -> tuple[bool, int, bool]:
         usual = names.index(field.name.lower()) if field.name.lower() in names else len(names)
-        return features.get(field.name, {}).get("_type") != kind, usual
+        return features.get(field.name, {}).get("_type") != kind, usual, "mask" in field.name.lower()
 
     return sorted(schema, key=rank)
 
@@ -298,15 +343,26 @@ def _preferred(schema: Any, features: dict[str, Any], kind: str, names: Sequence
 def _holds_bytes(kind: Any) -> bool:
     if pa.types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def _labels(field: Any, features: dict[str, Any]) -> bool:
     """Whether a column may hold labels: by its stated kind, or by its name and type."""
     if features.get(field.name, {}).get("_type") == "ClassLabel":
         return True
-    simple = pa.types.is_integer(field.type) or pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
-    return bool(simple and field.name.lower() in LABELS)
+    return field.name.lower() in LABELS and (is_simple(field.type) or _is_list(field.type))
+
+
+def _is_list(kind: Any) -> bool:
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(lists and is_simple(kind.value_type))
+
+
+def is_simple(kind: Any) -> bool:
+    """Whether a column holds numbers, words or yes and no."""
+    kind, types = kind.value_type if pa.types.is_dictionary(kind) else kind, pa.types
+    words = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    return bool(words or types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind))
 
 
 def field(column: Any, name: str) -> Any:

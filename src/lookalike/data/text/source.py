@@ -7,6 +7,7 @@ are found by their usual names, or named behind a colon: ``reviews.csv:body``, `
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from lookalike.data.example import PictureSource
 from lookalike.data.fingerprint import LONG_PIECE, Stamps, stamps_of_files, stamps_of_values
 from lookalike.data.formats.archives import rows_by_folder
 from lookalike.data.formats.disk import Local
-from lookalike.data.formats.encoded import Divided, Encoded, Value, numbered
+from lookalike.data.formats.encoded import Divided, Encoded
 from lookalike.data.formats.files import (
     Names,
     by_folder,
@@ -33,11 +34,17 @@ from lookalike.data.formats.files import (
     split_of,
     table_split,
 )
+from lookalike.data.formats.lists import classified, one_naming, rows_by_split
 from lookalike.data.formats.places import HUB, Place, folder_store, snapshot
 from lookalike.data.source import Data, place_of
-from lookalike.data.text.files import SUFFIXES, Line, decoded, lines_of
+from lookalike.data.text.files import SUFFIXES, Line, decoded, label_names, lines_of
 
 MOST_CAPTIONS = 8  # captions of a picture that are read
+_ABOUT = re.compile(
+    r"(read.?me|licen[cs]e|copying|notice|authors|citation|changelog|requirements|classes|class.?names|labels)"
+    r"([-_.]\w{1,9})?\.txt",
+    re.I,
+)
 _NOTED = 1000  # lines that are no rows and stand in bad_files.csv one by one; more of a file are counted
 
 
@@ -46,9 +53,9 @@ class TextRow(NamedTuple):
 
     path: str
     texts: tuple[str, ...]
-    label: Value | None = None
+    label: str | float | None = None
     score: float | None = None
-    split: str | None = None
+    split: str = ""
 
 
 class Texts:
@@ -57,16 +64,23 @@ class Texts:
     starts = None
 
     def __init__(
-        self, rows: Sequence[TextRow], unlisted: dict[str, str], refused: int, stamps: Callable[[], Stamps]
+        self,
+        rows: Sequence[TextRow],
+        unlisted: dict[str, str],
+        refused: int,
+        stamps: Callable[[], Stamps],
+        names: Sequence[str] | None = None,
     ) -> None:
+        """``names`` are those of labels that are numbers."""
         self.paths = Names(row.path for row in rows)
         width = max((len(row.texts) for row in rows), default=1)
         self._texts = [Names(row.texts[i] for row in rows) for i in range(width)]
-        labels, self.classes = numbered([row.label for row in rows])
+        labels, self.classes, none = classified([row.label for row in rows], names)
         self.labels = torch.tensor(labels, dtype=torch.int64)
         # (N,) how alike the two texts of a pair are, NaN where the data does not say.
         self.scores = torch.tensor([np.nan if row.score is None else row.score for row in rows]).double()
-        self.unlisted, self.refused, self.stamps = unlisted, refused, stamps
+        self.refused, self.stamps = refused, stamps
+        self.unlisted = {**unlisted, **({"labels": none} if none and width == 1 else {})}  # those of pairs are scores
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -90,7 +104,9 @@ def find_text(data: object, pairs: bool = False) -> Divided[Texts]:
         raise UserError(f"{name}: text is read from this machine; copy it here", BAD_DATA)
     root = Path(name)
     if not root.exists():
-        raise UserError(f"{root}: no such file or folder; name a .txt, .csv, .tsv or .parquet, or a folder", BAD_DATA)
+        raise UserError(
+            f"{root}: no such file or folder; name a .txt, .csv, .tsv, .jsonl or .parquet, or a folder", BAD_DATA
+        )
     if root.is_file():
         return _read(Local(root.parent), root.name, columns, pairs, name)
     return _read(Local(root), None, columns, pairs, name)
@@ -106,13 +122,15 @@ def _name_and_columns(data: str) -> tuple[str, list[str]]:
 
 def _read(disk: Local, file: str | None, columns: Sequence[str], pairs: bool, name: str) -> Divided[Texts]:
     if file is not None and file.lower().endswith((*PICTURES, ".tar", ".zip", ".arrow", ".gz", ".zst")):
-        raise UserError(f"{name}: no file of text; text ends in .txt, .csv, .tsv or .parquet", BAD_DATA)
+        raise UserError(f"{name}: no file of text; text ends in .txt, .csv, .tsv, .jsonl or .parquet", BAD_DATA)
     listing = disk.listed(SUFFIXES)
-    files = [file] if file is not None else listing.files
+    about = [path for path in listing.files if _ABOUT.fullmatch(path.rpartition("/")[2])]
+    about = about if file is None and len(about) < len(listing.files) else []
+    files = [file] if file is not None else [path for path in listing.files if path not in about]
     if not files:
         raise UserError(
-            f"{name}: no text among its {listing.others.total()} files; text ends in .txt, .csv, .tsv or .parquet, "
-            "and pictures want a recipe for pictures, such as --recipe small",
+            f"{name}: no text among its {listing.others.total()} files; text ends in .txt, .csv, .tsv, .jsonl or "
+            ".parquet, and pictures want a recipe for pictures, such as --recipe small",
             BAD_DATA,
         )
     divided = {} if file is not None else by_split(files, table_split)
@@ -123,11 +141,16 @@ def _read(disk: Local, file: str | None, columns: Sequence[str], pairs: bool, na
     if not rows:
         where, reason = next(iter(reading.unlisted.items()), ("", ""))
         raise UserError(f"{name}: no line of text in it{f' ({where}: {reason})' if where else ''}", BAD_DATA)
+    splits, outside = rows_by_split([row.split for row in rows], [row.path for row in rows])
     unlisted = {**({} if file is not None else listing.unreadable), **reading.unlisted}
+    unlisted |= dict.fromkeys(about, "it says what the data is, and is no example")
+    if outside:
+        unlisted[printable(files[0])] = "; ".join(filter(None, (unlisted.get(printable(files[0])), outside)))
     stamps = partial(stamps_of_files, disk.file, files, LONG_PIECE)
-    numbers = {split: [i for i, row in enumerate(rows) if row.split == split] for split in divided}
-    splits = {split: some for split, some in numbers.items() if some}
-    return Divided(Texts(rows, unlisted, reading.refused, stamps), splits)
+    names = one_naming(
+        {disk.name(path): label_names(disk, path) for path in files if path.lower().endswith(".parquet")}
+    )
+    return Divided(Texts(rows, unlisted, reading.refused, stamps, names), splits)
 
 
 class _Reading:
@@ -151,8 +174,9 @@ class _Reading:
                     self.unlisted[path] = reason
             else:
                 label = line.label if line.label is not None else self._labels.get(file)
+                own = line.split if split is None or split_of(line.split) else split
                 for where, texts in self._parts(line, path):
-                    yield TextRow(where, texts, label, line.score, split)
+                    yield TextRow(where, texts, label, line.score, own)
         more = {"blank lines, which are no rows": blank, "more lines that are no text": max(0, refused - _NOTED)}
         if any(more.values()):
             self.unlisted[shown] = ", ".join(f"{count} {what}" for what, count in more.items() if count)
@@ -244,7 +268,7 @@ def _captioned(root: Path, tables: list[str]) -> CaptionedImages:
         read = (
             _coco_captions(root / table, pictures.omissions)
             if table.endswith(".json")
-            else _table_captions(root, table)
+            else _table_captions(root, table, pictures.omissions)
         )
         _add_captions(captions, list(read), pictures, table)
         if notes := pictures.omissions.notes():
@@ -278,9 +302,12 @@ def _coco_captions(file: Path, omissions: Omissions) -> Iterator[tuple[str, str]
     return _captions((names.get(id_of(one.get("image_id"))), one.get("caption")) for one in annotations)
 
 
-def _table_captions(root: Path, table: str) -> Iterator[tuple[str, str]]:
+def _table_captions(root: Path, table: str, omissions: Omissions) -> Iterator[tuple[str, str]]:
     """Those of a .csv or .tsv; raises UserError."""
-    lines = lines_of(Local(root), table, ("image", "caption"))
+    lines = [line for line in lines_of(Local(root), table, ("image", "caption")) if line.texts or line.bad]
+    for line in lines:
+        if line.bad is not None:
+            omissions.add("lines that are no text", f"line {line.number} ({line.bad})")
     return _captions(line.texts for line in lines if len(line.texts) == 2 and line.bad is None)
 
 

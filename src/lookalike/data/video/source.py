@@ -31,8 +31,9 @@ from lookalike.data.decode import SUFFIXES, Unreadable, header
 from lookalike.data.fingerprint import stamps_of_files
 from lookalike.data.formats.archives import class_folders, rows_by_folder
 from lookalike.data.formats.disk import Disk, Local
-from lookalike.data.formats.encoded import Divided, Encoded, PathList, numbered
+from lookalike.data.formats.encoded import Divided, Encoded, numbered
 from lookalike.data.formats.files import Listing, printable
+from lookalike.data.formats.lists import PathList
 from lookalike.data.pool import cores, ordered
 from lookalike.data.video.decoder import FrameIndex, VideoDecoders, VideoFile, frame_index, libav
 
