@@ -275,7 +275,8 @@ def _image(data: bytes) -> Image.Image:
         from pillow_heif import HeifImageFile
     except ImportError:
         raise Unreadable(f"a picture in HEIC, which is read after {_WANTS_HEIF}") from None
-    return cast(Image.Image, HeifImageFile(io.BytesIO(data)))
+    heif: Any = HeifImageFile  # of which some versions state types, and some do not
+    return cast(Image.Image, heif(io.BytesIO(data)))
 
 
 def _jxl_size(data: bytes) -> tuple[int, int]:
