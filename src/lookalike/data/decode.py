@@ -133,17 +133,21 @@ def _libtiff_handlers() -> list[Callable[[int | None], int | None]]:
     return handlers
 
 
+_NOWHERE = logging.NullHandler()
+
+
 @contextmanager
 def _silent_pillow() -> Iterator[None]:
     """Neither Python's warnings nor lines that Pillow logs: what matters is raised."""
-    log = logging.getLogger("PIL")
-    before = log.level
-    log.setLevel(logging.CRITICAL + 1)
+    log, before = logging.getLogger("PIL"), logging.getLogger("PIL").propagate
+    log.addHandler(_NOWHERE)  # not its level, at whose change all loggers of the process are visited
+    log.propagate = False
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        log.setLevel(before)
+        log.propagate = before
+        log.removeHandler(_NOWHERE)
 
 
 _quiet, _quiet_tiff = _Quiet(_silent_pillow), _Quiet(_silent_libtiff)
@@ -275,7 +279,8 @@ def _image(data: bytes) -> Image.Image:
         from pillow_heif import HeifImageFile
     except ImportError:
         raise Unreadable(f"a picture in HEIC, which is read after {_WANTS_HEIF}") from None
-    return cast(Image.Image, HeifImageFile(io.BytesIO(data)))
+    heif: Any = HeifImageFile  # of which some versions state types, and some do not
+    return cast(Image.Image, heif(io.BytesIO(data)))
 
 
 def _jxl_size(data: bytes) -> tuple[int, int]:
