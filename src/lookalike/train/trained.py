@@ -114,6 +114,11 @@ def load(
     return Trained(recipe, module_to_device(learner.encoder), step, load_tokenizer(folder, recipe))
 
 
+def initial(recipe: Recipe) -> Encoder:
+    """The encoder of a recipe with its initial weights, which no number of examples changes."""
+    return module_to_device(recipe.build(max(2, recipe.batch)).encoder)
+
+
 class PartFeatures(NamedTuple):
     """The features of one part of the data, with labels (N,), -1 where there is none."""
 
@@ -126,8 +131,12 @@ class PartFeatures(NamedTuple):
         cls, trained: Trained, source: Source, layer: Layer, workers: int | None, progress: Progress, what: str
     ) -> PartFeatures:
         """The readable examples of ``source``; each rank embeds some of them, and the first rank alone gets them."""
-        # A rank keeps no canvases: it would keep everybody's.
-        loader = trained.loader(source, workers, 4 * GIB if dist.world() == 1 else 0)
+        return cls.read(trained, part_loader(trained, source, workers), layer, progress, what)
+
+    @classmethod
+    def read(cls, trained: Trained, loader: Loads, layer: Layer, progress: Progress, what: str) -> PartFeatures:
+        """The same of what a loader reads."""
+        source = loader.source
         every = Examples(trained.recipe, loader).evaluated()
         rows = every[slice(*dist.chunks_of_rank(len(every), _CHUNK))]
         features = trained.features(loader, rows, layer, progress, f"embedding {what}")
@@ -145,30 +154,21 @@ class PartFeatures(NamedTuple):
         return PartFeatures(means(self.features, number, len(names)), labels, names)
 
 
+def part_loader(trained: Trained, source: Source, workers: int | None) -> Loads:
+    """What reads ``source``; of several ranks none keeps canvases, since it would keep everybody's."""
+    return trained.loader(source, workers, 4 * GIB if dist.world() == 1 else 0)
+
+
 def readable(loader: Loads) -> list[int]:
     """The rows that could be read, as far as they were met."""
     return [row for row in range(len(loader)) if row not in loader.bad_rows]
 
 
-@isolated()
-def parts(
-    trained: Trained,
-    data: Data,
-    layer: Layer = "backbone",
-    workers: int | None = None,
-    progress: Progress = silent,
-    clip: float | None = None,
-) -> tuple[PartFeatures, PartFeatures]:
-    """What an evaluation compares with and its queries, both labelled; raises UserError where there are no labels."""
-    reference, query = labelled_parts(trained, data)
-    return (
-        PartFeatures.of(trained, reference, layer, workers, progress, "reference").in_clips(clip),
-        PartFeatures.of(trained, query, layer, workers, progress, "queries").in_clips(clip),
-    )
-
-
 def labelled_parts(trained: Trained, data: Data) -> tuple[Source, Source]:
-    """The same as sources; whitens a network that was never trained."""
+    """What an evaluation compares with and its queries; whitens a network that was never trained.
+
+    Raises UserError where there are no labels.
+    """
     reference, query = (
         labelled(source, data) for source in reference_and_query(data, find=modality_of(trained.recipe).find)
     )
