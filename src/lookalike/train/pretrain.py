@@ -32,6 +32,7 @@ from lookalike.recipes.parts import Backbone, Transform
 from lookalike.recipes.recipe import Length, Recipe
 from lookalike.recipes.serialize import from_plain, override, refuse_unloadable, to_plain, with_model, with_view
 from lookalike.train import checkpoint
+from lookalike.train.learned import doubts, learned, next_command
 from lookalike.train.length import Clock, budget, expected, extend, train_to_end
 from lookalike.train.loop import Finished
 from lookalike.train.run import Run, check_same, move_aside, open_run, read_recipe
@@ -183,6 +184,10 @@ def begin_or_continue(
     done = train_to_end(recipe, run, reads, checkup, screen.step, request.save_every, clock)
     note_all_bad(run, reads)
     screen.say(summary(done, request.folder))
+    if done.step == done.total and dist.world() == 1 and not request.quiet:
+        for sentence in learned(recipe, reads, done.learner.encoder):
+            screen.say(sentence)
+        screen.say(next_command(recipe, source, request.data, request.folder))
     return done
 
 
@@ -282,6 +287,9 @@ def begin(
 ) -> tuple[Recipe, Clock | None]:
     """Fix what a new run is, record it, and say it; its minutes count from ``began``, and a clock keeps to them."""
     source, clock, about_steps, how_long = loader.source, None, "", ""
+    if dist.first() and not (request.quiet or request.init_from or recipe.objective.supervised):
+        for doubt in doubts(recipe, loader):
+            screen.say(doubt)
     if recipe.length.total(1) is None:
         plan = budget(recipe, recipe.length, loader, checkup, screen.say, began).enough()
         recipe = replace(recipe, length=replace(recipe.length, steps=plan.steps))
