@@ -26,6 +26,7 @@ import av
 import torch
 
 from lookalike.core.devices import keep_freed
+from lookalike.core.progress import silent
 from lookalike.data.formats.disk import Local
 from lookalike.data.loader import GIB, Loader
 from lookalike.data.order import order_of
@@ -34,12 +35,12 @@ from lookalike.data.video.decoder import VideoDecoders, VideoFile, frame_index
 from lookalike.metrics.fewshot import interval
 from lookalike.metrics.knn import Knn
 from lookalike.metrics.probe import LinearProbe
-from lookalike.metrics.retrieval import retrieval
+from lookalike.metrics.retrieval import ranking
 from lookalike.recipes import recipe_named
 from lookalike.recipes.recipe import Length, Recipe
 from lookalike.train.loop import backward, batches, new_learner
 from lookalike.train.pretrain import pretrain
-from lookalike.train.trained import load, parts
+from lookalike.train.trained import PartFeatures, labelled_parts, load
 from lookalike.train.watch import Meter
 
 SIDE, PERFORMERS, EACH = 64, 9, 8
@@ -141,12 +142,12 @@ def measured(run: Path, data: str, untrained: bool = False) -> dict[str, float]:
     """By frame and by video: kNN, probe and mean average precision."""
     scores = {}
     trained = load(run, untrained)
-    both = parts(trained, data, workers=0)
+    both = [PartFeatures.of(trained, part, "backbone", 0, silent, "parts") for part in labelled_parts(trained, data)]
     for unit, k, seconds in (("frame", 20, None), ("video", 3, math.inf)):
         reference, query = (part.in_clips(seconds) for part in both)
         table = (reference.features, reference.labels, query.features, query.labels)
         scores[f"{unit} knn"] = Knn(k).accuracy(*table)
-        scores[f"{unit} map"] = retrieval(*table).mean_average_precision
+        scores[f"{unit} map"] = ranking(*table).retrieved().mean_average_precision
         scores[f"{unit} probe"] = LinearProbe().fit(*table[:2]).accuracy(*table[2:])
     return scores
 

@@ -25,7 +25,7 @@ from lookalike.metrics.agreement import spearman
 from lookalike.metrics.fewshot import by_means
 from lookalike.metrics.knn import Knn, products
 from lookalike.metrics.probe import LinearProbe
-from lookalike.metrics.retrieval import retrieval
+from lookalike.metrics.retrieval import ranking
 from lookalike.models.encoder import Whitening, embed, evaluating, means, settle, unit
 from lookalike.models.winograd import convolve, correlate, scheme
 from lookalike.pretext import ops
@@ -168,7 +168,7 @@ CASES: dict[str, Callable[[], Any]] = {
         by_means(rows(K, 2), torch.arange(K) % 3, rows(99), torch.arange(99) % 3, (1, 2), 3)[2]
     ),
     "retrieval": lambda: torch.tensor(
-        retrieval(rows(K, 2), torch.arange(K) % 3, rows(9), torch.arange(9) % 3).mean_average_precision
+        ranking(rows(K, 2), torch.arange(K) % 3, rows(9), torch.arange(9) % 3).retrieved().mean_average_precision
     ),
     "means": lambda: means(rows(B), torch.arange(B) % 2, 2),
     "spearman": lambda: torch.tensor(spearman(rows(1)[0], rows(1, 1)[0])),

@@ -108,7 +108,9 @@ def test_curves_in_words(run: Path) -> None:
     assert describe_knn([(1, 0.2), (2, 0.5)]).startswith("up from 20.0% to 50.0%")
     assert describe_knn([(1, 0.2), (2, 0.205)]).startswith("no improvement, 20.0% at first and 20.5% at the end")
     early = history._replace(curves={"loss": [(1, guess / 9)]}, recipe=replace(history.recipe, batch=2))
-    assert describe_loss(early).endswith("too early to tell: the queue still has random keys, which it starts with")
+    assert describe_loss(early).endswith(
+        "too early to tell: some keys are still the random ones that a run starts with"
+    )
     assert describe_knn([(1, 0.2), (2, 0.5), (3, 0.4)]) == "40.0% at the end, down from 50.0% at step 2"
 
 

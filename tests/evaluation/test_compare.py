@@ -20,6 +20,7 @@ from lookalike.data.source import Data
 from lookalike.evaluation.compare import Comparison, ModelScores, compare, names, starts
 from lookalike.evaluation.evaluation import Resources, Result
 from lookalike.evaluation.settings import EVALUATIONS, Evaluation, Probe
+from lookalike.metrics.accuracy import wilson
 from lookalike.metrics.fewshot import interval
 from lookalike.report.comparison import comparison_page, markdown, picture
 from lookalike.train.trained import Trained
@@ -71,7 +72,7 @@ def test_the_command_writes_a_table_and_continues(
     found = json.loads((tmp_path / "c" / "probe.json").read_text())
     assert [start["name"] for start in found["models"]] == ["random", "labels (supervised)", "ours"]
     assert (found["baseline"], found["supervised"]) == ("labels (supervised)", True)
-    assert found["settings"] == Probe(share=0.4).settings()
+    assert found["settings"] == Probe(share=0.4, baselines="none").settings()
     base = found["models"][1]
     for start in found["models"]:
         mean, half = interval([a - b for a, b in zip(start["values"], base["values"])])
@@ -111,6 +112,14 @@ def test_where_nothing_is_drawn_there_is_one_trial_and_no_verdict(
     assert [row.verdict() for row in found.rows] == ["baseline", "one trial: no verdict"]
     assert "None of the runs was made by lookalike supervised" in found.caption()
     assert "nothing is drawn" in markdown(found)
+    rows = markdown(found).splitlines()[2:5]
+    assert rows[0] == "| chance | 50.0% | – |  |"
+    for row, score in zip(rows[1:], found.rows):  # the interval over the queries
+        low, high = wilson(score.mean.mean, 16)
+        assert f"| {score.mean.mean:.1%} ({low:.1%} to {high:.1%}) |" in row
+    assert found.record()["chance"] == 0.5
+    other = compare(runs[:1], pictures, "retrieve", metric="recall_1", share=1.0, workers=0)
+    assert (other.chance, compare(runs[:1], pictures, "probe", metric="decay", share=1.0).chance) == (0.5, None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from lookalike.metrics.agreement import agreement
 from lookalike.metrics.fewshot import drawn
 from lookalike.metrics.knn import Knn
 from lookalike.metrics.probe import LinearProbe
-from lookalike.metrics.retrieval import retrieval, sorted_hits
+from lookalike.metrics.retrieval import by_luck, ranking, sorted_hits
 from lookalike.models.encoder import raw
 from lookalike.recipes import tiny
 from lookalike.train.trained import load
@@ -111,11 +112,27 @@ def test_retrieval_is_the_loop_that_the_definition_says(rows: int) -> None:
         if ranks:
             firsts.append(ranks[0])
             precisions.append(sum((found + 1) / (rank + 1) for found, rank in enumerate(ranks)) / len(ranks))
-    measured = retrieval(reference, labels, queries, truth, (1, 3, 10))
+    measured = ranking(reference, labels, queries, truth).retrieved((1, 3, 10))
     assert measured.queries == len(firsts) > 0
     assert measured.mean_average_precision == pytest.approx(np.mean(precisions), abs=1e-9)
     for k, recall in measured.recall.items():
         assert recall == pytest.approx(np.mean([first < k for first in firsts]))
+
+
+@pytest.mark.parametrize("sizes", [(1,), (3, 1), (2, 2, 1)])
+def test_luck_is_the_mean_over_all_orders(sizes: tuple[int, ...]) -> None:
+    labels, truth = torch.cat([torch.full((size,), i) for i, size in enumerate(sizes)]), torch.tensor([0, 0, 9])
+    found = []
+    for order in permutations(range(len(labels))):
+        # One query of class 0, from which rows are as far as the order says.
+        places = torch.tensor(order, dtype=torch.float32) * 0.1
+        rows = torch.stack([places.cos(), places.sin()], 1)
+        found.append(ranking(rows, labels, torch.tensor([[1.0, 0.0]]), truth[:1]).retrieved((1, 2)))
+    luck = by_luck(labels, truth, (1, 2))
+    assert luck.queries == 2
+    assert luck.mean_average_precision == pytest.approx(np.mean([one.mean_average_precision for one in found]))
+    assert luck.recall == pytest.approx({k: np.mean([one.recall[k] for one in found]) for k in (1, 2)})
+    assert by_luck(labels, truth[2:]).queries == 0
 
 
 @settings(max_examples=40, deadline=None)

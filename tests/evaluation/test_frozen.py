@@ -18,10 +18,10 @@ from lookalike.data.source import open_source
 from lookalike.evaluation import tuning
 from lookalike.evaluation.settings import Probe
 from lookalike.metrics.agreement import agreement
-from lookalike.metrics.fewshot import by_shares, drawn
+from lookalike.metrics.fewshot import by_draw, drawn
 from lookalike.metrics.knn import largest, products
 from lookalike.metrics.probe import LinearProbe, folds
-from lookalike.metrics.retrieval import retrieval
+from lookalike.metrics.retrieval import ranking
 from lookalike.models.encoder import Encoder
 from lookalike.recipes import tiny
 from lookalike.types import Canvases
@@ -118,7 +118,8 @@ def test_other_numbers_for_the_classes_change_nothing_else(seed: int, names: lis
     assert torch.equal(other[plain.predict(asked)], renamed.predict(asked))
     assert torch.equal(folds(labels, 0), folds(other[labels], 0))
     assert torch.equal(drawn(labels, 0.3, 0), drawn(other[labels], 0.3, 0))
-    assert retrieval(rows, labels, asked, truth) == retrieval(rows, other[labels], asked, other[truth])
+    renamed_ranks = ranking(rows, other[labels], asked, other[truth])
+    assert ranking(rows, labels, asked, truth).retrieved() == renamed_ranks.retrieved()
     few, many = (agreement(rows, some, 2, 1) for some in (labels, other[labels]))
     assert few.nmi.mean == pytest.approx(many.nmi.mean)
     assert few.ari.mean == pytest.approx(many.ari.mean)
@@ -132,9 +133,9 @@ def test_a_class_that_only_queries_have_counts_as_wrong_and_moves_no_other_answe
     assert probe.accuracy(asked, stranger) == pytest.approx(
         float(((probe.predict(asked) == truth) & (truth != 3)).double().mean())
     )
-    known, all_known = (retrieval(rows, labels, asked, some) for some in (stranger, truth))
+    known, all_known = (ranking(rows, labels, asked, some).retrieved() for some in (stranger, truth))
     assert (known.queries, all_known.queries) == (60, 80)
-    without = retrieval(rows, labels, asked[truth != 3], truth[truth != 3])
+    without = ranking(rows, labels, asked[truth != 3], truth[truth != 3]).retrieved()
     assert known.recall == without.recall
     assert known.mean_average_precision == pytest.approx(without.mean_average_precision)
 
@@ -161,12 +162,12 @@ def test_every_class_is_spread_evenly_over_the_parts(sizes: list[int], seed: int
 
 def test_more_labels_are_worth_more_and_draws_differ() -> None:
     rows, labels = blobs(200, spread=0.8)
-    asked, truth = blobs(200, spread=0.8, seed=1)
-    probe = LinearProbe((0.1,))
-    found = by_shares(rows, labels, asked, truth, (0.02, 0.5), draws=4, probe=probe)
-    assert found[0.5].mean > found[0.02].mean
-    assert found[0.02].half > 0
-    assert by_shares(rows, labels, asked, truth, (0.02, 0.5), draws=4, probe=probe) == found
+    table = (rows, labels, *blobs(200, spread=0.8, seed=1))
+    found = {share: [by_draw(*table, share, draw) for draw in range(4)] for share in (0.02, 0.5)}
+    assert sum(found[0.5]) > sum(found[0.02])
+    assert len(set(found[0.02])) > 1
+    assert by_draw(*table, 0.02, 3) == found[0.02][3]
+    assert by_draw(*table, 1, 0) != by_draw(*table, 1.0, 0)  # one label a class, and all of them
 
 
 # Clusters

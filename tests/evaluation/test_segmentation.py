@@ -98,6 +98,7 @@ def test_mean_intersection_over_union_is_its_definition(seed: int, classes: int,
     assert found.iou == pytest.approx(expected, abs=1e-12)
     assert found.miou == pytest.approx(np.mean(list(expected.values())), abs=1e-12)
     assert found.accuracy == pytest.approx((truth == guess).mean(), abs=1e-12)
+    assert found.common == pytest.approx(np.unique(truth, return_counts=True)[1].max() / len(truth))
 
 
 def test_pixels_that_are_void_teach_nothing() -> None:
@@ -330,6 +331,9 @@ def test_the_command_draws_what_it_says(say: Callable[..., Said], tmp_path: Path
     assert "1 photos have no mask and are left out, first train/images/alone.png" in out
     found = json.loads((tmp_path / "s.json").read_text())
     assert f"mean intersection over union {found['miou']:.2%} of 2 classes" in out
+    assert f"(chance {found['chance']:.2%} and {found['chance_pixel_accuracy']:.2%}; step " in out
+    assert found["chance"] == found["chance_pixel_accuracy"] / 2
+    assert "in repeated trials: lookalike compare " in out
     assert found["miou"] == pytest.approx((found["iou_0"] + found["iou_1"]) / 2)
     assert (found["queries"], found["reference"], found["unmasked"]) == (2, 4, 1)
     page = Checked((tmp_path / "p" / "s.html").read_text())

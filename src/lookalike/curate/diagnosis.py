@@ -190,7 +190,7 @@ def describe_loss(history: History) -> str:
     last = fmean(values[-tenth:])
     words = f"{last:.3f} at the end, {chance:.3f} at chance level"
     if not history.filled():
-        return f"{last:.3f} at the end, too early to tell: the queue still has random keys, which it starts with"
+        return f"{last:.3f} at the end, too early to tell: some keys are still the random ones that a run starts with"
     if len(values) < len(points):
         words += f"; {len(points) - len(values)} logged values are not finite"
     return f"{words}; {'nothing learned so far' if last >= (1 - _FLAT) * chance else trend(values, tenth)}"

@@ -24,8 +24,9 @@ from lookalike.data.formats.files import listed
 from lookalike.data.source import DIGITS
 from lookalike.evaluation.evaluation import Evaluation, Resources, Result, plain
 from lookalike.evaluation.frozen import neighbours
-from lookalike.evaluation.settings import configured
+from lookalike.evaluation.settings import Judged, configured
 from lookalike.learn.labelled import CrossEntropy
+from lookalike.metrics.accuracy import Bounds
 from lookalike.metrics.fewshot import Interval, interval
 from lookalike.recipes.serialize import to_plain
 from lookalike.train.fit import weights_digest
@@ -43,6 +44,7 @@ class ModelScores(NamedTuple):
     mean: Interval
     against: Interval | None  # the mean of the differences from the baseline, trial by trial; None for the baseline
     others: Mapping[str, Interval]  # of the other numbers
+    bounds: Bounds | None = None  # of a single trial, over its queries
 
     def verdict(self) -> str:
         """Win, tie or loss: a tie is a difference whose interval holds 0."""
@@ -62,6 +64,7 @@ class ModelScores(NamedTuple):
             "values": tuple(self.values),
             "mean": self.mean.mean,
             "interval": self.mean.half,
+            "bounds": self.bounds,
             "difference": mean,
             "difference_interval": half,
             "verdict": self.verdict(),
@@ -82,6 +85,7 @@ class Comparison(NamedTuple):
     trials: int
     draws: str | None  # what a trial draws; None where nothing is drawn
     settings: Mapping[str, Any]
+    chance: float | None = None  # what guessing gives
 
     def __repr__(self) -> str:
         rows = [f"{row.name}: {row.mean.mean:.2%} ± {row.mean.half:.2%}, {row.verdict()}" for row in self.rows]
@@ -169,6 +173,8 @@ def compare(
     are kept in ``out``, and the same call goes on. Raises UserError.
     """
     spec = configured(task, settings, trials=True) if isinstance(task, str) else replace(task, **settings)
+    if isinstance(spec, Judged):
+        spec = replace(spec, baselines="none")  # the untrained network has a row of its own
     if not models:
         raise UserError("name at least one run: lookalike compare RUN... --on DATA --task knn")
     if trials < 1:
@@ -178,11 +184,11 @@ def compare(
     say_defaults(spec, say)
     every = starts([str(model) for model in models], weights)
     plan = TrialPlan(spec, str(data), trials if spec.repeats else 1, metric or spec.metric, Path(out) if out else None)
-    mark, numbers, total = fingerprint_of_data(plan.data), dict[Start, list[Numbers]](), len(every) * plan.trials
+    mark, done, total = fingerprint_of_data(plan.data), dict[Start, list[Trial]](), len(every) * plan.trials
     for start in every:
-        numbers[start] = plan.measured(start, mark, Resources(progress, say, workers), len(numbers), len(every))
+        done[start] = plan.measured(start, mark, Resources(progress, say, workers), len(done), len(every))
     progress("trials", total, total)
-    return judged(plan, numbers)
+    return judged(plan, done)
 
 
 def say_defaults(spec: Evaluation, say: Callable[[str], None]) -> None:
@@ -208,10 +214,10 @@ class Trial(NamedTuple):
 
     def words(self) -> str:
         """What the number means, after it."""
-        used = self.facts.get("k_used", self.k or 0)
+        voted = neighbours(self.k, self.facts["k_used"]) if "k_used" in self.facts else ""
         return (
             (f", chance {self.facts['chance']:.2%}" if "chance" in self.facts else "")
-            + (f", {neighbours(self.k, used)}" if self.k and used != self.k else "")
+            + (f", {voted}" if "in place of" in voted else "")
             + (" (kept from before)" if self.kept else "")
         )
 
@@ -225,19 +231,19 @@ class TrialPlan(NamedTuple):
     metric: str
     out: Path | None
 
-    def measured(self, start: Start, data: str, resources: Resources, number: int, count: int) -> list[Numbers]:
-        """The numbers of every trial of a model, the ``number``-th of ``count``, kept from before or measured now."""
+    def measured(self, start: Start, data: str, resources: Resources, number: int, count: int) -> list[Trial]:
+        """Every trial of a model, the ``number``-th of ``count``, kept from before or measured now."""
         model = load(start.run, start.untrained, start.weights)
         marks = {"start": fingerprint(model), "data": data, "task": self.spec.NAME}
-        shared, trials = dict[Any, Any](), list[Numbers]()
+        shared, trials = dict[Any, Any](), list[Trial]()
         for trial in range(self.trials):
             resources.progress("trials", number * self.trials + trial, count * self.trials)
             where = f"{start.name}, trial {trial + 1} of {self.trials}"
-            mine = replace(resources, progress=named(resources.progress, where), say=lambda _: None, cache=shared)
+            mine = replace(resources.beside(where), cache=shared)
             spec = replace(self.spec, seed=self.spec.seed + trial) if self.spec.repeats else self.spec  # type: ignore[attr-defined, call-arg]
             done = self.trial(spec, model, {**marks, "settings": spec.settings()}, start.name, mine)
             resources.say(f"{where}: {self.metric} {done.numbers[self.metric]:.2%}{done.words()}")
-            trials.append(done.numbers)
+            trials.append(done)
         return trials
 
     def trial(
@@ -256,26 +262,25 @@ class TrialPlan(NamedTuple):
         return done
 
 
-def named(progress: Progress, where: str) -> Progress:
-    """Progress that says whose it is."""
-    return lambda what, done, total: progress(f"{where}: {what}", done, total)
-
-
-def judged(plan: TrialPlan, measured: Mapping[Start, Sequence[Numbers]]) -> Comparison:
+def judged(plan: TrialPlan, measured: Mapping[Start, Sequence[Trial]]) -> Comparison:
     """The table: each model's mean, and its paired difference from the baseline in words."""
     labelled = [start for start in measured if start.supervised]
     baseline = labelled[0] if labelled else next(iter(measured))
-    base = [trial[plan.metric] for trial in measured[baseline]]
+    base = [trial.numbers[plan.metric] for trial in measured[baseline]]
     rows = []
-    for start, trials in measured.items():
+    for start, done in measured.items():
+        trials = [trial.numbers for trial in done]
         values = [trial[plan.metric] for trial in trials]
         against = None if start == baseline else interval([a - b for a, b in zip(values, base)])
         common = [name for name in trials[0] if name != plan.metric and all(name in trial for trial in trials)]
         others = {name: interval([trial[name] for trial in trials]) for name in common}
-        rows.append(ModelScores(start.title(), values, interval(values), against, others))
+        ends: list[Any] = [done[0].facts.get(f"{plan.metric}_{end}") for end in ("low", "high")]
+        bounds = Bounds(*ends) if len(done) == 1 and None not in ends else None
+        rows.append(ModelScores(start.title(), values, interval(values), against, others, bounds))
     draws = plan.spec.DRAWS if plan.spec.repeats else None
     about = (baseline.title(), bool(labelled), plan.trials, draws, plan.spec.settings())
-    return Comparison(plan.spec.NAME, plan.data, plan.metric, rows, *about)
+    guess = measured[baseline][0].facts.get("chance" if plan.metric == plan.spec.metric else f"chance_{plan.metric}")
+    return Comparison(plan.spec.NAME, plan.data, plan.metric, rows, *about, guess)
 
 
 def kept(file: Path, marks: Mapping[str, Any], metric: str) -> Trial | None:

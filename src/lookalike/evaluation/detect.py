@@ -63,8 +63,9 @@ def detect(spec: Boxes, model: Trained, data: Data, resources: Resources) -> Res
     if isinstance(spec, Keypoints) and in_mirror(annotated.joints) is None:
         resources.say("no picture is mirrored in training, since the names of the points do not say left and right")
     done = fit(spec, model, *split_annotated(annotated, resources.say), resources)
-    facts = {"step": model.step, "pictures": len(done.pictures.scenes), "learned": done.learned}
-    line = f"{words(done.metrics)} on {facts['pictures']} pictures, trained on {done.learned} (step {model.step})"
+    facts = {"step": model.step, "pictures": len(done.pictures.scenes), "learned": done.learned, "chance": 0}
+    on = f"on {facts['pictures']} pictures, trained on {done.learned}"
+    line = f"{words(done.metrics)} {on} (chance 0; step {model.step})"
     return spec.result(done.metrics, facts, line, detail=done)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -45,7 +46,12 @@ def evaluate(
     resources = Resources(progress, say, workers, Path(out) if out else None)
     with processes(spec):
         trained = model if isinstance(model, Trained) else load(model, untrained, weights, precision)
-        return spec.run(trained, data, resources)
+        result = spec.run(trained, data, resources)
+    if spec.runner.startswith(("frozen:", "pairs:")) or not isinstance(model, str | Path):
+        return result
+    # A baseline would take as long as the whole evaluation.
+    words = shlex.join(["lookalike", "compare", str(model), "--on", str(data), "--task", spec.NAME])
+    return result._replace(lines=[*result.lines, f"beside the untrained network, in repeated trials: {words}"])
 
 
 @contextmanager

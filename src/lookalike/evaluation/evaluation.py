@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +18,7 @@ from lookalike.core.progress import Progress, counted, silent
 
 if TYPE_CHECKING:
     from lookalike.data.source import Data
+    from lookalike.metrics.accuracy import Evidence
     from lookalike.train.trained import Trained
 
 
@@ -37,6 +38,11 @@ class Resources:
             self.cache[key] = make()
         return self.cache[key]
 
+    def beside(self, name: str) -> Resources:
+        """For something measured beside what was asked for, which progress names, and which says nothing."""
+        progress: Progress = lambda what, done, total: self.progress(f"{name}: {what}", done, total)  # noqa: E731
+        return replace(self, progress=progress, say=lambda _: None)
+
     def counter(self, what: str, total: int) -> Callable[[int], None]:
         """Progress for work that reports how many more are done."""
         return counted(self.progress, what, total)
@@ -51,6 +57,7 @@ class Result(NamedTuple):
     facts: Mapping[str, Any]  # how much was measured: counts, the step of the model
     lines: list[str]  # the same in words
     detail: Any = None  # what a page is drawn from
+    scores: Mapping[str, Evidence] = MappingProxyType({})  # what numbers are means of, in the order of the lines
 
     @property
     def value(self) -> float:
@@ -118,6 +125,13 @@ class Evaluation:
         result: Result = measure(self, model, data, resources or Resources())
         return result
 
-    def result(self, numbers: Mapping[str, float], facts: Mapping[str, Any], *lines: str, detail: Any = None) -> Result:
+    def result(
+        self,
+        numbers: Mapping[str, float],
+        facts: Mapping[str, Any],
+        *lines: str,
+        detail: Any = None,
+        scores: Mapping[str, Evidence] = MappingProxyType({}),
+    ) -> Result:
         """What was measured with these settings."""
-        return Result(self.settings(), numbers, self.metric, facts, list(lines), detail)
+        return Result(self.settings(), numbers, self.metric, facts, list(lines), detail, scores)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,8 +18,11 @@ from lookalike.data.source import EVERYTHING, Data, open_source, reference_and_q
 from lookalike.data.text.source import find_text
 from lookalike.evaluation import settings
 from lookalike.evaluation.evaluation import Resources, Result
-from lookalike.metrics.agreement import spearman
-from lookalike.metrics.retrieval import retrieval
+from lookalike.evaluation.frozen import UNTRAINED, WORDS, halves, judged, untrained
+from lookalike.metrics.accuracy import Evidence
+from lookalike.metrics.agreement import influences, spearman
+from lookalike.metrics.fewshot import Interval
+from lookalike.metrics.retrieval import by_luck, ranking, words_of
 from lookalike.models.encoder import Layer, embed
 from lookalike.pretext.text import plain
 from lookalike.recipes.modality import CAPTIONED, TEXT, modality_of
@@ -36,19 +40,38 @@ class Scored(NamedTuple):
     why: str = ""  # this split was taken, where nobody named one
 
 
+Spec = TypeVar("Spec", bound=settings.Judged)
+Measure = Callable[[Spec, Trained, Data, Resources], Result]
+
+
+def beside_untrained(measure: Measure[Spec]) -> Measure[Spec]:
+    """Of a model, and of its network with initial weights to judge it by."""
+
+    def run(spec: Spec, model: Trained, data: Data, resources: Resources) -> Result:
+        result, start = measure(spec, model, data, resources), None if spec.baselines == "none" else untrained(model)
+        beside = resources.beside(WORDS[UNTRAINED])
+        return judged(result, {} if start is None else {UNTRAINED: measure(spec, start, data, beside)})
+
+    return run
+
+
+@beside_untrained
 def sts(spec: settings.Sts, model: Trained, data: Data, resources: Resources) -> Result:
     """Spearman's rank correlation of cosines with scores."""
     pairs = scored(model, data, spec.split)
     if pairs.why:
         resources.say(pairs.why)
     first, second = (sentences_embedded(model, pairs.source, number, spec.layer) for number in (0, 1))
-    correlation = spearman((first * second).sum(1), pairs.scores)
+    cosines = (first * second).sum(1)
+    each = Evidence(influences(cosines, pairs.scores), "pairs", 0.0, form=".4f")
+    correlation = Interval(spearman(cosines, pairs.scores), each.half())
     line = (
         f"STS: Spearman {correlation:.4f} between cosines and the scores of {len(pairs.scores)} pairs, {pairs.split} "
-        f"({spec.layer}, step {model.step})"
+        f"(chance 0; {spec.layer}, step {model.step})"
     )
-    facts = {"step": model.step, "pairs": len(pairs.scores), "split": pairs.split}
-    return spec.result({"spearman": correlation}, facts, line)
+    facts: dict[str, Any] = {"step": model.step, "pairs": len(pairs.scores), "split": pairs.split, "chance": 0.0}
+    facts |= halves({"interval": correlation})
+    return spec.result({"spearman": correlation.mean}, facts, line, scores={"spearman": each})
 
 
 def scored(model: Trained, data: Data, split: str | None) -> Scored:
@@ -83,23 +106,25 @@ def sentences_embedded(model: Trained, pairs: Source, number: int, layer: Layer)
     return embed(model.encoder, (view_to_device(plain(batch.material, number)) for batch in batches), layer)
 
 
+@beside_untrained
 def captions(spec: settings.CaptionRetrieval, model: Trained, data: Data, resources: Resources) -> Result:
     """Recall of captions by pictures, and of pictures by captions, by cosines of the head's outputs."""
     pictures, texts = captioned(model, data, resources)
     total, each = texts.shape[:2]
     number, flat = torch.arange(total), F.normalize(texts.flatten(0, 1), dim=1)
     owner = number.repeat_interleave(each)
-    by_picture = retrieval(flat, owner, pictures, number, spec.at)
-    by_caption = retrieval(pictures, number, flat, owner, spec.at)
-    numbers = {f"picture_recall_{k}": share for k, share in by_picture.recall.items()}
-    numbers |= {f"caption_recall_{k}": share for k, share in by_caption.recall.items()}
-    numbers["recall"] = numbers[f"caption_recall_{spec.at[0]}"]
-    return spec.result(
-        numbers,
-        {"step": model.step, "pictures": total, "captions_each": each},
-        f"a picture finds one of its captions: {by_picture.words()} of {total * each} (step {model.step})",
-        f"a caption finds its picture: {by_caption.words()} of {total} (step {model.step})",
-    )
+    firsts = ranking(flat, owner, pictures, number).first, ranking(pictures, number, flat, owner).first
+    lucks = by_luck(owner, number, spec.at), by_luck(number, owner, spec.at)
+    titles = f"a picture finds one of its {total * each} captions", f"a caption finds its picture among {total}"
+    lines, numbers, scores = [], dict[str, float](), dict[str, Evidence]()
+    for name, title, first, luck in zip(("picture_recall", "caption_recall"), titles, firsts, lucks):
+        recall = {k: float((first < k).double().mean()) for k in spec.at}
+        numbers |= {f"{name}_{k}": share for k, share in recall.items()}
+        lines.append(f"{title}: {words_of(recall)} (chance: {words_of(luck.recall)}; step {model.step})")
+        scores[name] = Evidence((first < spec.at[0]).double(), f"{name.partition('_')[0]}s", luck.recall[spec.at[0]])
+    numbers["recall"], scores["recall"] = numbers[f"caption_recall_{spec.at[0]}"], scores.pop("caption_recall")
+    facts = {"step": model.step, "pictures": total, "captions_each": each, "chance": lucks[1].recall[spec.at[0]]}
+    return spec.result(numbers, facts, *lines, scores=scores)
 
 
 def captioned(model: Trained, data: Data, resources: Resources) -> tuple[Tensor, Tensor]:

@@ -74,6 +74,7 @@ class Scores(NamedTuple):
     miou: float
     accuracy: float
     iou: dict[int, float]
+    common: float = 0.0  # the share of the most common class, which always answering it would get right
 
 
 class Segmented(NamedTuple):
@@ -95,13 +96,15 @@ def segment(spec: Segment, model: Trained, data: Data, resources: Resources) -> 
         resources.say(note)
     if done.unmasked:
         resources.say(f"{len(done.unmasked)} photos have no mask and are left out, first {done.unmasked[0]}")
-    miou, accuracy, iou = done.scores
+    miou, accuracy, iou, common = done.scores
     line = (
         f"mean intersection over union {miou:.2%} of {len(iou)} classes, pixel accuracy {accuracy:.2%}, on "
-        f"{done.queries} pictures after {spec.steps} steps on {done.reference} (step {model.step})"
+        f"{done.queries} pictures after {spec.steps} steps on {done.reference} "
+        f"(chance {common / len(iou):.2%} and {common:.2%}; step {model.step})"
     )
     numbers = {"miou": miou, "pixel_accuracy": accuracy, **{f"iou_{number}": value for number, value in iou.items()}}
-    facts = {"step": model.step, "queries": done.queries, "reference": done.reference, "unmasked": len(done.unmasked)}
+    facts: dict[str, Any] = {"step": model.step, "queries": done.queries, "reference": done.reference}
+    facts |= {"unmasked": len(done.unmasked), "chance": common / len(iou), "chance_pixel_accuracy": common}
     return spec.result(numbers, facts, line, detail=done)
 
 
@@ -285,4 +288,5 @@ class Confusion:
             union = int(self.counts[number].sum()) + (int(given[at]) if at >= 0 else 0) - hit
             iou[number] = hit / union
             right += hit
-        return Scores(sum(iou.values()) / len(iou), right / int(self.counts.sum()), iou)
+        total = int(self.counts.sum())
+        return Scores(sum(iou.values()) / len(iou), right / total, iou, int(self.counts.sum(1).max()) / total)

@@ -6,17 +6,34 @@ The words of ``--help`` are the docstrings, and the docstring or the comment of 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from lookalike.core.errors import POSITIVE, SHARE, Limit, UserError, meant
 from lookalike.evaluation.evaluation import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frozen(Evaluation):
+class Judged(Evaluation):
+    """Beside baselines that are measured alike."""
+
+    PIXELS: ClassVar[int] = 0  # raw pixels are measured, too, up to so many pairs of a reference and a query
+
+    baselines: Literal["all", "none"] = "all"
+    """all: measure the untrained network beside the model and, of little data, raw pixels. none: the model alone, in
+    half the time."""
+
+    def of_pixels(self) -> Self:
+        """What is cheap of raw pixels."""
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen(Judged):
     """Of features that stay as they are."""
+
+    PIXELS = 1_000_000_000
 
     layer: Literal["backbone", "head"] = "backbone"
     """Which features: the backbone's, or the output of the head that was trained on top of it."""
@@ -52,7 +69,8 @@ class NearestNeighbours(Sampled):
     NAME, RUNNER = "knn", "frozen:knn"
     DRAWS = "which labelled examples vote"
 
-    k: Annotated[int, Limit(1)] = 200  # Number of neighbours that vote; all of train where it has fewer.
+    k: Annotated[int | None, Limit(1)] = None
+    """Number of neighbours that vote. By default 200, but no more than train has of an average class."""
     temperature: Annotated[float, Limit(1e-6)] = 0.1  # A vote weighs exp(cosine / temperature).
 
 
@@ -64,7 +82,7 @@ class Probe(Sampled):
     held-out part of train. paper: the protocol of the MoCo papers, SGD on random crops and mirror images.
     """
 
-    NAME, RUNNER = "probe", "frozen:probe"
+    NAME, RUNNER, PIXELS = "probe", "frozen:probe", 10_000_000
     DRAWS = "which labelled examples are fitted"
 
     protocol: Literal["strong", "paper"] = "strong"  # How the classifier is trained.
@@ -100,6 +118,10 @@ class Fewshot(Frozen):
     draws: Annotated[int, Limit(1)] = 20  # How many times the labelled examples are drawn.
     seed: Annotated[int, Limit(0)] = 0  # Decides which examples are drawn.
 
+    def of_pixels(self) -> Self:
+        """Class means: a fit for each draw takes long."""
+        return replace(self, shares=()) if self.labels else self
+
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieve(Sampled):
@@ -109,6 +131,7 @@ class Retrieve(Sampled):
     """
 
     NAME, METRIC, RUNNER = "retrieve", "mean_average_precision", "frozen:retrieve"
+    PIXELS = 50_000_000
     DRAWS = "which labelled examples are searched"
 
     at: Annotated[tuple[int, ...], Limit(1)] = (1, 5, 10)
@@ -123,6 +146,7 @@ class Clusters(Frozen):
     """
 
     NAME, METRIC, RUNNER = "clusters", "nmi", "frozen:clusters"
+    PIXELS = 50_000_000
     DRAWS = "the first centres of the clusters"
     TRIALS = MappingProxyType({"draws": 1})
 
@@ -267,7 +291,7 @@ class Segment(Transfer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sts(Evaluation):
+class Sts(Judged):
     """Semantic textual similarity: Spearman correlation between cosines of sentence pairs and human scores.
 
     DATA is a .csv, .tsv or .parquet file, or a folder of them, with columns sentence1, sentence2 and score (or
@@ -282,7 +306,7 @@ class Sts(Evaluation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionRetrieval(Evaluation):
+class CaptionRetrieval(Judged):
     """How often a picture finds one of its captions, and a caption finds its picture: recall at 1, 5 and 10.
 
     For models of recipe moco_captions. DATA is a folder of pictures with captions; its test split is used, else val,

@@ -29,7 +29,7 @@ from lookalike.evaluation.evaluation import Resources, Result
 from lookalike.evaluation.frozen import by_chance, halves, label_facts, meaning, named, say_missing
 from lookalike.learn.learner import Learner
 from lookalike.learn.optim import SGD, AdamW, Cosine, Steps
-from lookalike.metrics.accuracy import chance
+from lookalike.metrics.accuracy import Evidence, chance
 from lookalike.metrics.fewshot import Interval, LabelCount, drawn, interval
 from lookalike.metrics.probe import LinearClassifier, LinearProbe, folds
 from lookalike.models.encoder import Encoder, embed, evaluating, raw, width
@@ -64,14 +64,15 @@ def paper_probe(spec: settings.Probe, model: Trained, data: Data, resources: Res
     classifier = fit_linear(spec, model.encoder, training, model.recipe.crops(), partial(resources.progress, "probing"))
     features = raw(model.encoder, model.views(test, torch.arange(len(query)))).cpu()
     good = torch.tensor(readable(test))
-    accuracy = classifier.accuracy(features[good], query.labels[good])
-    facts, words = meaning(accuracy, query.labels[good])
+    truth = query.labels[good]
+    right = Evidence((classifier.predict(features[good]) == truth).double(), "pictures", chance(truth))
+    facts, words = meaning(right)
     line = (
-        f"linear probe accuracy {accuracy:.2%} on {len(good)} pictures after {spec.epochs} epochs of {len(reference)} "
-        f"({words}; paper's protocol, lr {spec.lr:g}, step {model.step})"
+        f"linear probe accuracy {right.mean:.2%} on {len(good)} pictures after {spec.epochs} epochs of "
+        f"{len(reference)} ({words}; paper's protocol, lr {spec.lr:g}, step {model.step})"
     )
     facts |= {"step": model.step, "queries": len(good), "reference": len(reference)}
-    return spec.result({"accuracy": accuracy}, facts, line)
+    return spec.result({"accuracy": right.mean}, facts, line)
 
 
 def loader_of(source: Source, model: Trained, workers: int | None) -> Loader:

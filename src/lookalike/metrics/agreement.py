@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torch import Tensor
 
 from lookalike.core.devices import full_precision
+from lookalike.core.seeding import uniforms
 from lookalike.metrics.fewshot import Count, Interval, interval
 
 
@@ -22,6 +24,8 @@ class Agreement(NamedTuple):
     nmi: Interval  # normalised mutual information, by the arithmetic mean of the entropies
     ari: Interval  # adjusted Rand index
     classes: int
+    each: tuple[float, ...]  # NMI of each draw
+    chance: float  # NMI of the same clusters with the labels in another order
 
 
 def agreement(
@@ -32,15 +36,18 @@ def agreement(
     k-means with k-means++ starts, the best of ``starts`` by its own loss, over ``draws`` seeds.
     """
     classes, names = len(torch.unique(labels)), labels.numpy()
-    scores = []
+    shuffled = names[uniforms(seed, 0, torch.arange(len(labels)), 3, 1)[:, 0].argsort().numpy()]
+    scores, chances = [], []
     for draw in range(draws):
         model = KMeans(classes, n_init=starts, random_state=seed + draw)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than classes: some are empty
             parts = model.fit_predict(features.numpy())
-        scores.append((normalized_mutual_info_score(names, parts), adjusted_rand_score(names, parts)))
+        scores.append((float(normalized_mutual_info_score(names, parts)), adjusted_rand_score(names, parts)))
+        chances.append(float(normalized_mutual_info_score(shuffled, parts)))
         progress(1)
-    return Agreement(interval([nmi for nmi, _ in scores]), interval([ari for _, ari in scores]), classes)
+    each = [nmi for nmi, _ in scores]
+    return Agreement(interval(each), interval([ari for _, ari in scores]), classes, tuple(each), fmean(chances))
 
 
 @full_precision()
@@ -48,6 +55,13 @@ def spearman(first: Tensor, second: Tensor) -> float:
     """Spearman's rank correlation of (N,) and (N,); equal values share the mean of their ranks. NaN without order."""
     ranks = torch.stack([ranked(first), ranked(second)])
     return float(torch.corrcoef(ranks)[0, 1]) if len(first) > 1 else math.nan
+
+
+def influences(first: Tensor, second: Tensor) -> Tensor:
+    """(N,) what each pair says of Spearman's correlation, of which their mean is: as if ranks were given numbers."""
+    one, two = ((ranks - ranks.mean()) / ranks.std(correction=0) for ranks in map(ranked, (first, second)))
+    correlation = (one * two).mean()
+    return correlation + one * two - correlation * (one.square() + two.square()) / 2
 
 
 def ranked(values: Tensor) -> Tensor:

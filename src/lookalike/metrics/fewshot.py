@@ -51,28 +51,17 @@ def _by_mean(reference: Tensor, labels: Tensor, queries: Tensor, truth: Tensor, 
     return float((classes[(queries @ means.T).argmax(1)] == truth).double().mean())
 
 
-def by_shares(
-    reference: Tensor,
-    labels: Tensor,
-    queries: Tensor,
-    truth: Tensor,
-    shares: Sequence[float],
-    draws: int,
-    seed: int = 0,
-    probe: LinearProbe = LinearProbe(),  # noqa: B008  (frozen)
-    progress: Count = lambda _: None,
-) -> dict[float, Interval]:
-    """Accuracy of a linear probe for each share of the labels of each class, at least one, over so many draws of them.
+def by_draw(
+    reference: Tensor, labels: Tensor, queries: Tensor, truth: Tensor, amount: float, draw: int, seed: int = 0
+) -> float:
+    """Accuracy with the labels of one draw: a whole number of each class as ``by_means`` has it, or a share of them.
 
-    From rows (N, F) with labels (N,) to queries (Q, F); the probe chooses its decay in each draw.
+    To a share, at least one of each class, a linear probe is fitted, which chooses its decay in each draw.
     """
-
-    def accuracy(share: float, draw: int) -> float:
-        rows = drawn(labels, share, seed + draw)
-        progress(1)
-        return probe.fit(reference[rows], labels[rows]).accuracy(queries, truth)
-
-    return {share: interval([accuracy(share, draw) for draw in range(draws)]) for share in shares}
+    if isinstance(amount, int):
+        return _by_mean(reference, labels, queries, truth, amount, draw, seed)
+    rows = drawn(labels, amount, seed + draw)
+    return LinearProbe().fit(reference[rows], labels[rows]).accuracy(queries, truth)
 
 
 def drawn(labels: Tensor, share: float, seed: int) -> Tensor:
@@ -91,8 +80,10 @@ class LabelCount(NamedTuple):
     fewer: int = 0  # classes with fewer examples than are wanted of each
 
     @classmethod
-    def of_each(cls, labels: Tensor, n: int) -> LabelCount:
-        """``n`` of each class, or all that it has."""
+    def of_each(cls, labels: Tensor, n: float) -> LabelCount:
+        """``n`` of each class, or all that it has; of a share that is no whole number as ``of_share``."""
+        if not isinstance(n, int):
+            return cls.of_share(labels, n)
         sizes = torch.unique(labels, return_counts=True)[1]
         return cls(int(sizes.clamp(max=n).sum()), len(labels), len(sizes), int((sizes < n).sum()))
 

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from lookalike.core.devices import full_precision
 
+PUBLISHED = 200
+"""Neighbours that vote in InstDisc and since."""
+
 _SCORES = 1 << 25  # cosines held at a time: 128 MiB
 _GROUP = 8  # columns of which the largest is compared first
 
@@ -21,8 +24,16 @@ class Knn:
     A vote weighs exp(cosine / temperature).
     """
 
-    k: int = 200
+    k: int = PUBLISHED
     temperature: float = 0.1
+
+    @classmethod
+    def suited(cls, labels: Tensor, temperature: float) -> Knn:
+        """For a reference with ``labels`` (N,): as published, but of little data as many as an average class has.
+
+        Where more vote, most of them must be of other classes, and where nearly all do, every query gets one answer.
+        """
+        return cls(max(1, min(PUBLISHED, len(labels) // max(1, len(torch.unique(labels))))), temperature)
 
     def neighbours(self, rows: int) -> int:
         """How many of so many reference rows vote."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lookalike.metrics.knn import products
 
+AT = (1, 5, 10)
 _BLOCK = 8  # queries whose keys are sorted together: they stay in the cache
 
 
@@ -21,19 +22,51 @@ class Retrieved(NamedTuple):
     queries: int
 
     def words(self) -> str:
-        """``recall@1 82.17%, recall@5 96.93%``."""
-        return ", ".join(f"recall@{k} {share:.2%}" for k, share in self.recall.items())
+        """Recall, as ``words_of`` has it."""
+        return words_of(self.recall)
 
 
-def retrieval(
+def words_of(recall: Mapping[int, float]) -> str:
+    """``recall@1 82.17%, recall@5 96.93%``."""
+    return ", ".join(f"recall@{k} {share:.2%}" for k, share in recall.items())
+
+
+class Ranking(NamedTuple):
+    """What each of Q queries finds, whose class the reference has."""
+
+    first: Tensor  # (Q,) the place of the first of its class, from 0 on
+    precision: Tensor  # (Q,) average precision
+
+    def retrieved(self, at: Sequence[int] = AT) -> Retrieved:
+        """The means; 0 of none."""
+        if len(self.first) == 0:
+            return Retrieved(dict.fromkeys(at, 0.0), 0.0, 0)
+        recall = {k: float((self.first < k).double().mean()) for k in at}
+        return Retrieved(recall, float(self.precision.mean()), len(self.first))
+
+
+def by_luck(labels: Tensor, truth: Tensor, at: Sequence[int] = AT) -> Retrieved:
+    """What is to be expected of ``labels`` (N,) in a random order, for the queries with ``truth`` (Q,)."""
+    truth = truth[torch.isin(truth, labels)]
+    total, (classes, which) = len(labels), torch.unique(truth, return_inverse=True)
+    alike = (labels == classes[:, None]).sum(1).double()[which]
+    if len(truth) == 0:
+        return Retrieved(dict.fromkeys(at, 0.0), 0.0, 0)
+    left = total - torch.arange(max(at), dtype=torch.float64)
+    misses = ((left - alike[:, None]) / left.clamp_min(1)).clamp(min=0).cumprod(1).mean(0)  # (max(at),)
+    harmonic = float((1 / torch.arange(1, total + 1, dtype=torch.float64)).sum())
+    precision = (alike - 1 + (total - alike) * harmonic / total) / max(1, total - 1) if total > 1 else alike
+    return Retrieved({k: 1 - float(misses[k - 1]) for k in at}, float(precision.mean()), len(truth))
+
+
+def ranking(
     reference: Tensor,
     labels: Tensor,
     queries: Tensor,
     truth: Tensor,
-    at: Sequence[int] = (1, 5, 10),
     progress: Callable[[int], None] = lambda _: None,
-) -> Retrieved:
-    """Recall ``at`` each k, and mean average precision over the whole reference; the earlier of equal cosines leads.
+) -> Ranking:
+    """How early each query finds its class in the whole reference; the earlier of equal cosines leads.
 
     From unit rows ``queries`` (Q, F) with ``truth`` (Q,) in unit rows ``reference`` (N, F) with ``labels``.
     """
@@ -49,10 +82,8 @@ def retrieval(
             done += len(part)
             progress(len(part))
     if not firsts:
-        return Retrieved(dict.fromkeys(at, 0.0), 0.0, 0)
-    first = torch.cat(firsts)
-    recall = {k: float((first < k).double().mean()) for k in at}
-    return Retrieved(recall, float(torch.cat(precisions).mean()), len(first))
+        return Ranking(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.float64))
+    return Ranking(torch.cat(firsts), torch.cat(precisions))
 
 
 def sorted_hits(cosines: Tensor, alike: Tensor) -> Tensor:

@@ -221,8 +221,10 @@ class Recipe:
         contrast = self.keys.directions * self.objective.chance_loss(self.dictionary.negatives(self.batch, examples))
         return contrast + (self.reconstruction.chance_loss(self._hidden()) if self.reconstruction else 0.0)
 
-    def filling(self) -> int:
-        """Steps that meet random keys, which a queue starts with and which are easily told from real ones."""
+    def filling(self, examples: int) -> int:
+        """Steps that meet random keys, which a queue and a memory bank start with, easily told from real ones."""
+        if isinstance(self.dictionary, MemoryBank):
+            return examples // self.batch
         if not isinstance(self.dictionary, Queue):
             return 0
         views = 1 if isinstance(self.dictionary, QueueEach | Neighbours) else self.keys.directions

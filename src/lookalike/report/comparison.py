@@ -12,7 +12,7 @@ from lookalike.evaluation.evaluation import plain
 from lookalike.evaluation.settings import EVALUATIONS
 from lookalike.metrics.fewshot import Interval
 from lookalike.report.charts import Axis, number, ticks
-from lookalike.report.page import CSS, facts, page, percent, shown, table
+from lookalike.report.page import CSS, facts, page, shown, table
 
 _LEFT, _PANEL, _GAP, _RIGHT, _TOP, _ROW, _BOTTOM = 190, 300, 40, 24, 30, 34, 44
 
@@ -20,8 +20,11 @@ _LEFT, _PANEL, _GAP, _RIGHT, _TOP, _ROW, _BOTTOM = 190, 300, 40, 24, 30, 34, 44
 def cells_of(comparison: Comparison) -> Iterator[tuple[str, str, str, str]]:
     """Head, then model, metric, difference and verdict of each row, as text."""
     yield "model", comparison.metric, f"difference from {comparison.baseline}, points", ""
+    if comparison.chance is not None:
+        yield "chance", f"{comparison.chance:.1%}", "–", ""
     for row in comparison.rows:
-        yield row.name, percent(row.mean), "–" if row.against is None else points(row.against), row.verdict()
+        among = f" ({row.bounds:.1%})" if row.bounds else ""
+        yield row.name, f"{row.mean:.1%}{among}", "–" if row.against is None else points(row.against), row.verdict()
 
 
 def points(cell: Interval) -> str:

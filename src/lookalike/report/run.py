@@ -80,9 +80,9 @@ def tasks(history: History) -> Iterator[str]:
     elif recipe.keys.directions:
         yield "For each query, the network has to pick the key of the same picture among many others."
     if not history.filled():
-        yield "The queue still has some of the random keys that it starts with: the loss looks better than it is."
-    elif recipe.filling():
-        yield "The queue starts with random keys, so the curves begin when real ones have replaced them."
+        yield "Some keys are still the random ones that a run starts with: the loss looks better than it is."
+    elif history.filling():
+        yield "A run starts with random keys, so the curves begin when real ones have replaced them."
     if isinstance(recipe.reconstruction, Decoder):
         yield "A decoder has to paint the patches that the first view hides; an error of 1 is that of painting nothing."
     if not recipe.objective.supervised:

@@ -33,12 +33,16 @@ class History(NamedTuple):
         return self.recipe.chance_loss(self.examples())
 
     def after_filling(self, points: list[Point]) -> list[Point]:
-        """The points from when the random keys that a queue starts with have left it; all, if that never was."""
-        return [point for point in points if point[0] > self.recipe.filling()] or points
+        """The points from when no key is random any more, as they are at first; all, if that never was."""
+        return [point for point in points if point[0] > self.filling()] or points
+
+    def filling(self) -> int:
+        """Steps that met random keys."""
+        return self.recipe.filling(self.examples())
 
     def filled(self) -> bool:
         """Whether a step was logged that met no random key."""
-        return self.steps() > self.recipe.filling()
+        return self.steps() > self.filling()
 
     def last(self, name: str) -> float | None:
         """The newest finite value of a metric."""

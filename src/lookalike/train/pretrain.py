@@ -37,6 +37,7 @@ from lookalike.recipes.parts import Backbone, Transform
 from lookalike.recipes.recipe import Length, Recipe
 from lookalike.recipes.serialize import from_plain, override, refuse_unloadable, to_plain, with_model, with_view
 from lookalike.train import checkpoint
+from lookalike.train.learned import doubts, learned, next_command
 from lookalike.train.length import Clock, budget, expected, extend, train_to_end
 from lookalike.train.loop import Finished
 from lookalike.train.run import OURS, Run, check_same, is_run, open_run, read_recipe, replaced
@@ -193,6 +194,10 @@ def begin_or_continue(
         screen.say(unreadable(bad, f"all of them in {run.folder / 'bad_files.csv'}"))
     run.note_bad_files(source.unlisted | bad)
     screen.say(summary(done, request.folder))
+    if done.step == done.total and dist.world() == 1 and not request.quiet:
+        for sentence in learned(recipe, reads, done.learner.encoder):
+            screen.say(sentence)
+        screen.say(next_command(recipe, source, request.data, request.folder))
     return done
 
 
@@ -284,6 +289,9 @@ def begin(
 ) -> tuple[Recipe, Clock | None]:
     """Fix what a new run is, record it, and say it; its minutes count from ``began``, and a clock keeps to them."""
     source, clock, about_steps, how_long = loader.source, None, "", ""
+    if dist.first() and not (request.quiet or request.init_from or recipe.objective.supervised):
+        for doubt in doubts(recipe, loader):
+            screen.say(doubt)
     if recipe.length.total(1) is None:
         plan = budget(recipe, recipe.length, loader, checkup, screen.say, began).enough()
         recipe = replace(recipe, length=replace(recipe.length, steps=plan.steps))

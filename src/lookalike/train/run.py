@@ -10,7 +10,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -197,15 +197,16 @@ class Run:
         write_atomically(self.metrics, b"".join(kept))
         self._board = Board.open(self.folder / "tb", step)
 
-    def log(self, step: int, **values: float) -> None:
-        """Append one line to metrics.jsonl, and to TensorBoard's file where that is installed."""
+    def log(self, step: int, hidden: Collection[str] = (), /, **values: float) -> None:
+        """Append one line to metrics.jsonl, and all but ``hidden`` to TensorBoard's file where that is installed."""
         if not self.writes:
             return
         if self._metrics is None:
             self._metrics = self.metrics.open("a", encoding="utf-8")
         self._metrics.write(json.dumps({"step": step, **values}) + "\n")
         self._metrics.flush()
-        self._show(step, "train" if "loss" in values else "val", values)
+        shown = {name: value for name, value in values.items() if name not in hidden}
+        self._show(step, "train" if "loss" in values else "val", shown)
 
     def pace(self, step: int, **values: float) -> None:
         """What depends on the machine and the hour, for TensorBoard alone: metrics.jsonl repeats exactly."""

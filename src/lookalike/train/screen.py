@@ -96,7 +96,7 @@ class Screen:
         )  # known from step 2 on
         hidden = {"top1"} if report.filling else set()
         measures = "".join(f"  {name} {value:.3f}" for name, value in report.measures.items() if name not in hidden)
-        beside = "queue filling" if report.filling else f"chance {report.chance_loss:.3f}"
+        beside = "random keys left" if report.filling else f"chance {report.chance_loss:.3f}"
         state = f"{speed}loss {report.loss:.3f} ({beside}){measures}  {shown}".rstrip()
         self._show(self.title, report.step, report.total, state)
         if not self.console.is_terminal and (time.monotonic() >= self.next_plain or report.step == report.total):

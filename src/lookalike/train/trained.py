@@ -116,6 +116,11 @@ def load(
     return Trained(recipe, encoder, step, load_tokenizer(folder, recipe), where)
 
 
+def initial(recipe: Recipe) -> Encoder:
+    """The encoder of a recipe with its initial weights, which no number of examples changes."""
+    return module_to_device(recipe.build(max(2, recipe.batch)).encoder)
+
+
 class PartFeatures(NamedTuple):
     """The features of one part of the data, with labels (N,), -1 where there is none."""
 
@@ -135,12 +140,18 @@ class PartFeatures(NamedTuple):
         say: Say = unsaid,
     ) -> PartFeatures:
         """The readable examples of ``source``; each rank embeds some of them, and the first rank alone gets them."""
-        # A rank keeps no canvases: it would keep everybody's.
-        loader = trained.loader(source, workers, 4 * GIB if dist.world() == 1 else 0)
+        return cls.read(trained, part_loader(trained, source, workers), layer, progress, what, say)
+
+    @classmethod
+    def read(
+        cls, trained: Trained, loader: Loads, layer: Layer, progress: Progress, what: str, say: Say = unsaid
+    ) -> PartFeatures:
+        """The same of what a loader reads."""
+        source = loader.source
         every = Examples(trained.recipe, loader).evaluated()
         rows = every[slice(*dist.chunks_of_rank(len(every), _CHUNK))]
         features = trained.features(loader, rows, layer, progress, f"embedding {what}")
-        if bad := met_by_all(loader, loader.source):
+        if bad := met_by_all(loader, source):
             say(unreadable(bad, f"of {what}; lookalike doctor on the data lists all of them"))
         good = torch.tensor([row not in loader.bad_rows for row in rows.tolist()], dtype=torch.bool)
         kept = dist.to_first(rows[good])
@@ -164,31 +175,21 @@ def met_by_all(loader: Loads, source: Source) -> dict[str, str]:
     return {source.paths[row]: bad[row] for row in sorted(bad)}
 
 
+def part_loader(trained: Trained, source: Source, workers: int | None) -> Loads:
+    """What reads ``source``; of several ranks none keeps canvases, since it would keep everybody's."""
+    return trained.loader(source, workers, 4 * GIB if dist.world() == 1 else 0)
+
+
 def readable(loader: Loads) -> list[int]:
     """The rows that could be read, as far as they were met."""
     return [row for row in range(len(loader)) if row not in loader.bad_rows]
 
 
-@isolated()
-def parts(
-    trained: Trained,
-    data: Data,
-    layer: Layer = "backbone",
-    workers: int | None = None,
-    progress: Progress = silent,
-    clip: float | None = None,
-    say: Say = unsaid,
-) -> tuple[PartFeatures, PartFeatures]:
-    """What an evaluation compares with and its queries, both labelled; raises UserError where there are no labels."""
-    reference, query = labelled_parts(trained, data, say)
-    return (
-        PartFeatures.of(trained, reference, layer, workers, progress, "reference", say).in_clips(clip),
-        PartFeatures.of(trained, query, layer, workers, progress, "queries", say).in_clips(clip),
-    )
-
-
 def labelled_parts(trained: Trained, data: Data, say: Say = unsaid) -> tuple[Source, Source]:
-    """The same as sources, on which what is to be said is said; whitens a network that was never trained."""
+    """What an evaluation compares with and its queries, on which what is odd is said.
+
+    Whitens a network that was never trained. Raises UserError where there are no labels.
+    """
     both = reference_and_query(data, find=modality_of(trained.recipe).find, say=say)
     reference, query = (labelled(source, data) for source in both)
     for line in remarks(name_of(data), dict(zip(("the reference", "the queries"), both))):

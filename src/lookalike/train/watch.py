@@ -152,7 +152,7 @@ class StepReport(NamedTuple):
     examples_per_second: float
     seconds_per_step: float
     metrics: dict[str, float]  # of the last check-up
-    filling: bool = False  # whether the queue still has random keys, beside which loss and ``top1`` look too good
+    filling: bool = False  # whether some keys are still random, beside which loss and ``top1`` mean little
 
 
 class Log:
@@ -163,7 +163,7 @@ class Log:
     ) -> None:
         self._run, self._watch, self._meter = run, watch, meter
         self._batch, self._total, self._chance = recipe.batch, total, recipe.chance_loss(examples)
-        self._filling = recipe.filling()
+        self._filling = recipe.filling(examples)
         self._metrics: dict[str, float] = {}
 
     def step(self, step: int, outcome: Outcome, lr: float) -> None:
@@ -174,7 +174,7 @@ class Log:
         rate, pace = self._meter.rate(self._batch), self._meter.pace
         numbers = (means.pop("loss"), self._chance, means, rate, pace, self._metrics)
         report = StepReport(step, self._total, *numbers, step <= self._filling)
-        self._run.log(step, loss=report.loss, **report.measures, lr=lr)
+        self._run.log(step, {"top1"} if report.filling else (), loss=report.loss, **report.measures, lr=lr)
         self._run.pace(step, examples_per_s=report.examples_per_second, data_wait=self._meter.data_share())
         self._watch(report)
 

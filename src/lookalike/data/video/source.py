@@ -264,6 +264,13 @@ def video_of(path: str) -> str:
     return path.rpartition(_TIME)[0] or path
 
 
+def in_videos(paths: Sequence[str]) -> Tensor | None:
+    """(Q,) the number of each row's video, None where every row is of another."""
+    videos = [video_of(path) for path in paths]
+    numbers = {video: number for number, video in enumerate(dict.fromkeys(videos))}
+    return torch.tensor([numbers[video] for video in videos]) if len(numbers) < len(videos) else None
+
+
 class Timeline(NamedTuple):
     """When each of N rows was filmed; the frames of one video are consecutive rows, in the order of time."""
 
