@@ -90,7 +90,9 @@ def test_pictures_beside_the_splits_are_counted(tmp_path: Path) -> None:
 def test_rows_of_tables_and_lists_beside_the_splits_are_counted(tmp_path: Path) -> None:
     plant(tmp_path, *(f"{i}.png" for i in range(4)))
     (tmp_path / "list.csv").write_text("path,split\n0.png,train\n1.png,test\n2.png,\n3.png,extra\n")
-    assert open_source(tmp_path / "list.csv").unlisted == {"2.png": "2 outside of the splits train and test"}
+    assert open_source(tmp_path / "list.csv").unlisted == {
+        "list.csv": "2 rows of no split (nothing, extra) are left out, first 2.png"
+    }
 
 
 def test_shards_beside_the_splits_are_counted(tmp_path: Path) -> None:

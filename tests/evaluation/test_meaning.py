@@ -180,8 +180,9 @@ def test_a_number_stands_beside_the_untrained_network_and_raw_pixels(
     assert "than raw pixels" in start
     assert "than the untrained network" not in start
     alone, alone_record = found(*task.split(), "--baselines", "none")
-    assert alone.count("\n") == (2 if "fewshot" in task else 1)
-    assert alone.splitlines()[0] in out
+    said, *lines = alone.splitlines()
+    assert (said, len(lines)) == ("tested on test", 2 if "fewshot" in task else 1)
+    assert lines[0] in out
     assert not [name for name in alone_record if name.startswith(("over_", "untrained_", "pixels"))]
 
 

@@ -167,14 +167,14 @@ class SmallResNet:
     blocks: tuple[int, ...] = (1, 1, 1, 1)
     kernel: int = 3  # side of the first convolution
     stride: int = 2
-    joined: int = 1  # last stages that evaluations see side by side; what is trained sees the last one
+    joined: int = 1  # last stages, as far as there are, that evaluations see side by side; training sees the last one
 
     def build(self, group: int) -> tuple[nn.Module, int]:
         """Random weights; the width of the last stage is F."""
         if len(self.widths) != len(self.blocks):
             raise UserError(f"model.widths has {len(self.widths)} stages, model.blocks {len(self.blocks)}: set both")
-        if not 1 <= self.joined <= len(self.widths):
-            raise UserError(f"model.joined must be from 1 to {len(self.widths)}, the number of stages")
+        if self.joined < 1:
+            raise UserError("model.joined must be at least 1: evaluations see the last stage")
         return SmallResNetBackbone(self, group), self.widths[-1]
 
 

@@ -24,6 +24,7 @@ from lookalike.data.source import Data, Say, name_of, reference_and_query
 from lookalike.data.text.loader import Tokenizer
 from lookalike.data.video.source import pieces, video_of
 from lookalike.learn.learner import Learner
+from lookalike.metrics.knn import Knn
 from lookalike.models.encoder import Encoder, Layer, embed, means, settle
 from lookalike.recipes.modality import Examples, load_tokenizer, loader, modality_of
 from lookalike.recipes.parts import Network
@@ -171,7 +172,7 @@ def met_by_all(loader: Loads, source: Source) -> dict[str, str]:
     """What could not be read, by path, as every rank met its share, in the order of the rows."""
     bad: dict[int, str] = {}
     for rank in range(dist.world()):
-        bad |= dist.agree(loader.bad_rows, rank)
+        bad |= {int(row): reason for row, reason in dist.agree(loader.bad_rows, rank).items()}  # JSON's keys are text
     return {source.paths[row]: bad[row] for row in sorted(bad)}
 
 
@@ -250,10 +251,10 @@ class Checkup(NamedTuple):
         labels, count = self.loader.source.labels[self.rows], self.queries
         if count in (0, len(labels)) or self.recipe.objective.supervised or bool((labels < 0).any()):
             return {}
-        # As many neighbours of the whole data as the recipe's k would be of this part of it.
-        neighbours = self.recipe.monitor.neighbours(len(self.loader))
-        k = max(1, round(neighbours * (len(labels) - count) / len(self.loader)))
-        knn = replace(self.recipe.monitor, k=k)
+        # As many neighbours of this part of the data as the k of an evaluation would be of the whole.
+        monitor = self.recipe.monitor
+        k = min(monitor.k, Knn.suited(self.loader.source.labels, monitor.temperature).k)
+        knn = replace(monitor, k=max(1, round(k * (len(labels) - count) / len(self.loader))))
         return {"knn": knn.accuracy(features[count:], labels[count:], features[:count], labels[:count])}
 
     def seconds(self) -> float:

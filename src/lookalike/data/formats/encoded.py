@@ -113,13 +113,16 @@ S = TypeVar("S", bound=Source, covariant=True)
 
 
 class Divided(Generic[S]):
-    """A place whose rows belong to splits; those that belong to none are left out where any do."""
+    """A place whose rows belong to splits; those that belong to none are left out where any do, and counted.
 
-    def __init__(self, source: S, splits: Mapping[str, Sequence[int]]) -> None:
+    ``said``: the source says by itself what belongs to none, as those do that have a column of splits.
+    """
+
+    def __init__(self, source: S, splits: Mapping[str, Sequence[int]], said: bool = False) -> None:
         self._source = source
         self.splits = [name for name in (TRAIN, VALIDATION, TEST) if name in splits]
         self._splits = {name: torch.tensor(splits[name]) for name in self.splits}
-        if self.splits and len(source) > sum(map(len, self._splits.values())):
+        if self.splits and not said and len(source) > sum(map(len, self._splits.values())):
             chosen = set(chain.from_iterable(splits.values()))
             left = [path for row, path in enumerate(source.paths) if row not in chosen]
             source.unlisted = {**source.unlisted, **beside_splits(left, self.splits)}

@@ -161,7 +161,7 @@ def _of_file(disk: Disk, name: str) -> Place[PictureSource]:
         listed = PathList(disk.root / name)
         if all(path.lower().endswith(VIDEOS) for path in listed.files):
             return video_files(disk, VideoList.of(listed))
-        return Divided(listed.source(), listed.splits)
+        return Divided(listed.source(), listed.splits, said=True)
     for kind in KINDS:
         if lower.endswith(kind.suffixes) and (place := kind.open(disk, KindFiles(files, 0, 0))) is not None:
             return place
@@ -231,7 +231,7 @@ def _tables(disk: Disk, files: Mapping[str, TableFile], kind: KindFiles) -> Divi
         raise UserError(f"{files[names[0]].where}: a table without a row; fetch it again", BAD_DATA)
     store.unlisted |= _beside(list(files), splits)
     rows = {name: store.rows_of(paths) for name, paths in splits.items()} or store.split_rows()
-    return Divided(Encoded(store, partial(stamps_of_files, disk.file, names, LONG_PIECE)), rows)
+    return Divided(Encoded(store, partial(stamps_of_files, disk.file, names, LONG_PIECE)), rows, said=True)
 
 
 def _tars(disk: Disk, kind: KindFiles) -> Divided[Encoded] | None:

@@ -150,7 +150,7 @@ def _read(disk: Local, file: str | None, columns: Sequence[str], pairs: bool, na
     names = one_naming(
         {disk.name(path): label_names(disk, path) for path in files if path.lower().endswith(".parquet")}
     )
-    return Divided(Texts(rows, unlisted, reading.refused, stamps, names), splits)
+    return Divided(Texts(rows, unlisted, reading.refused, stamps, names), splits, said=True)
 
 
 class _Reading:
