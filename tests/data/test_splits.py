@@ -89,8 +89,8 @@ def test_what_one_part_alone_has_is_said(tmp_path: Path) -> None:
     assert told(tmp_path / "a.csv")[1] == [
         "tested on test",
         "a.csv: 1 of 5 rows have no label, first 2.png",
-        "1 classes are only in the reference: dog",
-        "1 classes are only in the queries: cow",
+        "classes in the reference alone: dog",
+        "classes in the queries alone: cow",
         "1 of 3 rows of the reference have no label and are left out, first 2.png",
     ]
 
@@ -242,7 +242,7 @@ def test_a_column_of_splits_in_a_table_of_text_is_obeyed(tmp_path: Path, kind: s
     assert said == [
         "tested on validation: there is no test split",
         f"a.{kind}: 1 rows of no split (nothing) are left out, first {last}",
-        "1 classes are only in the reference: neg",
+        "classes in the reference alone: neg",
     ]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from lookalike.core.devices import isolated
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
 from lookalike.data.decode import Unreadable
-from lookalike.data.example import PictureSource, Rows, Source
+from lookalike.data.example import PictureSource, Rows, Source, remarks
 from lookalike.data.formats.arrays import InMemory, MapStyle, digits, in_memory
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, split_of
 from lookalike.data.formats.places import Place
@@ -97,9 +97,10 @@ def reference_and_query(data: Data, *, find: Finder | None = None, say: Say | No
         divided = Rows(whole, reference_rows), Rows(whole, query_rows)
     if say is not None:
         local = not isinstance(data, str) or "://" not in data
-        for line in (why, *_unread(*divided), *_differences(*divided), shared(*divided, contents=local)):
-            if line:
-                say(line)
+        named = dict(zip(("the reference", "the queries"), divided))
+        leaks = shared(*divided, contents=local)
+        for line in (why, *remarks(name_of(data), named), *_unlabelled(named), *([leaks] if leaks else [])):
+            say(line)
     return divided
 
 
@@ -118,25 +119,14 @@ def query_split(labelled: Mapping[str, bool]) -> tuple[str | None, str]:
     return None, f"tested on a fifth, drawn by a hash of the names: {why}"
 
 
-def _unread(reference: Source, query: Source) -> Iterator[str]:
-    """In words, the first thing that was left out of the data, and how many others."""
-    unlisted = {**query.unlisted, **reference.unlisted}
-    for where, reason in list(unlisted.items())[:1]:
-        more = f" ({len(unlisted) - 1:,} more: lookalike doctor)" if len(unlisted) > 1 else ""
-        yield f"{where}: {reason}{more}"
-
-
-def _differences(reference: Source, query: Source) -> Iterator[str]:
-    """In words, the classes that only one part has, and how many rows have no label."""
-    known = [set(part.labels[part.labels >= 0].tolist()) for part in (reference, query)]
-    names = dict(enumerate(reference.classes))
-    for name, own, other in (("the reference", known[0], known[1]), ("the queries", known[1], known[0])):
-        if (alone := sorted(own - other)) and other:
-            few = ", ".join(names.get(label, str(label)) for label in alone[:3])
-            yield f"{len(alone)} classes are only in {name}: {few}{', ...' if len(alone) > 3 else ''}"
-    for name, part in (("the reference", reference), ("the queries", query)):
-        if (count := int((part.labels < 0).sum())) and any(known):
-            first = part.paths[int((part.labels < 0).int().argmax())]
+def _unlabelled(parts: Mapping[str, Source]) -> Iterator[str]:
+    """In words, how many rows of each part have no label, where some have one."""
+    without = {name: (part.labels < 0) for name, part in parts.items()}
+    if all(bool(some.all()) for some in without.values()):
+        return
+    for name, part in parts.items():
+        if count := int(without[name].sum()):
+            first = part.paths[int(without[name].int().argmax())]
             yield f"{count:,} of {len(part):,} rows of {name} have no label and are left out, first {first}"
 
 

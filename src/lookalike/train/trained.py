@@ -18,7 +18,7 @@ from lookalike.core.devices import Precision, isolated, material_to_device, modu
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.progress import Progress, counted, silent
 from lookalike.core.seeding import uniforms
-from lookalike.data.example import Rows, Source, inner_folder, remarks, unreadable
+from lookalike.data.example import Rows, Source, inner_folder, unreadable
 from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, Say, name_of, reference_and_query
 from lookalike.data.text.loader import Tokenizer
@@ -193,11 +193,6 @@ def labelled_parts(trained: Trained, data: Data, say: Say = unsaid) -> tuple[Sou
     """
     both = reference_and_query(data, find=modality_of(trained.recipe).find, say=say)
     reference, query = (labelled(source, data) for source in both)
-    for line in remarks(name_of(data), dict(zip(("the reference", "the queries"), both))):
-        say(line)
-    for name, whole, part in zip(("reference", "queries"), both, (reference, query)):
-        if len(part) < len(whole):
-            say(f"left out of the {name}, for want of a label: {len(whole) - len(part):,} of {len(whole):,}")
     if trained.step == 0:
         whiten_untrained(trained, reference)
     return reference, query
