@@ -102,7 +102,7 @@ def test_curves_in_words(run: Path) -> None:
         history._replace(curves={"loss": [(1e6, 0.1), (1e6 + 1, float("nan"))]})
     )
     assert describe_loss(history._replace(curves={})) == "nothing was logged"
-    assert trend([1.0] * 20, 2) == "no improvement"
+    assert trend([1.0] * 20, 2) == "no improvement in the last tenth"
     assert trend([1.0] * 18 + [2.0] * 2, 2) == "rising"
     assert describe_knn([]).startswith("not measured")
     assert describe_knn([(1, 0.2), (2, 0.5)]).startswith("up from 20.0% to 50.0%")

@@ -92,7 +92,7 @@ class Diagnosis(NamedTuple):
         changed = f"changed since the run began: {self.changed}" if self.changed else "unchanged since the run began"
         yield f"data: {f'not examined: {self.unseen}' if self.changed is None else changed}"
         if self.bad:
-            yield f"unreadable: {self.bad:,}, with the reasons in {self.history.folder / 'bad_files.csv'}"
+            yield f"unreadable or left out: {self.bad:,}, with the reasons in {self.history.folder / 'bad_files.csv'}"
         yield f"next: {self._next()}"
 
     def _state(self) -> str:
@@ -188,7 +188,7 @@ def describe_loss(history: History) -> str:
         return "nothing was logged"
     tenth = max(1, len(values) // 10)
     last = fmean(values[-tenth:])
-    words = f"{last:.3f} at the end, {chance:.3f} at chance level"
+    words = f"{fmean(values[:tenth]):.3f} at first, {last:.3f} at the end, {chance:.3f} at chance level"
     if not history.filled():
         return f"{last:.3f} at the end, too early to tell: some keys are still the random ones that a run starts with"
     if len(values) < len(points):
@@ -203,7 +203,7 @@ def trend(values: Sequence[float], tenth: int) -> str:
     last, before = fmean(values[-tenth:]), fmean(values[-2 * tenth : -tenth])
     if last < before * (1 - _FLAT):
         return "still falling"
-    return "rising" if last > before * (1 + _FLAT) else "no improvement"
+    return "rising" if last > before * (1 + _FLAT) else "no improvement in the last tenth"
 
 
 def describe_knn(points: Sequence[Point]) -> str:
