@@ -11,8 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from lookalike.core import dist
 from lookalike.core.devices import isolated
 from lookalike.core.errors import UserError, meant
@@ -308,7 +306,4 @@ def fingerprint_of_data(data: str) -> str:
     if data == DIGITS or not root.exists():
         return hashlib.sha256(data.encode()).hexdigest()
     folder, files = (root, listed(root, ("",)).files) if root.is_dir() else (root.parent, [root.name])
-    stamps = stamps_of_files(Local(folder).file, files)
-    digest = hashlib.sha256("\n".join(stamps.names).encode())
-    digest.update(stamps.sizes.astype(np.int64).tobytes() + stamps.tokens.tobytes())
-    return digest.hexdigest()
+    return stamps_of_files(Local(folder).file, files).digest()
