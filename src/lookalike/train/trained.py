@@ -31,7 +31,7 @@ from lookalike.recipes.parts import Network
 from lookalike.recipes.recipe import Recipe
 from lookalike.train import checkpoint
 from lookalike.train.run import Run, is_run, read_recipe
-from lookalike.train.weights import foreign, load_backbone
+from lookalike.exchange.weights import foreign, load_backbone
 from lookalike.types import View
 
 _CHUNK = 500  # pictures that are encoded at a time
