@@ -89,6 +89,8 @@ class Origin:
     preprocessing: dict[str, Any]
     data: str  # its name, or where it was
     data_digest: str  # sha256 of names, sizes and content of its files
+    model: str = ""  # which network it is of, where ``run`` is a file of weights that does not say so
+    file: str = ""  # sha256 of the file of a public model
 
     def compares_with(self, other: Origin) -> bool:
         """Whether rows of both are of one space: of the same weights, which saw examples in the same way."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ from torch import Tensor
 from lookalike.core.devices import isolated
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.progress import Progress, silent
+from lookalike.data.source import Data, name_of
+from lookalike.exchange.named import is_named
 from lookalike.metrics.knn import products
 from lookalike.models.encoder import Layer, embed
 from lookalike.recipes.modality import modality_of, query_view
@@ -34,15 +37,29 @@ class Hit(NamedTuple):
 
 @isolated()
 def search(
-    where: str | Path, queries: Sequence[str], top: int = 10, run: str | Path | None = None, progress: Progress = silent
+    where: str | Path,
+    queries: Sequence[str],
+    top: int = 10,
+    run: str | Path | None = None,
+    progress: Progress = silent,
+    data: Data | None = None,
+    model: str | None = None,
+    download: bool = False,
 ) -> list[list[Hit]]:
     """For each query the ``top`` nearest rows, nearest first, compared with every row; of equal ones the earlier leads.
 
-    ``where`` is a parquet table that ``lookalike embed`` wrote, or a run, whose data is embedded then. A query is a
-    path of the table, which is not its own hit; else a picture file, or a sentence for runs that know text, encoded by
-    ``run``, by default the one that the table names. A run that did not make the table is refused. Raises UserError.
+    ``where`` is a parquet table that ``lookalike embed`` wrote, or a run, whose data is embedded then, or a public
+    model, with ``data``. A query is a path of the table, which is not its own hit; else a picture file, or a sentence
+    for runs that know text, encoded by ``run``, by default the model that the table names. A model that did not make
+    the table is refused. ``model`` and ``download`` are those of ``load``. Raises UserError.
     """
-    table, encoded = _in_run(where, queries, run, progress) if is_run(where) else _in_table(where, queries, run)
+    opening = partial(load, model=model, download=download)
+    if is_run(where) or is_named(where) or model is not None:
+        if run is not None and Path(run).resolve() != Path(where).resolve():
+            raise UserError(f"{where} is a model, which embeds its data and queries itself: leave out --run {run}")
+        table, encoded = _in_model(opening(where), data or data_of(where), queries, progress)
+    else:
+        table, encoded = _in_table(where, queries, run, opening)
     rows = {path: row for row, path in enumerate(table.path)}
     vectors = torch.from_numpy(table.vectors)
     for query in queries:
@@ -59,22 +76,24 @@ def data_of(where: str | Path) -> str | None:
     """The data that a table was made of, or that a run learned from; None where nobody knows."""
     if is_run(where):
         return str(Run(Path(where)).data().get("data"))
+    if is_named(where):
+        return None
     origin = read_embeddings(Path(where)).origin
     return origin.data if origin else None
 
 
-def _in_run(
-    where: str | Path, queries: Iterable[str], run: str | Path | None, progress: Progress
+def _in_model(
+    trained: Trained, data: Data | None, queries: Iterable[str], progress: Progress
 ) -> tuple[Embeddings, dict[str, Tensor]]:
-    """The data that a run was trained on, embedded, after the queries that are none of its paths; raises UserError."""
-    if run is not None and Path(run).resolve() != Path(where).resolve():
-        raise UserError(f"{where} is a run, which embeds its data and queries itself: leave out --run {run}")
-    trained, data = load(where), str(data_of(where))
+    """The data, by default of a run, embedded, after the queries that are none of its paths; raises UserError."""
+    if data is None:
+        raise UserError(f"{trained.run} has no data of its own: say with --data where to search")
     layer = modality_of(trained.recipe).layer
     try:
         place = place_for(trained, data)
     except UserError as error:
-        reason = f"{where} was trained on {data}: {error}; or search a table of lookalike embed"
+        why = "is to search" if trained.named else "was trained on"
+        reason = f"{trained.run} {why} {name_of(data)}: {error}; or search a table of lookalike embed"
         raise UserError(reason, BAD_DATA) from None
     known = set(place.rows(None).paths)
     encoded = _encoded(trained, [query for query in queries if query not in known], layer)
@@ -82,7 +101,7 @@ def _in_run(
 
 
 def _in_table(
-    where: str | Path, queries: Iterable[str], run: str | Path | None
+    where: str | Path, queries: Iterable[str], run: str | Path | None, opening: Callable[..., Trained]
 ) -> tuple[Embeddings, dict[str, Tensor]]:
     """A table, and the queries that are none of its paths, encoded by what made it; raises UserError."""
     table = read_embeddings(Path(where))
@@ -90,25 +109,27 @@ def _in_table(
     new = [query for query in queries if query not in known]
     if run is None and not new:
         return table, {}
-    named = run if run is not None else _maker(table, where, new[0])
-    trained = load(named, precision="bf16" if table.origin and table.origin.precision == "bf16" else "fp32")
+    if run is None:
+        run = _maker(table, where, new[0])
+        opening = partial(opening, model=(table.origin and table.origin.model) or None)
+    trained = opening(run, precision="bf16" if table.origin and table.origin.precision == "bf16" else "fp32")
     if table.origin is None:
         older = "an older version wrote it, which does not say what made its rows"
-        warnings.warn(f"{where}: {older}; hits mean something only if {named} is the run that did", stacklevel=1)
+        warnings.warn(f"{where}: {older}; hits mean something only if {run} is the model that did", stacklevel=1)
     elif not table.origin.compares_with(other := origin_of(trained)):
         raise UserError(
-            f"{where} was made by {table.origin}, and this is {other}: their embeddings do not compare; name the run "
-            f"that made it with --run, or make a new table: lookalike embed {named} DATA --out {where}"
+            f"{where} was made by {table.origin}, and this is {other}: their embeddings do not compare; name what "
+            f"made it with --run, or make a new table: lookalike embed {run} DATA --out {where}"
         )
     return table, _encoded(trained, new, table.layer)
 
 
 def _maker(table: Embeddings, where: str | Path, query: str) -> str:
-    """The run that a table names, to encode ``query``; raises UserError where it is not there."""
-    if table.origin is not None and is_run(table.origin.run):
+    """The model that a table names, to encode ``query``; raises UserError where it is not there."""
+    if table.origin is not None and (is_run(table.origin.run) or is_named(table.origin.run)):
         return table.origin.run
     gone = f" ({table.origin.run}, which is no longer there)" if table.origin and table.origin.run else ""
-    raise UserError(f"{query} is no path of {where}: to encode it, name with --run the run that made the table{gone}")
+    raise UserError(f"{query} is no path of {where}: to encode it, name with --run what made the table{gone}")
 
 
 def _encoded(trained: Trained, queries: Sequence[str], layer: Layer) -> dict[str, Tensor]:

@@ -23,6 +23,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.io import ImageReadMode, decode_png
 
+from lookalike.data.preprocessing import Preprocessing, Side
+
 try:  # it has no wheels for rare processors
     import simplejpeg
 except ImportError:  # pragma: no cover
@@ -62,7 +64,7 @@ _REDUCING = 2  # average whole blocks of pixels while at least so many times fin
 
 
 class Canvas(NamedTuple):
-    """The whole picture squashed to ``pixels`` uint8 (3, S, S); ``height`` and ``width`` as it was, upright."""
+    """The picture as ``pixels`` uint8 (3, S, S), see ``Side``; ``height`` and ``width`` as it was, upright."""
 
     pixels: Tensor
     height: int
@@ -167,16 +169,16 @@ _OTHERS = (  # how files begin that are no pictures, and what they are
 )
 
 
-def decode(data: bytes, side: int) -> Canvas:
-    """The picture in ``data`` as a canvas of ``side`` pixels; raises Unreadable and nothing else."""
+def decode(data: bytes, side: Side) -> Canvas:
+    """The picture in ``data`` as a canvas; raises Unreadable and nothing else."""
     frame = jpeg_frame(data)
     if frame is not None and 0 < frame.height * frame.width <= MAX_PIXELS:
         pixels = jpeg_pixels(data, frame, side)
         if pixels is not None:
-            return _canvas(torch.from_numpy(pixels), (frame.width, frame.height), frame.orientation, side)
+            return _canvas(pixels, (frame.width, frame.height), frame.orientation, side)
     with opened(data) as image:
         if data[24:26] in _DEEP and image.format == "PNG":
-            return _canvas(torch.from_numpy(_flat(_deep(data, image))), image.size, _orientation(image), side)
+            return _canvas(_flat(_deep(data, image)), image.size, _orientation(image), side)
         return squash(image, side)
 
 
@@ -198,19 +200,19 @@ def header(data: bytes) -> Header:
         return Header(image.format or "", height, width, image.mode)
 
 
-def squash(image: Image.Image, side: int) -> Canvas:
+def squash(image: Image.Image, side: Side) -> Canvas:
     """Any Pillow picture as a canvas: EXIF turned upright, alpha on white, first frame, colour profiles ignored."""
     size = image.size
-    if isinstance(image, JpegImageFile):
+    if isinstance(image, JpegImageFile) and isinstance(side, int):
         image.draft(None, (side, side))  # decodes at 1/2, 1/4 or 1/8 for less, see reduction
     image.load()
     size = image.size if image.format == "TIFF" else size  # which is turned as it is loaded, by XMP too
     orientation = _orientation(image)
     small = _coloured(image)
-    blocks = min(small.size) // (_REDUCING * side)
-    if blocks > 1 and not isinstance(image, JpegImageFile):
-        small = small.reduce(blocks)
-    return _canvas(torch.from_numpy(_flat(small)), size, orientation, side)
+    if isinstance(side, int) and not isinstance(image, JpegImageFile):
+        blocks = min(small.size) // (_REDUCING * side)
+        small = small.reduce(blocks) if blocks > 1 else small
+    return _canvas(_flat(small), size, orientation, side)
 
 
 def _flat(image: Image.Image) -> npt.NDArray[np.uint8]:
@@ -222,15 +224,24 @@ def _flat(image: Image.Image) -> npt.NDArray[np.uint8]:
     return np.frombuffer(bytearray(image.tobytes()), np.uint8).reshape(image.height, image.width, 3)
 
 
-def _canvas(pixels: Tensor, size: tuple[int, int], orientation: int, side: int) -> Canvas:
+def _canvas(pixels: npt.NDArray[np.uint8], size: tuple[int, int], orientation: int, side: Side) -> Canvas:
     """``pixels`` (H, W, 3) resized and turned upright; ``size`` is Pillow's, (width, height) as stored."""
-    planes = pixels.permute(2, 0, 1)
+    planes = torch.from_numpy(pixels).permute(2, 0, 1)
+    if isinstance(side, Preprocessing):  # turned first: what resizes turned pixels rounds them in another order
+        upright = _upright(planes, orientation).permute(1, 2, 0).contiguous()
+        seen = side.seen(Image.fromarray(upright.numpy()))
+        return Canvas(planes_of(seen), *_upright_size(size, orientation))
     if planes.shape[1:] != (side, side):
         # Pillow's filter to within one level in a fifth of its time: torch resizes interleaved bytes with AVX2.
         mode = "bicubic" if side >= FINE else "bilinear"
         planes = interpolate(planes[None], (side, side), mode=mode, antialias=True)[0]
     # Turned last, on the canvas, where it costs nothing; left strided, since a batch is laid out once for all.
     return Canvas(_upright(planes, orientation), *_upright_size(size, orientation))
+
+
+def planes_of(image: Image.Image) -> Tensor:
+    """L, RGB or RGBA as uint8 (3, H, W)."""
+    return torch.from_numpy(_flat(image)).permute(2, 0, 1)
 
 
 @contextmanager
@@ -341,7 +352,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright(planes: Tensor, orientation: int) -> Tensor:
-    """A square canvas (3, S, S) turned as EXIF says."""
+    """Planes (3, H, W) turned as EXIF says."""
     if orientation in (5, 6, 7, 8):
         planes = planes.mT
     flips = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(orientation)
@@ -463,9 +474,9 @@ def reduction(height: int, width: int, side: int) -> int:
     return next(divisor for divisor in (8, 4, 2, 1) if divisor <= max(scale, 1))
 
 
-def jpeg_pixels(data: bytes, size: JpegFrame, side: int) -> Any | None:
-    """(H, W, 3) uint8, reduced for a canvas of ``side``; None where the decoder finds anything to complain about."""
-    divisor = reduction(size.height, size.width, side)
+def jpeg_pixels(data: bytes, size: JpegFrame, side: Side) -> Any | None:
+    """(H, W, 3) uint8, reduced for a squashed canvas; None where the decoder finds anything to complain about."""
+    divisor = reduction(size.height, size.width, side) if isinstance(side, int) else 1
     least = (-(-size.height // divisor), -(-size.width // divisor))
     try:
         return simplejpeg.decode_jpeg(data, "RGB", min_height=least[0], min_width=least[1])

@@ -13,10 +13,11 @@ from torch import Tensor
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.fingerprint import Stamps
 from lookalike.data.formats.files import by_folder, class_names, outer_folder, printable
+from lookalike.data.preprocessing import Side, pixels_of
 
 
 class Example(NamedTuple):
-    """One row: the whole picture squashed to ``pixels`` uint8 (3, S, S), black where ``bad`` says why."""
+    """One row: the picture as a canvas, ``pixels`` uint8 (3, S, S), black where ``bad`` says why."""
 
     pixels: Tensor
     height: int
@@ -64,8 +65,8 @@ class PictureSource(Source, Protocol):
     def read(self) -> Callable[[int], bytes] | None:
         """The file of a row, which raises Unreadable; None for pictures that are no files."""
 
-    def example(self, row: int, side: int) -> Example:
-        """One row on a canvas of ``side`` pixels; raises UserError where the source has fewer pixels for all rows."""
+    def example(self, row: int, side: Side) -> Example:
+        """One row as a canvas; raises UserError where the source has fewer pixels for all rows."""
 
     def size(self, row: int) -> tuple[int, int]:
         """Upright (height, width) in pixels, from the header where there is one; raises Unreadable."""
@@ -73,7 +74,7 @@ class PictureSource(Source, Protocol):
 
 @runtime_checkable
 class _Pictured(Protocol):
-    def example(self, row: int, side: int) -> Example: ...
+    def example(self, row: int, side: Side) -> Example: ...
 
 
 def as_pictures(source: Source) -> PictureSource:
@@ -95,9 +96,9 @@ class TextSource(Source, Protocol):
         """Lines of the whole data that are no text."""
 
 
-def broken(side: int, label: int, path: str, reason: str) -> Example:
+def broken(side: Side, label: int, path: str, reason: str) -> Example:
     """An example that could not be read: a black canvas of one pixel's size."""
-    return Example(torch.zeros(3, side, side, dtype=torch.uint8), 1, 1, label, path, reason)
+    return Example(torch.zeros(3, pixels_of(side), pixels_of(side), dtype=torch.uint8), 1, 1, label, path, reason)
 
 
 class Rows:
@@ -151,8 +152,8 @@ class Rows:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def example(self, row: int, side: int) -> Example:
-        """One picture on a canvas of ``side`` pixels."""
+    def example(self, row: int, side: Side) -> Example:
+        """One picture as a canvas."""
         return self._pictures.example(self._numbers[row], side)
 
     def size(self, row: int) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.example import PictureSource, Source
 from lookalike.data.pool import ordered, stopped, worker_count
 from lookalike.data.prepared import Prepared
+from lookalike.data.preprocessing import Side, pixels_of
 from lookalike.types import Canvases, Material
 
 GIB = 1 << 30
@@ -70,7 +71,7 @@ class _Decoding(NamedTuple):
     """Decodes chunks into slots; a bad row has the canvas of the first good one of ``tries`` more, else a black one."""
 
     source: PictureSource
-    side: int
+    side: Side
     tries: int
     slots: npt.NDArray[np.uint8]  # (count, _PART, 3, S, S)
 
@@ -103,7 +104,7 @@ class Loader:
     def __init__(
         self,
         source: PictureSource,
-        side: int,
+        side: Side,
         budget: int = 4 * GIB,
         workers: int | None = None,
         max_bad: float = 0.01,
@@ -111,7 +112,7 @@ class Loader:
         on_bad: Callable[[Mapping[str, str]], None] = lambda _: None,
         rows: str = "pictures",
     ) -> None:
-        """Decodes everything now if N * 3 * S * S bytes, S = ``side``, fit ``budget``, else each batch when it is due.
+        """Decodes everything now if N canvases of 3 * S * S bytes fit ``budget``, else each batch when it is due.
 
         ``workers`` are processes: 0 is this one, None as many as ``worker_count`` says. ``progress`` hears how many
         more rows are cached, ``on_bad`` all bad paths and reasons whenever they grow, before UserError is raised for
@@ -129,7 +130,7 @@ class Loader:
         if self._ready is not None:
             self._note(self._ready.bad)
             self._refuse_too_many()
-        elif len(source) * 3 * side**2 <= budget:
+        elif len(source) * 3 * pixels_of(side) ** 2 <= budget:
             self._fill(self.workers if workers is not None or len(source) >= _FEW else 0, progress)
 
     def __len__(self) -> int:
@@ -165,7 +166,7 @@ class Loader:
     def _fill(self, workers: int, progress: Callable[[int], None]) -> None:
         """Decode everything once, then let each bad row have the canvas of the next good one."""
         count = len(self)
-        pixels, sizes = canvases = _empty(count, self.side, torch.empty)
+        pixels, sizes = canvases = _empty(count, pixels_of(self.side), torch.empty)
         with closing(self._decoded(torch.split(torch.arange(count), _CHUNK), workers, tries=0)) as batches:
             for batch in batches:
                 place = slice(int(batch.rows[0]), int(batch.rows[-1]) + 1)
@@ -184,7 +185,7 @@ class Loader:
         steps = iter(rows_of_steps)
         if (first := next(steps, None)) is None:
             return
-        slots = _shared(_AHEAD * max(workers, -(-len(first) // _PART)) if workers else 1, self.side)
+        slots = _shared(_AHEAD * max(workers, -(-len(first) // _PART)) if workers else 1, pixels_of(self.side))
         begun = deque[Tensor]()  # steps whose first chunk is under way
         decoding = _Decoding(self.source, self.side, tries, slots)
         chunks = _chunks(chain([first], steps), begun, len(slots))
@@ -194,7 +195,7 @@ class Loader:
             for chunk, (sizes, bad) in done:
                 if chunk.start == 0:
                     rows = begun.popleft()
-                    batch = Loaded(rows, _empty(len(rows), self.side))
+                    batch = Loaded(rows, _empty(len(rows), pixels_of(self.side)))
                 place = slice(chunk.start, chunk.start + len(sizes))
                 batch.material.pixels[place] = torch.from_numpy(slots[chunk.slot, : len(sizes)])
                 batch.material.sizes[place] = torch.tensor(sizes)

@@ -30,10 +30,11 @@ from PIL import Image
 from torch import Tensor
 
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
-from lookalike.data.decode import Unreadable, decode, one_line, squash
+from lookalike.data.decode import Unreadable, decode, one_line, planes_of, squash
 from lookalike.data.example import Example, broken
 from lookalike.data.fingerprint import Stamps
 from lookalike.data.pool import cores
+from lookalike.data.preprocessing import Preprocessing, Side, pixels_of
 
 CANVASES, VERSION = "canvases.json", 1
 RAW = "raw"
@@ -118,12 +119,19 @@ class Prepared:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def example(self, row: int, side: int) -> Example:
-        """One canvas, made smaller where ``side`` is; raises UserError for a larger one than the cache has."""
-        self._refuse_larger(side)
+    def example(self, row: int, side: Side) -> Example:
+        """One canvas, made smaller where ``side`` is; raises UserError for a larger one than the cache has.
+
+        As a public model sees it only nearly: the picture was squashed, and is resized a second time.
+        """
+        self._refuse_larger(pixels_of(side))
         label, path = self._labels[row], self.paths[row]
         if row in self.bad:
             return broken(side, label, path, self.bad[row])
+        if isinstance(side, Preprocessing):
+            own = self.example(row, self.own)
+            seen = side.seen(Image.fromarray(own.pixels.permute(1, 2, 0).numpy()), (own.width, own.height))
+            return own._replace(pixels=planes_of(seen))
         data, (height, width) = self._bytes(row), self.sizes[row].tolist()
         if not self._raw:
             return Example(decode(data.tobytes(), side).pixels, height, width, label, path)
@@ -165,9 +173,9 @@ class Prepared:
         """Every row by the checksum of its canvas."""
         return Stamps(list(self.paths), self._lengths, (self._sums + (1 << 32)).astype(np.uint64))
 
-    def has_canvases(self, side: int) -> bool:
-        """Whether ``take`` gives canvases of this very side, raw; raises UserError where the cache has fewer pixels."""
-        self._refuse_larger(side)
+    def has_canvases(self, side: Side) -> bool:
+        """Whether ``take`` gives these very canvases, raw; raises UserError where the cache has fewer pixels."""
+        self._refuse_larger(pixels_of(side))
         return self._raw and side == self.own
 
     def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -140,7 +140,7 @@ def captioned(model: Trained, data: Data, resources: Resources) -> tuple[Tensor,
     pictures, texts = [], []
     for rows, material in loader.batches(torch.split(torch.arange(len(loader)), _CHUNK)):
         material = material_to_device(material)
-        pictures.append(encoded([model.recipe.pretext.evaluation(material)]))
+        pictures.append(encoded([model.recipe.evaluation(material)]))
         sentences = material.captions()
         views = [plain(sentences, number) for number in range(sentences.lengths.shape[1])]
         texts.append(torch.stack([encoded([view_to_device(view)]) for view in views], 1))

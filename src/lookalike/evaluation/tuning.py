@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ def paper_probe(spec: settings.Probe, model: Trained, data: Data, resources: Res
     if spec.share < 1:
         reference = Rows(reference, drawn(reference.labels, spec.share, spec.seed))
     say_missing(reference.labels, query.labels, resources)
-    training, test = (loader_of(source, model, resources.workers) for source in (reference, query))
+    training, test = loader_of(reference, model, resources.workers), model.loader(query, resources.workers)
     classifier = fit_linear(spec, model.encoder, training, model.recipe.crops(), partial(resources.progress, "probing"))
     features = raw(model.encoder, model.views(test, torch.arange(len(query)))).cpu()
     good = torch.tensor(readable(test))
@@ -76,7 +76,7 @@ def paper_probe(spec: settings.Probe, model: Trained, data: Data, resources: Res
 
 
 def loader_of(source: Source, model: Trained, workers: int | None) -> Loader:
-    """All pictures of ``source``, however many cannot be read."""
+    """All pictures of ``source`` to train on, however many cannot be read."""
     return Loader(as_pictures(source), model.recipe.canvas, workers=workers, max_bad=1.0)
 
 
@@ -196,7 +196,8 @@ def tune(
 class LabelledPictures(NamedTuple):
     """Pictures that can be read."""
 
-    loader: Loader
+    loader: Loader  # what a fit reads
+    whole: Loader  # what evaluations read of the same rows
     output: Tensor  # (N, F) of the backbone, which is what a head sees
     features: Tensor  # (N, E) unit rows, as every evaluation of frozen features has them
     labels: Tensor  # (N,)
@@ -204,13 +205,16 @@ class LabelledPictures(NamedTuple):
     @classmethod
     def of(cls, model: Trained, loader: Loader) -> LabelledPictures:
         """All that can be read of a loader."""
-        every = torch.arange(len(loader))
-        output, features = raw(model.encoder, model.views(loader, every)).cpu(), model.features(loader, every)
-        return cls(loader, output, features, loader.source.labels).rows(torch.tensor(readable(loader)))
+        every, whole = torch.arange(len(loader)), loader
+        if model.recipe.preprocessing is not None:
+            whole = cast(Loader, model.loader(loader.source, loader.workers))
+        output, features = raw(model.encoder, model.views(whole, every)).cpu(), model.features(whole, every)
+        return cls(loader, whole, output, features, loader.source.labels).rows(torch.tensor(readable(whole)))
 
     def rows(self, rows: Tensor) -> LabelledPictures:
         """Some of them."""
-        return LabelledPictures(Some(self.loader, rows), self.output[rows], self.features[rows], self.labels[rows])
+        loaders = Some(self.loader, rows), Some(self.whole, rows)
+        return LabelledPictures(*loaders, self.output[rows], self.features[rows], self.labels[rows])
 
     def probe(self) -> LinearClassifier:
         """Fitted to the frozen features: what ``evaluate probe`` fits."""
@@ -269,7 +273,7 @@ class Tuning(NamedTuple):
 
     def accuracy(self, learner: Learner, classes: Tensor, query: LabelledPictures) -> float:
         """The share of pictures whose label the whole network predicts."""
-        views = self.model.views(query.loader, torch.arange(len(query.labels)))
+        views = self.model.views(query.whole, torch.arange(len(query.labels)))
         logits = embed(learner.encoder, views, "head")  # of unit norm, which moves no maximum
         return float((classes[logits.argmax(1)] == query.labels).double().mean())
 

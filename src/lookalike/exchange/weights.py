@@ -1,74 +1,21 @@
-"""Weights that others trained, as a backbone to compare with: a file, or what torchvision or timm has already fetched.
-
-Nothing is downloaded, and a file is read as tensors or not at all.
-"""
+"""Weights that others trained, into a backbone: a file is read as tensors or not at all."""
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
-import timm
 import torch
-import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.models.encoder import Encoder
-from lookalike.models.image import ResNet, Timm
-from lookalike.pretext.image import IMAGENET_MEAN, IMAGENET_STD
-from lookalike.recipes.recipe import Recipe
 
 _FOLLOWERS = ("encoder_k", "momentum", "twin", "ema")  # names of copies that trail what was trained
-
-
-def foreign(recipe: Recipe, weights: str) -> tuple[Recipe, Path]:
-    """The recipe that ``weights`` fit, and their file: ``torchvision:NAME``, ``timm:NAME``, or a path.
-
-    A name brings its own network, and the colours it was trained on; all else of ``recipe`` stays. Raises UserError.
-    """
-    library, _, name = weights.partition(":")
-    if library not in ("torchvision", "timm") or not name:
-        return recipe, Path(weights)
-    views = recipe.pictures
-    first = replace(views.first, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    model = ResNet(name) if library == "torchvision" else Timm(name)
-    file = cached_torchvision(name) if library == "torchvision" else cached_timm(name)
-    return replace(recipe, model=model, pretext=replace(views, first=first)), file
-
-
-def cached_torchvision(name: str) -> Path:
-    """Where torchvision keeps its default weights of a model."""
-    try:
-        url = str(torchvision.models.get_model_weights(name).DEFAULT.url)
-    except ValueError:
-        raise UserError(f"torchvision has no weights for {name!r}; try torchvision:resnet50") from None
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-    if not path.is_file():
-        raise UserError(
-            f"torchvision:{name} is not on this machine, and nothing is downloaded: put {url} at {path}, or name a file"
-        )
-    return path
-
-
-def cached_timm(name: str) -> Path:
-    """Where the Hub's client keeps timm's weights of a model."""
-    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-    if config is None or not config.hf_hub_id:
-        raise UserError(f"timm has no weights for {name!r}; timm.list_pretrained() names them")
-    for file in ("model.safetensors", "pytorch_model.bin"):
-        if isinstance(path := huggingface_hub.try_to_load_from_cache(config.hf_hub_id, file), str):
-            return Path(path)
-    raise UserError(
-        f"timm:{name} is not on this machine, and nothing is downloaded: "
-        f"fetch huggingface.co/{config.hf_hub_id} first, or name a file"
-    )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -93,7 +40,7 @@ def _flat(content: Any, prefix: str) -> list[tuple[str, Tensor]]:
     return [named for name, part in content.items() for named in _flat(part, f"{prefix}{name}.")]
 
 
-def load_backbone(encoder: Encoder, path: Path) -> None:
+def load_backbone(encoder: Encoder, path: Path) -> str:
     """Put the weights of a file into the backbone: all of them by name and shape, whatever stands before the names.
 
     The head of the file is left out, and so are copies that followed what was trained. Raises UserError.
@@ -106,6 +53,7 @@ def load_backbone(encoder: Encoder, path: Path) -> None:
     with torch.no_grad():
         for name, part in backbone.items():
             part.copy_(tensors[prefix + name])
+    return f"{len(backbone)} tensors of {path.name}" + (f", those of {prefix.rstrip('.')}" if prefix else "")
 
 
 def _prefix(backbone: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> str:

@@ -1,4 +1,7 @@
-"""Encoders for text that transformers wrote: a folder of config.json, safetensors and tokenizer.json; no code runs."""
+"""Encoders that transformers wrote: a folder of config.json, safetensors and tokenizer.json; no code runs.
+
+Of text, and of pictures, whose preprocessor_config.json says how they are seen.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lookalike.core.errors import BAD_DATA, IO, USAGE, UserError
+from lookalike.models.norm import group_norms
 from lookalike.models.text import CounterDropout, Packing, Pool, pooled
 
 HUB = "hub:"
@@ -74,6 +78,51 @@ class HuggingFaceBackbone(nn.Module):
         return last[attend]
 
 
+@dataclass(frozen=True)
+class HuggingFacePictures:
+    """The encoder of pictures in ``folder``; a run keeps its own weights, but the folder must stay, as above.
+
+    Features are the encoder's pooled output, or those of its first token where that was trained for one task (ViT's).
+    """
+
+    folder: str = ""
+
+    def build(self, group: int) -> tuple[nn.Module, int]:
+        """The published weights and F, BatchNorm in groups of ``group`` examples; raises UserError."""
+        net = _loaded(located(self.folder), 0.0)
+        net = getattr(net, "vision_model", net)  # of two towers
+        if hasattr(getattr(net, "pooler", None), "dense"):
+            net.pooler = None
+        width = getattr(net.config, "hidden_size", None) or net.config.hidden_sizes[-1]
+        return group_norms(HuggingFacePicturesBackbone(net), group), int(width)
+
+    def processor(self) -> Any:
+        """transformers' image processor of the folder, for its numbers; raises UserError."""
+        AutoImageProcessor = _transformers().AutoImageProcessor
+        try:
+            return AutoImageProcessor.from_pretrained(located(self.folder), **_SAFE)
+        except Exception as error:  # as in _loaded
+            reason = (str(error).splitlines() or [""])[0][:200]
+            raise UserError(
+                f"{self.folder}: no preprocessor_config.json that can be used ({reason})", BAD_DATA
+            ) from None
+
+
+class HuggingFacePicturesBackbone(nn.Module):
+    """A network of transformers, called by keyword."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) → (B, F)."""
+        out = self.net(pixel_values=pixels)
+        pooled: Tensor | None = getattr(out, "pooler_output", None)
+        features: Tensor = out.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
+        return features
+
+
 class _DropoutSite(nn.Module):
     """Stands where a dropout stood; does nothing outside of ``HuggingFaceBackbone.tokens``."""
 
@@ -122,24 +171,32 @@ def _fetched(name: str) -> Path:
         raise UserError(f"{HUB}{name} cannot be fetched ({type(error).__name__}: {reason})", IO) from None
 
 
-def _loaded(folder: Path, dropout: float) -> Any:
-    """The network with its weights. Attention's own dropout draws from a generator, so it is off."""
+_SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+
+
+def _transformers() -> Any:
+    """The package, without its progress bars; raises UserError where it is missing."""
     try:
-        from transformers import AutoConfig, AutoModel
-        from transformers.utils.logging import disable_progress_bar
+        import transformers
     except ImportError:
         raise UserError(
             "Hugging Face's encoders need the package transformers: pip install 'lookalike[text]'"
         ) from None
-    disable_progress_bar()
-    safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+def _loaded(folder: Path, dropout: float) -> Any:
+    """The network with its weights. Attention's own dropout draws from a generator, so it is off."""
+    transformers = _transformers()
     try:
         with torch.device("cpu"):
-            config = AutoConfig.from_pretrained(folder, **safe)
+            config = transformers.AutoConfig.from_pretrained(folder, **_SAFE)
             for name in ("attention_probs_dropout_prob", "attention_dropout"):
                 if hasattr(config, name):
                     setattr(config, name, 0.0)
-            return AutoModel.from_pretrained(folder, config=config, use_safetensors=True, dtype=torch.float32, **safe)
+            options: dict[str, Any] = {"config": config, "use_safetensors": True, "dtype": torch.float32}
+            return transformers.AutoModel.from_pretrained(folder, **options, **_SAFE)
     except Exception as error:  # whatever a config or a file of weights makes transformers raise
         reason = (str(error).splitlines() or [""])[0][:200]
         raise UserError(

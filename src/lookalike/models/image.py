@@ -60,6 +60,37 @@ class ResNet:
         return Pixels(activate_in_norms(group_norms(net, group))), features
 
 
+@dataclass(frozen=True)
+class Torchvision:
+    """Any other classification model of torchvision, without its last layer."""
+
+    name: str = "mobilenet_v3_large"
+
+    def build(self, group: int) -> tuple[nn.Module, int]:
+        """Random weights, BatchNorm in groups of ``group`` examples; F is the width that the last layer took."""
+        options = dict.fromkeys(("transform_input", "aux_logits", "init_weights"), False) if self._inception() else {}
+        try:
+            module = torchvision.models.get_model_builder(self.name).__module__
+            if module.count(".") != 2:  # detection, segmentation and the like lie deeper
+                raise ValueError(module)
+            net = torchvision.models.get_model(self.name, weights=None, **options)
+        except ValueError:
+            raise UserError(f"model.name {self.name!r} is not a classification model of torchvision") from None
+        linear = [
+            name for name, part in net.named_modules() if isinstance(part, nn.Linear) and part.out_features == 1000
+        ]
+        if not linear:
+            raise UserError(f"torchvision's {self.name} ends in no linear layer that can be removed: take another")
+        features = net.get_submodule(linear[-1]).in_features
+        net.set_submodule(linear[-1], nn.Identity())
+        if self._inception():
+            net.transform_input = True  # to the colours of its published weights
+        return Pixels(group_norms(net, group)), cast("int", features)
+
+    def _inception(self) -> bool:
+        return self.name in ("googlenet", "inception_v3")
+
+
 class TimmPixels(Pixels):
     """A network of timm, many of which take pictures of one size only and say so in their own ways."""
 
@@ -88,6 +119,7 @@ class Timm:
 
     name: str = "resnet50"
     size: int | None = None  # side in pixels that a transformer is made for; None: what timm made it for
+    pool: str | None = None  # how positions become one feature, in timm's words; None: as timm has it
 
     def build(self, group: int) -> tuple[nn.Module, int]:
         """Random weights; BatchNorm, where the model has it, in groups of ``group`` examples."""
@@ -102,15 +134,17 @@ class Timm:
     def _create(self) -> nn.Module:
         """For any size of picture first: only some constructors have that option, and the others refuse it at once."""
         sized: dict[str, Any] = {} if self.size is None else {"img_size": self.size}
+        sized |= {} if self.pool is None else {"global_pool": self.pool}
         for options in ({"dynamic_img_size": True, **sized}, sized):
             try:
                 net: nn.Module = timm.create_model(self.name, pretrained=False, num_classes=0, **options)
                 return net
             except TypeError as error:
                 refused = error
-        if self.size is None:
+        if not sized:
             raise refused
-        raise UserError(f"model.size: {self.name} of timm is not made for one size; leave it out") from refused
+        what = "model.size" if self.pool is None else "model.pool"
+        raise UserError(f"{what}: {self.name} of timm is not made for one {what[6:]}; leave it out") from refused
 
 
 # ---- torchvision's ResNets with ReLU and the addition of a block left to its norms: one pass on a GPU ----

@@ -96,15 +96,17 @@ def loader(
     max_bad: float = 1.0,
     progress: Callable[[int], None] = lambda _: None,
     on_bad: Callable[[Mapping[str, str]], None] = lambda _: None,
+    whole: bool = False,
 ) -> Loads:
-    """The loader of the rows of ``source``; the last arguments are those of ``Loader``."""
+    """The loader of the rows of ``source``, for training, or to see them ``whole``; the others are of ``Loader``."""
     modality = modality_of(recipe)
     if modality.inputs == TEXT:
         if source.unlisted:
             on_bad(source.unlisted)
         refuse_too_many(cast(TextSource, source), max_bad)
         return _tokens(recipe, source, tokenizer, progress)
-    pictures = Loader(as_pictures(source), recipe.canvas, budget, workers, max_bad, progress, on_bad, modality.rows)
+    side = recipe.whole_canvas if whole else recipe.canvas
+    pictures = Loader(as_pictures(source), side, budget, workers, max_bad, progress, on_bad, modality.rows)
     if not modality.tokenizes or source.texts is None:
         return pictures
     return CaptionLoader(pictures, _tokens(recipe, source, tokenizer))
@@ -164,13 +166,13 @@ def query_view(recipe: Recipe, tokenizer: Tokenizer | None, query: str, layer: L
 
 def _picture_view(recipe: Recipe, file: str) -> View:
     try:
-        canvas = decode(Path(file).read_bytes(), recipe.canvas)
+        canvas = decode(Path(file).read_bytes(), recipe.whole_canvas)
     except (OSError, ValueError, Unreadable) as error:
         reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or type(error).__name__
         raise UserError(f"{file}: neither a path of the table nor a picture ({reason})", BAD_DATA) from None
     assert isinstance(recipe.pretext, TwoViews | Captions)
     sizes = torch.tensor([[canvas.height, canvas.width]])
-    return recipe.pretext.evaluation(material_to_device(Canvases(torch.stack([canvas.pixels]), sizes)))
+    return recipe.evaluation(material_to_device(Canvases(torch.stack([canvas.pixels]), sizes)))
 
 
 class Examples:

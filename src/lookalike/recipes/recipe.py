@@ -10,6 +10,7 @@ from typing import Literal
 from lookalike.core.devices import Precision, device, resolved
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.seeding import reseed
+from lookalike.data.preprocessing import Preprocessing, Side
 from lookalike.learn.dictionary import InBatch, MemoryBank, Neighbours, Queue, QueueEach
 from lookalike.learn.keys import Alone, EndToEnd, Momentum, Stored
 from lookalike.learn.labelled import Classes, CrossEntropy, Labelled
@@ -19,14 +20,15 @@ from lookalike.learn.optim import LARS, SGD, AdamW, Cosine, Linear, Muon, Steps
 from lookalike.metrics.knn import Knn
 from lookalike.models.decoder import Decoder, Words
 from lookalike.models.encoder import MLP, Encoder, Whitening
-from lookalike.models.hugging_face import HuggingFace
-from lookalike.models.image import ResNet, SmallResNet, SmallVideoResNet, Timm, VideoResNet
+from lookalike.models.hugging_face import HuggingFace, HuggingFacePictures
+from lookalike.models.image import ResNet, SmallResNet, SmallVideoResNet, Timm, Torchvision, VideoResNet
 from lookalike.models.text import Transformer, TwoTowers
 from lookalike.models.vit import ViT
 from lookalike.pretext.image import ImageView, Masked, OneView, TwoViews
 from lookalike.pretext.text import Captions, Cloze, Pairs, SameSentence
 from lookalike.pretext.video import TwoClips, TwoFrames, TwoMoments
 from lookalike.recipes.parts import PARTS, Backbone, DictionaryPart, adapted
+from lookalike.types import Canvases, Material, View
 
 Pretext = TwoViews | OneView | Masked | TwoFrames | TwoClips | SameSentence | Pairs | Cloze | Captions
 Model = (
@@ -34,6 +36,8 @@ Model = (
     | SmallResNet
     | ViT
     | Timm
+    | Torchvision
+    | HuggingFacePictures
     | VideoResNet
     | SmallVideoResNet
     | Transformer
@@ -103,6 +107,7 @@ class Recipe:
     name: str
     pretext: Pretext
     canvas: int = 256  # side in pixels at which pictures are kept before they are cropped
+    preprocessing: Preprocessing | None = None  # how evaluations see pictures; None: as the pretext says
     model: Model = ResNet()  # noqa: RUF009
     head: MLP = MLP()  # noqa: RUF009
     whiten: bool = False  # the backbone ends in a map, fitted without labels, that decorrelates its features
@@ -153,6 +158,18 @@ class Recipe:
                 "clips cannot be learned in bf16 on a processor, whose gradients are wrong: --precision fp32"
             )
         return "fp32"
+
+    @property
+    def whole_canvas(self) -> Side:
+        """What evaluations read of a picture."""
+        return self.preprocessing or self.canvas
+
+    def evaluation(self, material: Material) -> View:
+        """What evaluations encode, of whole canvases; nothing is random."""
+        if self.preprocessing is None:
+            return self.pretext.evaluation(material)  # type: ignore[arg-type]  # of its own modality
+        assert isinstance(material, Canvases)
+        return self.preprocessing.view(material.pixels)
 
     @property
     def pictures(self) -> TwoViews | TwoClips:

@@ -16,7 +16,7 @@ from torch import nn
 
 from lookalike.core import dist
 from lookalike.core.errors import BAD_DATA, UserError, meant
-from lookalike.models.image import ResNet, Timm
+from lookalike.models.image import ResNet, Timm, Torchvision
 from lookalike.pretext.image import ImageView
 from lookalike.recipes.parts import PARTS, Backbone, Network, Transform, Transformed
 from lookalike.recipes.recipe import Recipe
@@ -198,7 +198,7 @@ def parsed(text: str, hint: Any) -> Any:
     raise TypeError(hint)
 
 
-def model_named(name: str) -> ResNet | Timm:
+def model_named(name: str) -> ResNet | Timm | Torchvision:
     """A backbone by its name: ``torchvision:resnet50``, ``timm:convnext_tiny``, or either without its library."""
     library, _, own = name.rpartition(":")
     if library not in ("", "torchvision", "timm"):
@@ -206,7 +206,7 @@ def model_named(name: str) -> ResNet | Timm:
     if library == "torchvision" or (not library and own.startswith(("resnet", "resnext", "wide_resnet"))):
         if own not in torchvision.models.list_models():
             raise UserError(f"model: torchvision has no {own}; {meant(own, torchvision.models.list_models())}")
-        return ResNet(own)
+        return ResNet(own) if "resne" in own else Torchvision(own)
     if not timm.is_model(own):
         raise UserError(f"model: timm has no {own}; {meant(own, timm.list_models(), 'see timm.list_models()')}")
     return Timm(own)

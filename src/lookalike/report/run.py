@@ -153,8 +153,9 @@ class Sample:
         rows = random_rows(len(source), min(_MOST, max(16, _BYTES // (3 * canvas**2))))
         self.trained = trained
         self.loader = Loader(source, canvas, 0, workers=0, max_bad=1.0)  # all rows: a view may read others
-        features = trained.features(self.loader, rows, "backbone", progress, "embedding for the report")
-        good = torch.tensor([row not in self.loader.bad_rows for row in rows.tolist()], dtype=torch.bool)
+        self.whole = trained.loader(source, 0, 0)
+        features = trained.features(self.whole, rows, "backbone", progress, "embedding for the report")
+        good = torch.tensor([row not in self.whole.bad_rows for row in rows.tolist()], dtype=torch.bool)
         self.rows, self.labels, self.classes = rows[good], source.labels[rows[good]], source.classes
         self.features = features[good]
 
@@ -166,7 +167,7 @@ class Sample:
     def pictures(self, chosen: Tensor) -> list[Tensor]:
         """Each uint8 (3, S, S): the examples ``chosen`` (N,) as evaluations encode them."""
         displayable = self.trained.recipe.pictures.displayable
-        views = self.trained.views(self.loader, self.rows[chosen])
+        views = self.trained.views(self.whole, self.rows[chosen])
         return [pixels.cpu() for view in views for pixels in displayable(view, view)[0]]
 
     def some(self, count: int) -> Tensor:

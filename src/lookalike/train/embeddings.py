@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +93,17 @@ def origin_of(trained: Trained, data: str = "", data_digest: str = "") -> Origin
     """What made rows of this model, and of which data."""
     where = os.path.abspath(data)[:4096] if os.path.exists(data) else data[:4096]
     weights, precision = weights_digest(trained.encoder), trained.encoder.evaluated_in
-    return Origin(trained.run, trained.step, weights, precision, preprocessing(trained), where, data_digest)
+    origin = Origin(trained.run, trained.step, weights, precision, preprocessing(trained), where, data_digest)
+    named = trained.named
+    return origin if named is None else replace(origin, model=named.architecture or "", file=named.digest())
 
 
 def preprocessing(trained: Trained) -> dict[str, Any]:
     """How an encoder is shown what it encodes, as JSON: two models that differ in it do not compare."""
     pretext, shown = trained.recipe.pretext, dict[str, Any]()
+    if trained.recipe.preprocessing is not None:
+        shown = asdict(trained.recipe.preprocessing)
+        return shown | {"mean": list(shown["mean"]), "std": list(shown["std"])}
     if (view := getattr(pretext, "picture", getattr(pretext, "first", None))) is not None:
         shown = {"side": getattr(pretext, "whole", None) or view.size, "mean": list(view.mean), "std": list(view.std)}
         shown |= {"crop": "centre square of the whole picture", "canvas": trained.recipe.canvas}
@@ -212,6 +217,7 @@ def _about(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
     about = json.loads(metadata[_ABOUT])
     if about["version"] > VERSION or about["layer"] not in ("backbone", "head"):
         raise ValueError("a newer version of lookalike wrote it")
-    record, kinds = about["origin"], (str, int, str, str, dict, str, str)
+    record, kinds = about["origin"], (str, int, str, str, dict, str, str, str, str)
+    record = record if record is None else {"model": "", "file": "", **record}  # which older versions did not write
     origin = record if record is None else Origin(*(kind(record[f.name]) for f, kind in zip(fields(Origin), kinds)))
     return {"layer": about["layer"], "classes": tuple(map(str, about["classes"])), "origin": origin}

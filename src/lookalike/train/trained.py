@@ -23,15 +23,18 @@ from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, Say, name_of, reference_and_query
 from lookalike.data.text.loader import Tokenizer
 from lookalike.data.video.source import pieces, video_of
+from lookalike.exchange.named import Named, is_named, opened
+from lookalike.exchange.weights import load_backbone
 from lookalike.learn.learner import Learner
 from lookalike.metrics.knn import Knn
 from lookalike.models.encoder import Encoder, Layer, embed, means, settle
-from lookalike.recipes.modality import Examples, load_tokenizer, loader, modality_of
+from lookalike.models.hugging_face import HuggingFace
+from lookalike.recipes.modality import Examples, load_tokenizer, modality_of
+from lookalike.recipes.modality import loader as all_rows
 from lookalike.recipes.parts import Network
 from lookalike.recipes.recipe import Recipe
 from lookalike.train import checkpoint
 from lookalike.train.run import Run, is_run, read_recipe
-from lookalike.exchange.weights import foreign, load_backbone
 from lookalike.types import View
 
 _CHUNK = 500  # pictures that are encoded at a time
@@ -48,21 +51,27 @@ class Trained(NamedTuple):
     encoder: Encoder
     step: int
     tokenizer: Tokenizer | None = None  # of text
-    run: str = ""  # the folder that it was loaded from
+    run: str = ""  # the folder that it was loaded from, or the name of a public model
+    named: Named | None = None  # the public model that it is, if it is no run
 
     def __repr__(self) -> str:
-        return f"Trained({self.recipe.name}, {type(self.recipe.model).__name__}, step {self.step:,})"
+        return f"Trained({self.recipe.name}, {type(self.recipe.model).__name__}, {self.stage})"
+
+    @property
+    def stage(self) -> str:
+        """How far it was trained, in words."""
+        return f"step {self.step:,}" if self.named is None else "as published"
 
     @isolated()
     def loader(self, source: Source, workers: int | None = None, budget: int = 4 * GIB) -> Loads:
         """What reads all rows of ``source``, however many are bad; at most ``budget`` bytes are kept."""
-        return loader(self.recipe, source, self.tokenizer, budget, workers)
+        return all_rows(self.recipe, source, self.tokenizer, budget, workers, whole=True)
 
     def views(self, loader: Loads, rows: Tensor) -> Iterator[View]:
         """The examples at ``rows`` (N,) as the encoder is evaluated: whole, nothing random."""
         whole = Examples(self.recipe, loader).whole
         for _, material in loader.batches(map(whole, torch.split(rows, _CHUNK))):
-            yield view_to_device(self.recipe.pretext.evaluation(material_to_device(material)))
+            yield view_to_device(self.recipe.evaluation(material_to_device(material)))
 
     @isolated()
     def features(
@@ -84,27 +93,53 @@ def load(
     untrained: bool = False,
     weights: str | None = None,
     precision: Precision = "fp32",
-    model: nn.Module | None = None,
+    model: nn.Module | str | None = None,
+    download: bool = False,
+    say: Say = unsaid,
 ) -> Trained:
-    """The encoder of the newest whole checkpoint in a run folder; ``precision`` is that of its products from now on.
+    """A run with the weights of its newest whole checkpoint, or a public model by its name: see exchange/named.py.
 
-    ``untrained`` gives its network with its initial weights, ``weights`` with those of others: see weights.py. A run of
-    a network that was handed over wants one of the same shapes, ``model``, once in a process. Raises UserError.
+    ``precision`` is that of its products from now on. ``untrained`` gives the network with its initial weights, and
+    ``weights`` that of a run with those of a file. ``model`` says which network a file of weights is of
+    (``timm:NAME``, ``torchvision:NAME``); a run of one that was handed over wants one of the same shapes, once in a
+    process. ``download`` fetches a public model that is not here. Raises UserError.
     """
-    folder = Path(run)
+    if not is_run(run) and (isinstance(model, str) or is_named(run)):
+        if weights is not None or isinstance(model, nn.Module):
+            raise UserError(f"{run} is a public model, whose network and weights are its own: leave out --weights")
+        trained = _public(opened(run, model, download, say), untrained, say)
+    elif isinstance(model, str):
+        raise UserError(f"{run} is a run, which knows its network: leave out --model {model}")
+    else:
+        trained = _of_run(Path(run), untrained, weights, model, say)
+    trained.encoder.evaluated_in = precision
+    return trained._replace(encoder=module_to_device(trained.encoder))
+
+
+def _public(named: Named, untrained: bool, say: Say) -> Trained:
+    recipe = named.recipe
+    encoder = recipe.build(recipe.batch).encoder
+    if not untrained:
+        say(named.fill(encoder))
+    tokenizer = Tokenizer(recipe.model.tokenizer()) if isinstance(recipe.model, HuggingFace) else None
+    return Trained(recipe, encoder, 0, tokenizer, named.name, None if untrained else named)
+
+
+def _of_run(folder: Path, untrained: bool, weights: str | None, model: nn.Module | None, say: Say) -> Trained:
     if not is_run(folder):
         raise UserError(
-            f"{folder} is not a run: it holds no recipe.json; lookalike pretrain DATA --out {folder} makes one",
+            f"{folder} is not a run: it holds no recipe.json; lookalike pretrain DATA --out {folder} makes one. "
+            "Public models are timm:NAME, torchvision:NAME, hf:FOLDER or a file of weights",
             BAD_DATA,
         )
-    recipe, file = read_recipe(folder / "recipe.json"), None
+    recipe = read_recipe(folder / "recipe.json")
     if model is not None and Network.of(model, recipe.pictures.first.size) != recipe.model:
         raise UserError(f"{folder} was trained with another backbone, {recipe.model}: give one of the same shapes")
-    if weights is not None:
-        recipe, file = foreign(recipe, weights)
     learner, step = recipe.build(Run(folder).data()["examples"]), 0
-    if file is not None:
-        load_backbone(learner.encoder, file)
+    if weights is not None:
+        if not Path(weights).is_file():
+            raise UserError(f"{weights} is no file of weights; a public model is named in place of {folder}", BAD_DATA)
+        say(load_backbone(learner.encoder, Path(weights)))
     elif not untrained:
         path, _ = checkpoint.newest(Run(folder).checkpoints)
         if path is None:
@@ -112,9 +147,7 @@ def load(
                 f"{folder} has no checkpoint yet: let the run save one, or ask for the untrained network", BAD_DATA
             )
         step = checkpoint.load_learner(path, learner)
-    learner.encoder.evaluated_in = precision
-    encoder, where = module_to_device(learner.encoder), os.path.abspath(folder)
-    return Trained(recipe, encoder, step, load_tokenizer(folder, recipe), where)
+    return Trained(recipe, learner.encoder, step, load_tokenizer(folder, recipe), os.path.abspath(folder))
 
 
 def initial(recipe: Recipe) -> Encoder:
@@ -199,7 +232,9 @@ def labelled_parts(trained: Trained, data: Data, say: Say = unsaid) -> tuple[Sou
 
 
 def whiten_untrained(trained: Trained, source: Source, most: int = 5000) -> None:
-    """Give a network that was never trained its whitening as training would have: the fair baseline."""
+    """Give a network that was never trained its whitening, if any, as training would have: the fair baseline."""
+    if not trained.recipe.whiten:
+        return
     loader = trained.loader(source, 0, 0)
     rows = Examples(trained.recipe, loader).evaluated()
     settle(trained.encoder, trained.views(loader, rows[:: -(-len(rows) // most)]))
@@ -226,6 +261,7 @@ class Checkup(NamedTuple):
     recipe: Recipe
     rows: Tensor
     queries: int  # how many of them, the first, are the queries
+    whole: Loads  # of these rows as evaluations see them
 
     @classmethod
     def of(cls, loader: Loads, recipe: Recipe, most: int = 5000) -> Checkup:
@@ -237,12 +273,16 @@ class Checkup(NamedTuple):
             videos.setdefault(video_of(loader.source.paths[row]), []).append(row)
         sizes = list(accumulate(map(len, videos.values()), initial=0))
         queries = next(size for size in sizes if size >= len(drawn) // 5)
-        return cls(loader, recipe, torch.tensor([row for part in videos.values() for row in part]), queries)
+        rows = torch.tensor([row for part in videos.values() for row in part])
+        if recipe.preprocessing is None:
+            return cls(loader, recipe, rows, queries, loader)
+        return cls(loader, recipe, rows, queries, all_rows(recipe, Rows(loader.source, rows), None, whole=True))
 
     def __call__(self, learner: Learner) -> dict[str, float]:
         """{"knn": accuracy} of the backbone's features; {} without labels, or where they were trained on."""
         trained = Trained(self.recipe, learner.encoder, 0)
-        features = settle(learner.encoder, trained.views(self.loader, self.rows))
+        rows = self.rows if self.whole is self.loader else torch.arange(len(self.rows))
+        features = settle(learner.encoder, trained.views(self.whole, rows))
         labels, count = self.loader.source.labels[self.rows], self.queries
         if count in (0, len(labels)) or self.recipe.objective.supervised or bool((labels < 0).any()):
             return {}

@@ -23,6 +23,7 @@ from lookalike.data.formats.encoded import LABELS, is_numbering
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, split_of
 from lookalike.data.formats.lists import classified
 from lookalike.data.formats.tables import columns_of
+from lookalike.data.preprocessing import Preprocessing, Side
 
 _IMAGES = ("image", "img", "pixels")
 
@@ -77,8 +78,8 @@ class Arrays:
     def __len__(self) -> int:
         return len(self._images)
 
-    def example(self, row: int, side: int) -> Example:
-        """One picture on a canvas of ``side`` pixels."""
+    def example(self, row: int, side: Side) -> Example:
+        """One picture as a canvas."""
         return Example(*squash_tensor(self._images[row], side), int(self.labels[row]), self.paths[row])
 
     def size(self, row: int) -> tuple[int, int]:
@@ -134,8 +135,8 @@ class Mapped:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def example(self, row: int, side: int) -> Example:
-        """One item on a canvas of ``side`` pixels."""
+    def example(self, row: int, side: Side) -> Example:
+        """One item as a canvas."""
         label = -1 if self._columns is None else int(self.labels[row])
         try:
             picture, own = self._divided(self._items[row])
@@ -175,7 +176,7 @@ def digits() -> Arrays:
     return Arrays(images, torch.from_numpy(bunch.target), [str(i) for i in range(10)], name="digits")
 
 
-def squash_tensor(image: Tensor, side: int) -> Canvas:
+def squash_tensor(image: Tensor, side: Side) -> Canvas:
     """A picture (H, W), or with 1 or 3 channels before or after, uint8 or float in 0..1, as a canvas; or Unreadable."""
     planes = image if image.dim() == 3 else image[None]
     if planes.dim() == 3 and planes.shape[0] not in (1, 3):
@@ -186,6 +187,8 @@ def squash_tensor(image: Tensor, side: int) -> Canvas:
     wide = planes.float() if planes.dtype == torch.uint8 else planes.float() * 255
     if not bool((wide >= 0).all() and (wide <= 255).all()):
         raise Unreadable("values lie outside of 0..1: give the pictures before they are normalised")
+    if isinstance(side, Preprocessing):
+        return squash(Image.fromarray(wide.round().to(torch.uint8).expand(3, -1, -1).permute(1, 2, 0).numpy()), side)
     if (height, width) != (side, side):
         wide = F.interpolate(wide[None], (side, side), mode="bilinear", antialias=True)[0]
     pixels = wide.round().clamp(0, 255).to(torch.uint8)
@@ -257,7 +260,7 @@ def _label(value: Any) -> int:
     return value if isinstance(value, int) and value >= 0 else -1
 
 
-def _canvas(picture: Any, side: int) -> Canvas:
+def _canvas(picture: Any, side: Side) -> Canvas:
     """A Pillow picture, a tensor or an array as a canvas; raises Unreadable."""
     if isinstance(picture, Image.Image):
         return squash(picture, side)

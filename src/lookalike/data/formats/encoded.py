@@ -16,6 +16,7 @@ from lookalike.data.example import Example, Rows, Source, broken
 from lookalike.data.fingerprint import Stamps, stamps_of_files
 from lookalike.data.formats.disk import Disk
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, Names, beside_splits, one_form
+from lookalike.data.preprocessing import Side
 
 Value = int | str  # what a label is before it is numbered
 LABELS = ("label", "labels", "fine_label", "class", "target", "category")
@@ -89,8 +90,8 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def example(self, row: int, side: int) -> Example:
-        """One picture on a canvas of ``side`` pixels."""
+    def example(self, row: int, side: Side) -> Example:
+        """One picture as a canvas."""
         label, path = self.store.labels[row], self.paths[row]
         try:
             return Example(*decode(self.store.read(row), side), label, path)
