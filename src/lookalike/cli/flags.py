@@ -61,6 +61,17 @@ class Verb:
         check_limits(self)
 
 
+Model = Positional[Annotated[str, shown("MODEL")]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfModel(Verb):
+    """What every verb takes that opens models: a run, timm:NAME, torchvision:NAME, hf:FOLDER or a file of weights."""
+
+    model: Name = None  # The network that a file of weights is of: timm:NAME or torchvision:NAME.
+    download: bool = False  # Fetch a public model that is not on this machine, after saying its size.
+
+
 @dataclass(frozen=True)
 class Demo(Verb):
     """Pretrain on 1,797 handwritten digits without labels, in two minutes, and write a report on what was learned."""
@@ -130,18 +141,17 @@ class Supervised(Pretrain):
 
 
 @dataclass(frozen=True)
-class Evaluate(Verb, Generic[Settings]):
+class Evaluate(OfModel, Generic[Settings]):
     """Measure a model: k nearest neighbours, linear probe, fine-tuning, detection and more."""
 
-    run: Positional[Annotated[str, shown("RUN")]]  # The model: folder of a run.
+    run: Model  # A run, timm:NAME, torchvision:NAME, hf:FOLDER or a file of weights.
     data: Data
     """What to measure on. Unless the description above says otherwise: pictures, texts or videos with labels, as class
     folders or tables with a label column."""
     settings: Annotated[Settings, arg(name="")]
     untrained: bool = False  # Measure the same network with its initial weights, as a baseline.
     weights: File = None
-    """Measure the same network with other weights: a .safetensors or .pth file, or torchvision:NAME or timm:NAME if
-    those are on this machine already."""
+    """Measure the network of a run with other weights: a .safetensors or .pth file."""
     precision: Precision = "fp32"
     workers: Workers = None
     json: File = None  # Write the numbers and all settings to this file.
@@ -165,12 +175,12 @@ class EvaluateScenes(EvaluateFit[Settings]):
 
 
 @dataclass(frozen=True)
-class Compare(Verb):
+class Compare(OfModel):
     """Compare several models on one evaluation, with repeated trials.
 
-    lookalike compare RUN... --on DATA --task knn
+    lookalike compare MODEL... --on DATA --task knn
 
-    Beside each RUN, the untrained network of the first is measured, and that network with other --weights. The table
+    Beside each MODEL, the untrained network of the first is measured, and that network with other --weights. The table
     has the mean and 95 % interval over the trials, the difference from the baseline (a run of lookalike supervised if
     there is one, else the untrained network), paired trial by trial, and win, tie or loss.
 
@@ -181,29 +191,32 @@ class Compare(Verb):
     Finished trials are kept in --out; after an interruption the same command continues.
     """
 
-    runs: Positional[Annotated[tuple[str, ...], shown("RUN")]]  # Folders of runs.
+    runs: Positional[Annotated[tuple[str, ...], shown("MODEL")]]
+    """Runs, timm:NAME, torchvision:NAME, hf:FOLDER or files of weights."""
     on: Annotated[str, shown("DATA")]  # What to measure on, as lookalike evaluate takes it.
     task: Annotated[str, shown("TASK")]
     """knn, probe, fewshot, retrieve, clusters, finetune, detect, keypoints, segment, sts or captions."""
     trials: Annotated[int, Limit(1)] = 5  # How many times each model is measured, with another seed each time.
     weights: Annotated[tuple[str, ...], shown("FILE")] = ()
-    """Other weights for the network of the first run: .safetensors or .pth files, torchvision:NAME or timm:NAME."""
+    """Other weights for the network of the first run: .safetensors or .pth files."""
     metric: Name = None  # Another number of the task to compare by, such as AP50, PCK or frozen.
     out: str = "compare"  # Folder for the trials and for TASK.md, TASK.json, TASK.svg and TASK.html.
 
 
 @dataclass(frozen=True)
-class Embed(Verb):
+class Embed(OfModel):
     """Write one embedding per picture, text or video to a table.
 
-    A .parquet holds path, split, label, class, for texts the text, the embedding, and which run made it of which data;
-    lookalike search reads it. A .csv holds the same with one column per number, without the last. A .npy holds the
+    lookalike embed timm:resnet50 PHOTOS --out photos.parquet --download
+
+    A .parquet holds path, split, label, class, for texts the text, the embedding, and what made it of which data; lookalike
+    search reads it. A .csv holds the same with one column per number, without the last. A .npy holds the
     embeddings alone, and the .rows.csv beside it the other columns. In .csv files, words that a spreadsheet would
     compute (those that begin with = + - @) have an apostrophe before them.
     """
 
-    run: Positional[Annotated[str, shown("RUN")]]  # The model: folder of a run.
-    data: Data  # Pictures, texts or videos, as the run learned from.
+    run: Model  # A run, timm:NAME, torchvision:NAME, hf:FOLDER or a file of weights.
+    data: Data  # Pictures, texts or videos, as the model learned from.
     out: Annotated[str, shown("FILE")]  # The file to write: .parquet, .csv or .npy.
     layer: Layer = "backbone"
     precision: Precision = "fp32"
@@ -214,25 +227,26 @@ class Embed(Verb):
 
 
 @dataclass(frozen=True)
-class Search(Verb):
+class Search(OfModel):
     """Find what is nearest to a picture or a sentence.
 
     lookalike search photos.parquet beach.jpg --run runs/first
 
-    Every row is compared. New pictures and sentences are encoded by the run that the table names, or by --run where it
-    lies elsewhere now; a run that did not make the table is refused.
+    Every row is compared. New pictures and sentences are encoded by the model that the table names, or by --run where
+    it lies elsewhere now; one that did not make the table is refused.
     """
 
-    where: Positional[Annotated[str, shown("RUN|FILE")]]
-    """A .parquet table that lookalike embed wrote, or the folder of a run, whose data is then embedded first."""
+    where: Positional[Annotated[str, shown("TABLE|MODEL")]]
+    """A .parquet table that lookalike embed wrote; or a run, whose data is then embedded first, or a public model with
+    --data."""
     queries: Positional[Annotated[tuple[str, ...], shown("QUERY")]]
     """Paths in the table; picture files; sentences, for models of text or captions."""
     top: Annotated[int, Limit(1)] = 10  # Number of hits to show.
-    run: Annotated[str | None, shown("RUN")] = None  # The run that made the table, if it was moved.
+    run: Annotated[str | None, shown("MODEL")] = None  # The model that made the table, if it was moved.
     json: File = None  # Write the hits to this file.
     page: File = None  # Write an HTML page with the pictures of the hits.
     data: Annotated[str | None, shown("DATA")] = None
-    """Where the pictures for the page are, if no longer where the table or the run says."""
+    """What to search with a public model; or where the pictures are, if no longer where the table or the run says."""
 
 
 @dataclass(frozen=True)
@@ -254,15 +268,15 @@ class Prepare(Verb):
 
 
 @dataclass(frozen=True)
-class Doctor(Verb):
+class Doctor(OfModel):
     """Check data before training: formats, sizes, broken files, duplicates, and the settings training would choose.
 
-    Given a run: whether it finished, whether its checkpoints are intact, what it learned, and how to continue it.
-    Without DATA: what this machine has.
+    Given a run: whether it finished, whether its checkpoints are intact, what it learned, and how to continue it. Given
+    a public model: what it is, and how it sees pictures. Without DATA: what this machine has.
     """
 
-    data: Positional[Annotated[str | None, shown("DATA|RUN")]] = None
-    """Pictures, videos or sentences in any layout, a folder that lookalike prepare wrote, or the folder of a run."""
+    data: Positional[Annotated[str | None, shown("DATA|MODEL")]] = None
+    """Pictures, videos or sentences in any layout, a folder that lookalike prepare wrote, or a model."""
     out: str = "doctor"  # Folder for a sheet of sample pictures and lists of broken and duplicate files.
     split: Name = None  # Only this part of the data; by default every part.
     json: File = None  # Write all findings to this file.

@@ -16,7 +16,7 @@ from lookalike.core import dist
 from lookalike.core.errors import UserError, meant, visible
 from lookalike.core.files import refuse_unwritable, write_json
 from lookalike.curate import search as searching
-from lookalike.curate.diagnosis import about_machine, diagnose
+from lookalike.curate.diagnosis import about_machine, about_model, diagnose
 from lookalike.curate.doctor import examined
 from lookalike.curate.doctor import preview as draw_preview
 from lookalike.curate.prepare import prepare as make_cache
@@ -27,6 +27,7 @@ from lookalike.evaluation import evaluate as measuring
 from lookalike.evaluation.evaluation import Evaluation, Result
 from lookalike.evaluation.segment import Segmented
 from lookalike.evaluation.settings import configured
+from lookalike.exchange.named import is_named
 from lookalike.recipes import recipe_of
 from lookalike.recipes.recipe import Recipe
 from lookalike.recipes.serialize import flat
@@ -39,6 +40,7 @@ from lookalike.train.run import is_run
 from lookalike.train.screen import Screen
 from lookalike.train.trained import load
 
+_LOADED = ("model", "download")  # flags of every verb that opens models
 _FIELDS = [field.name for field in fields(Recipe)]
 
 
@@ -80,7 +82,7 @@ def outputs(command: flags.Verb) -> tuple[list[str], list[str]]:
     match command:
         case flags.EvaluateFit(out=str(out)) | flags.Compare(out=out):
             return files, [out]
-        case flags.Doctor(data=str(data), out=out) if not is_run(data):
+        case flags.Doctor(data=str(data), out=out) if not is_model(data):
             return files, [out]
         case flags.Embed(out=out):
             return [str(file) for file in files_of(Path(out))], []
@@ -130,15 +132,20 @@ def refuse_short(name: str, recipe: str | None) -> None:
         raise UserError(f"unknown argument '--{name}'; did you mean {' or '.join(f'--{path}' for path in paths[:3])}?")
 
 
+def is_model(name: str) -> bool:
+    """Whether it is a run or names a public model, rather than data."""
+    return name != DIGITS and (is_run(name) or is_named(name))
+
+
 def refuse_swapped(run: str, data: str) -> None:
-    """Raise UserError for RUN and DATA in the wrong order."""
-    if data != DIGITS and is_run(data) and not is_run(run):
+    """Raise UserError for MODEL and DATA in the wrong order."""
+    if is_model(data) and not is_model(run):
         raise UserError(f"{data} is a run and {run} is data: swap them")
 
 
 def refuse_run(data: str, verb: str) -> None:
-    """Raise UserError for a run where DATA belongs."""
-    if data != DIGITS and is_run(data):
+    """Raise UserError for a model where DATA belongs."""
+    if is_model(data):
         raise UserError(f"{data} is a run, not data: lookalike {verb} needs pictures, texts or videos")
 
 
@@ -174,16 +181,15 @@ def evaluate(command: flags.Evaluate[Evaluation]) -> int:
     refuse_swapped(command.run, command.data)
     with measuring.processes(spec), Screen(spec.NAME, quiet=not dist.first()) as screen:
         out = command.out if isinstance(command, flags.EvaluateFit) else None
-        same = picked(command, "untrained", "weights", "precision", "workers")
-        result = measuring.evaluate(
-            command.run, command.data, spec, out=out, progress=screen.work, say=screen.say, **same
-        )
+        trained = load(command.run, say=screen.say, **picked(command, *_LOADED, "untrained", "weights", "precision"))
+        how: dict[str, Any] = {"out": out, "workers": command.workers, "progress": screen.work, "say": screen.say}
+        result = measuring.evaluate(trained, command.data, spec, **how)
         screen.say(str(result))
         if page is not None:
             draw(Path(page), command, result)
             screen.say(f"written: {page}")
     if result.numbers:  # which the first process of torchrun has
-        about = picked(command, "untrained", "weights", "run", "data", "precision")
+        about = picked(command, "untrained", "weights", "run", "model", "data", "precision")
         write_record(command.json, result.record() | about)
     return 0
 
@@ -210,7 +216,7 @@ def compare(command: flags.Compare, rest: Sequence[str]) -> int:
     spec = settings_of(command, rest)
     with Screen("compare") as screen:
         try:
-            same = picked(command, "trials", "weights", "metric", "out")
+            same = picked(command, "trials", "weights", "metric", "out", *_LOADED)
             table = comparing.compare(command.runs, command.on, spec, progress=screen.work, say=screen.say, **same)
         except (KeyboardInterrupt, SystemExit):
             screen.say(f"stopped: finished trials are kept in {command.out}, and the same command continues")
@@ -244,8 +250,9 @@ def settings_of(command: flags.Compare, rest: Sequence[str]) -> Evaluation:
 def embed(command: flags.Embed) -> int:
     """Writes the table."""
     refuse_swapped(command.run, command.data)
-    trained, out = load(command.run, precision=command.precision), Path(command.out)
+    out = Path(command.out)
     with dist.together(), Screen("embed", not dist.first()) as screen:
+        trained = load(command.run, say=screen.say, **picked(command, *_LOADED, "precision"))
         place = place_for(trained, command.data)
         if command.clip is None:
             refuse_unwritable(out, size=size_of(trained, place, out, command.layer))
@@ -263,7 +270,8 @@ def search(command: flags.Search) -> int:
         raise UserError("name at least one query: a path in the table, a picture file, or a sentence")
     album = pictures_of(command) if command.page else []
     with Screen("search") as screen:
-        answers = searching.search(command.where, command.queries, command.top, command.run, screen.work)
+        how = picked(command, "data", *_LOADED)
+        answers = searching.search(command.where, command.queries, command.top, command.run, screen.work, **how)
         for query, hits in zip(command.queries, answers):
             screen.say(visible(query))
             for hit in hits:
@@ -316,6 +324,9 @@ def doctor(command: flags.Doctor) -> int:
         elif is_run(command.data):
             diagnosis = diagnose(Path(command.data), command.workers)
             record, lines = diagnosis.plain(), diagnosis.lines()
+        elif is_model(command.data) or command.model is not None:
+            record = dict(about_model(load(command.data, say=screen.say, **picked(command, *_LOADED))))
+            lines = (f"{name}: {value}" for name, value in record.items())
         else:
             examination = examined(command.data, command.split, command.workers, not command.quick, screen.work)
             record = examination.plain()

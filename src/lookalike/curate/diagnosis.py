@@ -23,11 +23,12 @@ from lookalike.data.example import Source
 from lookalike.data.fingerprint import changes, from_table
 from lookalike.data.loader import GIB
 from lookalike.data.pool import cores
-from lookalike.models.encoder import embed, raw
+from lookalike.models.encoder import embed, raw, width
 from lookalike.train import checkpoint
+from lookalike.train.embeddings import preprocessing
 from lookalike.train.history import History, Point, collect
 from lookalike.train.run import Run
-from lookalike.train.trained import load
+from lookalike.train.trained import Trained, load
 
 _MOST = 500  # pictures whose features are looked at
 _FLAT = 0.01  # of the loss, or of a share: less is no change
@@ -260,6 +261,20 @@ def about_machine() -> dict[str, str]:
         "device": f"{accelerator() or device()}, computes in {resolved('auto')}",
         "memory": f"{memory:.1f} GiB",
         "extras": ", ".join(f"{name} {_version_of(name, extra)}" for name, extra in _EXTRAS.items()),
+    }
+
+
+def about_model(trained: Trained) -> dict[str, str]:
+    """What a public model is: its size, how it sees what it encodes, whose it is, and the file of its weights."""
+    named, backbone = trained.named, trained.encoder.backbone
+    assert named is not None
+    seen, shown = trained.recipe.preprocessing, preprocessing(trained)
+    return {
+        "model": f"{trained.recipe.name}, {sum(part.numel() for part in backbone.parameters()) / 1e6:.2f} M parameters",
+        "features": f"{width(trained.encoder, seen.size)}" if seen else "of the first token",
+        "sees": ", ".join(f"{name} {value}" for name, value in shown.items()),
+        "licence": named.licence or "not stated: ask whoever trained it",
+        "weights": f"{', '.join(map(str, named.files))}, sha256 {named.digest()}",
     }
 
 

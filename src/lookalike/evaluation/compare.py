@@ -28,7 +28,7 @@ from lookalike.metrics.accuracy import Bounds
 from lookalike.metrics.fewshot import Interval, interval
 from lookalike.recipes.serialize import to_plain
 from lookalike.train.fit import weights_digest
-from lookalike.train.run import read_recipe
+from lookalike.train.run import is_run, read_recipe
 from lookalike.train.trained import Trained, load
 
 Numbers = Mapping[str, float]
@@ -117,18 +117,25 @@ class Comparison(NamedTuple):
 
 
 class Start(NamedTuple):
-    """A model that is compared: the network of a run, with the run's weights or others."""
+    """A model that is compared: the network of a run, with the run's weights or others, or a public one."""
 
     name: str
     run: str
     untrained: bool = False
     weights: str | None = None
 
+    def loaded(self, model: str | None, download: bool, say: Callable[[str], None]) -> Trained:
+        """The model; ``model`` says which network files of weights are of."""
+        network = model if Path(self.run).is_file() else None
+        return load(self.run, self.untrained, self.weights, model=network, download=download, say=say)
+
     @property
     def supervised(self) -> bool:
         """Whether it was trained with labels, by this project."""
         own = not self.untrained and self.weights is None
-        return own and isinstance(read_recipe(Path(self.run) / "recipe.json").objective, CrossEntropy)
+        return (
+            own and is_run(self.run) and isinstance(read_recipe(Path(self.run) / "recipe.json").objective, CrossEntropy)
+        )
 
     def title(self) -> str:
         """The name, and whether labels were used."""
@@ -160,21 +167,23 @@ def compare(
     metric: str | None = None,
     out: str | Path | None = None,
     workers: int | None = None,
+    model: str | None = None,
+    download: bool = False,
     progress: Progress = silent,
     say: Callable[[str], None] = lambda _: None,
     **settings: Any,
 ) -> Comparison:
-    """Evaluate runs in repeated trials, which draw alike for each: ``compare(["runs/a", "runs/b"], "photos", "knn")``.
+    """Evaluate models in trials, which draw alike for each: ``compare(["runs/a", "runs/b"], "photos", "knn")``.
 
     ``task`` and ``settings`` are those of ``evaluate``, with the value's own defaults for trials (``TRIALS``). Compared
-    are the untrained network of the first run, that network with ``weights`` of others, and the runs. Finished trials
-    are kept in ``out``, and the same call goes on. Raises UserError.
+    are the untrained network of the first, that network with ``weights`` of others, and the models. Finished trials are
+    kept in ``out``, and the same call goes on. ``model`` and ``download`` are those of ``load``. Raises UserError.
     """
     spec = configured(task, settings, trials=True) if isinstance(task, str) else replace(task, **settings)
     if isinstance(spec, Judged):
         spec = replace(spec, baselines="none")  # the untrained network has a row of its own
     if not models:
-        raise UserError("name at least one run: lookalike compare RUN... --on DATA --task knn")
+        raise UserError("name at least one model: lookalike compare MODEL... --on DATA --task knn")
     if trials < 1:
         raise UserError("--trials must be at least 1")
     if dist.started() > 1:
@@ -184,7 +193,8 @@ def compare(
     plan = TrialPlan(spec, str(data), trials if spec.repeats else 1, metric or spec.metric, Path(out) if out else None)
     mark, done, total = fingerprint_of_data(plan.data), dict[Start, list[Trial]](), len(every) * plan.trials
     for start in every:
-        done[start] = plan.measured(start, mark, Resources(progress, say, workers), len(done), len(every))
+        trained = start.loaded(model, download, say)
+        done[start] = plan.measured(start, trained, mark, Resources(progress, say, workers), len(done), len(every))
     progress("trials", total, total)
     return judged(plan, done)
 
@@ -229,9 +239,10 @@ class TrialPlan(NamedTuple):
     metric: str
     out: Path | None
 
-    def measured(self, start: Start, data: str, resources: Resources, number: int, count: int) -> list[Trial]:
+    def measured(
+        self, start: Start, model: Trained, data: str, resources: Resources, number: int, count: int
+    ) -> list[Trial]:
         """Every trial of a model, the ``number``-th of ``count``, kept from before or measured now."""
-        model = load(start.run, start.untrained, start.weights)
         marks = {"start": fingerprint(model), "data": data, "task": self.spec.NAME}
         shared, trials = dict[Any, Any](), list[Trial]()
         for trial in range(self.trials):

@@ -65,7 +65,7 @@ def detect(spec: Boxes, model: Trained, data: Data, resources: Resources) -> Res
     done = fit(spec, model, *split_annotated(annotated, resources.say), resources)
     facts = {"step": model.step, "pictures": len(done.pictures.scenes), "learned": done.learned, "chance": 0}
     on = f"on {facts['pictures']} pictures, trained on {done.learned}"
-    line = f"{words(done.metrics)} {on} (chance 0; step {model.step})"
+    line = f"{words(done.metrics)} {on} (chance 0; {model.stage})"
     return spec.result(done.metrics, facts, line, detail=done)
 
 

@@ -34,23 +34,21 @@ def evaluate(
     say: Callable[[str], None] = lambda _: None,
     **settings: Any,
 ) -> Result:
-    """Measure ``model``, a run folder or what ``load`` gave, on ``data``: ``evaluate("runs/first", "photos", k=20)``.
+    """Measure ``model``, a name or what ``load`` gave, on ``data``: ``evaluate("runs/first", "photos", k=20)``.
 
     ``task`` is the name of an evaluation, and ``settings`` are its fields (see ``settings.EVALUATIONS``); or it is
     the value itself. ``untrained``, ``weights`` and ``precision`` are those of ``load``. A fit is saved in ``out``, and
     the same call continues it. Under torchrun, processes but the first give no numbers. Raises UserError.
     """
     spec = configured(task, settings) if isinstance(task, str) else replace(task, **settings)
-    if untrained and weights:
-        raise UserError("choose one of --untrained and --weights")
     resources = Resources(progress, say, workers, Path(out) if out else None)
     with processes(spec):
         trained = model if isinstance(model, Trained) else load(model, untrained, weights, precision)
         result = spec.run(trained, data, resources)
-    if spec.runner.startswith(("frozen:", "pairs:")) or not isinstance(model, str | Path):
+    if spec.runner.startswith(("frozen:", "pairs:")) or not trained.run:
         return result
     # A baseline would take as long as the whole evaluation.
-    words = shlex.join(["lookalike", "compare", str(model), "--on", str(data), "--task", spec.NAME])
+    words = shlex.join(["lookalike", "compare", trained.run, "--on", str(data), "--task", spec.NAME])
     return result._replace(lines=[*result.lines, f"beside the untrained network, in repeated trials: {words}"])
 
 

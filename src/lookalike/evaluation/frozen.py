@@ -130,7 +130,7 @@ def of_parts(spec: settings.Frozen, model: Trained, reference: PartFeatures, que
         reference = PartFeatures(reference.features[rows], reference.labels[rows], paths)
     unit = "pieces of videos" if spec.clip else modality_of(model.recipe).examples
     facts = {"step": model.step, "queries": len(query.labels), "reference": len(reference.labels)}
-    return Features(reference, query, facts, f"{spec.layer}, step {model.step}", unit)
+    return Features(reference, query, facts, f"{spec.layer}, {model.stage}", unit)
 
 
 Spec = TypeVar("Spec", bound=settings.Frozen)

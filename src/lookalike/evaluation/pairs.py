@@ -67,7 +67,7 @@ def sts(spec: settings.Sts, model: Trained, data: Data, resources: Resources) ->
     correlation = Interval(spearman(cosines, pairs.scores), each.half())
     line = (
         f"STS: Spearman {correlation:.4f} between cosines and the scores of {len(pairs.scores)} pairs, {pairs.split} "
-        f"(chance 0; {spec.layer}, step {model.step})"
+        f"(chance 0; {spec.layer}, {model.stage})"
     )
     facts: dict[str, Any] = {"step": model.step, "pairs": len(pairs.scores), "split": pairs.split, "chance": 0.0}
     facts |= halves({"interval": correlation})
@@ -120,7 +120,7 @@ def captions(spec: settings.CaptionRetrieval, model: Trained, data: Data, resour
     for name, title, first, luck in zip(("picture_recall", "caption_recall"), titles, firsts, lucks):
         recall = {k: float((first < k).double().mean()) for k in spec.at}
         numbers |= {f"{name}_{k}": share for k, share in recall.items()}
-        lines.append(f"{title}: {words_of(recall)} (chance: {words_of(luck.recall)}; step {model.step})")
+        lines.append(f"{title}: {words_of(recall)} (chance: {words_of(luck.recall)}; {model.stage})")
         scores[name] = Evidence((first < spec.at[0]).double(), f"{name.partition('_')[0]}s", luck.recall[spec.at[0]])
     numbers["recall"], scores["recall"] = numbers[f"caption_recall_{spec.at[0]}"], scores.pop("caption_recall")
     facts = {"step": model.step, "pictures": total, "captions_each": each, "chance": lucks[1].recall[spec.at[0]]}

@@ -100,7 +100,7 @@ def segment(spec: Segment, model: Trained, data: Data, resources: Resources) -> 
     line = (
         f"mean intersection over union {miou:.2%} of {len(iou)} classes, pixel accuracy {accuracy:.2%}, on "
         f"{done.queries} pictures after {spec.steps} steps on {done.reference} "
-        f"(chance {common / len(iou):.2%} and {common:.2%}; step {model.step})"
+        f"(chance {common / len(iou):.2%} and {common:.2%}; {model.stage})"
     )
     numbers = {"miou": miou, "pixel_accuracy": accuracy, **{f"iou_{number}": value for number, value in iou.items()}}
     facts: dict[str, Any] = {"step": model.step, "queries": done.queries, "reference": done.reference}

@@ -69,7 +69,7 @@ def paper_probe(spec: settings.Probe, model: Trained, data: Data, resources: Res
     facts, words = meaning(right)
     line = (
         f"linear probe accuracy {right.mean:.2%} on {len(good)} pictures after {spec.epochs} epochs of "
-        f"{len(reference)} ({words}; paper's protocol, lr {spec.lr:g}, step {model.step})"
+        f"{len(reference)} ({words}; paper's protocol, lr {spec.lr:g}, {model.stage})"
     )
     facts |= {"step": model.step, "queries": len(good), "reference": len(reference)}
     return spec.result({"accuracy": right.mean}, facts, line)

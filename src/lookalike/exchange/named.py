@@ -36,7 +36,7 @@ from lookalike.recipes.text import simcse_bert
 
 LIBRARIES = ("timm", "torchvision", "hf")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in a folder of timm's or transformers'
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+_SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin", ".ckpt")
 _LARGEST = 4096  # px a side, for which no network is made
 Say = Callable[[str], None]
 
@@ -76,10 +76,9 @@ class _Known(NamedTuple):
 
 def is_named(model: str | Path) -> bool:
     """Whether this names a public model, rather than a run: by its form, and by what lies there."""
-    path = Path(model)
-    if str(model).partition(":")[0] in LIBRARIES:
+    if str(model).partition(":")[0] in LIBRARIES or str(model).endswith(_SUFFIXES):
         return True
-    return path.suffix in _SUFFIXES or (path.is_dir() and (path / "config.json").is_file())
+    return (Path(model) / "config.json").is_file() and bool(_files(Path(model)))
 
 
 def opened(
@@ -133,16 +132,15 @@ def _of_file(path: Path, architecture: str | None) -> Named:
         known = _of_timm(_timm_cfg(name), Timm(name)) if library == "timm" else _of_torchvision(name)
         return _named(where, known, path, architecture)
     if not (path.parent / "config.json").is_file():
-        raise UserError(
-            f"{path} does not say which network it is of: add --model timm:NAME or --model torchvision:NAME"
-        )
+        own = path.name.partition(".")[0]
+        hint = f"timm:{own}?" if timm.is_model(own) else "timm:NAME or --model torchvision:NAME"
+        raise UserError(f"{path} does not say which network it is of: add --model {hint}", BAD_DATA)
     return _named(where, _of_config(path.parent), path)
 
 
 def _of_folder(folder: Path) -> Named:
     where, config = str(folder.resolve()), _json(folder / "config.json")
-    files = tuple(folder / name for name in _WEIGHTS if (folder / name).is_file())[:1]
-    files = files or tuple(sorted(folder.glob("*.safetensors")))
+    files = _files(folder)
     if not files:
         raise UserError(f"{folder} holds no {' or '.join(_WEIGHTS)}: put the weights there", BAD_DATA)
     if "architecture" in config:
@@ -153,6 +151,12 @@ def _of_folder(folder: Path) -> Named:
     model = HuggingFacePictures(where)
     known = _Known(model, _of_processor(folder, model.processor()), _licence(folder))
     return Named(where, _recipe(where, known), files, licence=known.licence)
+
+
+def _files(folder: Path) -> tuple[Path, ...]:
+    """The weights in a folder of timm's or transformers', which may be in shards."""
+    one = tuple(folder / name for name in _WEIGHTS if (folder / name).is_file())[:1]
+    return one or tuple(sorted(folder.glob("*.safetensors")))
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class Trained(NamedTuple):
     @property
     def stage(self) -> str:
         """How far it was trained, in words."""
-        return f"step {self.step:,}" if self.named is None else "as published"
+        return f"step {self.step}" if self.named is None else "as published"
 
     @isolated()
     def loader(self, source: Source, workers: int | None = None, budget: int = 4 * GIB) -> Loads:
@@ -104,6 +104,8 @@ def load(
     (``timm:NAME``, ``torchvision:NAME``); a run of one that was handed over wants one of the same shapes, once in a
     process. ``download`` fetches a public model that is not here. Raises UserError.
     """
+    if untrained and weights:
+        raise UserError("choose one of --untrained and --weights")
     if not is_run(run) and (isinstance(model, str) or is_named(run)):
         if weights is not None or isinstance(model, nn.Module):
             raise UserError(f"{run} is a public model, whose network and weights are its own: leave out --weights")
