@@ -209,8 +209,8 @@ class Embed(OfModel):
 
     lookalike embed timm:resnet50 PHOTOS --out photos.parquet --download
 
-    A .parquet holds path, split, label, class, for texts the text, the embedding, and what made it of which data; lookalike
-    search reads it. A .csv holds the same with one column per number, without the last. A .npy holds the
+    A .parquet holds path, split, label, class, for texts the text, the embedding, and what made it of which data;
+    lookalike search reads it. A .csv holds the same with one column per number, without the last. A .npy holds the
     embeddings alone, and the .rows.csv beside it the other columns. In .csv files, words that a spreadsheet would
     compute (those that begin with = + - @) have an apostrophe before them.
     """
