@@ -448,7 +448,7 @@ def test_a_run_begins_with_the_weights_of_another_even_when_its_beginning_was_cu
 
 def test_to_begin_with_the_weights_of_no_run_is_refused_every_time(tmp_path: Path) -> None:
     for _ in range(2):
-        with pytest.raises(UserError, match="has no checkpoint") as refused:
+        with pytest.raises(UserError, match="is not a run") as refused:
             carry_out(asked(tmp_path / "run", init_from=tmp_path / "nothing"))
         assert refused.value.code == BAD_DATA
 

@@ -117,7 +117,14 @@ class Pretrain(Verb):
     finished, --minutes adds to it once more."""
     split: Name = None  # Which part of the data; by default train if there is one, else everything.
     overwrite: bool = False  # Start again; an old run in this folder is moved aside.
-    init_from: Annotated[str | None, shown("RUN")] = None  # Start from the weights of this run.
+    init_from: Annotated[str | None, shown("MODEL")] = None
+    """Begin with the weights of this model: a run, timm:NAME, torchvision:NAME, hf:FOLDER, or a file of weights with
+    --model timm:NAME. The recipe follows it: its network, its size of pictures, its colours. A public model goes on by
+    the recipe adapt, and at the end the better of start and result is kept."""
+    teacher: Annotated[str | None, shown("MODEL")] = None
+    """Learn the features of this model, which stays as it is and sees every picture once: a small network that comes
+    near to a large one on these pictures."""
+    download: bool = False  # Fetch a public model that is not on this machine, after saying its size.
     max_bad: Annotated[float, Limit(0)] = 0.01  # Share of pictures that may be unreadable before the run stops.
     workers: Workers = None
     memory: Annotated[float, Limit(0)] = 4.0

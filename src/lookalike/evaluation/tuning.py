@@ -311,7 +311,7 @@ def opened_fit(folder: Path, recipe: Recipe, loader: Loader, weights: dict[str, 
         if recorded is None:
             learner = recipe.build(len(loader))
             learner.encoder.load_state_dict(weights)
-            checkpoint.save(run.checkpoints, 0, learner, recipe.optimizer.build(learner, recipe.batch))
+            checkpoint.save(run.checkpoints, 0, learner, recipe.optimizer_of(learner))
             run.begin(recipe, about, to_table(loader.source.stamps()))
         else:
             check_same(folder, recorded, recipe)

@@ -257,6 +257,7 @@ class MemoryBank:
     draws: int | None = None
     momentum: float = 0.5  # the weight of the old row
     precision: Precision = "fp32"
+    filled: bool = False  # rows begin as the features that the start, or a teacher, has of whole examples
 
     def build(self, dim: int, examples: int) -> BankOfKeys:
         """A bank of ``examples`` random unit rows of width ``dim``."""
@@ -291,6 +292,11 @@ class BankOfKeys(Dictionary):
         rows = F.normalize(2 * uniforms(torch.initial_seed(), 0, numbers, _ROWS, dim) - 1, dim=1)
         self.register_buffer("rows", rows.to(DTYPES[spec.precision]))
 
+    @torch.no_grad()
+    def fill(self, rows: Tensor) -> None:
+        """Begin with these rows (N, D) of all examples, of which each rank keeps its share."""
+        self.rows.copy_(rows[self.first : self.first + len(self.rows)])
+
     def stored(self, index: Tensor) -> Tensor:
         """(..., D) the rows of the examples ``index`` (...), wherever they are."""
         return dist.fetch(self.rows, index, self.block)
@@ -306,6 +312,8 @@ class BankOfKeys(Dictionary):
     @torch.no_grad()
     def absorb(self, query: Tensor, key: Tensor, index: Tensor) -> None:
         """Move the rows of ``index`` toward their keys and normalise; two keys of one row count as their mean."""
+        if self.spec.momentum == 1:
+            return
         mine = (index >= self.first) & (index < self.first + len(self.rows))
         rows, place = torch.unique(index[mine] - self.first, return_inverse=True)
         if len(rows) == 0:

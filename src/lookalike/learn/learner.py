@@ -121,6 +121,8 @@ class Learner(nn.Module):
 def _statistics(module: nn.Module) -> Iterator[Tensor]:
     """The running statistics of every BatchNorm: each rank's are those of its own groups."""
     for part in module.modules():
-        if isinstance(part, _BatchNorm) and part.running_mean is not None and part.running_var is not None:
+        if not isinstance(part, _BatchNorm) or getattr(part, "kept", False):
+            continue
+        if part.running_mean is not None and part.running_var is not None:
             yield part.running_mean
             yield part.running_var

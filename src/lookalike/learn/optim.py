@@ -308,4 +308,5 @@ class Steps:
 def apply(schedule: Schedule, optimizer: torch.optim.Optimizer, progress: float) -> None:
     """Set the learning rate of every group, whose full one is that which it was built with."""
     for group in optimizer.param_groups:
-        group["lr"] = group.setdefault("initial_lr", group["lr"]) * schedule.share(progress)
+        full, rests = group.setdefault("initial_lr", group["lr"]), progress < group.get("rest", 0.0)
+        group["lr"] = 0.0 if rests else full * schedule.share(progress)

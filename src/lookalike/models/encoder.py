@@ -47,6 +47,11 @@ class Whitening(nn.Module):
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("map", torch.eye(features))
 
+    def reset(self) -> None:
+        """The identity again."""
+        self.mean.zero_()
+        torch.eye(len(self.mean), out=self.map)
+
     @torch.no_grad()
     @full_precision()
     def fit(self, features: Tensor) -> None:

@@ -6,6 +6,7 @@ on one device shuffling keys would do nothing. Groups make both independent of w
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from lookalike.core.kernels import load
 
@@ -88,7 +90,7 @@ class _GroupedBatchNorm(_BatchNorm):
 
     def __init__(self, features: int, group: int, affine: bool = True) -> None:
         super().__init__(features, affine=affine)
-        self.group = group
+        self.group, self.kept = group, False
 
     def forward(self, x: Tensor, residual: Tensor | None = None, activate: bool = False) -> Tensor:
         """(B, C, ...) → the same; a batch that is no multiple of ``group`` is split as evenly as may be.
@@ -104,7 +106,7 @@ class _GroupedBatchNorm(_BatchNorm):
             settings = groups, self.eps, self.momentum or 0.1, activate
             together = _Together.apply(x, residual, self.weight, self.bias, kernels, *statistics, *settings)
             return cast("Tensor", together)
-        out = self._one_by_one(x, groups) if self.training else self._by_running_statistics(x)
+        out = self._one_by_one(x, groups) if self.training and not self.kept else self._by_running_statistics(x)
         if residual is not None:
             out = out.add_(residual)
         return F.relu(out, inplace=True) if activate else out
@@ -112,7 +114,7 @@ class _GroupedBatchNorm(_BatchNorm):
     def _kernels(self, x: Tensor, groups: int) -> ModuleType | None:
         """Triton's, where they run and know the types; on ``meta`` what a GPU would do is counted."""
         known = x.dtype in (torch.float32, torch.bfloat16, torch.float16)
-        if not self.training or not (x.is_cuda or x.is_meta) or not known or len(x) % groups:
+        if not self.training or self.kept or not (x.is_cuda or x.is_meta) or not known or len(x) % groups:
             return None
         assert self.running_mean is not None
         return load("models.norm_triton") if self.running_mean.dtype == torch.float32 else None
@@ -190,6 +192,20 @@ def set_group(module: nn.Module, group: int) -> None:
     for part in module.modules():
         if isinstance(part, _GroupedBatchNorm):
             part.group = group
+
+
+def keep_statistics(module: nn.Module) -> None:
+    """Let every grouped BatchNorm in ``module`` normalise by its running statistics in training, too: they stay."""
+    for part in module.modules():
+        if isinstance(part, _GroupedBatchNorm):
+            part.kept = True
+
+
+def norms(module: nn.Module) -> Iterator[nn.Module]:
+    """Every layer of ``module`` that normalises, of whatever kind."""
+    for part in module.modules():
+        if isinstance(part, _BatchNorm | nn.LayerNorm | nn.GroupNorm | _InstanceNorm | nn.RMSNorm):
+            yield part
 
 
 def _like(norm: _BatchNorm, group: int) -> _GroupedBatchNorm:

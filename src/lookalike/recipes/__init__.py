@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lookalike.core.errors import UserError, meant
+from lookalike.recipes.adapt import ADAPT
 from lookalike.recipes.family import FAMILY, small_mae, small_moco_v3, smaller
 from lookalike.recipes.images import VIDEO, digits, moco_cifar, moco_v1, moco_v2, small, tiny
 from lookalike.recipes.recipe import Recipe
@@ -18,6 +19,7 @@ RECIPES: Mapping[str, Recipe] = {
         *(small, *_PUBLISHED, moco_cifar, digits, tiny, *TEXT),
         *(*map(smaller, _PUBLISHED), small_moco_v3, small_mae),  # the later of one name counts
         *VIDEO,
+        *ADAPT,
     )
 }
 """As they are published; ``recipe.fitted(examples, side)`` is what a run on some data is."""

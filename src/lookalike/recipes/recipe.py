@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
+
 from lookalike.core.devices import Precision, device, resolved
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.seeding import reseed
@@ -17,6 +19,7 @@ from lookalike.learn.labelled import Classes, CrossEntropy, Labelled
 from lookalike.learn.learner import Learner
 from lookalike.learn.objective import DCL, NCE, InfoNCE, Objective, SupCon
 from lookalike.learn.optim import LARS, SGD, AdamW, Cosine, Linear, Muon, Steps
+from lookalike.learn.tuned import Movement
 from lookalike.metrics.knn import Knn
 from lookalike.models.decoder import Decoder, Words
 from lookalike.models.encoder import MLP, Encoder, Whitening
@@ -118,6 +121,7 @@ class Recipe:
     objective: InfoNCE | DCL | SupCon | NCE | CrossEntropy | Objective = InfoNCE()  # noqa: RUF009
     optimizer: SGD | LARS | AdamW | Muon = SGD()  # noqa: RUF009
     schedule: Cosine | Linear | Steps = Steps()  # noqa: RUF009
+    tuned: Movement = Movement()  # noqa: RUF009
     length: Length = Length(epochs=200)
     batch: int = 256  # examples a step, over all processes
     window: int | None = None  # shards whose rows are shuffled together; None: everything at once
@@ -125,6 +129,8 @@ class Recipe:
     slices: int = 1  # parts in which a batch is worked on: less memory, the same mathematics
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of products; auto: bf16 where the device computes in it
     monitor: Knn = Knn()  # noqa: RUF009
+    held_out: float = 0.0  # share of the examples that are kept from training, by which a start and the result compare
+    mixtures: tuple[float, ...] = ()  # shares of the way from a start to the end, that may be kept as the result
     checkups: int = 10  # how often the monitor runs, evenly over the run
     seed: int = 0
 
@@ -136,6 +142,7 @@ class Recipe:
         backbone, features = self.model.build(self.group)
         if type(self.model) in PARTS.values():
             backbone = adapted(backbone, self.group)
+        self.tuned.settle(backbone)
         whitening = Whitening(getattr(backbone, "evaluated_width", features)) if self.whiten else None
         encoder = Encoder(backbone, self.head.build(features, self.group), whitening, self.computes_in())
         dim = self.head.widths[-1] if self.head.widths else features
@@ -144,6 +151,10 @@ class Recipe:
         predictor = self.predictor.build(dim, self.group) if self.predictor else None
         decoder = self.reconstruction.build(features, self._hidden()) if self.reconstruction else None
         return Learner(encoder, keys, dictionary, self.objective.build(examples), predictor, decoder)
+
+    def optimizer_of(self, learner: Learner) -> torch.optim.Optimizer:
+        """What steps the weights that learn."""
+        return self.tuned.spread(self.optimizer.build(learner, self.batch), learner.encoder.backbone)
 
     def computes_in(self) -> Precision:
         """What ``precision`` is here. Raises UserError.

@@ -53,7 +53,7 @@ def size_of(recipe: Recipe, examples: int) -> int:
     """Bytes of the tensors of a checkpoint, counted on a copy of the run that has shapes but no numbers."""
     with torch.device("meta"):
         learner = recipe.build(examples)
-        optimizer = recipe.optimizer.build(learner, recipe.batch)
+        optimizer = recipe.optimizer_of(learner)
         for parameter in learner.parameters():
             parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
         state = dict(learner.state_dict())

@@ -98,7 +98,7 @@ def probe(recipe: Recipe, loader: Loads, seconds: float) -> list[float]:
     """
     order = order_of(loader.source, recipe.batch, recipe.seed, recipe.window)
     learner = new_learner(recipe, loader).train()
-    optimizer = recipe.optimizer.build(learner, recipe.batch)
+    optimizer = recipe.optimizer_of(learner)
     work = work_of(dist.distributed(learner), learner, recipe)
     marks, loss = [time.perf_counter()], torch.zeros(())
     with exact(has_own_attention(recipe)), one_thread(leaves_cores(loader)):

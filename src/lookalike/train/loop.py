@@ -111,7 +111,7 @@ def train(
     keep_freed()
     order = order_of(loader.source, recipe.batch, recipe.seed, recipe.window)
     learner = new_learner(recipe, loader).train()
-    optimizer = recipe.optimizer.build(learner, recipe.batch)
+    optimizer = recipe.optimizer_of(learner)
     step, signal = run.resume(learner, optimizer), 0.0
     total_at = partial(recipe.length.total_at, order.steps_per_epoch)
     total = total_at()

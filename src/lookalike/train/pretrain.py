@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, ParamSpec
 
 import torch
+from safetensors.torch import save
 from torch import nn
 
 from lookalike.core import dist
@@ -22,7 +23,7 @@ from lookalike.core.devices import Precision, computes_in_bf16, device, isolated
 from lookalike.core.errors import BAD_DATA, Limit, UserError, check_limits
 from lookalike.core.files import UNFINISHED, refuse_unwritable, write_atomically
 from lookalike.core.progress import counted
-from lookalike.data.example import Source, remarks, unreadable
+from lookalike.data.example import Rows, Source, remarks, unreadable
 from lookalike.data.fingerprint import changes, from_table, to_table
 from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, name_of, open_source, reference_and_query
@@ -40,10 +41,13 @@ from lookalike.train import checkpoint
 from lookalike.train.learned import doubts, learned, next_command
 from lookalike.train.length import Clock, budget, expected, extend, train_to_end
 from lookalike.train.loop import Finished
+from lookalike.train.result import conclude
 from lookalike.train.run import OURS, Run, check_same, is_run, open_run, read_recipe, replaced
 from lookalike.train.screen import Screen
-from lookalike.train.trained import Checkup, labelled, met_by_all
+from lookalike.train.start import Beginning, begun
+from lookalike.train.trained import START, Checkup, drawn_whole, labelled, met_by_all
 
+_HELD_OUT = 1000  # examples at most that a start and its result are compared by
 _MANY = 100_000  # examples from which a GPU's default is the paper's recipe
 P = ParamSpec("P")
 
@@ -72,7 +76,9 @@ class Request:
     view: ImageView | Transform | None = None
     settings: Mapping[str, object] | None = None
     split: str | None = None
-    init_from: str | Path | None = None
+    init_from: str | Path | None = None  # a run or a public model, whose weights it begins with
+    teacher: str | Path | None = None  # a run or a public model, whose features of whole pictures are the keys
+    download: bool = False  # fetch a public model that is not on this machine
     overwrite: bool = False
     extend: bool = False  # make an existing run longer: to so many epochs or steps in all, or by so many minutes
     supervised: bool = False  # train the recipe's backbone with labels instead
@@ -106,15 +112,24 @@ class Request:
         length = Length(self.epochs, self.minutes, self.steps)
         return None if length == Length() else length
 
+    @property
+    def network(self) -> str | None:
+        """What network the file of weights is of that it begins with, where ``model`` says that."""
+        named = self.model or (self.settings or {}).get("model")
+        return named if isinstance(named, str) and self.init_from and os.path.isfile(self.init_from) else None
+
     def change(self, recipe: Recipe) -> Recipe:
         """``recipe`` with the length and the fields that the person set. Raises UserError."""
         recipe = replace(recipe, length=self.length or recipe.length)
-        if self.model is not None:
+        changes = dict(self.settings or {})
+        if self.network is not None:  # of the file that it begins with, which the recipe follows
+            changes.pop("model", None)
+        elif self.model is not None:
             recipe = with_model(recipe, self.model)
         if self.view is not None:
             recipe = with_view(recipe, self.view)
         batch = {} if self.batch is None else {"batch": self.batch}
-        for path, value in {**batch, **(self.settings or {})}.items():
+        for path, value in {**batch, **changes}.items():
             recipe = override(recipe, path, value)
         return recipe
 
@@ -153,18 +168,28 @@ def carry_out(request: Request, began: float | None = None) -> Finished:
         dist.on_first_rank(lambda: refuse_folder(request))
         source = open_data(request)
         sentences = list(remarks(name_of(request.data), {"train": source}))
-        recipe = recipe_for(request, source, sentences.append)
+        start = start_of(request, sentences.append)
+        base = base_recipe(request, source, start)
+        source, held_out = parted(source, request.change(base).held_out)
+        start = start._replace(held_out=held_out)
+        recipe = fitted_to(request, base, source, sentences.append)
         refuse_unloadable(recipe)
         quiet, rows = request.quiet or not dist.first(), modality_of(recipe).examples
         place = replaced(request.folder) if request.overwrite else nullcontext(request.folder)
         with place as folder, open_run(folder) as run, Screen(recipe.name, quiet, rows) as screen:
             for sentence in sentences:
                 screen.say(sentence)
-            return begin_or_continue(request, recipe, source, run, screen, began)
+            return begin_or_continue(request, recipe, source, run, screen, began, start)
 
 
 def begin_or_continue(
-    request: Request, recipe: Recipe, source: Source, run: Run, screen: Screen, began: float
+    request: Request,
+    recipe: Recipe,
+    source: Source,
+    run: Run,
+    screen: Screen,
+    began: float,
+    start: Beginning,
 ) -> Finished:
     """Begin or continue in an open run folder."""
     run.tell = screen.say
@@ -175,8 +200,6 @@ def begin_or_continue(
         dist.on_first_rank(lambda: refuse_other(request, recipe, recorded, source, run))
         recipe = recorded
     dist.on_first_rank(lambda: checkpoint.refuse_full(run.checkpoints, recipe, len(source)))
-    if recorded is None and request.init_from is not None:
-        donor_of(Path(request.init_from), recipe)
     if isinstance(recipe.pretext, TwoMoments):
         Timeline.of(source.paths)  # raises where there are no videos
     tokenizer = tokenizer_of(request, recipe, source, run, new=recorded is None)
@@ -184,21 +207,43 @@ def begin_or_continue(
     reads = loader(recipe, source, tokenizer, *limits, counted(screen.work, "reading", len(source)), run.note_bad_files)
     checkup, clock = Checkup.of(reads, recipe), None
     if recorded is None:
-        recipe, clock = begin(request, recipe, run, reads, checkup, screen, began)
+        recipe, clock = begin(request, recipe, run, reads, checkup, screen, began, start)
     elif request.extend:
         recipe, clock = extend(recipe, request.length or recipe.length, run, reads, checkup, began)
-    if request.init_from is not None and not dist.agree(bool(checkpoint.published(run.checkpoints))):
-        initialise(Path(request.init_from), recipe, run, reads)
+    if start.given and not dist.agree(bool(checkpoint.published(run.checkpoints))):
+        learner = begun(recipe, start, reads, screen.work)
+        if start.init is not None and start.held_out is not None:
+            backbone = {name: part.contiguous() for name, part in learner.encoder.backbone.state_dict().items()}
+            dist.on_first_rank(lambda: write_atomically(run.folder / START, save(backbone)))
+        checkpoint.save(run.checkpoints, 0, learner, recipe.optimizer_of(learner))
     done = train_to_end(recipe, run, reads, checkup, screen.step, request.save_every, clock)
     if bad := met_by_all(reads, source):
         screen.say(unreadable(bad, f"all of them in {run.folder / 'bad_files.csv'}"))
     run.note_bad_files(source.unlisted | bad)
     screen.say(summary(done, request.folder))
-    if done.step == done.total and dist.world() == 1 and not request.quiet:
+    if done.step < done.total or dist.world() > 1:
+        return done
+    if start.held_out is not None and (run.folder / START).is_file():
+        about_run = (run.folder, done.step, done.learner.encoder)
+        for sentence in conclude(recipe, *about_run, source, start.held_out, screen.work):
+            screen.say(sentence)
+        screen.say(next_command(recipe, source, request.data, request.folder))
+    elif not request.quiet:
         for sentence in learned(recipe, reads, done.learner.encoder):
             screen.say(sentence)
         screen.say(next_command(recipe, source, request.data, request.folder))
     return done
+
+
+def parted(source: Source, share: float) -> tuple[Source, Source | None]:
+    """What is trained on, and a draw of the examples, at most a thousand, that is not; the data alone decides which."""
+    if share == 0:
+        return source, None
+    drawn, held = drawn_whole(source.paths, torch.arange(len(source)), draw=5), list[int]()
+    while len(drawn) > 1 and len(held) < min(share * len(source), _HELD_OUT):
+        held += drawn.pop()
+    learned_on = sorted(row for part in drawn for row in part)
+    return Rows(source, torch.tensor(learned_on)), Rows(source, torch.tensor(sorted(held)))
 
 
 def open_data(request: Request) -> Source:
@@ -224,15 +269,35 @@ def refuse_folder(request: Request) -> None:
         raise UserError(f"{out} holds no run that could be made longer: leave out --extend")
 
 
-def recipe_for(request: Request, source: Source, tell: Callable[[str], None] = lambda _: None) -> Recipe:
-    """The recipe of a request on this data; ``tell`` as ``Recipe.fitted`` takes it. Raises UserError."""
+def start_of(request: Request, say: Callable[[str], None]) -> Beginning:
+    """The models that a new run begins with and learns from; a run that is begun holds what they gave it."""
+    if request.init_from is None and request.teacher is None:
+        return Beginning()
+    if not request.overwrite and checkpoint.published(Run(request.folder).checkpoints):
+        return Beginning()
+    return Beginning.opened(request.init_from, request.teacher, request.network, request.download, say)
+
+
+def base_recipe(request: Request, source: Source, start: Beginning) -> Recipe:
+    """The recipe of a request before it is fitted to its data and changed. Raises UserError."""
     large = device().type != "cpu" and len(source) >= _MANY
-    recipe = request.recipe or ("moco_v2" if large else "small")
-    recipe = recipe if isinstance(recipe, Recipe) else recipe_of(recipe)
+    named = recipe_of(request.recipe) if isinstance(request.recipe, str) else request.recipe
+    if request.init_from is not None and is_run(request.folder) and not request.overwrite:
+        return read_recipe(request.folder / "recipe.json")
+    recipe = start.recipe(named, recipe_of("moco_v2" if large else "small"))
     if request.supervised and not isinstance(recipe.keys, Labelled):
         recipe = recipe.with_labels(len(torch.unique(source.labels)))
-    side = modality_of(recipe).side(source)
-    return recipe.fitted(len(source), side, request.change, tell)
+    return recipe
+
+
+def fitted_to(request: Request, recipe: Recipe, source: Source, tell: Callable[[str], None] = lambda _: None) -> Recipe:
+    """A recipe as a request changes it, on this data; ``tell`` as ``Recipe.fitted`` takes it. Raises UserError."""
+    return recipe.fitted(len(source), modality_of(recipe).side(source), request.change, tell)
+
+
+def recipe_for(request: Request, source: Source, tell: Callable[[str], None] = lambda _: None) -> Recipe:
+    """The recipe of a request that begins with no other model, on this data. Raises UserError."""
+    return fitted_to(request, base_recipe(request, source, Beginning()), source, tell)
 
 
 def precision_for(recipe: Recipe, recorded: Recipe | None) -> Precision:
@@ -259,7 +324,7 @@ def refuse_other(request: Request, recipe: Recipe, recorded: Recipe, source: Sou
     check_same(request.folder, recorded, recipe)
     if changed:
         run.note(f"goes on with other data: {changed}")
-        run.accept(about(request, source) | {"changed": True}, to_table(source.stamps()))
+        run.accept(run.data() | about(request, source) | {"changed": True}, to_table(source.stamps()))
 
 
 def about(request: Request, source: Source) -> dict[str, object]:
@@ -285,7 +350,14 @@ def tokenizer_of(request: Request, recipe: Recipe, source: Source, run: Run, new
 
 
 def begin(
-    request: Request, recipe: Recipe, run: Run, loader: Loads, checkup: Checkup, screen: Screen, began: float
+    request: Request,
+    recipe: Recipe,
+    run: Run,
+    loader: Loads,
+    checkup: Checkup,
+    screen: Screen,
+    began: float,
+    start: Beginning = Beginning(),  # noqa: B008
 ) -> tuple[Recipe, Clock | None]:
     """Fix what a new run is, record it, and say it; its minutes count from ``began``, and a clock keeps to them."""
     source, clock, about_steps, how_long = loader.source, None, "", ""
@@ -297,7 +369,7 @@ def begin(
         recipe = replace(recipe, length=replace(recipe.length, steps=plan.steps))
         clock = Clock(plan, plan.steps)
         about_steps, how_long = "about ", f" in {expected(clock.whole)}"
-    dist.on_first_rank(lambda: run.begin(recipe, about(request, source), to_table(source.stamps())))
+    dist.on_first_rank(lambda: run.begin(recipe, about(request, source) | start.about(), to_table(source.stamps())))
     processes = f" on {dist.world()} processes" if dist.world() > 1 else ""
     emulated = recipe.precision == "bf16" and not computes_in_bf16(device())
     screen.say(
@@ -306,30 +378,6 @@ def begin(
         f"{recipe.precision}{' (emulated here, slowly: --precision fp32)' if emulated else ''}, into {request.folder}"
     )
     return recipe, clock
-
-
-def donor_of(other: Path, recipe: Recipe) -> tuple[Path, Recipe]:
-    """The newest checkpoint of a run to start from, and its recipe; raises UserError where it does not fit."""
-    path, _ = checkpoint.newest(Run(other).checkpoints)
-    if path is None:
-        raise UserError(f"--init-from {other} has no checkpoint: name the folder of a run that has saved one", BAD_DATA)
-    theirs = read_recipe(other / "recipe.json")
-    if theirs.model != recipe.model:
-        raise UserError(f"--init-from {other} has another model ({theirs.model}): use its recipe")
-    return path, theirs
-
-
-def initialise(other: Path, recipe: Recipe, run: Run, loader: Loads) -> None:
-    """A checkpoint at step 0 with the backbone of another run, and its head if it is the same; all else starts anew."""
-    path, theirs = donor_of(other, recipe)
-    donor = theirs.build(len(loader))
-    checkpoint.load_learner(path, donor)
-    learner = recipe.build(len(loader))
-    learner.encoder.backbone.load_state_dict(donor.encoder.backbone.state_dict())
-    if theirs.head == recipe.head:
-        learner.encoder.head.load_state_dict(donor.encoder.head.state_dict())
-    learner.keys = recipe.keys.build(learner.encoder, learner.dictionary)
-    checkpoint.save(run.checkpoints, 0, learner, recipe.optimizer.build(learner, recipe.batch))
 
 
 def summary(done: Finished, out: Path) -> str:

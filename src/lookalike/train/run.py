@@ -34,9 +34,9 @@ from lookalike.train.tensorboard import Board
 _locks: set[IO[str]] = set()
 
 BAD_FILES = "bad_files.csv"
-OURS = {"run.lock", BAD_FILES, "train.log", "data.parquet", "environment.json", TOKENIZER}
+OURS = {"run.lock", BAD_FILES, "train.log", "data.parquet", "environment.json", TOKENIZER, "start.safetensors"}
 """What may stand in a run folder before its recipe.json does, which comes last when a run begins."""
-_BEGUN = {"recipe.json", "fit.json", "metrics.jsonl", "tb", "checkpoints"}
+_BEGUN = {"result.json", "result.safetensors", "recipe.json", "fit.json", "metrics.jsonl", "tb", "checkpoints"}
 
 
 @cache

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lookalike.core import dist
 from lookalike.core.devices import Precision, isolated, material_to_device, module_to_device, view_to_device
 from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.core.files import read_json
 from lookalike.core.progress import Progress, counted, silent
 from lookalike.core.seeding import uniforms
 from lookalike.data.example import Rows, Source, inner_folder, unreadable
@@ -36,6 +39,9 @@ from lookalike.recipes.recipe import Recipe
 from lookalike.train import checkpoint
 from lookalike.train.run import Run, is_run, read_recipe
 from lookalike.types import View
+
+START, RESULT, VERDICT = "start.safetensors", "result.safetensors", "result.json"
+"""Files of a run that began with another model: the backbone it began as, the encoder that is kept, and why."""
 
 _CHUNK = 500  # pictures that are encoded at a time
 
@@ -149,7 +155,24 @@ def _of_run(folder: Path, untrained: bool, weights: str | None, model: nn.Module
                 f"{folder} has no checkpoint yet: let the run save one, or ask for the untrained network", BAD_DATA
             )
         step = checkpoint.load_learner(path, learner)
+        restore(folder, step, learner.encoder)
     return Trained(recipe, learner.encoder, step, load_tokenizer(folder, recipe), os.path.abspath(folder))
+
+
+def restore(folder: Path, step: int, encoder: Encoder) -> bool:
+    """Give an encoder the weights that were kept at the end of its run, if ``step`` is that end; whether it did."""
+    if not (folder / VERDICT).is_file():
+        return False
+    verdict = read_json(folder / VERDICT)
+    if not isinstance(verdict, dict) or verdict.get("step") != step:
+        return False
+    try:
+        encoder.load_state_dict(load_file(folder / RESULT))
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0][:200]
+        advice = f"without it and {VERDICT} the last step counts"
+        raise UserError(f"{folder / RESULT} cannot be read ({reason}): {advice}", BAD_DATA) from None
+    return True
 
 
 def initial(recipe: Recipe) -> Encoder:
@@ -253,6 +276,15 @@ def labelled(source: Source, data: Data) -> Source:
     return source if len(rows) == len(source) else Rows(source, rows)
 
 
+def drawn_whole(paths: Sequence[str], rows: Tensor, most: int | None = None, draw: int = 2) -> list[list[int]]:
+    """At most so many of ``rows`` (N,) in an order that they alone decide; frames of a video are one part of it."""
+    drawn = rows[uniforms(0, 0, rows, draw, 1)[:, 0].argsort()][:most].tolist()
+    videos: dict[str, list[int]] = {}
+    for row in drawn:
+        videos.setdefault(video_of(paths[row]), []).append(row)
+    return list(videos.values())
+
+
 class Checkup(NamedTuple):
     """What is done a few times during a run: fit the whitening, and measure kNN where the training data has labels.
 
@@ -268,14 +300,10 @@ class Checkup(NamedTuple):
     @classmethod
     def of(cls, loader: Loads, recipe: Recipe, most: int = 5000) -> Checkup:
         """A draw of at most ``most`` rows that the data alone decides; frames of a video stay on one side."""
-        rows = Examples(recipe, loader).evaluated()
-        drawn = rows[uniforms(0, 0, rows, 2, 1)[:, 0].argsort()][:most].tolist()
-        videos: dict[str, list[int]] = {}
-        for row in drawn:
-            videos.setdefault(video_of(loader.source.paths[row]), []).append(row)
-        sizes = list(accumulate(map(len, videos.values()), initial=0))
-        queries = next(size for size in sizes if size >= len(drawn) // 5)
-        rows = torch.tensor([row for part in videos.values() for row in part])
+        videos = drawn_whole(loader.source.paths, Examples(recipe, loader).evaluated(), most)
+        sizes = list(accumulate(map(len, videos), initial=0))
+        queries = next(size for size in sizes if size >= sizes[-1] // 5)
+        rows = torch.tensor([row for part in videos for row in part])
         if recipe.preprocessing is None:
             return cls(loader, recipe, rows, queries, loader)
         return cls(loader, recipe, rows, queries, all_rows(recipe, Rows(loader.source, rows), None, whole=True))

@@ -1,0 +1,151 @@
+"""What a run begins with: the weights of another model, rows of a teacher; ``--init-from`` and ``--teacher``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lookalike.core.devices import module_to_device
+from lookalike.core.errors import UserError
+from lookalike.core.progress import Progress, counted
+from lookalike.data.example import Source
+from lookalike.data.loader import Loads
+from lookalike.data.source import Say
+from lookalike.learn.dictionary import BankOfKeys, MemoryBank
+from lookalike.learn.learner import Learner
+from lookalike.models.encoder import Encoder, Whitening, settle, width
+from lookalike.recipes.adapt import adapt, following, taught
+from lookalike.recipes.modality import Examples
+from lookalike.recipes.recipe import Recipe
+from lookalike.train.trained import Trained, load
+from lookalike.types import View
+
+
+class Beginning(NamedTuple):
+    """What a new run was asked to begin with and to learn from, and the examples by which its result is judged."""
+
+    init: Trained | None = None
+    teacher: Trained | None = None
+    held_out: Source | None = None
+
+    @property
+    def given(self) -> bool:
+        """Whether there is a model to begin with."""
+        return self.init is not None or self.teacher is not None
+
+    @classmethod
+    def opened(
+        cls, init: str | Path | None, teacher: str | Path | None, network: str | None, download: bool, say: Say
+    ) -> Beginning:
+        """Those of these names; ``network`` says what the file of the first is of. Raises UserError."""
+        begun = None if init is None else load(init, model=network, download=download, say=say)
+        taught_by = None if teacher is None else load(teacher, download=download, say=say)
+        return cls(begun, taught_by)
+
+    def recipe(self, named: Recipe | None, otherwise: Recipe) -> Recipe:
+        """What a run of ``named``, or of the default, is from here: the recipe follows the model."""
+        recipe, init = named or otherwise, self.init
+        if init is not None and named is None:
+            recipe = adapt if init.named is not None else init.recipe
+        if init is not None and recipe.model != init.recipe.model:
+            recipe = following(recipe, init.recipe, crop_size(init))
+        if self.teacher is not None:
+            return taught(recipe, features_of(self.teacher))
+        if begins_filled(recipe):
+            if init is None:
+                raise UserError(f"{recipe.name} goes on from a model: name it with --init-from, such as timm:resnet50")
+            return replace(recipe, head=replace(recipe.head, widths=(features_of(init),)))
+        return recipe
+
+    def about(self) -> dict[str, dict[str, str]]:
+        """What environment.json says of them."""
+        models = {"start": self.init, "teacher": self.teacher}
+        return {name: about(model) for name, model in models.items() if model is not None}
+
+
+def begins_filled(recipe: Recipe) -> bool:
+    """Whether a model has to embed the data before the first step."""
+    return isinstance(recipe.dictionary, MemoryBank) and recipe.dictionary.filled
+
+
+def about(model: Trained) -> dict[str, str]:
+    """Name, sha256 of the weights and licence of a public model; of a run its folder and step."""
+    if model.named is None:
+        return {"run": model.run, "step": str(model.step)}
+    found = {"model": model.named.name, "sha256": model.named.digest(), "licence": model.named.licence}
+    return found | ({"architecture": model.named.architecture} if model.named.architecture else {})
+
+
+def crop_size(model: Trained) -> int:
+    """Pixels of a crop: half of the side of whole pictures, a multiple of 32, where the network takes that."""
+    seen = model.recipe.preprocessing
+    if seen is None:
+        return model.recipe.pictures.first.size
+    size = max(32, round(seen.size / 64) * 32)
+    return size if takes(model.encoder, size) else seen.size
+
+
+def takes(encoder: Encoder, size: int) -> bool:
+    """Whether a network takes pictures of this size: many transformers know one alone."""
+    try:
+        return width(encoder, size) > 0
+    except (UserError, RuntimeError, AssertionError):
+        return False
+
+
+def features_of(model: Trained) -> int:
+    """How many numbers it has for a picture."""
+    seen = model.recipe.preprocessing
+    size = model.recipe.pictures.first.size if seen is None else seen.size
+    return int(getattr(model.encoder.backbone, "evaluated_width", 0)) or width(model.encoder, size)
+
+
+# ---- the first checkpoint ----
+
+
+def begun(recipe: Recipe, start: Beginning, loader: Loads, progress: Progress) -> Learner:
+    """A learner before its first step: the weights of the start, and where rows are stored, those of the teacher."""
+    learner = module_to_device(recipe.build(len(loader)))
+    if (init := start.init) is not None:
+        learner.encoder.backbone.load_state_dict(init.encoder.backbone.state_dict())
+        if init.recipe.head == recipe.head:
+            learner.encoder.head.load_state_dict(init.encoder.head.state_dict())
+    if begins_filled(recipe):
+        teacher = start.teacher or start.init
+        assert teacher is not None
+        assert isinstance(learner.dictionary, BankOfKeys)
+        learner.dictionary.fill(teacher_rows(teacher, loader.source, progress))
+        if start.teacher is None:
+            as_head(learner.encoder.head, teacher.encoder.whitening)
+    learner.keys = recipe.keys.build(learner.encoder, learner.dictionary)
+    return learner
+
+
+def teacher_rows(teacher: Trained, source: Source, progress: Progress) -> Tensor:
+    """(N, F) its unit features of all pictures, whitened by what is fitted to them."""
+    loader, encoder = teacher.loader(source, budget=0), teacher.encoder
+    if encoder.whitening is None:
+        encoder.whitening = Whitening(features_of(teacher)).to(next(encoder.parameters()).device)
+    done = counted(progress, "teacher", len(source))
+
+    def views() -> Iterator[View]:
+        for view in teacher.views(loader, Examples(teacher.recipe, loader).evaluated()):
+            yield view
+            done(len(next(iter(view.values()))))
+
+    return settle(encoder, views())
+
+
+def as_head(head: nn.Module, whitening: Whitening | None) -> None:
+    """Let a head of one layer begin as a whitening of what it takes: a query then is where its picture's row is."""
+    layer = next(head.children(), None)
+    if whitening is None or not isinstance(layer, nn.Linear) or layer.weight.shape != whitening.map.shape:
+        return
+    with torch.no_grad():
+        layer.weight.copy_(whitening.map.T)
+        layer.bias.copy_(-(whitening.mean @ whitening.map))
