@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,6 +132,74 @@ def test_a_turned_photo_is_seen_upright(tmp_path: Path) -> None:
 def test_shares_give_the_short_side_that_was_stated() -> None:
     for size in range(8, 400, 7):
         assert all(math.floor(size / Preprocessing.share_of(size, short)) == short for short in range(size, 2 * size))
+
+
+@pytest.fixture
+def small_folder(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Path, Any]:
+    """A folder that transformers wrote, of a network with few weights, and that network."""
+    transformers = pytest.importorskip("transformers")
+    config, processor, network = request.param(transformers)
+    torch.manual_seed(0)
+    net = network(config)
+    net.save_pretrained(tmp_path / "folder")
+    processor.save_pretrained(tmp_path / "folder")
+    return tmp_path / "folder", net.eval()
+
+
+def small_vit(lib: Any) -> tuple[Any, Any, Any]:
+    config = lib.ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
+    )
+    processor = lib.ViTImageProcessorPil(size={"height": 32, "width": 32}, resample=3, image_mean=[0.4, 0.5, 0.6])
+    return config, processor, lib.ViTForImageClassification
+
+
+def small_convnext(lib: Any) -> tuple[Any, Any, Any]:
+    config = lib.ConvNextConfig(hidden_sizes=[8, 12, 16, 20], depths=[1, 1, 1, 1])
+    return config, lib.ConvNextImageProcessorPil(size={"shortest_edge": 32}, crop_pct=0.875), lib.ConvNextModel
+
+
+def small_clip(lib: Any) -> tuple[Any, Any, Any]:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = lib.CLIPConfig(text_config=sizes, vision_config={**sizes, "image_size": 32, "patch_size": 8})
+    processor = lib.CLIPImageProcessorPil(size={"shortest_edge": 33}, crop_size={"height": 32, "width": 32})
+    return config, processor, lib.CLIPModel
+
+
+@pytest.mark.parametrize("small_folder", [small_vit, small_convnext, small_clip], indirect=True)
+def test_a_folder_of_transformers_is_transformers(small_folder: tuple[Path, Any], photos: Path) -> None:
+    folder, net = small_folder
+    processor = pytest.importorskip("transformers").AutoImageProcessor.from_pretrained(folder, backend="pil")
+    table = lookalike.embed(lookalike.load(folder), photos, workers=0)
+    pictures = [Image.open(photos / path).convert("RGB") for path in table.path]
+    with torch.inference_mode():
+        pixels = torch.cat([processor(picture, return_tensors="pt")["pixel_values"] for picture in pictures])
+        net = getattr(net, "vit", getattr(net, "vision_model", net))
+        out = net(pixel_values=pixels)
+    want = out.last_hidden_state[:, 0] if "ViT" in type(net).__name__ else out.pooler_output.flatten(1)
+    assert torch.allclose(torch.from_numpy(table.vectors), F.normalize(want, dim=1), atol=1e-5, rtol=0)
+
+
+def test_a_folder_of_a_text_encoder_embeds_sentences(tmp_path: Path) -> None:
+    transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
+    config = transformers.BertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=60
+    )
+    transformers.BertModel(config).save_pretrained(tmp_path / "bert")
+    words = {"[PAD]": 0, "[CLS]": 1, "[MASK]": 2, "[UNK]": 3, "[SEP]": 4, "a": 5, "dog": 6, "cat": 7}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing("[CLS] $A", special_tokens=[("[CLS]", 1)])
+    tokenizer.save(str(tmp_path / "bert/tokenizer.json"))
+    (tmp_path / "lines.txt").write_text("a dog\na cat\n")
+    table = lookalike.embed(lookalike.load(f"hf:{tmp_path / 'bert'}"), tmp_path / "lines.txt")
+    assert (len(table), table.text) == (2, ["a dog", "a cat"])
+
+
+def test_a_public_model_has_no_head(photos: Path, tmp_path: Path) -> None:
+    save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.safetensors")
+    with pytest.raises(lookalike.UserError, match="has no head"):
+        lookalike.embed(lookalike.load(tmp_path / "weights.safetensors", model="timm:test_resnet"), photos, "head")
 
 
 def test_grouped_norms_evaluate_as_plain_ones() -> None:
