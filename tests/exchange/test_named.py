@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ from lookalike.data.preprocessing import Preprocessing
 from lookalike.exchange.named import opened
 from lookalike.models.norm import group_norms
 from lookalike.recipes.serialize import from_plain, to_plain
-from lookalike.train.embeddings import read_embeddings
+from lookalike.train.embeddings import read_embeddings, write_embeddings
+from tests.conftest import Said
 
 SIZES = ((40, 53), (61, 40), (40, 40), (97, 33), (32, 32), (31, 90))
 
@@ -210,13 +213,11 @@ def test_grouped_norms_evaluate_as_plain_ones() -> None:
         assert torch.equal(group_norms(net, 2).eval()(pixels), plain)
 
 
-def test_a_table_names_the_file_and_a_search_opens_it(photos: Path, tmp_path: Path, say: object) -> None:
+def test_a_table_names_the_file_and_a_search_opens_it(photos: Path, tmp_path: Path) -> None:
     net = timm.create_model("test_resnet", pretrained=False)
     save_file(net.state_dict(), tmp_path / "weights.safetensors")
     named = opened(tmp_path / "weights.safetensors", "timm:test_resnet")
     trained = lookalike.load(tmp_path / "weights.safetensors", model="timm:test_resnet")
-    from lookalike.train.embeddings import write_embeddings
-
     write_embeddings(lookalike.embed(trained, photos), tmp_path / "table.parquet")
     origin = read_embeddings(tmp_path / "table.parquet").origin
     assert origin is not None
@@ -224,6 +225,41 @@ def test_a_table_names_the_file_and_a_search_opens_it(photos: Path, tmp_path: Pa
     (hits,) = lookalike.search(tmp_path / "table.parquet", [str(photos / "0.png")])
     assert hits[0].path == "0.png"
     assert hits[0].cosine == pytest.approx(1, abs=1e-5)
+
+
+def test_verbs_take_a_file_with_its_network(photos: Path, tmp_path: Path, say: Callable[..., Said]) -> None:
+    for i, photo in enumerate(sorted(photos.iterdir())):
+        (tmp_path / f"labelled/{'ab'[i % 2]}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"labelled/{'ab'[i % 2]}" / photo.name).symlink_to(photo)
+    file, network = tmp_path / "weights.safetensors", ("--model", "timm:test_resnet")
+    save_file(timm.create_model("test_resnet").state_dict(), file)
+    code, out, err = say("evaluate", "knn", file, tmp_path / "labelled", *network)
+    assert (code, err) == (0, "")
+    assert "backbone, as published)" in out
+    code, out, err = say("doctor", file, *network)
+    assert (code, err) == (0, "")
+    assert "model: timm:test_resnet, 0." in out
+    assert "sees: size 160, share 0.95" in out
+    assert f"{file}, sha256 {opened(file, network[1]).digest()}" in out
+    comparing = (
+        "compare",
+        file,
+        "--on",
+        tmp_path / "labelled",
+        "--task",
+        "knn",
+        "--trials",
+        2,
+        "--out",
+        tmp_path / "out",
+    )
+    code, out, err = say(*comparing, *network)
+    assert (code, err) == (0, "")
+    assert "weights.safetensors" in out
+    code, out, err = say("embed", file, tmp_path / "labelled", "--out", tmp_path / "table.npy")
+    assert (code, out) == (65, "")
+    assert "does not say which network it is of" in err
+    assert say("embed", tmp_path / "labelled", file, "--out", tmp_path / "table.npy")[0] == 2
 
 
 def test_recipes_carry_it_in_their_file() -> None:
@@ -235,8 +271,6 @@ def test_recipes_carry_it_in_their_file() -> None:
 
 
 def opened_recipe() -> lookalike.Recipe:
-    from dataclasses import replace
-
     return replace(lookalike.recipe_named("small", 100, 32), preprocessing=Preprocessing(32, mean=(0.5, 0.5, 0.5)))
 
 
