@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +26,8 @@ from lookalike.data.preprocessing import Preprocessing
 from lookalike.exchange.named import opened
 from lookalike.models.norm import group_norms
 from lookalike.recipes.serialize import from_plain, to_plain
-from lookalike.train.embeddings import read_embeddings
+from lookalike.train.embeddings import read_embeddings, write_embeddings
+from tests.conftest import Said
 
 SIZES = ((40, 53), (61, 40), (40, 40), (97, 33), (32, 32), (31, 90))
 
@@ -133,6 +137,74 @@ def test_shares_give_the_short_side_that_was_stated() -> None:
         assert all(math.floor(size / Preprocessing.share_of(size, short)) == short for short in range(size, 2 * size))
 
 
+@pytest.fixture
+def small_folder(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Path, Any]:
+    """A folder that transformers wrote, of a network with few weights, and that network."""
+    transformers = pytest.importorskip("transformers")
+    config, processor, network = request.param(transformers)
+    torch.manual_seed(0)
+    net = network(config)
+    net.save_pretrained(tmp_path / "folder")
+    processor.save_pretrained(tmp_path / "folder")
+    return tmp_path / "folder", net.eval()
+
+
+def small_vit(lib: Any) -> tuple[Any, Any, Any]:
+    config = lib.ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
+    )
+    processor = lib.ViTImageProcessorPil(size={"height": 32, "width": 32}, resample=3, image_mean=[0.4, 0.5, 0.6])
+    return config, processor, lib.ViTForImageClassification
+
+
+def small_convnext(lib: Any) -> tuple[Any, Any, Any]:
+    config = lib.ConvNextConfig(hidden_sizes=[8, 12, 16, 20], depths=[1, 1, 1, 1])
+    return config, lib.ConvNextImageProcessorPil(size={"shortest_edge": 32}, crop_pct=0.875), lib.ConvNextModel
+
+
+def small_clip(lib: Any) -> tuple[Any, Any, Any]:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = lib.CLIPConfig(text_config=sizes, vision_config={**sizes, "image_size": 32, "patch_size": 8})
+    processor = lib.CLIPImageProcessorPil(size={"shortest_edge": 33}, crop_size={"height": 32, "width": 32})
+    return config, processor, lib.CLIPModel
+
+
+@pytest.mark.parametrize("small_folder", [small_vit, small_convnext, small_clip], indirect=True)
+def test_a_folder_of_transformers_is_transformers(small_folder: tuple[Path, Any], photos: Path) -> None:
+    folder, net = small_folder
+    processor = pytest.importorskip("transformers").AutoImageProcessor.from_pretrained(folder, backend="pil")
+    table = lookalike.embed(lookalike.load(folder), photos, workers=0)
+    pictures = [Image.open(photos / path).convert("RGB") for path in table.path]
+    with torch.inference_mode():
+        pixels = torch.cat([processor(picture, return_tensors="pt")["pixel_values"] for picture in pictures])
+        net = getattr(net, "vit", getattr(net, "vision_model", net))
+        out = net(pixel_values=pixels)
+    want = out.last_hidden_state[:, 0] if "ViT" in type(net).__name__ else out.pooler_output.flatten(1)
+    assert torch.allclose(torch.from_numpy(table.vectors), F.normalize(want, dim=1), atol=1e-5, rtol=0)
+
+
+def test_a_folder_of_a_text_encoder_embeds_sentences(tmp_path: Path) -> None:
+    transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
+    config = transformers.BertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=60
+    )
+    transformers.BertModel(config).save_pretrained(tmp_path / "bert")
+    words = {"[PAD]": 0, "[CLS]": 1, "[MASK]": 2, "[UNK]": 3, "[SEP]": 4, "a": 5, "dog": 6, "cat": 7}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing("[CLS] $A", special_tokens=[("[CLS]", 1)])
+    tokenizer.save(str(tmp_path / "bert/tokenizer.json"))
+    (tmp_path / "lines.txt").write_text("a dog\na cat\n")
+    table = lookalike.embed(lookalike.load(f"hf:{tmp_path / 'bert'}"), tmp_path / "lines.txt")
+    assert (len(table), table.text) == (2, ["a dog", "a cat"])
+
+
+def test_a_public_model_has_no_head(photos: Path, tmp_path: Path) -> None:
+    save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.safetensors")
+    with pytest.raises(lookalike.UserError, match="has no head"):
+        lookalike.embed(lookalike.load(tmp_path / "weights.safetensors", model="timm:test_resnet"), photos, "head")
+
+
 def test_grouped_norms_evaluate_as_plain_ones() -> None:
     net = lively(timm.create_model("test_efficientnet", pretrained=False, num_classes=0)).eval()
     pixels = torch.randn(5, 3, 32, 32)
@@ -141,13 +213,11 @@ def test_grouped_norms_evaluate_as_plain_ones() -> None:
         assert torch.equal(group_norms(net, 2).eval()(pixels), plain)
 
 
-def test_a_table_names_the_file_and_a_search_opens_it(photos: Path, tmp_path: Path, say: object) -> None:
+def test_a_table_names_the_file_and_a_search_opens_it(photos: Path, tmp_path: Path) -> None:
     net = timm.create_model("test_resnet", pretrained=False)
     save_file(net.state_dict(), tmp_path / "weights.safetensors")
     named = opened(tmp_path / "weights.safetensors", "timm:test_resnet")
     trained = lookalike.load(tmp_path / "weights.safetensors", model="timm:test_resnet")
-    from lookalike.train.embeddings import write_embeddings
-
     write_embeddings(lookalike.embed(trained, photos), tmp_path / "table.parquet")
     origin = read_embeddings(tmp_path / "table.parquet").origin
     assert origin is not None
@@ -155,6 +225,41 @@ def test_a_table_names_the_file_and_a_search_opens_it(photos: Path, tmp_path: Pa
     (hits,) = lookalike.search(tmp_path / "table.parquet", [str(photos / "0.png")])
     assert hits[0].path == "0.png"
     assert hits[0].cosine == pytest.approx(1, abs=1e-5)
+
+
+def test_verbs_take_a_file_with_its_network(photos: Path, tmp_path: Path, say: Callable[..., Said]) -> None:
+    for i, photo in enumerate(sorted(photos.iterdir())):
+        (tmp_path / f"labelled/{'ab'[i % 2]}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"labelled/{'ab'[i % 2]}" / photo.name).symlink_to(photo)
+    file, network = tmp_path / "weights.safetensors", ("--model", "timm:test_resnet")
+    save_file(timm.create_model("test_resnet").state_dict(), file)
+    code, out, err = say("evaluate", "knn", file, tmp_path / "labelled", *network)
+    assert (code, err) == (0, "")
+    assert "backbone, as published)" in out
+    code, out, err = say("doctor", file, *network)
+    assert (code, err) == (0, "")
+    assert "model: timm:test_resnet, 0." in out
+    assert "sees: size 160, share 0.95" in out
+    assert f"{file}, sha256 {opened(file, network[1]).digest()}" in out
+    comparing = (
+        "compare",
+        file,
+        "--on",
+        tmp_path / "labelled",
+        "--task",
+        "knn",
+        "--trials",
+        2,
+        "--out",
+        tmp_path / "out",
+    )
+    code, out, err = say(*comparing, *network)
+    assert (code, err) == (0, "")
+    assert "weights.safetensors" in out
+    code, out, err = say("embed", file, tmp_path / "labelled", "--out", tmp_path / "table.npy")
+    assert (code, out) == (65, "")
+    assert "does not say which network it is of" in err
+    assert say("embed", tmp_path / "labelled", file, "--out", tmp_path / "table.npy")[0] == 2
 
 
 def test_recipes_carry_it_in_their_file() -> None:
@@ -166,8 +271,6 @@ def test_recipes_carry_it_in_their_file() -> None:
 
 
 def opened_recipe() -> lookalike.Recipe:
-    from dataclasses import replace
-
     return replace(lookalike.recipe_named("small", 100, 32), preprocessing=Preprocessing(32, mean=(0.5, 0.5, 0.5)))
 
 

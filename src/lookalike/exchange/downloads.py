@@ -51,20 +51,14 @@ def hub_file(model: str, repo: str, names: Sequence[str], download: bool, say: S
 
 def _from_hub(repo: str, names: Sequence[str], say: Say) -> Path:
     try:
-        for number, name in enumerate(names):
-            try:
-                about: Any = huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repo, name))
-            except huggingface_hub.errors.EntryNotFoundError:
-                if number == len(names) - 1:
-                    raise
-                continue
-            say(f"huggingface.co/{repo}, {name}: {_size(about.size)}")
-            path = Path(huggingface_hub.hf_hub_download(repo, name))
-            _check(path, about.etag)
-            return path
+        name = next((name for name in names if huggingface_hub.file_exists(repo, name)), names[-1])
+        about: Any = huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repo, name))
+        say(f"huggingface.co/{repo}, {name}: {_size(about.size)}")
+        path = Path(huggingface_hub.hf_hub_download(repo, name))
+        _check(path, about.etag)
     except Exception as error:  # of HTTP, of the Hub and of the cache, as in models/hugging_face.py
         raise UserError(f"huggingface.co/{repo} cannot be fetched ({_reason(error)})", IO) from None
-    raise AssertionError(names)
+    return path
 
 
 def _check(path: Path, etag: str | None) -> None:

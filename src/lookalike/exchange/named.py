@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -124,7 +125,7 @@ def _recipe(name: str, known: _Known) -> Recipe:
 
 
 def _of_file(path: Path, architecture: str | None) -> Named:
-    where = str(path.resolve())
+    where = os.path.abspath(path)
     if architecture is not None:
         library, _, name = architecture.partition(":")
         if library not in ("timm", "torchvision"):
@@ -139,7 +140,7 @@ def _of_file(path: Path, architecture: str | None) -> Named:
 
 
 def _of_folder(folder: Path) -> Named:
-    where, config = str(folder.resolve()), _json(folder / "config.json")
+    where, config = os.path.abspath(folder), _json(folder / "config.json")
     files = _files(folder)
     if not files:
         raise UserError(f"{folder} holds no {' or '.join(_WEIGHTS)}: put the weights there", BAD_DATA)

@@ -43,7 +43,8 @@ from lookalike.types import View
 START, RESULT, VERDICT = "start.safetensors", "result.safetensors", "result.json"
 """Files of a run that began with another model: the backbone it began as, the encoder that is kept, and why."""
 
-_CHUNK = 500  # pictures that are encoded at a time
+_CHUNK = 500  # pictures that are read at a time
+_LARGE, _FEW = 128, 10  # px a side of a picture above which a processor is given so few, which divide a chunk
 
 
 def unsaid(line: str) -> None:
@@ -77,7 +78,7 @@ class Trained(NamedTuple):
         """The examples at ``rows`` (N,) as the encoder is evaluated: whole, nothing random."""
         whole = Examples(self.recipe, loader).whole
         for _, material in loader.batches(map(whole, torch.split(rows, _CHUNK))):
-            yield view_to_device(self.recipe.evaluation(material_to_device(material)))
+            yield from few_at_a_time(view_to_device(self.recipe.evaluation(material_to_device(material))))
 
     @isolated()
     def features(
@@ -89,6 +90,8 @@ class Trained(NamedTuple):
         what: str = "embedding",
     ) -> Tensor:
         """(N, F) unit rows on the processor: of the examples at ``rows``, else of all in the order of the source."""
+        if layer == "head" and self.named is not None:
+            raise UserError(f"{self.recipe.name} has no head: leave out --layer head")
         rows = torch.arange(len(loader)) if rows is None else rows
         return embed(self.encoder, self.views(loader, rows), layer, counted(progress, what, len(rows)))
 
@@ -178,6 +181,15 @@ def restore(folder: Path, step: int, encoder: Encoder) -> bool:
 def initial(recipe: Recipe) -> Encoder:
     """The encoder of a recipe with its initial weights, which no number of examples changes."""
     return module_to_device(recipe.build(max(2, recipe.batch)).encoder)
+
+
+def few_at_a_time(view: View) -> Iterator[View]:
+    """Large pictures so few at a time that a processor's cache holds what a layer makes of them; else all at once."""
+    pixels = view.get("pixels")
+    if pixels is None or pixels.device.type != "cpu" or pixels.shape[-1] <= _LARGE:
+        yield view
+        return
+    yield from ({"pixels": part} for part in torch.split(pixels, _FEW))
 
 
 class PartFeatures(NamedTuple):
