@@ -274,7 +274,7 @@ class MemoryBank:
         return self.draws or examples - 1
 
     def __str__(self) -> str:
-        return "memory bank of all examples"
+        return "stored rows of a teacher" if self.filled and self.momentum == 1 else "memory bank of all examples"
 
 
 class BankOfKeys(Dictionary):

@@ -22,7 +22,7 @@ class Movement:
     """
 
     statistics: Literal["batch", "kept"] = "batch"  # kept: BatchNorm stays as it was, by its running statistics
-    stages: Annotated[int | None, Limit(0)] = None  # the last ones, that learn; None: all of them
+    share: Annotated[float, Limit(0)] = 1.0  # of the stages that learn, the last ones; their gradients alone cost time
     weights: Literal["all", "norms"] = "all"  # norms: scale and shift of the norms alone (TENT, arXiv 2006.10726)
     fall: Annotated[float, Limit(0)] = 1.0  # the rate of a stage, over that of the next (ULMFiT, arXiv 1801.06146)
     rest: Annotated[float, Limit(0, 1)] = 0.0  # share of the run in which the head learns alone (arXiv 2202.10054)
@@ -35,7 +35,7 @@ class Movement:
         if self.statistics == "kept":
             keep_statistics(backbone)
         parts = list(stages(backbone))
-        for part in parts[: len(parts) - self.stages] if self.stages is not None else []:
+        for part in parts[: len(parts) - round(self.share * len(parts))]:
             part.requires_grad_(False)
         if self.weights == "norms":
             learning = {id(p) for norm in all_norms(backbone) for p in norm.parameters() if p.requires_grad}

@@ -222,6 +222,16 @@ def raw(encoder: Encoder, views: Iterable[View], progress: Callable[[int], None]
     return torch.cat(rows).clone()
 
 
+def unwhitened(encoder: Encoder, views: Iterable[View], progress: Callable[[int], None] = lambda _: None) -> Tensor:
+    """(N, E) float32 what whitening is fitted to: the backbone's output, and earlier stages where the model joins."""
+    rows: list[Tensor] = []
+    with evaluating(encoder):
+        for view in views:
+            rows.append(encoder.unwhitened(**view).float())
+            progress(len(rows[-1]))
+    return torch.cat(rows).clone()
+
+
 def means(rows: Tensor, number: Tensor, count: int) -> Tensor:
     """(count, F) unit rows: the mean of the unit rows (N, F) that have each ``number`` (N,)."""
     return F.normalize(rows.new_zeros(count, rows.shape[1]).index_add_(0, number, rows), dim=1)
@@ -229,8 +239,7 @@ def means(rows: Tensor, number: Tensor, count: int) -> Tensor:
 
 def settle(encoder: Encoder, views: Iterable[View]) -> Tensor:
     """Fit the encoder's whitening, if it has one, to whole pictures, and return their features: (N, E) unit rows."""
-    with evaluating(encoder):
-        features = torch.cat([encoder.unwhitened(**view).float() for view in views]).clone()
+    features = unwhitened(encoder, views)
     if encoder.whitening is not None:
         encoder.whitening.fit(features)
         features = encoder.whitening(features)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from lookalike.core.errors import UserError
+from lookalike.models.depthwise import exact_gradients
 from lookalike.models.norm import GroupedBatchNorm2d, GroupedBatchNorm3d, group_norms
 
 
@@ -129,7 +130,7 @@ class Timm:
             raise UserError(f"model.name {self.name!r} is not a model of timm; {hint}")
         net = self._create()
         width = getattr(net, "head_hidden_size", None) or net.num_features  # of the few that keep a layer after pooling
-        return TimmPixels(group_norms(net, group)), cast("int", width)
+        return TimmPixels(exact_gradients(group_norms(net, group))), cast("int", width)
 
     def _create(self) -> nn.Module:
         """For any size of picture first: only some constructors have that option, and the others refuse it at once."""

@@ -26,7 +26,7 @@ adapt = Recipe(
     objective=InfoNCE(0.1),
     optimizer=AdamW(4e-4, weight_decay=0.0),
     schedule=Cosine(warmup=0.05),
-    tuned=Movement(statistics="kept"),
+    tuned=Movement(statistics="kept", share=0.55),
     length=Length(minutes=10),
     batch=64,
     held_out=0.1,

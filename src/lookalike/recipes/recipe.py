@@ -252,7 +252,7 @@ class Recipe:
     def filling(self, examples: int) -> int:
         """Steps that meet random keys, which a queue and a memory bank start with, easily told from real ones."""
         if isinstance(self.dictionary, MemoryBank):
-            return examples // self.batch
+            return 0 if self.dictionary.filled else examples // self.batch
         if not isinstance(self.dictionary, Queue):
             return 0
         views = 1 if isinstance(self.dictionary, QueueEach | Neighbours) else self.keys.directions

@@ -95,6 +95,7 @@ def conclude(
     recipe: Recipe, folder: Path, step: int, encoder: Encoder, source: Source, held_out: Source, progress: Progress
 ) -> Iterator[str]:
     """Keep the best candidate as the result of a run, and say which it is and why."""
+    encoder.evaluated_in = encoder.precision  # which decides nothing here, and is faster
     judge, start = Judge(recipe, source, held_out, progress), load_file(folder / START)
     found = list(candidates(recipe, judge, start, encoder))
     best, first = max(found, key=lambda one: one.score.mean), found[0]
