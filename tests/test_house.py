@@ -25,6 +25,7 @@ LATE = {  # what a function may import: packages of extras, and those whose impo
     "faster_coco_eval": "[detect]",
     "fsspec": "[remote]",
     "huggingface_hub": "only where the Hub is asked",
+    "onnxruntime": "[export]",
     "pillow_heif": "[heif]",
     "pillow_jxl": "[jxl]",
     "tensorboard": "[log]",

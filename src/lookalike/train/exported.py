@@ -1,0 +1,109 @@
+"""``lookalike export``: a model, and what is known of where it comes from, in a form that another library opens."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import timm
+
+from lookalike.core.devices import isolated
+from lookalike.core.errors import BAD_DATA, UserError, meant
+from lookalike.core.files import read_json
+from lookalike.data.fingerprint import from_table
+from lookalike.exchange.card import Facts
+from lookalike.exchange.export import Exported, Subject, refuse, refuse_filled
+from lookalike.exchange.export import export as write
+from lookalike.exchange.targets import TARGETS
+from lookalike.train.history import collect
+from lookalike.train.run import Run, is_run
+from lookalike.train.trained import Trained, load
+
+_LOOKED, _PART = 5000, 5  # training examples that a checkup draws at most, a fifth of which are its queries
+
+
+@isolated()
+def export(model: Trained | str | Path, to: str, out: str | Path, numbers: Sequence[str | Path] = ()) -> Exported:
+    """Write a model into the new or empty folder ``out`` as ``to`` opens it, checked by that library.
+
+    ``model`` is a run folder, or what ``load`` gave; ``to`` is timm, huggingface, torchvision, onnx or detectron2;
+    ``numbers`` are files of ``evaluate --json`` to quote in the card. Raises UserError, and then leaves nothing.
+    """
+    if to not in TARGETS:
+        raise UserError(f"unknown target {to!r}; {meant(to, TARGETS)}")
+    refuse_filled(Path(out))
+    quoted = [quote(Path(file)) for file in numbers]
+    trained = model if isinstance(model, Trained) else load(model)
+    refuse(trained.recipe, TARGETS[to], TARGETS.values())
+    encoder = copy.deepcopy(trained.encoder).cpu().float().eval()
+    encoder.evaluated_in = "fp32"
+    name = str(trained.run or trained.recipe.name) if isinstance(model, Trained) else str(model)
+    command = shlex.join(["lookalike", "export", pathless(name), "--to", to, "--out", pathless(str(out))])
+    facts = facts_of(trained, name, command, quoted)
+    return write(Subject(trained.recipe, encoder, facts), TARGETS[to], Path(out))
+
+
+def facts_of(trained: Trained, name: str, command: str, numbers: list[str]) -> Facts:
+    """What is known of a model, without the folders of this machine."""
+    if not is_run(trained.run):
+        return Facts(pathless(name), command, numbers=numbers, licence=licence_of(name))
+    run, recipe = Run(Path(trained.run)), trained.recipe
+    data, history, start = run.data(), collect(run.folder), start_of(run.folder)
+    if (knn := history.last("knn")) is not None:
+        count = max(1, min(history.examples(), _LOOKED) // _PART)
+        numbers = [*numbers, f"kNN in training, about {count:,} training examples whose labels it never saw: {knn:.1%}"]
+    program, *words = map(pathless, commanded(run.folder) or ["lookalike"])
+    training = {
+        "recipe": f"{recipe.name}, {trained.step:,} steps of {recipe.batch}",
+        "data": f"{pathless(str(data.get('data')))}, {data['examples']:,} examples",
+        "fingerprint of the data": from_table(run.data_table).digest()[:16],
+        "began from": pathless(start) or "random weights",
+        "command": shlex.join([program.replace("__main__.py", "lookalike"), *words]),
+        "with": f"lookalike {version('lookalike')}, torch {history.environment.get('torch')}",
+    }
+    return Facts(pathless(name), command, training, numbers, pathless(start), licence_of(start))
+
+
+def commanded(run: Path) -> list[str]:
+    """The words of the command that began a run."""
+    argv = collect(run).environment.get("command")
+    return [str(word) for word in argv] if isinstance(argv, list) else []
+
+
+def start_of(run: Path) -> str:
+    """The model that a run began from, "" for random weights."""
+    words = [part for word in commanded(run) for part in word.split("=", 1)]
+    named = words[words.index("--init-from") + 1 :] if "--init-from" in words else []
+    return str(Run(run).data().get("init_from") or "".join(named[:1]))
+
+
+def licence_of(name: str, deep: int = 8) -> str:
+    """Of public weights, as timm knows it, also where they are the start of a start; "" where nobody has said."""
+    if deep and is_run(name):
+        return licence_of(start_of(Path(name)), deep - 1)
+    library, _, model = name.partition(":")
+    config = timm.get_pretrained_cfg(model) if library == "timm" and timm.is_model(model.split(".")[0]) else None
+    return str(getattr(config, "license", None) or "")
+
+
+def quote(file: Path) -> str:
+    """The numbers of a file that ``lookalike evaluate --json`` wrote, in one line; raises UserError."""
+    record = read_json(file)
+    if not isinstance(record, dict) or "data" not in record:
+        raise UserError(f"{file} holds no numbers: name what lookalike evaluate TASK --json wrote", BAD_DATA)
+    numbers = {name.replace("_", " "): value for name, value in record.items() if type(value) in (int, float)}
+    listed = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+    return f"{file.stem} on {pathless(str(record['data']))}: {listed}"
+
+
+def pathless(word: str) -> str:
+    """A word of a command without the folders of an absolute path, and without what an address may keep secret."""
+    if "://" in word:
+        return re.sub(r"//[^/@]*@", "//", word.split("?")[0])
+    parts = re.split("([=:,])", word)
+    return "".join(os.path.basename(part.rstrip("/")) if part.startswith(("/", "~")) else part for part in parts)
