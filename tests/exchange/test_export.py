@@ -40,7 +40,7 @@ VIEW = {"pretext.first.size": 16, "pretext.whole": 32, "canvas": 40}
 KINDS: dict[str, tuple[object, bool]] = {  # the model, and whether its features are whitened
     "small": (SmallResNet((8, 16), (1, 1), joined=2), True),
     "resnet": (ResNet("resnet18"), False),
-    "timm": (Timm("test_efficientnet"), True),
+    "timm": (Timm("test_resnet"), True),
     "sized": (Timm("test_vit", size=32), False),
     "vit": (ViT(width=32, depth=2, heads=2, patch=8), False),
     "mean": (ViT(width=32, depth=2, heads=2, patch=8, pool="mean"), True),
