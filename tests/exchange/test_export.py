@@ -104,10 +104,10 @@ def test_the_other_library_gives_the_same_features(
         session = onnxruntime.InferenceSession(out / "model.onnx")
         theirs = torch.from_numpy(session.run(None, {"pixels": views.numpy()})[0])
         ours = embed(lookalike.load(run(kind)).encoder, [{"pixels": views}])
-        assert not (out / "whitening.safetensors").exists()
+        assert not (out / "whitening" / "whitening.safetensors").exists()
     else:
         theirs, ours = opened(target, out, views), backbone(run(kind), views)
-        assert (out / "whitening.safetensors").exists() == KINDS[kind][1]
+        assert (out / "whitening" / "whitening.safetensors").exists() == KINDS[kind][1]
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
 
 
@@ -135,7 +135,7 @@ def named(name: str) -> bool:
 
 def test_whitening_beside_a_backbone_leads_to_what_embed_writes(run: Callable[[str], Path], tmp_path: Path) -> None:
     lookalike.export(run("timm"), "timm", tmp_path / "out")
-    whitening, views = load_file(tmp_path / "out" / "whitening.safetensors"), pixels()
+    whitening, views = load_file(tmp_path / "out" / "whitening" / "whitening.safetensors"), pixels()
     rows = (opened("timm", tmp_path / "out", views) - whitening["mean"]) @ whitening["map"]
     ours = embed(lookalike.load(run("timm")).encoder, [{"pixels": views}])
     torch.testing.assert_close(torch.nn.functional.normalize(rows, dim=1), ours, rtol=1e-3, atol=1e-4)
@@ -309,7 +309,7 @@ def test_the_card_says_where_the_model_comes_from_and_no_folder(
     assert "knn on shoes: queries 359, accuracy 0.8328" in body
     assert "recipe: `tiny, 2 steps of 16`" in body
     assert re.search(r"fingerprint of the data: `[0-9a-f]{16}`", body)
-    assert "whitening.safetensors" in body
+    assert "whitening/whitening.safetensors" in body
     assert str(tmp_path) not in text
     assert "/home" not in text
     code, _, error = say("export", str(run("mean")), "--to", "timm", "--out", str(tmp_path / "out"))

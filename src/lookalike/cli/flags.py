@@ -257,7 +257,7 @@ class Search(OfModel):
 
 
 @dataclass(frozen=True)
-class Export(Verb):
+class Export(OfModel):
     """Write a model so that another library opens it, and check that it gives the same features there.
 
     lookalike export runs/first --to timm --out first_in_timm
@@ -269,7 +269,7 @@ class Export(Verb):
     A model card (README.md) and how the model sees pictures go along. A mismatch leaves nothing behind.
     """
 
-    model: Positional[Annotated[str, shown("MODEL")]]  # The model: folder of a run.
+    run: Model  # A run, timm:NAME, torchvision:NAME, hf:FOLDER or a file of weights.
     to: Annotated[
         Literal["timm", "huggingface", "torchvision", "onnx", "detectron2"],
         arg(metavar="LIBRARY", help="timm, huggingface, torchvision, onnx or detectron2."),

@@ -28,6 +28,7 @@ from lookalike.evaluation.evaluation import Evaluation, Result
 from lookalike.evaluation.segment import Segmented
 from lookalike.evaluation.settings import configured
 from lookalike.exchange.named import is_named
+from lookalike.exchange.export import refuse_filled
 from lookalike.recipes import recipe_of
 from lookalike.recipes.recipe import Recipe
 from lookalike.recipes.serialize import flat
@@ -307,8 +308,10 @@ def line_of(hit: searching.Hit) -> str:
 
 def export(command: flags.Export) -> int:
     """Prints what the other library found."""
+    refuse_filled(Path(command.out))
     with Screen("export") as screen:
-        for line in export_model(command.model, command.to, command.out, command.numbers).lines:
+        trained = load(command.run, say=screen.say, **picked(command, *_LOADED))
+        for line in export_model(trained, command.to, command.out, command.numbers).lines:
             screen.say(line)
     return 0
 

@@ -50,8 +50,7 @@ class Shown(NamedTuple):
         pretext: Any = recipe.pretext
         view = getattr(pretext, "picture", None) or pretext.first
         frames = (pretext.frames,) if pretext.modality == "clips" else ()
-        own: Any = getattr(recipe, "preprocessing", None)
-        if own is not None:
+        if (own := recipe.preprocessing) is not None:
             return cls(own.size, own.share, own.mode, own.interpolation, own.mean, own.std, frames, None)
         return cls(pretext.whole or view.size, 1.0, "center", "bilinear", view.mean, view.std, frames, recipe.canvas)
 

@@ -113,8 +113,8 @@ def export(subject: Subject, target: Target, out: Path) -> Exported:
         opening = target.usage.replace("NAME", getattr(subject.recipe.model, "name", ""))
         usage = f"```python\n{opening}\n```\n\n{remark}"
         (folder / "README.md").write_text(card(subject.recipe, subject.facts, target.library, usage, told), "utf-8")
-        files, size = sorted(folder.iterdir()), sum(file.stat().st_size for file in folder.iterdir()) / 1e6
-        written = f"written: {', '.join(file.name for file in files)} ({size:.1f} MB) in {out}"
+        files = {file.relative_to(folder).as_posix(): file.stat().st_size for file in _files(folder)}
+        written = f"written: {', '.join(files)} ({sum(files.values()) / 1e6:.1f} MB) in {out}"
     return Exported(str(out), target.name, worst, [f"checked: {told}", written, remark])
 
 
@@ -142,8 +142,8 @@ def _remark(subject: Subject, target: Target) -> str:
     if subject.encoder.whitening is None:
         return "Its features, scaled to unit norm, are what `lookalike embed` writes."
     return (
-        "It holds the backbone; `lookalike embed` writes `(features - mean) @ map`, of whitening.safetensors, scaled "
-        "to unit norm. Leave that out where the network is trained further."
+        "It holds the backbone; `lookalike embed` writes `(features - mean) @ map`, of whitening/whitening.safetensors, "
+        "scaled to unit norm. Leave that out where the network is trained further."
     )
 
 
@@ -156,10 +156,11 @@ def _filling(out: Path) -> Iterator[Path]:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out, prefix=".", suffix=UNFINISHED) as inner:
             yield Path(inner)
-            for file in sorted(Path(inner).iterdir(), key=lambda file: file.name == "config.json"):
+            for file in _files(Path(inner)):
                 with file.open("rb") as written:
                     os.fsync(written.fileno())
-                file.replace(out / file.name)  # config.json last, by which others know the folder
+            for entry in sorted(Path(inner).iterdir(), key=lambda entry: entry.name == "config.json"):
+                entry.replace(out / entry.name)  # config.json last, by which others know the folder
         sync_folder(out)
     except BaseException as error:
         for path in made:
@@ -168,6 +169,10 @@ def _filling(out: Path) -> Iterator[Path]:
         if isinstance(error, OSError):
             raise UserError(f"cannot write to {out} ({error.strerror or error}): choose another --out", IO) from None
         raise
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def compared(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> str:

@@ -21,13 +21,15 @@ from lookalike.models.image import ResNet, Timm, VideoResNet
 from lookalike.models.vit import ViT, ViTBackbone, positions
 from lookalike.recipes.recipe import Recipe
 
-WEIGHTS, WHITENING, PTH = "model.safetensors", "whitening.safetensors", "model.pth"
+WEIGHTS, PTH = "model.safetensors", "model.pth"
+WHITENING = "whitening/whitening.safetensors"  # timm before 1.0.31 stumbles over two such files in a folder
 
 
 def _write_tensors(subject: Subject, tensors: Mapping[str, Tensor], folder: Path) -> None:
     """The backbone, and beside it the whitening that the form itself cannot hold."""
     save_file({name: part.clone().contiguous() for name, part in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
     if (whitening := subject.encoder.whitening) is not None:
+        (folder / WHITENING).parent.mkdir()
         save_file({"mean": whitening.mean, "map": whitening.map}, folder / WHITENING)
 
 

@@ -31,7 +31,7 @@ _LOOKED, _PART = 5000, 5  # training examples that a checkup draws at most, a fi
 def export(model: Trained | str | Path, to: str, out: str | Path, numbers: Sequence[str | Path] = ()) -> Exported:
     """Write a model into the new or empty folder ``out`` as ``to`` opens it, checked by that library.
 
-    ``model`` is a run folder, or what ``load`` gave; ``to`` is timm, huggingface, torchvision, onnx or detectron2;
+    ``model`` is a run, a public model by its name, or what ``load`` gave; ``to`` is timm, huggingface, torchvision, onnx or detectron2;
     ``numbers`` are files of ``evaluate --json`` to quote in the card. Raises UserError, and then leaves nothing.
     """
     if to not in TARGETS:
@@ -42,7 +42,7 @@ def export(model: Trained | str | Path, to: str, out: str | Path, numbers: Seque
     refuse(trained.recipe, TARGETS[to], TARGETS.values())
     encoder = copy.deepcopy(trained.encoder).cpu().float().eval()
     encoder.evaluated_in = "fp32"
-    name = str(trained.run or trained.recipe.name) if isinstance(model, Trained) else str(model)
+    name = trained.run or trained.recipe.name
     command = shlex.join(["lookalike", "export", pathless(name), "--to", to, "--out", pathless(str(out))])
     facts = facts_of(trained, name, command, quoted)
     return write(Subject(trained.recipe, encoder, facts), TARGETS[to], Path(out))
@@ -51,7 +51,7 @@ def export(model: Trained | str | Path, to: str, out: str | Path, numbers: Seque
 def facts_of(trained: Trained, name: str, command: str, numbers: list[str]) -> Facts:
     """What is known of a model, without the folders of this machine."""
     if not is_run(trained.run):
-        return Facts(pathless(name), command, numbers=numbers, licence=licence_of(name))
+        return Facts(pathless(name), command, numbers=numbers, licence=getattr(trained.named, "licence", ""))
     run, recipe = Run(Path(trained.run)), trained.recipe
     data, history, start = run.data(), collect(run.folder), start_of(run.folder)
     if (knn := history.last("knn")) is not None:
