@@ -142,8 +142,8 @@ def _remark(subject: Subject, target: Target) -> str:
     if subject.encoder.whitening is None:
         return "Its features, scaled to unit norm, are what `lookalike embed` writes."
     return (
-        "It holds the backbone; `lookalike embed` writes `(features - mean) @ map`, of whitening/whitening.safetensors, "
-        "scaled to unit norm. Leave that out where the network is trained further."
+        "It holds the backbone; `lookalike embed` writes `(features - mean) @ map`, of "
+        "whitening/whitening.safetensors, scaled to unit norm. Leave that out where the network is trained further."
     )
 
 

@@ -31,8 +31,9 @@ _LOOKED, _PART = 5000, 5  # training examples that a checkup draws at most, a fi
 def export(model: Trained | str | Path, to: str, out: str | Path, numbers: Sequence[str | Path] = ()) -> Exported:
     """Write a model into the new or empty folder ``out`` as ``to`` opens it, checked by that library.
 
-    ``model`` is a run, a public model by its name, or what ``load`` gave; ``to`` is timm, huggingface, torchvision, onnx or detectron2;
-    ``numbers`` are files of ``evaluate --json`` to quote in the card. Raises UserError, and then leaves nothing.
+    ``model`` is a run, a public model by its name, or what ``load`` gave; ``to`` is timm, huggingface, torchvision,
+    onnx or detectron2; ``numbers`` are files of ``evaluate --json`` to quote in the card. Raises UserError, and then
+    leaves nothing.
     """
     if to not in TARGETS:
         raise UserError(f"unknown target {to!r}; {meant(to, TARGETS)}")
