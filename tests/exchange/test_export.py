@@ -317,13 +317,15 @@ def test_the_card_says_where_the_model_comes_from_and_no_folder(
 
 
 def test_a_start_with_a_licence_hands_it_down(run: Callable[[str], Path], tmp_path: Path) -> None:
-    for name, start in (("first", "timm:resnet10t.c3_in1k"), ("second", str(tmp_path / "first"))):
+    public = {"model": "timm:resnet10t.c3_in1k", "sha256": "", "licence": "apache-2.0"}
+    for name, start in (("first", public), ("second", {"run": str(tmp_path / "first"), "step": "2"})):
         (tmp_path / name).mkdir()
         for file in run("vit").iterdir():
             if file.name != "environment.json":
                 (tmp_path / name / file.name).symlink_to(file)
         recorded = json.loads((run("vit") / "environment.json").read_text())
-        recorded["command"] = ["/usr/bin/lookalike", "pretrain", "/home/me/shoes", f"--init-from={start}"]
+        recorded["command"] = ["/usr/bin/lookalike", "pretrain", "/home/me/shoes", "--init-from=/home/me/first"]
+        recorded["data"]["start"] = start
         (tmp_path / name / "environment.json").write_text(json.dumps(recorded))
     lookalike.export(tmp_path / "second", "timm", tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()

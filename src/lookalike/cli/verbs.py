@@ -27,8 +27,8 @@ from lookalike.evaluation import evaluate as measuring
 from lookalike.evaluation.evaluation import Evaluation, Result
 from lookalike.evaluation.segment import Segmented
 from lookalike.evaluation.settings import configured
-from lookalike.exchange.named import is_named
 from lookalike.exchange.export import refuse_filled
+from lookalike.exchange.named import is_named
 from lookalike.recipes import recipe_of
 from lookalike.recipes.recipe import Recipe
 from lookalike.recipes.serialize import flat

@@ -9,8 +9,7 @@ import shlex
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-
-import timm
+from typing import Any
 
 from lookalike.core.devices import isolated
 from lookalike.core.errors import BAD_DATA, UserError, meant
@@ -54,11 +53,12 @@ def facts_of(trained: Trained, name: str, command: str, numbers: list[str]) -> F
     if not is_run(trained.run):
         return Facts(pathless(name), command, numbers=numbers, licence=getattr(trained.named, "licence", ""))
     run, recipe = Run(Path(trained.run)), trained.recipe
-    data, history, start = run.data(), collect(run.folder), start_of(run.folder)
+    data, history = run.data(), collect(run.folder)
+    (start, licence), argv = start_of(data), history.environment.get("command")
     if (knn := history.last("knn")) is not None:
         count = max(1, min(history.examples(), _LOOKED) // _PART)
         numbers = [*numbers, f"kNN in training, about {count:,} training examples whose labels it never saw: {knn:.1%}"]
-    program, *words = map(pathless, commanded(run.folder) or ["lookalike"])
+    program, *words = map(pathless, map(str, argv if isinstance(argv, list) and argv else ["lookalike"]))
     training = {
         "recipe": f"{recipe.name}, {trained.step:,} steps of {recipe.batch}",
         "data": f"{pathless(str(data.get('data')))}, {data['examples']:,} examples",
@@ -67,29 +67,21 @@ def facts_of(trained: Trained, name: str, command: str, numbers: list[str]) -> F
         "command": shlex.join([program.replace("__main__.py", "lookalike"), *words]),
         "with": f"lookalike {version('lookalike')}, torch {history.environment.get('torch')}",
     }
-    return Facts(pathless(name), command, training, numbers, pathless(start), licence_of(start))
+    return Facts(pathless(name), command, training, numbers, pathless(start), licence)
 
 
-def commanded(run: Path) -> list[str]:
-    """The words of the command that began a run."""
-    argv = collect(run).environment.get("command")
-    return [str(word) for word in argv] if isinstance(argv, list) else []
+def start_of(data: Any, deep: int = 8) -> tuple[str, str]:
+    """The model that a run began from, as its record ``data`` has it, and the licence that holds since; "" for none.
 
-
-def start_of(run: Path) -> str:
-    """The model that a run began from, "" for random weights."""
-    words = [part for word in commanded(run) for part in word.split("=", 1)]
-    named = words[words.index("--init-from") + 1 :] if "--init-from" in words else []
-    return str(Run(run).data().get("init_from") or "".join(named[:1]))
-
-
-def licence_of(name: str, deep: int = 8) -> str:
-    """Of public weights, as timm knows it, also where they are the start of a start; "" where nobody has said."""
-    if deep and is_run(name):
-        return licence_of(start_of(Path(name)), deep - 1)
-    library, _, model = name.partition(":")
-    config = timm.get_pretrained_cfg(model) if library == "timm" and timm.is_model(model.split(".")[0]) else None
-    return str(getattr(config, "license", None) or "")
+    A start may have a start, which is where the licence is.
+    """
+    start = data.get("start") if isinstance(data, dict) else None
+    if not isinstance(start, dict):
+        return "", ""
+    run = str(start.get("run", ""))
+    if run and deep and is_run(run):
+        return run, start_of(Run(Path(run)).data(), deep - 1)[1]
+    return str(start.get("model", run)), str(start.get("licence", ""))
 
 
 def quote(file: Path) -> str:
