@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lookalike.recipes.parts import part
     from lookalike.recipes.recipe import Recipe
     from lookalike.train.embeddings import embed_data as embed
+    from lookalike.train.exported import export
     from lookalike.train.pretrain import pretrain, supervised
     from lookalike.train.trained import load
 
@@ -30,6 +31,7 @@ __all__ = [
     "compare",
     "embed",
     "evaluate",
+    "export",
     "load",
     "part",
     "pretrain",
@@ -45,6 +47,7 @@ _HOMES = {
     "compare": ("lookalike.evaluation.compare", "compare"),
     "embed": ("lookalike.train.embeddings", "embed_data"),
     "evaluate": ("lookalike.evaluation.evaluate", "evaluate"),
+    "export": ("lookalike.train.exported", "export"),
     "load": ("lookalike.train.trained", "load"),
     "part": ("lookalike.recipes.parts", "part"),
     "pretrain": ("lookalike.train.pretrain", "pretrain"),

@@ -257,6 +257,29 @@ class Search(OfModel):
 
 
 @dataclass(frozen=True)
+class Export(OfModel):
+    """Write a model so that another library opens it, and check that it gives the same features there.
+
+    lookalike export runs/first --to timm --out first_in_timm
+
+    timm and huggingface: one folder for timm.create_model("local-dir:FOLDER", pretrained=True) and for transformers'
+    AutoModel and AutoImageProcessor. torchvision and detectron2: the tensors of a ResNet by the names used there. onnx:
+    what lookalike embed writes, whitening included, for any network of pictures; it needs lookalike[export].
+
+    A model card (README.md) and how the model sees pictures go along. A mismatch leaves nothing behind.
+    """
+
+    run: Model  # A run, timm:NAME, torchvision:NAME, hf:FOLDER or a file of weights.
+    to: Annotated[
+        Literal["timm", "huggingface", "torchvision", "onnx", "detectron2"],
+        arg(metavar="LIBRARY", help="timm, huggingface, torchvision, onnx or detectron2."),
+    ]
+    out: Annotated[str, shown("FOLDER")]  # New or empty folder to write.
+    numbers: Annotated[tuple[str, ...], shown("FILE")] = ()
+    """Files that lookalike evaluate --json wrote, to quote in the model card."""
+
+
+@dataclass(frozen=True)
 class Prepare(Verb):
     """Decode and shrink every picture once, so that training reads small pictures at the speed of memory.
 
@@ -309,7 +332,7 @@ class Preview(Verb):
 
 VERBS: dict[str, type[Verb]] = {
     kind.__name__.lower(): kind
-    for kind in (Demo, Pretrain, Supervised, Evaluate, Compare, Embed, Search, Prepare, Doctor, Preview)
+    for kind in (Demo, Pretrain, Supervised, Evaluate, Compare, Embed, Search, Export, Prepare, Doctor, Preview)
 }
 """Every verb by its name."""
 

@@ -27,6 +27,7 @@ from lookalike.evaluation import evaluate as measuring
 from lookalike.evaluation.evaluation import Evaluation, Result
 from lookalike.evaluation.segment import Segmented
 from lookalike.evaluation.settings import configured
+from lookalike.exchange.export import refuse_filled
 from lookalike.exchange.named import is_named
 from lookalike.recipes import recipe_of
 from lookalike.recipes.recipe import Recipe
@@ -35,6 +36,7 @@ from lookalike.report.comparison import markdown
 from lookalike.report.comparison import write as write_comparison
 from lookalike.report.pictures import write_detections, write_hits, write_segmentation
 from lookalike.train.embeddings import embed_data, files_of, place_for, size_of, write_embeddings
+from lookalike.train.exported import export as export_model
 from lookalike.train.pretrain import Request, carry_out, recipe_for
 from lookalike.train.run import is_run
 from lookalike.train.screen import Screen
@@ -64,6 +66,8 @@ def run(command: flags.Verb, rest: Sequence[str], began: float) -> int:
             return embed(command)
         case flags.Search():
             return search(command)
+        case flags.Export():
+            return export(command)
         case flags.Prepare():
             return prepare(command)
         case flags.Doctor():
@@ -300,6 +304,16 @@ def line_of(hit: searching.Hit) -> str:
     """A hit on the screen: its cosine, path, and of a text as much as a line shows."""
     text = " ".join((hit.text or "").split())
     return visible(f"  {hit.cosine:.4f}  {hit.path}  {text[:99]}{'…' if len(text) > 99 else ''}".rstrip())
+
+
+def export(command: flags.Export) -> int:
+    """Prints what the other library found."""
+    refuse_filled(Path(command.out))
+    with Screen("export") as screen:
+        trained = load(command.run, say=screen.say, **picked(command, *_LOADED))
+        for line in export_model(trained, command.to, command.out, command.numbers).lines:
+            screen.say(line)
+    return 0
 
 
 def prepare(command: flags.Prepare) -> int:

@@ -100,7 +100,7 @@ class _GroupedBatchNorm(_BatchNorm):
         if residual is not None and residual.shape != x.shape:
             raise ValueError(f"what is added to {tuple(x.shape)} is {tuple(residual.shape)}")
         activate = activate or residual is not None
-        groups = max(1, len(x) // self.group)
+        groups = max(1, len(x) // self.group) if self.training else 1  # exports leave the batch open
         if kernels := self._kernels(x, groups):
             statistics = self.running_mean, self.running_var
             settings = groups, self.eps, self.momentum or 0.1, activate

@@ -78,7 +78,7 @@ class ViTBackbone(nn.Module):
         patches = patches_at(pixels, self.side, keep, product_type(pixels))
         x: Tensor = self.patches(patches) + (where if keep is None else where[keep])
         if self.token is not None:
-            x = torch.cat([self.token.expand(len(x), 1, -1), x], dim=1)
+            x = torch.cat([self.token.expand(x.shape[0], 1, -1), x], dim=1)
         return x
 
     def _last_layer(self, x: Tensor, first: int | None = None) -> Tensor:

@@ -213,6 +213,8 @@ def pays(x: Tensor, weight: Tensor) -> bool:
     Under 64 channels the transforms cost more than they save; in little batches those of the weights do. A traced graph
     should hold one convolution, not these loops.
     """
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():  # type: ignore[attr-defined, no-untyped-call]
+        return False
     height, width = x.shape[2:]
     side = best_side(max(height, width))
     return (
@@ -222,7 +224,6 @@ def pays(x: Tensor, weight: Tensor) -> bool:
         and _processor_fits()
         and min(weight.shape[:2]) >= (64 if min(height, width) > 6 else 96)
         and len(x) * -(-height // side) * -(-width // side) >= 64
-        and not (torch.jit.is_tracing() or torch.compiler.is_compiling())  # type: ignore[attr-defined, no-untyped-call]
     )
 
 
