@@ -205,7 +205,12 @@ def one(weights: Path, data: Path, way: str, seed: int, steps: int, probes: bool
     base = started(weights, data, out.with_name(f"{out.stem}-{data.name}.pt"), probes, precision)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         run, began = Path(folder) / "run", time.perf_counter()
-        how = {"recipe": recipe, "steps": steps, "settings": {**settings, "seed": str(seed)}, "quiet": True}
+        how: dict[str, Any] = {
+            "recipe": recipe,
+            "steps": steps,
+            "settings": {**settings, "seed": str(seed)},
+            "quiet": True,
+        }
         lookalike.pretrain(data, run, init_from=weights, model=NET, **how)
         minutes = (time.perf_counter() - began) / 60
         verdict = json.loads((run / "result.json").read_text())

@@ -172,6 +172,9 @@ def carry_out(request: Request, began: float | None = None) -> Finished:
         base = base_recipe(request, source, start)
         source, held_out = parted(source, request.change(base).held_out)
         start = start._replace(held_out=held_out)
+        if held_out is not None:
+            names = modality_of(base).examples
+            sentences.append(f"{len(held_out):,} {names} are held out: by them the result is compared with the start")
         recipe = fitted_to(request, base, source, sentences.append)
         refuse_unloadable(recipe)
         quiet, rows = request.quiet or not dist.first(), modality_of(recipe).examples

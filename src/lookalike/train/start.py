@@ -123,7 +123,7 @@ def begun(recipe: Recipe, start: Beginning, loader: Loads, progress: Progress) -
         teacher.encoder.evaluated_in = recipe.computes_in()
         assert isinstance(learner.dictionary, BankOfKeys)
         learner.dictionary.fill(teacher_rows(teacher, loader.source, progress))
-        if start.teacher is None:
+        if start.init is not None and start.init.recipe.model == teacher.recipe.model:
             as_head(learner.encoder.head, teacher.encoder.whitening)
     learner.keys = recipe.keys.build(learner.encoder, learner.dictionary)
     return learner
