@@ -185,3 +185,10 @@ def test_kept_statistics_are_those_of_evaluation(adapted: Path) -> None:
     pixels = torch.randn(4, 3, 64, 64)
     trained = backbone.train()(pixels=pixels)
     assert torch.allclose(trained, backbone.eval()(pixels=pixels), atol=1e-5)
+
+
+def test_an_evaluation_stands_beside_the_start(adapted: Path, photos: Path, weights: Path) -> None:
+    result = lookalike.evaluate(adapted, photos, "knn", workers=0)
+    public = lookalike.evaluate(lookalike.load(weights, model=NET), photos, "knn", workers=0, baselines="none")
+    assert "the start" in str(result)
+    assert result.facts["start_accuracy"] == public.numbers["accuracy"]

@@ -25,10 +25,18 @@ from lookalike.metrics.knn import PUBLISHED, Knn
 from lookalike.metrics.probe import LinearProbe
 from lookalike.metrics.retrieval import by_luck, ranking
 from lookalike.recipes.modality import PICTURE, modality_of
-from lookalike.train.trained import PartFeatures, Trained, initial, labelled_parts, part_loader, whiten_untrained
+from lookalike.train.trained import (
+    PartFeatures,
+    Trained,
+    as_begun,
+    initial,
+    labelled_parts,
+    part_loader,
+    whiten_untrained,
+)
 
-UNTRAINED, PIXELS = "untrained", "pixels"
-WORDS = {UNTRAINED: "the untrained network", PIXELS: "raw pixels"}
+UNTRAINED, START, PIXELS = "untrained", "start", "pixels"
+WORDS = {UNTRAINED: "the untrained network", START: "the start", PIXELS: "raw pixels"}
 """Baselines by their names in records."""
 
 _SIDE = 16  # pixels to which raw pictures are shrunk
@@ -82,7 +90,9 @@ def baselines(spec: settings.Judged, model: Trained, reference: Source, query: S
     found: dict[str, Trained] = {}
     if spec.baselines == "none":
         return found
-    if (start := untrained(model)) is not None:
+    if (begun := as_begun(model)) is not None:
+        found[START] = begun
+    elif (start := untrained(model)) is not None:
         whiten_untrained(start, reference)
         found[UNTRAINED] = start
     if modality_of(model.recipe).inputs == PICTURE and len(reference) * len(query) <= spec.PIXELS:

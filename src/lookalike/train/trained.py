@@ -178,6 +178,16 @@ def restore(folder: Path, step: int, encoder: Encoder) -> bool:
     return True
 
 
+def as_begun(model: Trained) -> Trained | None:
+    """A run's network with the weights of the model that it began with, not whitened; None where it began with none."""
+    if not model.run or not (file := Path(model.run) / START).is_file():
+        return None
+    encoder = initial(model.recipe)
+    encoder.backbone.load_state_dict(load_file(file))
+    encoder.whitening, encoder.evaluated_in = None, model.encoder.evaluated_in
+    return model._replace(encoder=encoder)
+
+
 def initial(recipe: Recipe) -> Encoder:
     """The encoder of a recipe with its initial weights, which no number of examples changes."""
     return module_to_device(recipe.build(max(2, recipe.batch)).encoder)
