@@ -219,6 +219,8 @@ def begin_or_continue(
             backbone = {name: part.contiguous() for name, part in learner.encoder.backbone.state_dict().items()}
             dist.on_first_rank(lambda: write_atomically(run.folder / START, save(backbone)))
         checkpoint.save(run.checkpoints, 0, learner, recipe.optimizer_of(learner))
+    concludes = start.held_out is not None and (run.folder / START).is_file()
+    checkup = checkup._replace(silent=concludes)  # the end has a measure of its own
     done = train_to_end(recipe, run, reads, checkup, screen.step, request.save_every, clock)
     if bad := met_by_all(reads, source):
         screen.say(unreadable(bad, f"all of them in {run.folder / 'bad_files.csv'}"))
@@ -226,7 +228,8 @@ def begin_or_continue(
     screen.say(summary(done, request.folder))
     if done.step < done.total or dist.world() > 1:
         return done
-    if start.held_out is not None and (run.folder / START).is_file():
+    if concludes:
+        assert start.held_out is not None
         about_run = (run.folder, done.step, done.learner.encoder)
         for sentence in conclude(recipe, *about_run, source, start.held_out, screen.work):
             screen.say(sentence)

@@ -49,7 +49,7 @@ class Judge:
         known, asked = self.reference.labels, held_out.labels
         self.by_labels = bool((known >= 0).all()) and bool((asked >= 0).all()) and len(torch.unique(asked)) > 1
 
-    def features(self, encoder: Encoder, whitened: bool) -> tuple[Tensor, Tensor]:
+    def features(self, encoder: Encoder, whitened: bool, what: str = "result") -> tuple[Tensor, Tensor]:
         """Unit rows of the reference and of the held-out pictures; fits the whitening, or lets it do nothing."""
         trained, whitening = Trained(self.recipe, encoder, 0), encoder.whitening
         known, asked = (trained.loader(part) for part in (self.reference, self.held_out))
@@ -57,11 +57,12 @@ class Judge:
             whitening.reset()
         elif whitening is not None:
             settle(encoder, trained.views(known, torch.arange(len(known))))
-        return trained.features(known, progress=self.progress), trained.features(asked, progress=self.progress)
+        first, second = (trained.features(part, progress=self.progress, what=what) for part in (known, asked))
+        return first, second
 
-    def score(self, encoder: Encoder, whitened: bool) -> Evidence:
+    def score(self, encoder: Encoder, whitened: bool, name: str) -> Evidence:
         """One number for each held-out picture."""
-        known, asked = self.features(encoder, whitened)
+        known, asked = self.features(encoder, whitened, f"judging {name}")
         if self.by_labels:
             labels, truth = self.reference.labels, self.held_out.labels
             right = Knn.suited(labels, self.recipe.monitor.temperature).predict(known, labels, asked) == truth
@@ -87,7 +88,7 @@ def candidates(recipe: Recipe, judge: Judge, start: Mapping[str, Tensor], encode
     options += [("the result" if share == 1 else f"{share:.0%} of the way", share, True) for share in recipe.mixtures]
     for name, share, whitened in options:
         encoder.backbone.load_state_dict(mixed(start, end, share))
-        yield Candidate(name, share, whitened, judge.score(encoder, whitened))
+        yield Candidate(name, share, whitened, judge.score(encoder, whitened, name))
     encoder.backbone.load_state_dict(end)
 
 

@@ -318,6 +318,7 @@ class Checkup(NamedTuple):
     rows: Tensor
     queries: int  # how many of them, the first, are the queries
     whole: Loads  # of these rows as evaluations see them
+    silent: bool = False  # measures and fits nothing
 
     @classmethod
     def of(cls, loader: Loads, recipe: Recipe, most: int = 5000) -> Checkup:
@@ -332,6 +333,8 @@ class Checkup(NamedTuple):
 
     def __call__(self, learner: Learner) -> dict[str, float]:
         """{"knn": accuracy} of the backbone's features; {} without labels, or where they were trained on."""
+        if self.silent:
+            return {}
         trained = Trained(self.recipe, learner.encoder, 0)
         rows = self.rows if self.whole is self.loader else torch.arange(len(self.rows))
         features = settle(learner.encoder, trained.views(self.whole, rows))
