@@ -1,17 +1,20 @@
 """A folder of JPEG files to embeddings of a public network, in turn by ``lookalike embed`` and by timm's own loop.
 
-Both from the files to unit rows, on the same threads, with the same weights; ours begins each round with an empty
-cache. Theirs is what timm's documentation says: ``create_transform(**resolve_data_config(...))`` in a DataLoader with
+Both in processes of their own, from weights and files to unit rows, on the same threads; imports are not counted.
+Theirs is what timm's documentation says: ``create_transform(**resolve_data_config(...))`` in a DataLoader with
 ``--workers`` processes, ``model.eval()``, ``torch.inference_mode()``. Prints pictures a second of each round, medians,
-their ratio, and by how much the features differ.
+their ratio, and by how much the features differ. Threads that wait for busy cores decide everything: an idle machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import timm
 import torch
@@ -22,7 +25,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import lookalike
-from lookalike.core.devices import processor
+from lookalike.core.devices import keep_freed, processor
 
 
 def theirs(net: nn.Module, data: Path, batch: int, workers: int) -> tuple[list[str], Tensor]:
@@ -34,6 +37,27 @@ def theirs(net: nn.Module, data: Path, batch: int, workers: int) -> tuple[list[s
     return dataset.filenames(), rows
 
 
+def ours(weights: Path, model: str, data: Path, workers: int) -> tuple[list[str], Tensor]:
+    table = lookalike.embed(lookalike.load(weights, model=f"timm:{model}"), data, workers=workers)
+    return table.path, torch.from_numpy(table.vectors)
+
+
+def side(asked: argparse.Namespace) -> None:
+    """One of the two, in a process of its own, as a person runs it: how memory is kept is the process's."""
+    torch.set_num_threads(asked.threads)
+    began = time.perf_counter()
+    if asked.only == "lookalike":
+        keep_freed()  # as the command line does
+        names, rows = ours(asked.weights, asked.model, asked.data, asked.workers)
+    else:
+        net = timm.create_model(asked.model, pretrained=False)
+        net.load_state_dict(load_file(asked.weights))
+        net.reset_classifier(0)
+        names, rows = theirs(net.eval(), asked.data, asked.batch, asked.workers)
+    seconds = time.perf_counter() - began
+    torch.save({"seconds": seconds, "rows": dict(zip(names, rows))}, asked.out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
@@ -43,34 +67,31 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="of theirs")
     parser.add_argument("--workers", type=int, default=2, help="of both")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--only", choices=("timm", "lookalike"), help="one side, once")
+    parser.add_argument("--out", type=Path, help="of --only: its seconds and rows")
     asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    net = timm.create_model(asked.model, pretrained=False)
-    net.load_state_dict(load_file(asked.weights))
-    net.reset_classifier(0)
-    net.eval()
-    trained = lookalike.load(asked.weights, model=f"timm:{asked.model}")
+    if asked.only:
+        side(asked)
+        return
+    print(f"{processor()}, {asked.threads} threads, {asked.workers} workers, batches of {asked.batch} for timm")
     speeds: dict[str, list[float]] = {"timm": [], "lookalike": []}
-    print(f"{processor()}, {asked.threads} threads, {asked.workers} workers")
-    for number in range(asked.rounds + 1):  # the first warms up
-        began = time.perf_counter()
-        names, rows = theirs(net, asked.data, asked.batch, asked.workers)
-        between = time.perf_counter()
-        table = lookalike.embed(trained, asked.data, workers=asked.workers)
-        ended = time.perf_counter()
-        count = len(table)
-        if number:
-            for name, seconds in (("timm", between - began), ("lookalike", ended - between)):
-                speeds[name].append(count / seconds)
+    with TemporaryDirectory() as folder:
+        for _ in range(asked.rounds):
+            done = {}
+            for name in speeds:
+                command = [sys.executable, *sys.argv, "--only", name, "--out", f"{folder}/{name}.pt"]
+                subprocess.run(command, check=True)
+                done[name] = torch.load(f"{folder}/{name}.pt")
+                speeds[name].append(len(done[name]["rows"]) / done[name]["seconds"])
             print(", ".join(f"{name} {found[-1]:.1f} pictures/s" for name, found in speeds.items()), flush=True)
-    ours = dict(zip(table.path, torch.from_numpy(table.vectors)))
-    apart = max(float((ours[name] - row).abs().max()) for name, row in zip(names, rows))
+    rows = done["timm"]["rows"]
+    apart = max(float((done["lookalike"]["rows"][name] - row).abs().max()) for name, row in rows.items())
     middle = {name: statistics.median(found) for name, found in speeds.items()}
     ratio = middle["lookalike"] / middle["timm"]
     print(
         f"median timm {middle['timm']:.1f}, lookalike {middle['lookalike']:.1f}: {ratio:.2f} times, n = {asked.rounds}"
     )
-    print(f"{count} pictures, features at most {apart:.1e} apart")
+    print(f"{len(rows)} pictures, features at most {apart:.1e} apart")
 
 
 if __name__ == "__main__":

@@ -290,7 +290,7 @@ def test_a_folder_of_somebody_elses_files(
 def test_a_published_recipe_trains_on_little_data_with_the_batch_that_fits(
     say: Callable[..., Said], pictures: Path, tmp_path: Path
 ) -> None:
-    light = ("--model", "timm:resnet10t", "--canvas", 16, "--pretext.first.size", 16, "--steps", 1, "--workers", 0)
+    light = ("--model", "timm:resnet10t", "--canvas", 32, "--pretext.first.size", 32, "--steps", 1, "--workers", 0)
     code, printed, err = say("pretrain", pictures, "--out", tmp_path / "run", "--recipe", "moco_v2", *light)
     assert (code, err) == (0, "")
     assert "batches of 8, not 256 as moco_v2 has them: there are 60 examples" in printed

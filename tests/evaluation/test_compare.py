@@ -197,7 +197,7 @@ def test_it_says_no(say: Callable[..., Said], pictures: Path, runs: list[str], t
     refused(say(*command, "--task", "knn", "--share", 2), 2, "--share must be above 0")
     refused(say(*command, "--task", "knn", "--trials", 0), 2, "--trials")
     refused(say(*command, "--task", "finetune", "--share", 0.5), 2, "did you mean --shares?")
-    refused(say("compare", tmp_path, "--on", pictures, "--task", "knn"), 65, "is this a run folder")
+    refused(say("compare", tmp_path, "--on", pictures, "--task", "knn"), 65, "is not a run")
     assert not (tmp_path / "c" / "knn.json").exists()
 
 

@@ -13,6 +13,7 @@ from tyro.conf import FlagCreatePairsOff
 from lookalike.cli import flags
 from lookalike.cli.demo import demo
 from lookalike.core import dist
+from lookalike.core.devices import keep_freed
 from lookalike.core.errors import UserError, meant, visible
 from lookalike.core.files import refuse_unwritable, write_json
 from lookalike.curate import search as searching
@@ -48,6 +49,7 @@ _FIELDS = [field.name for field in fields(Recipe)]
 
 def run(command: flags.Verb, rest: Sequence[str], began: float) -> int:
     """Carry out one parsed command, given at ``began``; ``rest`` is what the parser did not know. The exit code."""
+    keep_freed()
     files, folders = outputs(command)
     for path in (*files, *folders):
         refuse_unwritable(path, folder=path in folders)
