@@ -5,6 +5,7 @@ One table of its embeddings feeds every evaluation, search and export.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from torch.nn import functional as F
 
 from lookalike.core.devices import Precision, autocast, exact, full_precision, wide
 from lookalike.core.errors import UserError
+from lookalike.models.folded import folded
+from lookalike.models.image import Pixels
 from lookalike.models.norm import GroupedBatchNorm1d
 from lookalike.models.text import TransformerBackbone
 from lookalike.models.vit import ViTBackbone
@@ -196,6 +199,16 @@ def width(encoder: Encoder, side: int) -> int:
         return int(encoder.backbone(pixels=pixels).shape[1])
 
 
+def quickened(encoder: Encoder, view: View) -> Encoder:
+    """The same in evaluation, up to rounding: on a processor, networks of other libraries with BatchNorm folded."""
+    if not isinstance(getattr(encoder, "backbone", None), Pixels) or view["pixels"].device.type != "cpu":
+        return encoder
+    quick = copy.copy(encoder)
+    quick._modules = dict(encoder._modules)
+    quick.backbone = folded(encoder.backbone, **{name: part[:2] for name, part in view.items()})
+    return quick
+
+
 def embed(
     encoder: Encoder,
     views: Iterable[View],
@@ -205,7 +218,8 @@ def embed(
     """(N, F) float32 unit rows, in the order of ``views``; ``progress`` gets the number of examples of each view."""
     rows: list[Tensor] = []
     with evaluating(encoder):
-        for view in views:
+        for number, view in enumerate(views):
+            encoder = encoder if number else quickened(encoder, view)
             features = encoder.features(**view) if layer == "backbone" else encoder(**view)
             rows.append(F.normalize(features.float(), dim=1).cpu())
             progress(len(features))
@@ -226,7 +240,8 @@ def unwhitened(encoder: Encoder, views: Iterable[View], progress: Callable[[int]
     """(N, E) float32 what whitening is fitted to: the backbone's output, and earlier stages where the model joins."""
     rows: list[Tensor] = []
     with evaluating(encoder):
-        for view in views:
+        for number, view in enumerate(views):
+            encoder = encoder if number else quickened(encoder, view)
             rows.append(encoder.unwhitened(**view).float())
             progress(len(rows[-1]))
     return torch.cat(rows).clone()
