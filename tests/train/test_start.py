@@ -62,7 +62,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def adapted(weights: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "adapted"
-    settings = {"batch": "8", "tuned.share": "0.5"}
+    settings = {"batch": "8", "tuned.share": "0.5", "held_out": "0.25"}
     lookalike.pretrain(photos, out, init_from=weights, model=NET, steps=4, settings=settings, workers=0, save_every=2)
     return out
 
@@ -103,7 +103,7 @@ def test_the_same_command_goes_on_from_a_checkpoint_to_the_same_bytes(
     shutil.rmtree(path)
     for name in ("result.json", "result.safetensors"):
         (again / name).unlink()
-    settings = {"batch": "8", "tuned.share": "0.5"}
+    settings = {"batch": "8", "tuned.share": "0.5", "held_out": "0.25"}
     lookalike.pretrain(photos, again, init_from=weights, model=NET, steps=4, settings=settings, workers=0, save_every=2)
     assert digest(again) == digest(adapted)
     assert (again / "result.safetensors").read_bytes() == (adapted / "result.safetensors").read_bytes()
@@ -126,7 +126,7 @@ def test_the_verdict_needs_no_labels(weights: Path, photos: Path, say: Callable[
     code, out, err = say("pretrain", flat, "--init-from", weights, "--model", NET, "--out", tmp_path / "run", *STEPS)
     assert code == 0, err
     verdict = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert "neighbours" in verdict["by"]
+    assert "larger pictures" in verdict["by"]
     assert all(0 <= score <= 1 for score in verdict["scores"].values())
     assert "compared on 4 held-out pictures" in out
     assert "kept: " in out

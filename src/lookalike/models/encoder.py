@@ -252,10 +252,11 @@ def means(rows: Tensor, number: Tensor, count: int) -> Tensor:
     return F.normalize(rows.new_zeros(count, rows.shape[1]).index_add_(0, number, rows), dim=1)
 
 
-def settle(encoder: Encoder, views: Iterable[View]) -> Tensor:
+def settle(encoder: Encoder, views: Iterable[View], refit: bool = True) -> Tensor:
     """Fit the encoder's whitening, if it has one, to whole pictures, and return their features: (N, E) unit rows."""
     features = unwhitened(encoder, views)
     if encoder.whitening is not None:
-        encoder.whitening.fit(features)
+        if refit:
+            encoder.whitening.fit(features)
         features = encoder.whitening(features)
     return F.normalize(features, dim=1).cpu()
