@@ -114,9 +114,9 @@ class Request:
 
     @property
     def network(self) -> str | None:
-        """What network the file of weights is of that it begins with, where ``model`` says that."""
-        named = self.model or (self.settings or {}).get("model")
-        return named if isinstance(named, str) and self.init_from and os.path.isfile(self.init_from) else None
+        """What network the files of weights are of that it begins with and learns from, where ``model`` says that."""
+        named, files = self.model or (self.settings or {}).get("model"), (self.init_from, self.teacher)
+        return named if isinstance(named, str) and any(file and os.path.isfile(file) for file in files) else None
 
     def change(self, recipe: Recipe) -> Recipe:
         """``recipe`` with the length and the fields that the person set. Raises UserError."""

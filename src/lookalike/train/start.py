@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -42,9 +43,13 @@ class Beginning(NamedTuple):
     def opened(
         cls, init: str | Path | None, teacher: str | Path | None, network: str | None, download: bool, say: Say
     ) -> Beginning:
-        """Those of these names; ``network`` says what the file of the first is of. Raises UserError."""
-        begun = None if init is None else load(init, model=network, download=download, say=say)
-        taught_by = None if teacher is None else load(teacher, download=download, say=say)
+        """Those of these names; ``network`` says what files of weights are of. Raises UserError."""
+
+        def found(name: str | Path | None) -> Trained | None:
+            of_file = network if name is not None and os.path.isfile(name) else None
+            return None if name is None else load(name, model=of_file, download=download, say=say)
+
+        begun, taught_by = found(init), found(teacher)
         if taught_by is not None:
             only_pictures(taught_by.recipe, "--teacher")
         return cls(begun, taught_by)
