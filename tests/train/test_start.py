@@ -16,11 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import lookalike
+from lookalike.core.progress import silent
+from lookalike.data.source import open_source
 from lookalike.learn.keys import Stored
+from lookalike.metrics.accuracy import Evidence
 from lookalike.models.norm import _GroupedBatchNorm
-from lookalike.recipes import RECIPES, recipe_of
+from lookalike.recipes import RECIPES, recipe_of, tiny
 from lookalike.train.checkpoint import newest
-from lookalike.train.result import mixed
+from lookalike.train.result import Candidate, Judge, mixed
 from lookalike.train.run import Run, read_recipe
 from tests.conftest import Said
 from tests.support.forks import digest
@@ -111,11 +114,26 @@ def test_the_same_command_goes_on_from_a_checkpoint_to_the_same_bytes(
 
 def test_the_better_one_is_kept_and_opened(adapted: Path) -> None:
     verdict = json.loads((adapted / "result.json").read_text())
-    assert verdict["kept"] == max(verdict["scores"], key=verdict["scores"].get)
+    assert verdict["kept"] in verdict["scores"]
     assert {"the start as it was", "the start, whitened", "the result"} <= verdict["scores"].keys()
     kept = load_file(adapted / "result.safetensors")
     opened = lookalike.load(adapted).encoder.state_dict()
     assert all(torch.equal(part, opened[name]) for name, part in kept.items())
+
+
+@pytest.mark.parametrize(
+    ("start", "result", "kept"),
+    [(0.5, 0.6, "the result"), (0.55, 0.5, "the result"), (0.9, 0.5, "the start as it was")],
+)
+def test_the_start_is_kept_where_it_is_better_by_an_interval(start: float, result: float, kept: str) -> None:
+    judge = Judge(tiny, open_source("digits"), open_source("digits"), silent)
+
+    def scored(name: str, right: float) -> Candidate:
+        return Candidate(name, 1.0, True, Evidence((torch.arange(100) < 100 * right).double(), "held-out pictures"))
+
+    found = [scored("the start as it was", start), scored("the start, whitened", 0.4), scored("the result", result)]
+    assert judge.by_labels
+    assert judge.best(found).name == kept
 
 
 def test_the_verdict_needs_no_labels(weights: Path, photos: Path, say: Callable[..., Said], tmp_path: Path) -> None:

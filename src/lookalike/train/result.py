@@ -83,10 +83,16 @@ class Judge:
         return Evidence(right.double(), HELD_OUT, chance(truth))
 
     def best(self, found: Sequence[Candidate]) -> Candidate:
-        """By labels the highest, of equals the first; without, the last step, unless it went far from the start."""
-        if self.by_labels:
-            return max(found, key=lambda one: one.score.mean)
-        return found[-1] if found[-1].score.mean > found[1].score.mean - _FAR else found[1]
+        """The last step, unless another is better by an interval or, without labels, it went far from the start.
+
+        A few hundred labels choose worse by the highest number: of scenes the last step had 91.8 %, that choice 91.3.
+        """
+        last = found[-1]
+        if not self.by_labels:
+            return last if last.score.mean > found[1].score.mean - _FAR else found[1]
+        gains = [(one.score.gain(last.score), one) for one in found[:-1]]
+        better = [one for gain, one in gains if gain.mean > gain.half]
+        return max(better, key=lambda one: one.score.mean, default=last)
 
 
 def told(views: Iterator[View], done: Callable[[int], None]) -> Iterator[View]:
@@ -143,7 +149,9 @@ def conclude(
 def said(by_labels: bool, best: Candidate, first: Candidate) -> str:
     """How sure that is."""
     if by_labels:
-        return "" if best is first else f", {best.score.verdict(first.score, first.name)}"
+        return (
+            ", which is better than the result" if best is first else f", {best.score.verdict(first.score, first.name)}"
+        )
     if best.share == 0:
         return ", since the result went far from it: take fewer --steps, or a lower --optimizer.lr"
     return "; whether it is better than the start, labels tell: lookalike evaluate knn RUN LABELLED has both"
