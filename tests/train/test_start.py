@@ -112,7 +112,8 @@ def test_the_same_command_goes_on_from_a_checkpoint_to_the_same_bytes(
     assert (again / "result.safetensors").read_bytes() == (adapted / "result.safetensors").read_bytes()
 
 
-def test_the_better_one_is_kept_and_opened(adapted: Path) -> None:
+def test_the_better_one_is_kept_and_opened(adapted: Path, say: Callable[..., Said]) -> None:
+    assert "net.safetensors; kept: the " in say("doctor", adapted)[1]
     verdict = json.loads((adapted / "result.json").read_text())
     assert verdict["kept"] in verdict["scores"]
     assert {"the start as it was", "the start, whitened", "the result"} <= verdict["scores"].keys()

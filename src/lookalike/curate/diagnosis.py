@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from lookalike.core.devices import accelerator, device, processor, resolved
-from lookalike.core.errors import UserError
+from lookalike.core.errors import UserError, visible
+from lookalike.core.files import read_json
 from lookalike.curate.survey import random_rows
 from lookalike.data.example import Source
 from lookalike.data.fingerprint import changes, from_table
@@ -28,7 +29,7 @@ from lookalike.train import checkpoint
 from lookalike.train.embeddings import preprocessing
 from lookalike.train.history import History, Point, collect
 from lookalike.train.run import Run
-from lookalike.train.trained import Trained, load
+from lookalike.train.trained import VERDICT, Trained, load
 
 _MOST = 500  # pictures whose features are looked at
 _FLAT = 0.01  # of the loss, or of a share: less is no change
@@ -84,6 +85,8 @@ class Diagnosis(NamedTuple):
             f"{'with' if recipe.objective.supervised else 'without'} labels on {self.history.examples():,} examples "
             f"of {about.get('data', 'unknown data')}, in batches of {recipe.batch}"
         )
+        if isinstance(begun := about.get("start"), dict):
+            yield self._begun(str(begun.get("model") or begun.get("run")))
         yield self._state()
         yield from (f"checkpoint of step {step:,}: {reason or 'intact'}" for step, reason in self.checkpoints)
         yield f"loss: {describe_loss(self.history)}"
@@ -95,6 +98,12 @@ class Diagnosis(NamedTuple):
         if self.bad:
             yield f"unreadable or left out: {self.bad:,}, with the reasons in {self.history.folder / 'bad_files.csv'}"
         yield f"next: {self._next()}"
+
+    def _begun(self, start: str) -> str:
+        file = self.history.folder / VERDICT
+        verdict = read_json(file) if file.is_file() else None
+        kept = f"kept: {verdict.get('kept')}" if isinstance(verdict, dict) else "the end has not been compared with it"
+        return visible(f"began as {start}; {kept}")
 
     def _state(self) -> str:
         of, logged = "" if self.total is None else f" of {self.total:,}", self.history.steps()

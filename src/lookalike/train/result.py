@@ -8,6 +8,7 @@ is kept, unless it has left the start further than any that was better.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -143,10 +144,10 @@ def conclude(
     write_json(folder / VERDICT, {"step": step, "kept": best.name, "by": by, "scores": scores})
     yield f"compared on {len(held_out):,} {HELD_OUT} by {by}:"
     yield "; ".join(f"{one.name} {one.score.mean:.1%}" for one in found)
-    yield f"kept: {best.name}{said(judge.by_labels, best, first)}"
+    yield f"kept: {best.name}{said(folder, judge.by_labels, best, first)}"
 
 
-def said(by_labels: bool, best: Candidate, first: Candidate) -> str:
+def said(run: Path, by_labels: bool, best: Candidate, first: Candidate) -> str:
     """How sure that is."""
     if by_labels:
         return (
@@ -154,4 +155,6 @@ def said(by_labels: bool, best: Candidate, first: Candidate) -> str:
         )
     if best.share == 0:
         return ", since the result went far from it: take fewer --steps, or a lower --optimizer.lr"
-    return "; whether it is better than the start, labels tell: lookalike evaluate knn RUN LABELLED has both"
+    return (
+        f"; whether it is better than the start, labels tell: lookalike evaluate knn {shlex.quote(str(run))} LABELLED"
+    )
