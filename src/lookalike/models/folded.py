@@ -42,13 +42,16 @@ def folded(backbone: nn.Module, **view: Tensor) -> nn.Module:
     Which convolution a BatchNorm follows is seen as ``view`` passes.
     """
     quick = copy.deepcopy(backbone).eval()
-    for conv, name in _pairs(quick, view):
+    pairs = _pairs(quick, view)
+    for conv, name in pairs:
         norm: Any = quick.get_submodule(name)
         scale, shift = norm.weight, norm.bias
         about = (norm.running_mean, norm.running_var, norm.eps, scale, shift)
         conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *about)
         parent, _, last = name.rpartition(".")
         setattr(quick.get_submodule(parent), last, _Activation(norm))
+    if not pairs:
+        return backbone
     before, after = backbone(**view), quick(**view)
     return quick if bool((before - after).abs().max() <= _NEAR * before.abs().max()) else backbone
 
