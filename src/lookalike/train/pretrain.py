@@ -219,7 +219,7 @@ def begin_or_continue(
             backbone = {name: part.contiguous() for name, part in learner.encoder.backbone.state_dict().items()}
             dist.on_first_rank(lambda: write_atomically(run.folder / START, save(backbone)))
         checkpoint.save(run.checkpoints, 0, learner, recipe.optimizer_of(learner))
-    concludes = start.held_out is not None and (run.folder / START).is_file()
+    concludes = start.held_out is not None and (run.folder / START).is_file() and dist.world() == 1
     checkup = checkup._replace(silent=concludes)  # the end has a measure of its own
     done = train_to_end(recipe, run, reads, checkup, screen.step, request.save_every, clock)
     if bad := met_by_all(reads, source):
@@ -289,7 +289,8 @@ def base_recipe(request: Request, source: Source, start: Beginning) -> Recipe:
     large = device().type != "cpu" and len(source) >= _MANY
     named = recipe_of(request.recipe) if isinstance(request.recipe, str) else request.recipe
     if request.init_from is not None and is_run(request.folder) and not request.overwrite:
-        return read_recipe(request.folder / "recipe.json")
+        recorded = read_recipe(request.folder / "recipe.json")
+        return recorded if named is None or named.name == recorded.name else named
     recipe = start.recipe(named, recipe_of("moco_v2" if large else "small"))
     if request.supervised and not isinstance(recipe.keys, Labelled):
         recipe = recipe.with_labels(len(torch.unique(source.labels)))
