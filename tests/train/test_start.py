@@ -177,6 +177,16 @@ def test_each_way_on_trains(name: str, weights: Path, photos: Path, say: Callabl
     assert read_recipe(tmp_path / "run" / "recipe.json").keys == RECIPES[name].keys
 
 
+def test_a_network_that_is_not_that_of_the_start_is_refused(
+    weights: Path, photos: Path, say: Callable[..., Said], tmp_path: Path
+) -> None:
+    begin = ("--init-from", weights, "--model", NET, "--model.name", "test_resnet")
+    code, _, err = say("pretrain", photos, *begin, "--out", tmp_path / "run", *STEPS)
+    assert code != 0
+    assert "has another model" in err
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_goes_on_from_a_model_wants_one(photos: Path, say: Callable[..., Said], tmp_path: Path) -> None:
     code, _, err = say("pretrain", photos, "--recipe", "adapt", "--out", tmp_path / "run", *STEPS)
     assert code != 0

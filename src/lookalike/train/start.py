@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lookalike.core.devices import module_to_device
-from lookalike.core.errors import UserError
+from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.progress import Progress, counted
 from lookalike.data.example import Source
 from lookalike.data.loader import Loads
@@ -21,7 +21,7 @@ from lookalike.learn.dictionary import BankOfKeys, MemoryBank
 from lookalike.learn.learner import Learner
 from lookalike.models.encoder import Encoder, Whitening, unwhitened, width
 from lookalike.recipes.adapt import adapt, following, taught
-from lookalike.recipes.modality import Examples, only_pictures
+from lookalike.recipes.modality import PICTURE, Examples, modality_of, only_pictures
 from lookalike.recipes.recipe import Recipe
 from lookalike.train.trained import Trained, load
 from lookalike.types import View
@@ -54,13 +54,20 @@ class Beginning(NamedTuple):
             only_pictures(taught_by.recipe, "--teacher")
         return cls(begun, taught_by)
 
-    def recipe(self, named: Recipe | None, otherwise: Recipe) -> Recipe:
-        """What a run of ``named``, or of the default, is from here: the recipe follows the model."""
+    def recipe(self, named: Recipe | None, otherwise: Recipe, change: Callable[[Recipe], Recipe]) -> Recipe:
+        """What a run of ``named``, or of the default, is from here: the recipe follows the model.
+
+        ``change`` applies what the person sets, which may make the network that of the model. Raises UserError.
+        """
         recipe, init = named or otherwise, self.init
         if init is not None and named is None:
             recipe = init.recipe if init.named is None else adapt
-        if init is not None and recipe.model != init.recipe.model:
-            recipe = following(recipe, init.recipe, crop_size(init))
+        if init is not None and change(recipe).model != init.recipe.model:
+            if modality_of(init.recipe).inputs == PICTURE:
+                recipe = following(recipe, init.recipe, crop_size(init))
+            if change(recipe).model != init.recipe.model:
+                theirs = f"{init.run} has another model ({init.recipe.model})"
+                raise UserError(f"--init-from {theirs}: use its recipe, and leave out --model", BAD_DATA)
         if self.teacher is not None:
             return taught(recipe, features_of(self.teacher))
         if begins_filled(recipe):
