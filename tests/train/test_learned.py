@@ -48,7 +48,7 @@ def test_few_or_equal_pictures_are_doubted_before_a_run(say: Callable[..., Said]
     assert code == 0
     assert few.startswith("40 pictures are few to learn from without labels")
     assert equal.startswith("100% of the pictures nearly equal another one")
-    assert "--init-from RUN" in few
+    assert "--init-from MODEL" in few
     assert begins.startswith("tiny: 40 examples")
     _, out, _ = say("pretrain", apart, "--out", tmp_path / "second", "--steps", 2, *SLIM)
     assert "nearly equal" not in out

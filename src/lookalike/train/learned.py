@@ -52,7 +52,10 @@ def drawn(loader: Loads, count: int) -> Tensor:
 
 def doubts(recipe: Recipe, loader: Loads) -> Iterator[str]:
     """Why little may come of learning from this data, and what to do instead."""
-    names, remedy = modality_of(recipe).examples, "or start from a run on many others: --init-from RUN"
+    names, remedy = (
+        modality_of(recipe).examples,
+        "or start from public weights or a run on many others: --init-from MODEL",
+    )
     if len(loader) < FEW:
         yield (
             f"{len(loader):,} {names} are few to learn from without labels: do not expect much below {FEW:,}; "
