@@ -141,9 +141,10 @@ def _remark(subject: Subject, target: Target) -> str:
         return "It gives what `lookalike embed` writes: rows of unit norm, whitening and joined stages included."
     if subject.encoder.whitening is None:
         return "Its features, scaled to unit norm, are what `lookalike embed` writes."
+    rows = "features / their norm" if subject.encoder.whitening.unit else "features"
     return (
-        "It holds the backbone; `lookalike embed` writes `(features - mean) @ map`, of "
-        "whitening/whitening.safetensors, scaled to unit norm. Leave that out where the network is trained further."
+        f"It holds the backbone; `lookalike embed` writes `({rows} - mean) @ map`, of whitening/whitening.safetensors, "
+        "scaled to unit norm. Leave that out where the network is trained further."
     )
 
 

@@ -39,19 +39,21 @@ class Whitening(nn.Module):
 
     Each variance is divided by itself and a ridge, so directions that vary less than the ridge stay small: they hold
     noise, the more of it the fewer the examples. The map is symmetric, so that each feature stays nearest to itself and
-    a probe that standardises features does not undo the ridge, as it would on the principal axes.
+    a probe that standardises features does not undo the ridge, as it would on the principal axes. ``unit`` scales each
+    row to unit norm first: the norm says little of a picture but its contrast.
     """
 
     mean: Tensor
     map: Tensor
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, unit: bool = False) -> None:
         super().__init__()
+        self.unit = unit
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("map", torch.eye(features))
 
     def reset(self) -> None:
-        """The identity again."""
+        """The identity again, up to the norm of rows."""
         self.mean.zero_()
         torch.eye(len(self.mean), out=self.map)
 
@@ -59,7 +61,7 @@ class Whitening(nn.Module):
     @full_precision()
     def fit(self, features: Tensor) -> None:
         """Centre and decorrelate ``features`` (N, F), which are not normalised, as far as N examples tell."""
-        rows = features.double()
+        rows = (unit(features) if self.unit else features).double()
         mean, (count, width) = rows.mean(0), rows.shape
         variances, directions = torch.linalg.eigh((rows - mean).T @ (rows - mean) / count)
         ridge = (_RIDGE + _SCARCE * width / count) * variances.clamp_min(0).mean()
@@ -70,7 +72,8 @@ class Whitening(nn.Module):
     @full_precision()  # bf16 would drown the small directions
     def forward(self, features: Tensor) -> Tensor:
         """(B, F) → (B, F): over what it was fitted to, zero mean and, ridge apart, unit covariance."""
-        return (features.to(self.mean.dtype) - self.mean) @ self.map
+        rows = unit(features) if self.unit else features
+        return (rows.to(self.mean.dtype) - self.mean) @ self.map
 
 
 class Encoder(nn.Module):

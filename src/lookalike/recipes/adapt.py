@@ -21,6 +21,7 @@ adapt = Recipe(
     pretext=OneView(MOCO_V2),
     head=MLP(()),
     whiten=True,
+    unit_rows=True,
     keys=Stored(),
     dictionary=MemoryBank(momentum=1.0, filled=True),
     objective=InfoNCE(0.1),

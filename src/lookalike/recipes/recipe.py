@@ -114,6 +114,7 @@ class Recipe:
     model: Model = ResNet()  # noqa: RUF009
     head: MLP = MLP()  # noqa: RUF009
     whiten: bool = False  # the backbone ends in a map, fitted without labels, that decorrelates its features
+    unit_rows: bool = False  # that map takes rows of unit norm
     predictor: MLP | None = None  # between the query's head and the query (MoCo v3)
     reconstruction: Decoder | Words | None = None  # rebuilds what the query does not see (MAE, BERT)
     keys: Momentum | EndToEnd | Stored | Labelled | Alone = Momentum()  # noqa: RUF009
@@ -143,7 +144,8 @@ class Recipe:
         if type(self.model) in PARTS.values():
             backbone = adapted(backbone, self.group)
         self.tuned.settle(backbone)
-        whitening = Whitening(getattr(backbone, "evaluated_width", features)) if self.whiten else None
+        evaluated = int(getattr(backbone, "evaluated_width", features))
+        whitening = Whitening(evaluated, self.unit_rows) if self.whiten else None
         encoder = Encoder(backbone, self.head.build(features, self.group), whitening, self.computes_in())
         dim = self.head.widths[-1] if self.head.widths else features
         dictionary = self.dictionary.build(dim, examples)

@@ -14,17 +14,19 @@ from torch import Tensor, nn
 from lookalike.core.devices import module_to_device
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.progress import Progress, counted
-from lookalike.data.example import Source
+from lookalike.data.example import Rows, Source
 from lookalike.data.loader import Loads
 from lookalike.data.source import Say
 from lookalike.learn.dictionary import BankOfKeys, MemoryBank
 from lookalike.learn.learner import Learner
-from lookalike.models.encoder import Encoder, Whitening, unwhitened, width
+from lookalike.models.encoder import Encoder, Whitening, unit, unwhitened, width
 from lookalike.recipes.adapt import adapt, following, taught
 from lookalike.recipes.modality import PICTURE, Examples, modality_of, only_pictures
 from lookalike.recipes.recipe import Recipe
 from lookalike.train.trained import Trained, load
 from lookalike.types import View
+
+_SOME = 200  # pictures
 
 
 class Beginning(NamedTuple):
@@ -134,25 +136,25 @@ def begun(recipe: Recipe, start: Beginning, loader: Loads, progress: Progress) -
         assert teacher is not None
         teacher.encoder.evaluated_in = recipe.computes_in()
         assert isinstance(learner.dictionary, BankOfKeys)
-        learner.dictionary.fill(teacher_rows(teacher, loader.source, progress))
+        rows, whitening = teacher_rows(teacher, loader.source, progress)
+        learner.dictionary.fill(rows)
         if start.init is not None and start.init.recipe.model == teacher.recipe.model:
-            as_head(learner.encoder.head, teacher.encoder.whitening)
+            as_head(learner.encoder.head, whitening, norm_of(start.init, loader))
     learner.keys = recipe.keys.build(learner.encoder, learner.dictionary)
     return learner
 
 
-def teacher_rows(teacher: Trained, source: Source, progress: Progress) -> Tensor:
+def teacher_rows(teacher: Trained, source: Source, progress: Progress) -> tuple[Tensor, Whitening]:
     """(N, F) its unit features of all pictures, each the mean over ``sights``, whitened by what is fitted to them."""
     encoder, every = teacher.encoder, list(sights(teacher))
     total, done = torch.zeros(()), counted(progress, "teacher", len(source) * len(every))
     for seen, mirrored in every:
         loader = seen.loader(source, budget=0)
         views = seen.views(loader, Examples(seen.recipe, loader).evaluated())
-        total = total + unwhitened(encoder, (flipped(view) if mirrored else view for view in views), done)
-    if encoder.whitening is None:
-        encoder.whitening = Whitening(total.shape[1]).to(total.device)
-    encoder.whitening.fit(total / len(every))
-    return nn.functional.normalize(encoder.whitening(total / len(every)), dim=1)
+        total = total + unit(unwhitened(encoder, (flipped(view) if mirrored else view for view in views), done))
+    whitening = Whitening(total.shape[1], unit=True).to(total.device)
+    whitening.fit(total)
+    return unit(whitening(total)), whitening
 
 
 def sights(teacher: Trained) -> Iterator[tuple[Trained, bool]]:
@@ -176,11 +178,18 @@ def flipped(view: View) -> View:
     return {**view, "pixels": view["pixels"].flip(-1)}
 
 
-def as_head(head: nn.Module, whitening: Whitening | None) -> None:
-    """Let a head of one layer begin as a whitening of what it takes: a query then is where its picture's row is."""
+def norm_of(model: Trained, loader: Loads) -> float:
+    """The mean norm of its features, of some pictures."""
+    rows = torch.arange(min(_SOME, len(loader)))
+    whole = model.loader(Rows(loader.source, rows), budget=0)
+    return float(unwhitened(model.encoder, model.views(whole, rows)).norm(dim=1).mean())
+
+
+def as_head(head: nn.Module, whitening: Whitening, norm: float) -> None:
+    """Let a head of one layer begin as a whitening of features of this norm: queries then are where their rows are."""
     layer = next(head.children(), None)
-    if whitening is None or not isinstance(layer, nn.Linear) or layer.weight.shape != whitening.map.shape:
+    if not isinstance(layer, nn.Linear) or layer.weight.shape != whitening.map.shape:
         return
     with torch.no_grad():
-        layer.weight.copy_(whitening.map.T)
+        layer.weight.copy_(whitening.map.T / norm)
         layer.bias.copy_(-(whitening.mean @ whitening.map))
