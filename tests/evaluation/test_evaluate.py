@@ -338,6 +338,17 @@ def test_whitening_is_the_same_in_chunks_and_for_features_in_another_order() -> 
     torch.testing.assert_close(chunks, one(features), rtol=1e-5, atol=1e-5)
 
 
+def test_whitening_of_unit_rows_does_not_see_their_norm() -> None:
+    features, plain, unit = correlated(), Whitening(6), Whitening(6, unit=True)
+    scaled = features * torch.linspace(0.5, 20, len(features))[:, None]
+    unit.fit(scaled)
+    plain.fit(F.normalize(features, dim=1))
+    torch.testing.assert_close(unit(features), unit(scaled), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(unit(features), plain(F.normalize(features, dim=1)), rtol=1e-4, atol=1e-4)
+    unit.reset()
+    torch.testing.assert_close(unit(scaled), F.normalize(features, dim=1))
+
+
 def test_whitening_is_not_done_in_half_precision() -> None:
     whitening, features = Whitening(6), correlated()
     whitening.fit(features)
