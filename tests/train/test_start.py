@@ -20,6 +20,7 @@ from lookalike.core.progress import silent
 from lookalike.data.source import open_source
 from lookalike.learn.keys import Stored
 from lookalike.metrics.accuracy import Evidence
+from lookalike.models.encoder import Whitening
 from lookalike.models.norm import _GroupedBatchNorm
 from lookalike.recipes import RECIPES, recipe_of, tiny
 from lookalike.train.checkpoint import newest
@@ -130,7 +131,9 @@ def test_the_start_is_kept_where_it_is_better_by_an_interval(start: float, resul
     judge = Judge(tiny, open_source("digits"), open_source("digits"), silent)
 
     def scored(name: str, right: float) -> Candidate:
-        return Candidate(name, 1.0, True, Evidence((torch.arange(100) < 100 * right).double(), "held-out pictures"))
+        return Candidate(
+            name, 1.0, Whitening(2), Evidence((torch.arange(100) < 100 * right).double(), "held-out pictures")
+        )
 
     found = [scored("the start as it was", start), scored("the start, whitened", 0.4), scored("the result", result)]
     assert judge.by_labels

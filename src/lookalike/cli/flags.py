@@ -121,7 +121,7 @@ class Pretrain(Verb):
     init_from: Annotated[str | None, shown("MODEL")] = None
     """Begin with the weights of this model: a run, timm:NAME, torchvision:NAME, hf:FOLDER, or a file of weights with
     --model timm:NAME. The recipe follows it: its network, its size of pictures, its colours. A public model goes on by
-    the recipe adapt, and at the end the better of start and result is kept."""
+    the recipe adapt, and at the end the start is kept where it was better."""
     teacher: Annotated[str | None, shown("MODEL")] = None
     """Learn the features of this model, which stays as it is and sees every picture once: a small network that comes
     near to a large one on these pictures."""

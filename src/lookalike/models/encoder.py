@@ -52,11 +52,6 @@ class Whitening(nn.Module):
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("map", torch.eye(features))
 
-    def reset(self) -> None:
-        """The identity again, up to the norm of rows."""
-        self.mean.zero_()
-        torch.eye(len(self.mean), out=self.map)
-
     @torch.no_grad()
     @full_precision()
     def fit(self, features: Tensor) -> None:
@@ -255,11 +250,10 @@ def means(rows: Tensor, number: Tensor, count: int) -> Tensor:
     return F.normalize(rows.new_zeros(count, rows.shape[1]).index_add_(0, number, rows), dim=1)
 
 
-def settle(encoder: Encoder, views: Iterable[View], refit: bool = True) -> Tensor:
+def settle(encoder: Encoder, views: Iterable[View]) -> Tensor:
     """Fit the encoder's whitening, if it has one, to whole pictures, and return their features: (N, E) unit rows."""
     features = unwhitened(encoder, views)
     if encoder.whitening is not None:
-        if refit:
-            encoder.whitening.fit(features)
+        encoder.whitening.fit(features)
         features = encoder.whitening(features)
     return F.normalize(features, dim=1).cpu()

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import wraps
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, ParamSpec
 
 import torch
-from safetensors.torch import save
 from torch import nn
 
 from lookalike.core import dist
@@ -44,7 +43,7 @@ from lookalike.train.loop import Finished
 from lookalike.train.result import conclude
 from lookalike.train.run import OURS, Run, check_same, is_run, open_run, read_recipe, replaced
 from lookalike.train.screen import Screen
-from lookalike.train.start import Beginning, begun
+from lookalike.train.start import Beginning, save_beginning
 from lookalike.train.trained import START, Checkup, drawn_whole, labelled, met_by_all
 
 _HELD_OUT = 1000  # examples at most that a start and its result are compared by
@@ -214,11 +213,7 @@ def begin_or_continue(
     elif request.extend:
         recipe, clock = extend(recipe, request.length or recipe.length, run, reads, checkup, began)
     if start.given and not dist.agree(bool(checkpoint.published(run.checkpoints))):
-        learner = begun(recipe, start, reads, screen.work)
-        if start.init is not None and start.held_out is not None:
-            backbone = {name: part.contiguous() for name, part in learner.encoder.backbone.state_dict().items()}
-            dist.on_first_rank(lambda: write_atomically(run.folder / START, save(backbone)))
-        checkpoint.save(run.checkpoints, 0, learner, recipe.optimizer_of(learner))
+        save_beginning(recipe, start, reads, run, screen.work)
     concludes = start.held_out is not None and (run.folder / START).is_file() and dist.world() == 1
     checkup = checkup._replace(silent=concludes)  # the end has a measure of its own
     done = train_to_end(recipe, run, reads, checkup, screen.step, request.save_every, clock)
@@ -226,19 +221,22 @@ def begin_or_continue(
         screen.say(unreadable(bad, f"all of them in {run.folder / 'bad_files.csv'}"))
     run.note_bad_files(source.unlisted | bad)
     screen.say(summary(done, request.folder))
-    if done.step < done.total or dist.world() > 1:
-        return done
-    if concludes:
-        assert start.held_out is not None
-        about_run = (run.folder, done.step, done.learner.encoder)
-        for sentence in conclude(recipe, *about_run, source, start.held_out, screen.work):
+    if done.step == done.total and dist.world() == 1:
+        for sentence in closing(request, recipe, run, reads, done, start.held_out if concludes else None, screen):
             screen.say(sentence)
-        screen.say(next_command(recipe, source, request.data, request.folder))
-    elif not request.quiet:
-        for sentence in learned(recipe, reads, done.learner.encoder):
-            screen.say(sentence)
-        screen.say(next_command(recipe, source, request.data, request.folder))
     return done
+
+
+def closing(
+    request: Request, recipe: Recipe, run: Run, reads: Loads, done: Finished, held_out: Source | None, screen: Screen
+) -> Iterator[str]:
+    """What came of a finished run, and the next command; of one that began with a model the better one is kept."""
+    encoder = done.learner.encoder
+    if held_out is not None:
+        yield from conclude(recipe, run.folder, done.step, encoder, reads.source, held_out, screen.work)
+    elif not request.quiet:
+        yield from learned(recipe, reads, encoder)
+    yield next_command(recipe, reads.source, request.data, request.folder)
 
 
 def parted(source: Source, share: float) -> tuple[Source, Source | None]:

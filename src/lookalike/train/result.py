@@ -9,7 +9,7 @@ is kept, unless it has left the start further than any that was better.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,11 +23,10 @@ from lookalike.data.example import Rows, Source
 from lookalike.metrics.accuracy import Evidence, chance
 from lookalike.metrics.knn import Knn
 from lookalike.metrics.unlabelled import neighbours, shared
-from lookalike.models.encoder import Encoder, embed, settle
+from lookalike.models.encoder import Encoder, Whitening, unit, unwhitened
 from lookalike.recipes.recipe import Recipe
 from lookalike.train.start import flipped, sights
 from lookalike.train.trained import RESULT, START, VERDICT, Trained, drawn_whole
-from lookalike.types import View
 
 HELD_OUT = "held-out pictures"
 LABELLED, UNLABELLED = "kNN accuracy with their labels", "the neighbours that the start sees in larger pictures"
@@ -41,7 +40,7 @@ class Candidate(NamedTuple):
 
     name: str
     share: float  # of the way from the start's weights to the last ones
-    whitened: bool
+    whitening: Whitening
     score: Evidence
 
 
@@ -53,30 +52,28 @@ class Judge:
         rows = [row for part in parts for row in part][:_REFERENCE]
         self.recipe, self.progress = recipe, progress
         self.reference, self.held_out = Rows(source, torch.tensor(rows)), held_out
+        self.count = len(rows) + len(held_out)
         self.expected = torch.empty(0)  # (N, k) the neighbours of held-out pictures
         known, asked = self.reference.labels, held_out.labels
         self.by_labels = bool((known >= 0).all()) and bool((asked >= 0).all()) and len(torch.unique(asked)) > 1
 
-    def features(self, encoder: Encoder, whitened: bool, what: str = "result") -> tuple[Tensor, Tensor]:
-        """Unit rows of the reference and of the held-out pictures; fits the whitening, or lets it do nothing."""
-        trained, whitening = Trained(self.recipe, encoder, 0), encoder.whitening
-        known, asked = (trained.loader(part) for part in (self.reference, self.held_out))
-        if whitening is not None and not whitened:
-            whitening.reset()
-        done = counted(self.progress, what, len(known) + len(asked))
-        rows = settle(encoder, told(trained.views(known, torch.arange(len(known))), done), refit=whitened)
-        return rows, embed(encoder, trained.views(asked, torch.arange(len(asked))), progress=done)
+    def rows(self, encoder: Encoder, what: str) -> tuple[Tensor, Tensor]:
+        """Features of the reference and of the held-out pictures, as whitening takes them."""
+        trained, done = Trained(self.recipe, encoder, 0), counted(self.progress, what, self.count)
+        loaders = (trained.loader(part) for part in (self.reference, self.held_out))
+        views = (trained.views(loader, torch.arange(len(loader))) for loader in loaders)
+        known, asked = (unwhitened(encoder, part, done) for part in views)
+        return known, asked
 
-    def expect(self, start: Encoder) -> None:
+    def expect(self, start: Encoder, whitening: Whitening) -> None:
         """Take the neighbours of held-out pictures from the start, as it sees them larger, or mirrored."""
         *_, (larger, mirror) = sights(Trained(self.recipe, start, 0))
-        self.features(start, True)
         views = larger.views(larger.loader(self.held_out), torch.arange(len(self.held_out)))
-        self.expected = neighbours(embed(start, (flipped(view) if mirror else view for view in views)))
+        seen = unwhitened(start, (flipped(view) if mirror else view for view in views))
+        self.expected = neighbours(unit(whitening(seen)))
 
-    def score(self, encoder: Encoder, whitened: bool, name: str) -> Evidence:
-        """One number for each held-out picture."""
-        known, asked = self.features(encoder, whitened, f"judging {name}")
+    def score(self, known: Tensor, asked: Tensor) -> Evidence:
+        """One number for each held-out picture, from unit rows."""
         if not self.by_labels:
             return Evidence(shared(neighbours(asked), self.expected), HELD_OUT)
         labels, truth = self.reference.labels, self.held_out.labels
@@ -86,7 +83,7 @@ class Judge:
     def best(self, found: Sequence[Candidate]) -> Candidate:
         """The last step, unless another is better by an interval or, without labels, it went far from the start.
 
-        A few hundred labels choose worse by the highest number: of scenes the last step had 91.8 %, that choice 91.3.
+        A few hundred labels are too few to choose by the highest number.
         """
         last = found[-1]
         if not self.by_labels:
@@ -94,13 +91,6 @@ class Judge:
         gains = [(one.score.gain(last.score), one) for one in found[:-1]]
         better = [one for gain, one in gains if gain.mean > gain.half]
         return max(better, key=lambda one: one.score.mean, default=last)
-
-
-def told(views: Iterator[View], done: Callable[[int], None]) -> Iterator[View]:
-    """The same, and how many examples each has."""
-    for view in views:
-        yield view
-        done(len(next(iter(view.values()))))
 
 
 def mixed(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
@@ -114,14 +104,19 @@ def mixed(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float) 
 def candidates(recipe: Recipe, judge: Judge, start: Mapping[str, Tensor], encoder: Encoder) -> Iterator[Candidate]:
     """The start as it was, and whitened, and each mixture of it with the end; ``encoder`` is left as the last one."""
     end = {name: part.clone() for name, part in encoder.backbone.state_dict().items()}
-    encoder.backbone.load_state_dict(start)
-    if not judge.by_labels:
-        judge.expect(encoder)
-    options = [("the start as it was", 0.0, False), ("the start, whitened", 0.0, True)]
-    options += [("the result" if share == 1 else f"{share:.0%} of the way", share, True) for share in recipe.mixtures]
-    for name, share, whitened in options:
+    for share in (0.0, *recipe.mixtures):
+        name = {0.0: "the start", 1.0: "the result"}.get(share, f"{share:.0%} of the way")
         encoder.backbone.load_state_dict(mixed(start, end, share))
-        yield Candidate(name, share, whitened, judge.score(encoder, whitened, name))
+        known, asked = judge.rows(encoder, f"judging {name}")
+        plain, whitened = (Whitening(known.shape[1], recipe.unit_rows).to(known.device) for _ in range(2))
+        whitened.fit(known)
+        options = {name: whitened}
+        if share == 0:
+            if not judge.by_labels:
+                judge.expect(encoder, whitened)
+            options = {"the start as it was": plain, "the start, whitened": whitened}
+        for called, whitening in options.items():
+            yield Candidate(called, share, whitening, judge.score(unit(whitening(known)), unit(whitening(asked))))
     encoder.backbone.load_state_dict(end)
 
 
@@ -133,12 +128,10 @@ def conclude(
     judge, start = Judge(recipe, source, held_out, progress), load_file(folder / START)
     found = list(candidates(recipe, judge, start, encoder))
     best, first = judge.best(found), found[0]
-    end = {name: part.clone() for name, part in encoder.backbone.state_dict().items()}
-    encoder.backbone.load_state_dict(mixed(start, end, best.share))
-    judge.features(encoder, best.whitened)
     kept = {name: part.contiguous() for name, part in encoder.state_dict().items()}
-    encoder.backbone.load_state_dict(end)
-    write_atomically(folder / RESULT, save(kept))
+    kept |= {f"backbone.{name}": part for name, part in mixed(start, encoder.backbone.state_dict(), best.share).items()}
+    kept |= {f"whitening.{name}": part for name, part in best.whitening.state_dict().items()}
+    write_atomically(folder / RESULT, save({name: part.contiguous() for name, part in kept.items()}))
     scores = {one.name: one.score.mean for one in found}
     by = LABELLED if judge.by_labels else UNLABELLED
     write_json(folder / VERDICT, {"step": step, "kept": best.name, "by": by, "scores": scores})

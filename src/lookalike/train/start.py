@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from lookalike.core import dist
 from lookalike.core.devices import module_to_device
 from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.core.files import write_atomically
 from lookalike.core.progress import Progress, counted
 from lookalike.data.example import Rows, Source
 from lookalike.data.loader import Loads
@@ -23,7 +26,9 @@ from lookalike.models.encoder import Encoder, Whitening, unit, unwhitened, width
 from lookalike.recipes.adapt import adapt, following, taught
 from lookalike.recipes.modality import PICTURE, Examples, modality_of, only_pictures
 from lookalike.recipes.recipe import Recipe
-from lookalike.train.trained import Trained, load
+from lookalike.train import checkpoint
+from lookalike.train.run import Run
+from lookalike.train.trained import START, Trained, load
 from lookalike.types import View
 
 _SOME = 200  # pictures
@@ -67,6 +72,9 @@ class Beginning(NamedTuple):
         if init is not None and change(recipe).model != init.recipe.model:
             if modality_of(init.recipe).inputs == PICTURE:
                 recipe = following(recipe, init.recipe, crop_size(init))
+            elif init.named is not None:
+                how = f"--recipe simcse_bert --model.folder {init.recipe.name}"
+                raise UserError(f"--init-from {init.run} is a model of text: leave it out, and begin with it by {how}")
             if change(recipe).model != init.recipe.model:
                 theirs = f"{init.run} has another model ({init.recipe.model})"
                 raise UserError(f"--init-from {theirs}: use its recipe, and leave out --model", BAD_DATA)
@@ -142,6 +150,15 @@ def begun(recipe: Recipe, start: Beginning, loader: Loads, progress: Progress) -
             as_head(learner.encoder.head, whitening, norm_of(start.init, loader))
     learner.keys = recipe.keys.build(learner.encoder, learner.dictionary)
     return learner
+
+
+def save_beginning(recipe: Recipe, start: Beginning, loader: Loads, run: Run, progress: Progress) -> None:
+    """The first checkpoint, and beside it the start's backbone where the result will be compared with it."""
+    learner = begun(recipe, start, loader, progress)
+    if start.init is not None and start.held_out is not None:
+        backbone = {name: part.contiguous() for name, part in learner.encoder.backbone.state_dict().items()}
+        dist.on_first_rank(lambda: write_atomically(run.folder / START, save(backbone)))
+    checkpoint.save(run.checkpoints, 0, learner, recipe.optimizer_of(learner))
 
 
 def teacher_rows(teacher: Trained, source: Source, progress: Progress) -> tuple[Tensor, Whitening]:
