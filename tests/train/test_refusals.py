@@ -17,7 +17,7 @@ from lookalike.core.errors import UserError
 from lookalike.learn import optim
 from lookalike.train import checkpoint
 from lookalike.train.fit import Fit
-from lookalike.train.run import Run, open_run, read_recipe, replaced
+from lookalike.train.run import Run, open_run, read_recipe
 from tests.conftest import Said
 from tests.support.forks import digest
 
@@ -41,10 +41,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def everything(folder: Path) -> dict[str, bytes | None]:
+    """All but the lock, and the batch of a step that went wrong, which stays to be looked at."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in folder.rglob("*")
-        if path.name != "run.lock"
+        if path.name not in ("run.lock", "bad_step.json", "bad_step.safetensors")
     }
 
 
@@ -82,7 +83,8 @@ def test_no_folder_stands_in_the_way_of_the_corrected_command(
     code, _, err = say(*REFUSED[case], *NEW, *more)
     assert code in (2, 65), err
     assert err.startswith("lookalike: ")
-    assert everything(place) == before
+    kept = {"new": None, "new/run": None} if "bad_step" in err else {}
+    assert everything(place) == before | kept
     assert say(*right, *more)[0] == 0
     assert read_recipe(place / "new" / "run" / "recipe.json").seed == 0
     assert (place / "new" / "run.old-1").exists() == overwrite
@@ -105,9 +107,9 @@ def test_the_list_of_bad_files_stays_where_the_message_speaks_of_it(say: Say, pl
     assert everything(place / "new") == before
 
 
-def refused_in(folder: Path, work: Callable[[Run], object] = lambda _: None) -> None:
+def refused_in(folder: Path, work: Callable[[Run], object] = lambda _: None, overwrite: bool = False) -> None:
     """A run that does some work and is refused then."""
-    with open_run(folder) as run:
+    with open_run(folder, overwrite) as run:
         work(run)
         raise UserError("no")
 
@@ -129,8 +131,9 @@ def test_what_is_saved_is_kept(place: Path) -> None:
         lookalike.pretrain("photos", run, steps=20, settings={"optimizer.lr": 1e30}, **settings)
     assert checkpoint.published(run / "checkpoints")
     before = digest(run)
-    with pytest.raises(UserError, match="no"), replaced(run) as folder:
-        refused_in(folder, lambda opened: opened.write_recipe(read_recipe(run.with_name("run.old-1") / "recipe.json")))
+    recipe = read_recipe(run / "recipe.json")
+    with pytest.raises(UserError, match="no"):
+        refused_in(run, lambda opened: opened.write_recipe(recipe), overwrite=True)
     assert digest(run) == before
     assert [path.name for path in place.glob("run*")] == ["run"]
 

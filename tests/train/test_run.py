@@ -34,7 +34,7 @@ from lookalike.recipes.recipe import Length, Recipe, Stage
 from lookalike.recipes.serialize import KINDS, differences, flat, from_plain, override, to_plain
 from lookalike.train.length import Budget, Clock, extend, train_to_end
 from lookalike.train.pretrain import Request, begin, carry_out
-from lookalike.train.run import Run, move_aside, read_recipe
+from lookalike.train.run import Run, read_recipe
 from lookalike.train.screen import Screen
 from lookalike.train.trained import Checkup
 from tests.support.forks import digest
@@ -374,7 +374,10 @@ def test_an_old_run_is_moved_aside_under_a_free_name(tmp_path: Path, monkeypatch
         (tmp_path / "run" / str(number)).touch()
         (tmp_path / "run" / "recipe.json").touch()
         monkeypatch.chdir(tmp_path / "run" if number == 2 else tmp_path)
-        move_aside(Path("." if number == 2 else "run"))
+        with Run(Path("." if number == 2 else "run"), overwrite=True) as run:
+            (run.folder / "new").touch()
+        assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["new", "run.lock"]
+        shutil.rmtree(tmp_path / "run")
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("[12]")) == ["run.old-1/1", "run.old-2/2"]
 
 

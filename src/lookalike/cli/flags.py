@@ -132,6 +132,8 @@ class Pretrain(Verb):
     """GiB of decoded pictures to keep in memory; if there is more data, it is decoded again in each epoch."""
     save_every: Annotated[int | None, Limit(1), shown("N")] = None
     """Steps between checkpoints; by default about a minute."""
+    skip_bad_steps: Annotated[int, Limit(0), shown("N")] = 0
+    """Pass over so many steps whose loss or gradient is not finite; by default the first ends the run."""
     allow_data_change: bool = False  # Continue although files were added, removed, renamed or replaced since the start.
     quiet: bool = False  # Print nothing but errors.
 

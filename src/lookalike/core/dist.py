@@ -289,13 +289,20 @@ def agree(value: Value, sender: int = 0) -> Value:
     """The value of one rank, on every rank: plain data, which travels as JSON, never as pickle."""
     if world() == 1:
         return value
-    message = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
+    received: Value = json.loads(bytes_of(json.dumps(value).encode(), sender))
+    return received
+
+
+def bytes_of(data: bytes, sender: int) -> bytes:
+    """The bytes of one rank, on every rank."""
+    if world() == 1:
+        return data
+    message = torch.frombuffer(bytearray(data or b"\0"), dtype=torch.uint8)
     length = torch.tensor(len(message))
     torch_dist.broadcast(length, sender)
     message = message if rank() == sender else torch.empty(int(length), dtype=torch.uint8)
     torch_dist.broadcast(message, sender)
-    received: Value = json.loads(bytes(message.tolist()))
-    return received
+    return message.numpy().tobytes()
 
 
 def largest(numbers: Sequence[float]) -> list[float]:

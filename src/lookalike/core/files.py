@@ -68,11 +68,28 @@ def cell(value: object) -> object:
     return f"'{value}" if isinstance(value, str) and value.startswith(_COMPUTED) else value
 
 
+def cannot_write(path: str | Path, error: OSError, needed: int = 0) -> str:
+    """Why a file of ``needed`` bytes, 0 if that is not known, cannot be written, and what to do."""
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            with suppress(OSError):
+                free = shutil.disk_usage(next(part for part in Path(path).absolute().parents if part.exists())).free
+                wanted = f"{needed} bytes are needed, " if needed else ""
+                return f"cannot write {path} ({error.strerror}): {wanted}{free} are free on its disk: free some space"
+        case errno.EROFS:
+            return f"cannot write {path} ({error.strerror}): its disk takes no writing now: mount it to be written"
+    return f"cannot write {path} ({error.strerror or error})"
+
+
 def read_json(path: Path) -> Any:
     """What a JSON file holds; a damaged file is UserError."""
     try:
         return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        hint = "is this a run folder of lookalike?" if missing else "let this user read it, or look at its disk"
+        raise UserError(f"{path} cannot be read ({error.strerror}): {hint}", BAD_DATA if missing else IO) from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}): is this a run folder of lookalike?", BAD_DATA) from None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
 import os
 import shlex
@@ -19,6 +18,7 @@ from torch import Tensor
 from lookalike.core.devices import accelerator, device, processor, resolved
 from lookalike.core.errors import UserError, visible
 from lookalike.core.files import read_json
+from lookalike.core.lock import holder
 from lookalike.curate.survey import random_rows
 from lookalike.data.example import Source
 from lookalike.data.fingerprint import changes, from_table
@@ -149,10 +149,7 @@ def diagnose(folder: Path, workers: int | None = None) -> Diagnosis:
     """Look at a run folder and write nothing. Raises UserError where it is none."""
     history, run = collect(folder), Run(folder)
     examples = int(run.data()["examples"])
-    states = [
-        (int(path.name.removeprefix("step-")), checkpoint.damage(path))
-        for path in checkpoint.published(run.checkpoints)
-    ]
+    states = [(checkpoint.step_of(path), state_of(path)) for path in checkpoint.published(run.checkpoints)]
     changed, spread, unseen = None, None, None
     try:
         source = history.source()
@@ -162,7 +159,15 @@ def diagnose(folder: Path, workers: int | None = None) -> Diagnosis:
     except UserError as error:
         unseen = str(error)
     total = history.recipe.length.total(max(1, examples // history.recipe.batch))
-    return Diagnosis(history, total, holder(folder / "run.lock"), states, changed, spread, unseen, bad_files(folder))
+    return Diagnosis(history, total, holder(folder), states, changed, spread, unseen, bad_files(folder))
+
+
+def state_of(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or why nobody can tell here; None if nothing is."""
+    try:
+        return checkpoint.damage(path)
+    except UserError as error:
+        return str(error)
 
 
 def spread_of(folder: Path, source: Source, workers: int | None) -> Spread:
@@ -235,16 +240,6 @@ def describe_knn(points: Sequence[Point]) -> str:
     return f"{change}, measured {len(good)} times on held-out training pictures"
 
 
-def holder(lock: Path) -> str | None:
-    """The process that is training in a folder, by its lock file."""
-    with suppress(OSError), lock.open(encoding="utf-8", errors="replace") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return file.read().strip() or "another process"
-    return None
-
-
 def bad_files(folder: Path) -> int:
     """How many pictures are listed in bad_files.csv."""
     with suppress(OSError):
@@ -253,11 +248,14 @@ def bad_files(folder: Path) -> int:
 
 
 def original_command(history: History) -> str:
-    """The command that began the run."""
+    """The command that began the run, for where it lies now."""
     command = history.environment.get("command")
-    if isinstance(command, list) and len(command) > 1 and command[1] in ("pretrain", "supervised"):
-        return shlex.join(["lookalike", *(str(word) for word in command[1:] if word != "--overwrite")])
-    return "the same call"
+    if not isinstance(command, list) or len(command) < 2 or command[1] not in ("pretrain", "supervised"):
+        return "the same call"
+    words = iter([str(word) for word in command[1:] if word != "--overwrite"])
+    said = [word for word in words if word != "--out" or next(words, None) is None]
+    said = [word for word in said if not word.startswith("--out=")]
+    return shlex.join(["lookalike", *said, "--out", str(history.folder)])
 
 
 def about_machine() -> dict[str, str]:

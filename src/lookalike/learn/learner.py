@@ -40,6 +40,11 @@ class Outcome(NamedTuple):
         top = {"top1": self.top1()} if self.pairs else {}
         return top | {name: error.detach() for name, error in self.errors.items()}
 
+    @property
+    def queries(self) -> Tensor | None:
+        """(B, E) those of the first pairs, if there are pairs."""
+        return self.pairs[0][0] if self.pairs else None
+
     def top1(self) -> Tensor:
         """The pretext accuracy."""
         return torch.stack(

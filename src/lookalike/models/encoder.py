@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lookalike.core.devices import Precision, autocast, exact, full_precision, wide
-from lookalike.core.errors import UserError
+from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.models.folded import folded
 from lookalike.models.image import Pixels
 from lookalike.models.norm import GroupedBatchNorm1d
@@ -221,7 +221,15 @@ def embed(
             features = encoder.features(**view) if layer == "backbone" else encoder(**view)
             rows.append(F.normalize(features.float(), dim=1).cpu())
             progress(len(features))
-    return torch.cat(rows).clone() if rows else torch.empty(0, 0)
+    return sound(torch.cat(rows).clone()) if rows else torch.empty(0, 0)
+
+
+def sound(rows: Tensor) -> Tensor:
+    """The rows, if all numbers are finite; else UserError, since nothing that is computed of them means anything."""
+    if not bool(rows.isfinite().all()):
+        bad = int((~rows.isfinite()).any(1).sum())
+        raise UserError(f"{bad} of {len(rows)} features are not finite numbers: the network has run away", BAD_DATA)
+    return rows
 
 
 def raw(encoder: Encoder, views: Iterable[View], progress: Callable[[int], None] = lambda _: None) -> Tensor:
@@ -231,7 +239,7 @@ def raw(encoder: Encoder, views: Iterable[View], progress: Callable[[int], None]
         for view in views:
             rows.append(encoder.raw(**view).float())
             progress(len(rows[-1]))
-    return torch.cat(rows).clone()
+    return sound(torch.cat(rows).clone())
 
 
 def unwhitened(encoder: Encoder, views: Iterable[View], progress: Callable[[int], None] = lambda _: None) -> Tensor:
@@ -242,7 +250,7 @@ def unwhitened(encoder: Encoder, views: Iterable[View], progress: Callable[[int]
             encoder = encoder if number else quickened(encoder, view)
             rows.append(encoder.unwhitened(**view).float())
             progress(len(rows[-1]))
-    return torch.cat(rows).clone()
+    return sound(torch.cat(rows).clone())
 
 
 def means(rows: Tensor, number: Tensor, count: int) -> Tensor:

@@ -11,7 +11,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from lookalike.core import dist
 from lookalike.core.errors import BAD_DATA, IO, UserError
-from lookalike.core.files import UNFINISHED, read_json, sync_folder
+from lookalike.core.files import UNFINISHED, cannot_write, read_json, sync_folder
 from lookalike.learn.dictionary import Dictionary, RowBlock
 from lookalike.recipes.recipe import Recipe
 
@@ -102,6 +103,8 @@ def _publish(final: Path, step: int, state: dict[str, Tensor], optimizer: torch.
         save_file({name: part.contiguous() for name, part in state.items()}, temporary / "learner.safetensors")
         save_file(tensors, temporary / "optimizer.safetensors")
         (temporary / "state.json").write_text(json.dumps({"format": FORMAT, "step": step, "optimizer": plain}), "utf-8")
+        for name in ("learner", "optimizer"):  # safetensors lets nobody else read them
+            shutil.copymode(temporary / "state.json", temporary / f"{name}.safetensors")
         manifest = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2), "utf-8")
         for path in temporary.iterdir():
@@ -111,14 +114,11 @@ def _publish(final: Path, step: int, state: dict[str, Tensor], optimizer: torch.
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         sync_folder(folder)
+        sync_folder(folder.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        needed, free = _bytes(state, optimizer), shutil.disk_usage(folder.parent).free
-        raise UserError(
-            f"cannot save {final} ({error}), which needs {needed} bytes where {free} are free: free some space; "
-            "the checkpoints before it are whole",
-            IO,
-        ) from None
+        reason = cannot_write(final, _of_system(error), _bytes(state, optimizer))
+        raise UserError(f"{reason}; the checkpoints before it are whole", IO) from None
     kept = [path for path in published(folder) if path <= final][:KEPT]  # a later one is damaged: it was passed over
     for path in published(folder):
         if path not in kept:
@@ -133,7 +133,10 @@ def published(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose every byte is as it was written, and what is wrong with those passed over."""
+    """The newest checkpoint whose every byte is as it was written, and what is wrong with those passed over.
+
+    Raises UserError where all are damaged, and where one cannot be read, which need not be damaged.
+    """
     damaged: list[str] = []
     for path in published(folder):
         reason = damage(path)
@@ -145,6 +148,15 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
     return None, []
 
 
+def newest_said(folder: Path, say: Callable[[str], object] = warnings.warn) -> Path | None:
+    """``newest``; what is used in place of what is always said, by default as a warning, on the standard error."""
+    path, damaged = newest(folder)
+    if path is not None:
+        for reason in damaged:
+            say(f"passed over a damaged checkpoint: {reason}; step {step_of(path)} is used")
+    return path
+
+
 def newest_step(folder: Path) -> int:
     """The step of ``newest``, 0 where there is none."""
     path, _ = newest(folder)
@@ -152,7 +164,7 @@ def newest_step(folder: Path) -> int:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+    """What is wrong with a checkpoint, or None. Raises UserError where this process cannot read it."""
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
         expected = {"learner.safetensors", "optimizer.safetensors", "state.json"}
@@ -161,9 +173,35 @@ def damage(path: Path) -> str | None:
         wrong = [name for name in sorted(expected) if _sha256(path / name) != manifest[name]]
         if not wrong and json.loads((path / "state.json").read_bytes())["step"] != step_of(path):
             return "it is of another step than its name says"
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        unsound = None if wrong else _not_finite(path)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        return f"it is not whole ({error})"
+    except OSError as error:
+        advice = "it may be whole: let this user read it, or look at its disk, and give the same command again"
+        raise UserError(f"{error.filename or path} cannot be read ({error.strerror}): {advice}", IO) from None
+    except (ValueError, TypeError, KeyError, RecursionError, SafetensorError) as error:
         return f"it cannot be read ({error})"
-    return f"{wrong[0]} is damaged" if wrong else None
+    return f"{wrong[0]} is damaged" if wrong else unsound
+
+
+def _not_finite(path: Path) -> str | None:
+    """The first tensor of a checkpoint with a number that is none, as older versions could save."""
+    for name in ("learner.safetensors", "optimizer.safetensors"):
+        for tensor, shape in _shapes(path / name).items():
+            for _, rows in _pieces(torch.empty(shape, device="meta"), 0):
+                with safe_open(path / name, "pt") as file:
+                    part = file.get_slice(tensor)[rows]
+                if part.is_floating_point() and not bool(part.isfinite().all()):
+                    return f"{tensor} in it is not finite"
+    return None
+
+
+def _of_system(error: OSError | SafetensorError) -> OSError:
+    """The error of the system in one of safetensors, which gives its number in words."""
+    if isinstance(error, OSError):
+        return error
+    found = re.search(r"os error (\d+)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else OSError(0, str(error))
 
 
 def load(path: Path, learner: nn.Module, optimizer: torch.optim.Optimizer) -> int:

@@ -21,8 +21,9 @@ from lookalike.core.errors import USAGE, UserError
 from lookalike.core.files import read_json, write_json
 from lookalike.core.seeding import reseed
 from lookalike.learn import optim
+from lookalike.train.guard import Guard
 from lookalike.train.run import Run
-from lookalike.train.watch import Due, Finite, Signals, leave
+from lookalike.train.watch import Due, Signals, leave
 
 Item = TypeVar("Item")
 
@@ -53,7 +54,7 @@ class Fit(Generic[Item]):
         for kernels of which torch warns that they have no such form, such as those of RoIAlign.
         """
         model, optimizer = self.model, self.optimizer
-        due, finite = Due(lambda _: self.steps), Finite(model, optimizer, "lower the learning rate, --lr")
+        due, guard = Due(lambda _: self.steps), Guard(model, optimizer, "lower the learning rate, --lr")
         with _record(folder, settings) as (run, signals), exact(), full_precision():
             step = run.resume(model, optimizer) if run is not None else 0
             for step, batch in enumerate(self.batches(step), step + 1):  # noqa: B020  (on from the checkpoint)
@@ -62,18 +63,18 @@ class Fit(Generic[Item]):
                 optimizer.zero_grad()
                 loss = self.loss(batch)
                 loss.backward()  # type: ignore[no-untyped-call]
-                finite.check(loss, step)
+                guard.check(loss, step)
                 nn.utils.clip_grad_norm_(model.parameters(), self.steepest)
                 optimizer.step()
                 progress(step, self.steps)
                 if run is not None and due.log(step):
                     run.log(step, loss=float(loss.detach()))
                 if run is not None and (due.save(step) or signals.received):
-                    finite.check_state(step)
+                    guard.check_state(step)
                     due.saved(partial(run.save, step, model, optimizer))
                 if signals.received:
                     leave(signals.received)
-            finite.settle()
+            guard.check_state(step)
 
 
 @contextmanager

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lookalike.core.errors import UserError
-from lookalike.core.files import read_json
 from lookalike.data.example import Source
 from lookalike.data.source import Data
 from lookalike.recipes.recipe import Recipe
 from lookalike.train.pretrain import Request, open_data
-from lookalike.train.run import read_recipe
+from lookalike.train.run import read_environment, read_recipe
 
 Point = tuple[float, float]
 """Step and value; the value may be NaN."""
@@ -81,7 +80,7 @@ class History(NamedTuple):
 def collect(folder: Path) -> History:
     """Read a run folder; raises UserError where it is none. Runs that are still going may be read."""
     recipe = read_recipe(folder / "recipe.json")
-    environment = read_json(folder / "environment.json")
+    environment = read_environment(folder)
     curves: dict[str, list[Point]] = {}
     for step, name, value in logged(folder / "metrics.jsonl"):
         curves.setdefault(name, []).append((step, value))

@@ -212,16 +212,17 @@ def train_to_end(
     watch: Callable[[StepReport], None],
     save_every: int | None,
     clock: Clock | None,
+    skips: int = 0,
 ) -> Finished:
     """Train, to a signal or to the end; a run that would miss its minutes gets another length on the way.
 
     It takes it up as a resumed run does, from a checkpoint and what is on record, so that killing it changes nothing.
     """
     if clock is None:
-        return train(recipe, run, loader, checkup.__call__, watch, save_every)
+        return train(recipe, run, loader, checkup.__call__, watch, save_every, skips=skips)
     pause = clock.off if dist.first() else lambda _: False
     while True:
-        done = train(recipe, run, loader, clock.timed(checkup.__call__), watch, save_every, pause)
+        done = train(recipe, run, loader, clock.timed(checkup.__call__), watch, save_every, pause, skips)
         if done.signal or done.step == done.total:
             return done
         step, total, new = done.step, done.total, dist.agree(clock.total)

@@ -36,11 +36,10 @@ from lookalike.models.vit import ViT
 from lookalike.pretext.image import ViewPair
 from lookalike.recipes.modality import Examples
 from lookalike.recipes.recipe import Recipe, uneven
+from lookalike.train.guard import StepGuard
 from lookalike.train.run import Run
-from lookalike.train.watch import Due, Finite, Log, Meter, Signals, StepReport
+from lookalike.train.watch import Due, Log, Meter, Signals, StepReport
 from lookalike.types import Batch, View
-
-_ADVICE = "no checkpoint holds it; lower --optimizer.lr and start again with --overwrite"
 
 Measure = Callable[[Learner], dict[str, float]]
 Work = Callable[[Batch], Outcome]
@@ -103,10 +102,12 @@ def train(
     watch: Callable[[StepReport], None] = lambda _: None,
     save_every: int | None = None,
     pause: Callable[[int], bool] = lambda _: False,
+    skips: int = 0,
 ) -> Finished:
     """Train ``recipe`` in ``run`` from its newest checkpoint, or from the start, to its end or to a signal.
 
-    It also stops, saved, after a step for which ``pause`` says so.
+    It also stops, saved, after a step for which ``pause`` says so. ``skips`` steps whose loss or gradient is not finite
+    are passed over.
     """
     keep_freed()
     order = order_of(loader.source, recipe.batch, recipe.seed, recipe.window)
@@ -117,7 +118,9 @@ def train(
     total = total_at()
     if step < total:
         run.go_on(recipe)
-    due, finite = Due(total_at, recipe.checkups, save_every), Finite(learner, optimizer, _ADVICE)
+    due = Due(total_at, recipe.checkups, save_every)
+    run.note_missing([done for done in range(1, step + 1) if due.log(done)])
+    guard = StepGuard(learner, optimizer, run, loader.source.paths, skips)
     log = Log(run, watch, meter := Meter(), recipe, len(loader), total)
     work = work_of(dist.distributed(learner), learner, recipe)
 
@@ -127,17 +130,22 @@ def train(
             reseed(recipe.seed, step)
             optim.apply(recipe.schedule, optimizer, (step - 1) / total_at(step))
             optimizer.zero_grad()
+            guard.begin()
             outcome = work(batch)
-            finite.check(outcome.loss, step)
-            optimizer.step()
-            if due.log(step):
-                log.step(step, outcome, optimizer.param_groups[0]["lr"])
-            learner.advance(outcome, batch, step / total_at(step))
+            bad = guard.look(step, outcome.loss, batch, outcome.queries)
+            spoiled, save, paused, signal = dist.largest([bad, due.save(step), pause(step), signals.received or 0])
+            if spoiled:
+                guard.spoiled(int(spoiled))
+            else:
+                optimizer.step()
+                if due.log(step):
+                    log.step(step, outcome, optimizer.param_groups[0]["lr"])
+                learner.advance(outcome, batch, step / total_at(step))
             if due.checkup(step):
+                guard.check_state(step)
                 log.checkup(step, run_checkup(learner, checkup))
-            save, paused, signal = dist.largest([due.save(step), pause(step), signals.received or 0])
             if save or paused or signal:
-                finite.check_state(step)
+                guard.check_state(step)
                 due.saved(partial(run.save, step, learner, optimizer))
             if paused or signal:
                 break

@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import wraps
 from inspect import signature
@@ -41,7 +40,7 @@ from lookalike.train.learned import doubts, learned, next_command
 from lookalike.train.length import Clock, budget, expected, extend, train_to_end
 from lookalike.train.loop import Finished
 from lookalike.train.result import conclude
-from lookalike.train.run import OURS, Run, check_same, is_run, open_run, read_recipe, replaced
+from lookalike.train.run import OURS, Run, check_same, is_run, open_run, read_recipe
 from lookalike.train.screen import Screen
 from lookalike.train.start import Beginning, save_beginning
 from lookalike.train.trained import START, Checkup, drawn_whole, labelled, met_by_all
@@ -85,6 +84,7 @@ class Request:
     memory: Annotated[float, Limit(0)] = 4.0  # GiB
     max_bad: Annotated[float, Limit(0)] = 0.01  # share of pictures that may be unreadable
     save_every: Annotated[int | None, Limit(1)] = None  # steps
+    skip_bad_steps: Annotated[int, Limit(0)] = 0  # how many steps may have a loss or gradient that is not finite
     allow_data_change: bool = False
     quiet: bool = False
 
@@ -177,8 +177,8 @@ def carry_out(request: Request, began: float | None = None) -> Finished:
         recipe = fitted_to(request, base, source, sentences.append)
         refuse_unloadable(recipe)
         quiet, rows = request.quiet or not dist.first(), modality_of(recipe).examples
-        place = replaced(request.folder) if request.overwrite else nullcontext(request.folder)
-        with place as folder, open_run(folder) as run, Screen(recipe.name, quiet, rows) as screen:
+        opened = open_run(request.folder, request.overwrite)
+        with opened as run, Screen(recipe.name, quiet, rows) as screen:
             for sentence in sentences:
                 screen.say(sentence)
             return begin_or_continue(request, recipe, source, run, screen, began, start)
@@ -216,7 +216,8 @@ def begin_or_continue(
         save_beginning(recipe, start, reads, run, screen.work)
     concludes = start.held_out is not None and (run.folder / START).is_file() and dist.world() == 1
     checkup = checkup._replace(silent=concludes)  # the end has a measure of its own
-    done = train_to_end(recipe, run, reads, checkup, screen.step, request.save_every, clock)
+    how = (screen.step, request.save_every, clock, request.skip_bad_steps)
+    done = train_to_end(recipe, run, reads, checkup, *how)
     if bad := met_by_all(reads, source):
         screen.say(unreadable(bad, f"all of them in {run.folder / 'bad_files.csv'}"))
     run.note_bad_files(source.unlisted | bad)

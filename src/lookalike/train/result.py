@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -131,10 +132,12 @@ def conclude(
     kept = {name: part.contiguous() for name, part in encoder.state_dict().items()}
     kept |= {f"backbone.{name}": part for name, part in mixed(start, encoder.backbone.state_dict(), best.share).items()}
     kept |= {f"whitening.{name}": part for name, part in best.whitening.state_dict().items()}
-    write_atomically(folder / RESULT, save({name: part.contiguous() for name, part in kept.items()}))
+    data = save({name: part.contiguous() for name, part in kept.items()})
+    write_atomically(folder / RESULT, data)
     scores = {one.name: one.score.mean for one in found}
     by = LABELLED if judge.by_labels else UNLABELLED
-    write_json(folder / VERDICT, {"step": step, "kept": best.name, "by": by, "scores": scores})
+    verdict = {"step": step, "kept": best.name, "by": by, "scores": scores, "sha256": sha256(data).hexdigest()}
+    write_json(folder / VERDICT, verdict)
     yield f"compared on {len(held_out):,} {HELD_OUT} by {by}:"
     yield "; ".join(f"{one.name} {one.score.mean:.1%}" for one in found)
     yield f"kept: {best.name}{said(folder, judge.by_labels, best, first)}"

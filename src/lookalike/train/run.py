@@ -2,47 +2,58 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
 import shutil
-import socket
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
 import torch
-import torchvision
 from torch import nn
 
 from lookalike.core import dist
 from lookalike.core.devices import accelerator, processor
-from lookalike.core.errors import BAD_DATA, LOCKED, USAGE, UserError
+from lookalike.core.errors import BAD_DATA, USAGE, UserError
 from lookalike.core.errors import IO as IO_ERROR
-from lookalike.core.files import UNFINISHED, read_json, refuse_unwritable, write_atomically, write_csv, write_json
+from lookalike.core.files import (
+    UNFINISHED,
+    cannot_write,
+    read_json,
+    refuse_unwritable,
+    sync_folder,
+    write_atomically,
+    write_csv,
+    write_json,
+)
+from lookalike.core.lock import LOCK, Lock
+from lookalike.data.fingerprint import from_table
 from lookalike.recipes.modality import TOKENIZER
 from lookalike.recipes.recipe import Recipe
 from lookalike.recipes.serialize import differences, from_plain, to_plain
 from lookalike.train import checkpoint
 from lookalike.train.tensorboard import Board
 
-_locks: set[IO[str]] = set()
-
-BAD_FILES = "bad_files.csv"
-OURS = {"run.lock", BAD_FILES, "train.log", "data.parquet", "environment.json", TOKENIZER, "start.safetensors"}
+BAD_FILES, BAD_STEP = "bad_files.csv", "bad_step"
+OURS = {
+    LOCK,
+    BAD_FILES,
+    f"{BAD_STEP}.json",
+    f"{BAD_STEP}.safetensors",
+    "train.log",
+    "data.parquet",
+    "environment.json",
+    TOKENIZER,
+    "start.safetensors",
+}
 """What may stand in a run folder before its recipe.json does, which comes last when a run begins."""
 _BEGUN = {"result.json", "result.safetensors", "recipe.json", "fit.json", "metrics.jsonl", "tb", "checkpoints"}
-
-
-@cache
-def _workers_let_go() -> None:
-    """A worker that outlives this process for a moment would else keep its lock: a flock belongs to all its heirs."""
-    os.register_at_fork(after_in_child=lambda: [lock.close() for lock in _locks])
 
 
 class Run:
@@ -50,16 +61,19 @@ class Run:
 
     A run that is refused before a step of it is saved leaves nothing: no folder stands in the way of the right command.
     Of several ranks the first writes and the others read: there ``writes`` is False, and nothing is logged or noted.
+    ``overwrite`` moves a run that is there aside; it comes back where the new one ends before a step of it is saved.
     """
 
-    def __init__(self, folder: Path, writes: bool = True) -> None:
-        self.folder, self.writes = folder, writes
+    def __init__(self, folder: Path, writes: bool = True, overwrite: bool = False) -> None:
+        folder = folder.absolute() if overwrite else folder  # "." is another folder when that has another name
+        self.folder, self.writes, self._overwrites = folder, writes, overwrite
         self.checkpoints = folder / "checkpoints"
         self.metrics = folder / "metrics.jsonl"  # one JSON object a line, in the order of steps
         self.data_table = folder / "data.parquet"  # which files the data was: see data/fingerprint.py
         self._environment = folder / "environment.json"
         self.tell: Callable[[str], None] = lambda _: None
-        self._lock: IO[str] | None = None
+        self._lock: Lock | None = None
+        self._aside: Path | None = None  # where the run is that was there before
         self._new: list[Path] = []  # the folder and those above it, as far as they were made for this run
         self._held: set[str] = set()  # what the folder held before
         self._metrics: IO[str] | None = None
@@ -69,38 +83,42 @@ class Run:
         refuse_unwritable(self.folder, folder=True)
         self._new = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._held = set(os.listdir(self.folder))
-            self._lock = (self.folder / "run.lock").open("a+", encoding="utf-8")
+            self._lock = Lock(self.folder)
+            if self._overwrites and is_run(self.folder):
+                self._lock = self._move_aside(self._lock)
+            self._held = set(os.listdir(self.folder)) - ({LOCK} if self._lock.fresh else set())
+            for path in self._new:  # a power cut takes no folder that holds something that is synced
+                sync_folder(path.parent)
         except OSError as error:
             reason = f"cannot write to {self.folder} ({error.strerror}): choose another --out"
             raise UserError(reason, IO_ERROR) from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.seek(0)
-            holder = self._lock.read().strip() or "another process"
-            self._lock.close()
-            reason = f"{self.folder} is in use by {holder}: wait for it, or choose another --out"
-            raise UserError(reason, LOCKED) from None
-        _locks.add(self._lock)
-        _workers_let_go()
         for left in [*self.folder.glob(f".*{UNFINISHED}"), *self.checkpoints.glob(f".*{UNFINISHED}")]:
             shutil.rmtree(left) if left.is_dir() else left.unlink()  # by a run that was killed in a write
-        self._lock.truncate(0)
-        self._lock.write(f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-        self._lock.flush()
         return self
+
+    def _move_aside(self, old: Lock) -> Lock:
+        """Rename the run that is there, and hold its lock until the new folder has one: nobody gets between."""
+        number = 1
+        while (aside := self.folder.with_name(f"{self.folder.name}.old-{number}")).exists():
+            number += 1
+        self.folder.rename(aside)
+        try:
+            lock = Lock(self.folder)
+        except UserError as error:
+            raise UserError(f"{error}; the run that was there is {aside} now", error.code) from None
+        finally:
+            old.release()
+        self._aside = aside
+        return lock
 
     def __exit__(self, _: object = None, error: BaseException | None = None, *__: object) -> None:
         self._close_logs()
         if self._lock is None:
             return
-        if error is not None and not self.saved():
+        if error is not None and self._lock.holds() and not self.saved():
             self._undo(str(error))
-        _locks.discard(self._lock)
-        self._lock.truncate(0)
-        self._lock.close()
+            self._put_back()
+        self._lock.release()
 
     def saved(self) -> bool:
         """Whether a step has been saved: before that there is nothing to lose."""
@@ -111,11 +129,27 @@ class Run:
         new = set(os.listdir(self.folder)) - self._held
         if self._held & _BEGUN or any(name not in OURS | _BEGUN and not name.endswith(UNFINISHED) for name in new):
             return  # a run that was begun earlier, or no run: lookalike prepare keeps its shards
-        for path in (self.folder / name for name in new if name != BAD_FILES or name not in reason):
+        spoken_of = {BAD_FILES} if BAD_FILES in reason and self._aside is None else set()
+        spoken_of |= {name for name in new if name.startswith(BAD_STEP)} if BAD_STEP in reason else set()
+        for path in (self.folder / name for name in new - spoken_of):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         with suppress(OSError):  # one of them holds something
             for path in self._new:
                 path.rmdir()
+
+    def _put_back(self) -> None:
+        """The run that was moved aside, with what an error speaks of."""
+        if self._aside is not None:
+            for file in self.folder.glob(f"{BAD_STEP}.*"):
+                file.replace(self._aside / file.name)
+            with suppress(OSError):  # somebody has put something there
+                self._aside.rename(self.folder)
+
+    def refuse_moved(self) -> None:
+        """Raise UserError where the folder is no longer the one that was opened."""
+        if self._lock is not None and not self._lock.holds():
+            reason = f"{self.folder} was moved or deleted while it was in use, so nothing more is saved"
+            raise UserError(f"{reason}: move it back, and the same command goes on", IO_ERROR)
 
     def recipe(self) -> Recipe | None:
         """The recipe that this folder holds, if any."""
@@ -125,9 +159,11 @@ class Run:
     def data(self) -> dict[str, Any]:
         """What was recorded of the data when the run began."""
         data = self._recorded().get("data")
-        if not isinstance(data, dict) or not isinstance(data.get("examples"), int):
-            raise UserError(f"{self._environment} does not say what the data was", BAD_DATA)
-        return data
+        if isinstance(data, dict) and isinstance(data.get("examples"), int):
+            return data
+        return {
+            "examples": len(from_table(self.data_table).names)
+        }  # without which whole checkpoints would be of no use
 
     def accept(self, data: dict[str, Any], table: bytes) -> None:
         """Record what the data is: the table last, which decides whether it has changed."""
@@ -151,11 +187,8 @@ class Run:
             write_json(self._environment, old | now | {"earlier": [*old.get("earlier", []), earlier]})
 
     def _recorded(self) -> dict[str, Any]:
-        """What environment.json holds, if it is there; raises UserError where it is damaged."""
-        recorded = read_json(self._environment) if self._environment.exists() else {}
-        if not isinstance(recorded, dict):
-            raise UserError(f"{self._environment} holds no record of a run", BAD_DATA)
-        return recorded
+        """What environment.json holds, if it is there."""
+        return read_environment(self.folder) if self._environment.exists() else {}
 
     def begin(self, recipe: Recipe, data: dict[str, Any], table: bytes) -> None:
         """Record a new run: its recipe, where it runs, and on what."""
@@ -174,17 +207,15 @@ class Run:
         return step
 
     def _newest(self) -> str | None:
-        path, damaged = checkpoint.newest(self.checkpoints)
-        for reason in damaged:
-            self.note(f"passed over a damaged checkpoint: {reason}")
+        path = checkpoint.newest_said(self.checkpoints, self._warn)
         return path.name if path else None
 
     def save(self, step: int, learner: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Publish a checkpoint, after what was logged up to it is on the disk."""
+        """Publish a checkpoint, after what was logged up to it is on the disk. Raises UserError."""
+        dist.on_first_rank(self.refuse_moved)
         if self._metrics is not None:
             os.fsync(self._metrics.fileno())
-        if self._board is not None:
-            self._board.sync()
+        self._show_board(Board.sync)
         checkpoint.save(self.checkpoints, step, learner, optimizer)
 
     def rewind(self, step: int) -> None:
@@ -201,34 +232,69 @@ class Run:
         """Append one line to metrics.jsonl, and all but ``hidden`` to TensorBoard's file where that is installed."""
         if not self.writes:
             return
-        if self._metrics is None:
-            self._metrics = self.metrics.open("a", encoding="utf-8")
-        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
-        self._metrics.flush()
+        try:
+            if self._metrics is None:
+                self._metrics = self.metrics.open("a", encoding="utf-8")
+            self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+            self._metrics.flush()
+        except OSError as error:
+            raise UserError(f"{cannot_write(self.metrics, error)}; the checkpoints are whole", IO_ERROR) from None
         shown = {name: value for name, value in values.items() if name not in hidden}
         self._show(step, "train" if "loss" in values else "val", shown)
+
+    def note_missing(self, due: Sequence[int]) -> None:
+        """Say which of the steps that were logged metrics.jsonl no longer has: curves have a gap there."""
+        if self.writes and due:
+            lines = self.metrics.read_bytes().splitlines() if self.metrics.exists() else []
+            if missing := sorted(set(due) - set(map(_step_of, lines))):
+                what = f"{len(missing)} of {len(due)} lines, the first of step {missing[0]}"
+                self.note(f"{self.metrics} has lost {what}: curves have a gap there, the weights do not")
 
     def pace(self, step: int, **values: float) -> None:
         """What depends on the machine and the hour, for TensorBoard alone: metrics.jsonl repeats exactly."""
         self._show(step, "perf", values)
 
     def _show(self, step: int, group: str, values: Mapping[str, float]) -> None:
-        if self._board is not None:
-            self._board.add(step, {f"{group}/{name}": value for name, value in values.items()})
+        self._show_board(lambda board: board.add(step, {f"{group}/{name}": value for name, value in values.items()}))
+
+    def _show_board(self, work: Callable[[Board], None]) -> None:
+        """For people to look at: whatever goes wrong there, in another library too, ends no run."""
+        if self._board is None:
+            return
+        try:
+            work(self._board)
+        except Exception as error:
+            self._board = None
+            self.note(f"TensorBoard's file cannot be written ({error}): the run goes on without it")
 
     def _close_logs(self) -> None:
-        for log in (self._metrics, self._board):
-            if log is not None:
-                log.close()
+        self._show_board(Board.close)
+        if self._metrics is not None:
+            with suppress(OSError):  # what it holds was flushed line by line
+                self._metrics.close()
         self._metrics = self._board = None
 
     def note(self, text: str) -> None:
         """Append a line, with the time, to train.log, and tell it to whoever watches."""
-        if not self.writes:
-            return
-        self.tell(text)
-        with (self.folder / "train.log").open("a", encoding="utf-8", errors="surrogateescape") as file:
+        if self.writes:
+            self.tell(text)
+            self._record(text)
+
+    def _warn(self, text: str) -> None:
+        """A line for train.log that is said even where nobody watches."""
+        warnings.warn(text, stacklevel=2)
+        if self.writes:
+            self._record(text)
+
+    def _record(self, text: str) -> None:
+        log = self.folder / "train.log"
+        with suppress(OSError), log.open("a", encoding="utf-8", errors="surrogateescape") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def logged(self, name: str) -> int:
+        """How many lines of metrics.jsonl hold a value of that name."""
+        lines = self.metrics.read_bytes().splitlines() if self.metrics.exists() else []
+        return sum(f'"{name}": '.encode() in line for line in lines)
 
     def note_bad_files(self, bad: Mapping[str, str]) -> None:
         """bad_files.csv: each picture that could not be read, once, with the reason."""
@@ -238,9 +304,9 @@ class Run:
 
 
 @contextmanager
-def open_run(folder: Path) -> Iterator[Run]:
+def open_run(folder: Path, overwrite: bool = False) -> Iterator[Run]:
     """The run folder, locked and written by the first rank for all."""
-    run = Run(folder, writes=dist.first())
+    run = Run(folder, dist.first(), overwrite)
     dist.on_first_rank(lambda: run.__enter__() and None)
     try:
         yield run
@@ -271,6 +337,20 @@ def read_recipe(path: Path) -> Recipe:
     return recipe
 
 
+def read_environment(folder: Path) -> dict[str, Any]:
+    """What environment.json of a run says; a damaged one says nothing, with a warning. Raises UserError."""
+    path = folder / "environment.json"
+    try:
+        recorded = read_json(path)
+        if isinstance(recorded, dict):
+            return recorded
+    except UserError as error:
+        if error.code != BAD_DATA:
+            raise
+    warnings.warn(f"{path} is damaged: where the run was made is not known, its checkpoints are", stacklevel=2)
+    return {}
+
+
 def check_same(folder: Path, recorded: Recipe, recipe: Recipe) -> None:
     """Refuse to continue a run under other settings."""
     if changed := differences(recorded, recipe):
@@ -282,34 +362,10 @@ def check_same(folder: Path, recorded: Recipe, recipe: Recipe) -> None:
         )
 
 
-@contextmanager
-def replaced(folder: Path) -> Iterator[Path]:
-    """A folder whose old run stands under a free name beside it; it comes back where no new one has saved a step."""
-    folder = folder.absolute()  # "." is another folder when that has another name
-    aside = dist.on_first_rank(lambda: move_aside(folder))
-    try:
-        yield folder
-    except BaseException:
-        if aside is not None and dist.first() and not Run(folder).saved():
-            (folder / BAD_FILES).unlink(missing_ok=True)
-            with suppress(OSError):  # somebody has put something there
-                Path(aside).rename(folder)
-        raise
+_LIBRARIES = ("lookalike", "torch", "torchvision", "pillow", "simplejpeg", "numpy")
+"""Of which another version may give other bytes; simplejpeg may be missing."""
 
-
-def move_aside(folder: Path) -> str | None:
-    """Rename an old run, if there is one; its new name. Raises UserError while a process trains it."""
-    folder, number = folder.absolute(), 1  # "." has no name
-    if not (folder / "recipe.json").exists():
-        return None
-    while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
-        number += 1
-    with Run(folder):
-        folder.rename(aside)
-    return str(aside)
-
-
-DECIDES = ("torch", "machine", "processor", "accelerator", "threads", "processes")
+DECIDES = ("python", *_LIBRARIES, "machine", "processor", "accelerator", "threads", "processes")
 """The entries of ``environment`` of which any other value gives other bytes."""
 
 
@@ -318,11 +374,19 @@ def environment() -> dict[str, Any]:
     return {
         "command": sys.argv,
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        **{name: version_of(name) for name in _LIBRARIES},
+        "torch": torch.__version__,  # with the kind of its build
         "machine": platform.machine(),
         "processor": processor(),
         "accelerator": accelerator(),
         "threads": torch.get_num_threads(),
         "processes": dist.world(),
     }
+
+
+def version_of(library: str) -> str | None:
+    """The version that is installed, None if none is."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None

@@ -6,12 +6,14 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -153,7 +155,7 @@ def _of_run(folder: Path, untrained: bool, weights: str | None, model: nn.Module
             raise UserError(f"{weights} is no file of weights; a public model is named in place of {folder}", BAD_DATA)
         say(load_backbone(learner.encoder, Path(weights)))
     elif not untrained:
-        path, _ = checkpoint.newest(Run(folder).checkpoints)
+        path = checkpoint.newest_said(Run(folder).checkpoints)
         if path is None:
             raise UserError(
                 f"{folder} has no checkpoint yet: let the run save one, or ask for the untrained network", BAD_DATA
@@ -171,11 +173,14 @@ def restore(folder: Path, step: int, encoder: Encoder) -> bool:
     if not isinstance(verdict, dict) or verdict.get("step") != step:
         return False
     try:
-        encoder.load_state_dict(load_file(folder / RESULT))
+        data, digests = (folder / RESULT).read_bytes(), verdict.get("sha256")
+        if digests is not None and sha256(data).hexdigest() != digests:
+            raise ValueError("its bytes are not those that were written")
+        encoder.load_state_dict(from_bytes(data))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0][:200]
         advice = f"without it and {VERDICT} the last step counts"
-        raise UserError(f"{folder / RESULT} cannot be read ({reason}): {advice}", BAD_DATA) from None
+        raise UserError(f"{folder / RESULT} cannot be used ({reason}): {advice}", BAD_DATA) from None
     return True
 
 
