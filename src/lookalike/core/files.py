@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import errno
+import glob
 import io
 import json
 import os
 import shutil
+import socket
 import stat
 import tempfile
+import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,8 +29,10 @@ _COMPUTED = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
 def write_atomically(path: Path, data: bytes) -> None:
     """Publish ``data`` under ``path`` by rename: a reader, or a crash, sees the old file or the new one, whole."""
     short = os.fsencode(path.name)[:200].decode("utf-8", "ignore")  # of a name that is itself as long as can be
-    temporary = path.with_name(f".{short}.{os.getpid()}{UNFINISHED}")
+    prefix = f".{short}.{zlib.crc32(socket.gethostname().encode()):08x}-"
+    temporary = path.with_name(f"{prefix}{os.getpid()}{UNFINISHED}")
     try:
+        _take_away(path.parent, prefix)
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
@@ -37,6 +42,18 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def _take_away(folder: Path, prefix: str) -> None:
+    """What processes of this machine left under the prefix that were killed before they could publish it."""
+    for left in folder.glob(f"{glob.escape(prefix)}*{UNFINISHED}"):
+        pid = left.name.removeprefix(prefix).removesuffix(UNFINISHED)
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            left.unlink(missing_ok=True)
+        except (ValueError, OSError):
+            pass  # it is not ours, or its process lives
 
 
 def sync_folder(folder: Path) -> None:

@@ -282,9 +282,9 @@ class Run:
 
     def _warn(self, text: str) -> None:
         """A line for train.log that is said even where nobody watches."""
-        warnings.warn(text, stacklevel=2)
         if self.writes:
             self._record(text)
+        warnings.warn(text, stacklevel=2)
 
     def _record(self, text: str) -> None:
         log = self.folder / "train.log"

@@ -145,6 +145,9 @@ def begun(recipe: Recipe, start: Beginning, loader: Loads, progress: Progress) -
         teacher.encoder.evaluated_in = recipe.computes_in()
         assert isinstance(learner.dictionary, BankOfKeys)
         rows, whitening = teacher_rows(teacher, loader.source, progress)
+        if rows.shape[1] != learner.dictionary.rows.shape[1]:
+            wide = f"as wide as the features of {teacher.run}, {rows.shape[1]}"
+            raise UserError(f"the head must be {wide}, since they are its keys: leave out --head.widths")
         learner.dictionary.fill(rows)
         if start.init is not None and start.init.recipe.model == teacher.recipe.model:
             as_head(learner.encoder.head, whitening, norm_of(start.init, loader))
