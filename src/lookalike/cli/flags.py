@@ -6,6 +6,7 @@ The words of ``--help`` are the docstrings, and the docstring or the comment of 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar, Union
@@ -35,7 +36,7 @@ Precision = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    Limit(0),
+    Limit(0, 1024),
     arg(
         metavar="N",
         help="Processes that decode pictures; by default 2, and for a GPU all cores but two, at most 16.",
@@ -128,7 +129,7 @@ class Pretrain(Verb):
     download: bool = False  # Fetch a public model that is not on this machine, after saying its size.
     max_bad: Annotated[float, Limit(0)] = 0.01  # Share of pictures that may be unreadable before the run stops.
     workers: Workers = None
-    memory: Annotated[float, Limit(0)] = 4.0
+    memory: Annotated[float, Limit(0, math.inf)] = 4.0
     """GiB of decoded pictures to keep in memory; if there is more data, it is decoded again in each epoch."""
     save_every: Annotated[int | None, Limit(1), shown("N")] = None
     """Steps between checkpoints; by default about a minute."""
@@ -228,7 +229,7 @@ class Embed(OfModel):
     out: Annotated[str, shown("FILE")]  # The file to write: .parquet, .csv or .npy.
     layer: Layer = "backbone"
     precision: Precision = "fp32"
-    clip: Annotated[float | None, Limit(1e-3), shown("SECONDS")] = None
+    clip: Annotated[float | None, Limit(1e-3, math.inf), shown("SECONDS")] = None
     """For videos: one embedding per this many seconds, the mean over the frames; inf for one per video. By default one
     per frame."""
     workers: Workers = None
@@ -289,7 +290,7 @@ class Prepare(Verb):
 
     data: Data  # Pictures in any layout.
     out: Annotated[str, shown("FOLDER")]  # Folder to write.
-    size: Annotated[int | None, Limit(1), shown("PIXELS")] = None
+    size: Annotated[int | None, Limit(1, 16_384), shown("PIXELS")] = None
     """Side of the prepared pictures; by default 160, or less if the pictures are smaller."""
     split: Name = None  # Only this part of the data; by default every part.
     jpeg: Annotated[int | None, Limit(1, 95), shown("QUALITY")] = None
