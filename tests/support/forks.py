@@ -38,13 +38,17 @@ class Ended(NamedTuple):
     pid: int
     errors: str
     peak: int  # MB of memory at once in it, or in the largest of its own processes
+    printed: str = ""
 
 
 class Forks:
-    """A context manager; ``run`` is one command."""
+    """A context manager; ``run`` is one command. The server has ``environment``, such as a locale, from its start."""
+
+    def __init__(self, **environment: str) -> None:
+        self._environment = environment
 
     def __enter__(self) -> Forks:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | self._environment
         self._server = subprocess.Popen(
             [sys.executable, "-W", "error", __file__],
             stdin=subprocess.PIPE,
@@ -67,13 +71,16 @@ class Forks:
         at: Moment | None = None,
         seconds: float | None = None,
         deadline: float | None = None,
+        folder: Path | None = None,
     ) -> Ended:
         """``lookalike ARGUMENTS`` in this process's environment, with a signal at a moment or SIGKILL after seconds.
 
-        Waits until it ends or stops. With a ``deadline`` in seconds it gets 3 GB more memory, and SIGKILL if it is late.
+        Waits until it ends or stops. With a ``deadline`` in seconds it gets 3 GB more memory, and SIGKILL if
+        late; ``folder`` is where it runs.
         """
-        said = [str(argument) for argument in arguments]
-        return self._ask(arguments=said, at=at, seconds=seconds, deadline=deadline, environment=dict(os.environ))
+        said, where = [str(argument) for argument in arguments], str(folder or Path.cwd())
+        how = {"at": at, "seconds": seconds, "deadline": deadline, "folder": where}
+        return self._ask(arguments=said, environment=dict(os.environ), **how)
 
     def kill(self, pid: int) -> Ended:
         """SIGKILL to a process that was stopped."""
@@ -100,19 +107,23 @@ def _serve() -> None:
             os.kill(asked["kill"], signal.SIGKILL)
             print(json.dumps(_wait(asked["kill"])), flush=True)
             continue
-        with tempfile.TemporaryFile() as errors:  # a pipe would be full at 64 KB, and nobody there to empty it
+        # A pipe would be full at 64 KB, and nobody there to empty it.
+        with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as printed:
             pid = os.fork()
             if pid == 0:
                 os.environ.update(asked["environment"])
+                os.chdir(asked["folder"])
                 if asked["deadline"] is not None:
                     _confine()
-                _child(asked["arguments"], asked["at"], errors.fileno())
+                _child(asked["arguments"], asked["at"], errors.fileno(), printed.fileno())
             if asked["seconds"] is not None:
                 time.sleep(asked["seconds"])
                 os.kill(pid, signal.SIGKILL)
             ended = _wait(pid) if asked["deadline"] is None else _wait_until(pid, time.monotonic() + asked["deadline"])
-            errors.seek(0)
+            for file in (errors, printed):
+                file.seek(0)
             ended[2] = errors.read().decode(errors="surrogateescape")
+            ended.append(printed.read().decode(errors="surrogateescape"))
         print(json.dumps(ended), flush=True)
     os._exit(0)  # at once: torch takes its time to leave
 
@@ -155,22 +166,24 @@ def _obey_modes() -> None:
         libc.capset(head, sets)
 
 
-def _child(arguments: list[str], at: list[Any] | None, errors: int) -> None:
+def _child(arguments: list[str], at: list[Any] | None, errors: int, printed: int) -> None:
     from lookalike.cli.main import main
 
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
-    os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+    os.dup2(printed, 1)
     os.dup2(errors, 2)
     if at is not None:
         _arm(Moment(*at))
     code: Any = 70  # an exception that the command line lets through
     try:
-        main(arguments)
+        main([os.fsdecode(word.encode("utf-8", "surrogateescape")) for word in arguments])  # as this locale has it
     except SystemExit as stopped:
         code = stopped.code
     except BaseException:
         sys.excepthook(*sys.exc_info())
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
     os._exit(code)
 
 

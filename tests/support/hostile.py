@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import io
 import json
 import os
@@ -236,9 +237,9 @@ def filesystem() -> dict[str, Given]:
         "no unicode picture": Given(text(png()), b"caf\xe9\xff.png"),
         "no unicode folder": Given(folder(("ü\x1b[1m.png", png())), b"fol\xe9"),
         "255 picture": Given(text(png()), "n" * 251 + ".png"),
-        "nothing": Given(void, ""),
-        "blank": Given(void, " "),
-        "dash": Given(void, "-"),
+        "nothing": Given(void, "", new=True),
+        "blank": Given(void, " ", new=True),
+        "dash": Given(void, "-", new=True),
         "colon": Given(void, "hf:"),
         "timm": Given(void, "timm:nothing/../x"),
         "torchvision": Given(void, "torchvision:"),
@@ -340,9 +341,15 @@ class Argument(NamedTuple):
     metavar: str
     positional: bool
     needed: bool
+    owner: str  # the class whose field it is
 
     def __str__(self) -> str:
         return " ".join((*self.words, self.name))
+
+    def wants(self) -> str:
+        """The name in ``World`` of the data that the verb is for."""
+        scenes = {"detect": "scenes", "keypoints": "scenes", "segment": "masks", "sts": "pairs", "captions": "captions"}
+        return scenes.get(self.words[-1], "pictures")
 
 
 NAMES = {"NAME", "RECIPE", "TASK", None}
@@ -383,7 +390,8 @@ def _of_class(words: tuple[str, ...], kind: type) -> Iterator[Argument]:
         found = list(notes(hints[field.name]))
         metavar = next((note.metavar for note in found if hasattr(note, "metavar")), None)
         needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        yield Argument(words, field.name, str(metavar), mark in found, needed)
+        owner = next(base.__name__ for base in kind.__mro__ if field.name in inspect.get_annotations(base))
+        yield Argument(words, field.name, str(metavar), mark in found, needed, owner)
 
 
 class World(NamedTuple):
@@ -401,13 +409,10 @@ class World(NamedTuple):
 
     def usual(self, argument: Argument, fresh: Path) -> str:
         """What a command is given where it needs something, and this is not what is tried."""
-        task = argument.words[-1]
-        text, captions = task == "sts", task == "captions"
-        scenes = {"detect": self.scenes, "keypoints": self.scenes, "segment": self.masks}
-        data = self.pairs if text else self.captions if captions else scenes.get(task, self.pictures)
+        wanted = argument.wants()
         known = {
-            "MODEL": self.text_run if text else self.captions_run if captions else self.run,
-            "DATA": data,
+            "MODEL": {"pairs": self.text_run, "captions": self.captions_run}.get(wanted, self.run),
+            "DATA": getattr(self, wanted),
             "TABLE|MODEL": self.table,
             "QUERY": "bright/00.png",
             "TASK": "knn",
@@ -425,7 +430,8 @@ FAST = {
     "prepare": ("--workers", "0"),
     "doctor": ("--quick", "--workers", "0"),
     "preview": ("--rows", "1"),
-    **dict.fromkeys(("finetune", "detect", "keypoints", "segment"), ("--steps", "1")),
+    **dict.fromkeys(("detect", "keypoints", "segment"), ("--steps", "1")),
+    "finetune": ("--steps", "1", "--shares", "1.0", "--draws", "1", "--batch", "4"),
     "fewshot": ("--draws", "1"),
 }
 FAST["supervised"] = FAST["pretrain"]

@@ -6,14 +6,19 @@ The words of ``--help`` are the docstrings, and the docstring or the comment of 
 from __future__ import annotations
 
 import inspect
+import io
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from itertools import dropwhile, takewhile
 from typing import Annotated, Any, Generic, Literal, TypeVar, Union
 
-from tyro.conf import Positional, arg, subcommand
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
 
-from lookalike.core.errors import Limit, check_limits
+from lookalike.core.errors import Limit, UserError, check_limits
 from lookalike.evaluation.evaluation import Evaluation
 from lookalike.evaluation.settings import EVALUATIONS
 
@@ -368,3 +373,31 @@ def one_of(kinds: Mapping[str, type], flags: Callable[[str], Any], chosen: str |
         note = subcommand(name, description=text if full else text.splitlines()[0])
         union.append(Annotated[flags(name) if full else Verb, note])
     return Union[tuple(union)]  # noqa: UP007  (a type that is built at run time)
+
+
+def answered(kind: Any, arguments: Sequence[str], **about: Any) -> tuple[Any, list[str]]:
+    """What the arguments say, as a value of that kind, and what the parser does not know.
+
+    Raises UserError in a line, where tyro has a box.
+    """
+    with redirect_stderr(io.StringIO()) as box:
+        try:
+            value: tuple[Any, list[str]] = tyro.cli(
+                kind, args=arguments, return_unknown_args=True, config=(FlagCreatePairsOff,), **about
+            )
+        except SystemExit as stopped:
+            if stopped.code:
+                raise UserError(_reason(box.getvalue())) from None
+            raise
+    return value
+
+
+def _reason(box: str) -> str:
+    """Without the words of the help, which are indented or follow a rule."""
+    rows = (re.sub(r"\x1b\[[0-9;]*m", "", row).strip("│|\n") for row in box.splitlines()[1:])
+    reason = takewhile(lambda row: not _is_rule(row), dropwhile(_is_rule, rows))
+    return " ".join(row.strip() for row in reason if not row.startswith(" " * 7)).rstrip(".") + "; see --help"
+
+
+def _is_rule(row: str) -> bool:
+    return not row.strip("─-╰╯ ")

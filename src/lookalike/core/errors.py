@@ -100,7 +100,7 @@ class Bounded:
     """A frozen dataclass whose numbers are within the limits at its fields, however it is made."""
 
     def __post_init__(self) -> None:
-        kind = type(self)
+        kind: type = type(self)
         for name in limits(kind):
             check_limit(kind, name, getattr(self, name), f"{name} of {kind.__name__}")
 

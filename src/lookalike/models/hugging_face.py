@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lookalike.core.errors import BAD_DATA, IO, USAGE, Bounded, Limit, UserError
+from lookalike.core.files import whole
 from lookalike.models.norm import group_norms
 from lookalike.models.text import CounterDropout, Packing, Pool, pooled
 
@@ -40,7 +41,7 @@ class HuggingFace(Bounded):
     def tokenizer(self) -> str:
         """The JSON of the tokenizer that belongs to the encoder; raises UserError."""
         try:
-            return (located(self.folder) / "tokenizer.json").read_text("utf-8")
+            return whole(located(self.folder) / "tokenizer.json").decode()
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{self.folder}: no tokenizer.json that can be read ({error}); "

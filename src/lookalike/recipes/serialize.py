@@ -208,7 +208,8 @@ def model_named(name: str) -> ResNet | Timm | Torchvision:
         raise UserError(f"model {name!r}: the library is torchvision or timm")
     if library == "torchvision" or (not library and own.startswith(("resnet", "resnext", "wide_resnet"))):
         if own not in torchvision.models.list_models():
-            raise UserError(f"model: torchvision has no {own}; {meant(own, torchvision.models.list_models())}")
+            known = meant(own, torchvision.models.list_models(), "see torchvision.models.list_models()")
+            raise UserError(f"model: torchvision has no {own or 'model without a name'}; {known}")
         return ResNet(own) if "resne" in own else Torchvision(own)
     if not timm.is_model(own):
         raise UserError(f"model: timm has no {own}; {meant(own, timm.list_models(), 'see timm.list_models()')}")

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from lookalike.core import dist
 from lookalike.core.errors import BAD_DATA, IO, UserError
-from lookalike.core.files import UNFINISHED, read_json, sync_folder
+from lookalike.core.files import UNFINISHED, json_in, read_json, sync_folder, whole
 from lookalike.learn.dictionary import Dictionary, RowBlock
 from lookalike.recipes.recipe import Recipe
 
@@ -154,14 +154,14 @@ def newest_step(folder: Path) -> int:
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        manifest = json.loads((path / "manifest.json").read_bytes())
+        manifest = json_in(whole(path / "manifest.json"))
         expected = {"learner.safetensors", "optimizer.safetensors", "state.json"}
         if not isinstance(manifest, dict) or manifest.keys() != expected:
             return "its manifest names other files"
         wrong = [name for name in sorted(expected) if _sha256(path / name) != manifest[name]]
-        if not wrong and json.loads((path / "state.json").read_bytes())["step"] != step_of(path):
+        if not wrong and json_in(whole(path / "state.json"))["step"] != step_of(path):
             return "it is of another step than its name says"
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         return f"it cannot be read ({error})"
     return f"{wrong[0]} is damaged" if wrong else None
 

@@ -22,9 +22,17 @@ from torch import nn
 
 from lookalike.core import dist
 from lookalike.core.devices import accelerator, processor
-from lookalike.core.errors import BAD_DATA, LOCKED, USAGE, UserError
+from lookalike.core.errors import BAD_DATA, LOCKED, USAGE, UserError, visible
 from lookalike.core.errors import IO as IO_ERROR
-from lookalike.core.files import UNFINISHED, read_json, refuse_unwritable, write_atomically, write_csv, write_json
+from lookalike.core.files import (
+    UNFINISHED,
+    json_in,
+    read_json,
+    refuse_unwritable,
+    write_atomically,
+    write_csv,
+    write_json,
+)
 from lookalike.recipes.modality import TOKENIZER
 from lookalike.recipes.recipe import Recipe
 from lookalike.recipes.serialize import differences, from_plain, to_plain
@@ -227,6 +235,7 @@ class Run:
         if not self.writes:
             return
         self.tell(text)
+        text = visible(text)
         with (self.folder / "train.log").open("a", encoding="utf-8", errors="surrogateescape") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
@@ -253,7 +262,7 @@ def open_run(folder: Path) -> Iterator[Run]:
 def _step_of(line: bytes) -> float:
     """The step of a line of metrics; a torn last line counts as after everything."""
     try:
-        return float(json.loads(line)["step"])
+        return float(json_in(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")
 
@@ -265,7 +274,10 @@ def is_run(path: str | Path) -> bool:
 
 def read_recipe(path: Path) -> Recipe:
     """The recipe of a recipe.json."""
-    recipe = from_plain(read_json(path))
+    try:
+        recipe = from_plain(read_json(path))
+    except UserError as error:
+        raise UserError(f"{path}: {error}", error.code) from None
     if not isinstance(recipe, Recipe):
         raise UserError(f"{path} holds no recipe", BAD_DATA)
     return recipe
