@@ -226,7 +226,7 @@ class Embed(OfModel):
     A .parquet holds path, split, label, class, for texts the text, the embedding, and what made it of which data;
     lookalike search reads it. A .csv holds the same with one column per number, without the last. A .npy holds the
     embeddings alone, and the .rows.csv beside it the other columns. In .csv files, words that a spreadsheet would
-    compute (those that begin with = + - @) have an apostrophe before them.
+    compute (those that begin with = + - @) have an apostrophe before them, which is not read where the table is DATA.
     """
 
     run: Model  # A run, timm:NAME, torchvision:NAME, hf:FOLDER or a file of weights.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import re
 import sys
 import time
 import warnings
@@ -44,7 +45,7 @@ def parsed(arguments: Sequence[str]) -> tuple[Verb, list[str]]:
     return answered(verbs(verb, below, whole), arguments, prog="lookalike", description=PROGRAM)
 
 
-class Shown:
+class Escaped:
     """A stream, where whatever is written, by any library too, only shows: see ``visible``."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -73,9 +74,9 @@ def ready_streams() -> None:
 
 @contextmanager
 def shown() -> Iterator[None]:
-    """Whatever is printed meanwhile goes through ``Shown``."""
+    """Whatever is printed meanwhile goes through ``Escaped``."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (stream and Shown(stream) for stream in before)
+    sys.stdout, sys.stderr = (stream and Escaped(stream) for stream in before)
     try:
         yield
     finally:
@@ -141,9 +142,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         refused(error, arguments)
     except KeyboardInterrupt:
         sys.exit(130)
-    except OSError as error:
-        if "--debug" in arguments:
+    except (OSError, MemoryError, RuntimeError) as error:
+        what = stopped_by(error)
+        if what is None or "--debug" in arguments:
             raise
-        what = f"{error.filename}: {error.strerror}" if error.filename else error
-        print(f"lookalike: {visible(str(what))}: nothing that was saved is lost; --debug shows where", file=sys.stderr)
+        print(f"lookalike: {visible(what)}: nothing that was saved is lost; --debug shows where", file=sys.stderr)
         sys.exit(IO)
+
+
+def stopped_by(error: OSError | MemoryError | RuntimeError) -> str | None:
+    """What the machine refused, in words; None where it is a fault of ours. torch has no class for all it says."""
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    if isinstance(error, MemoryError) or re.search("out of memory|allocate memory", str(error)):
+        return "there is not enough memory; smaller sizes, or a smaller --batch, take less"
+    return None
