@@ -108,7 +108,7 @@ class World(NamedTuple):
             "MODEL": {"pairs": self.text_run, "captions": self.captions_run}.get(wanted, self.run),
             "DATA": getattr(self, wanted),
             "TABLE|MODEL": self.table,
-            "QUERY": "bright/01.png",
+            "QUERY": "bright/00.png",
             "TASK": "knn",
             "LIBRARY": "timm",
         }
