@@ -180,7 +180,7 @@ def filesystem() -> dict[str, Given]:
     """What may lie at any path, or does not."""
     return {
         "missing": Given(void, "missing/one", new=True),
-        "folder": Given(folder(), "folder"),
+        "folder": Given(folder(), "folder", new=True),
         "full folder": Given(folder(("file", "x"), ("a.png", b"x")), "full"),
         "file": Given(text("x"), "plain"),
         "below a file": Given(lambda path: text("x")(path.parent), "plain/below"),
