@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -39,13 +41,17 @@ class Ended(NamedTuple):
     errors: str
     peak: int  # MB of memory at once in it, or in the largest of its own processes
     cpu: float  # seconds that it computed
+    printed: str = ""
 
 
 class Forks:
-    """A context manager; ``run`` is one command."""
+    """A context manager; ``run`` is one command. The server has ``environment``, such as a locale, from its start."""
+
+    def __init__(self, **environment: str) -> None:
+        self._environment = environment
 
     def __enter__(self) -> Forks:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | self._environment
         self._server = subprocess.Popen(
             [sys.executable, "-W", "error", __file__],
             stdin=subprocess.PIPE,
@@ -68,18 +74,22 @@ class Forks:
         at: Moment | None = None,
         seconds: float | None = None,
         strace: Sequence[str] = (),
+        deadline: float | None = None,
+        folder: Path | None = None,
     ) -> Ended:
         """``lookalike ARGUMENTS`` in this process's environment, with a signal at a moment or SIGKILL after seconds.
 
         ``strace`` are the options of a strace that is attached to it, and to all that it starts. Waits until it ends or
-        stops.
+        stops. With a ``deadline`` in seconds it gets 3 GB more memory, and SIGKILL if late. It runs in ``folder``.
         """
-        self._send(**self._asked([arguments], at=at, seconds=seconds, strace=list(strace)))
+        how = {"at": at, "seconds": seconds, "strace": list(strace), "deadline": deadline}
+        self._send(**self._asked([arguments], **how, folder=str(folder or Path.cwd())))
         return self._ended()
 
     def _asked(self, commands: Sequence[Sequence[object]], **how: Any) -> dict[str, Any]:
         said = [[str(argument) for argument in arguments] for arguments in commands]
-        return {"commands": said, "at": None, "seconds": None, "strace": [], "environment": dict(os.environ), **how}
+        usual = {"at": None, "seconds": None, "strace": [], "deadline": None, "folder": str(Path.cwd())}
+        return {"commands": said, "environment": os.environ | self._environment, **usual, **how}
 
     def race(self, commands: Sequence[Sequence[object]], seconds: float = 300) -> list[Ended]:
         """Several commands at once; SIGKILL to the last one that is left, and after so many seconds to all."""
@@ -122,25 +132,32 @@ def _serve() -> None:
         if asked["seconds"] is not None:
             for pid, _ in began:
                 os.kill(pid, signal.SIGKILL)
-        for pid, errors in began:
-            ended = _wait(pid)
-            errors.seek(0)
-            ended[2] = errors.read().decode()
-            errors.close()
+        for pid, files in began:
+            late = asked["deadline"]
+            ended = _wait(pid) if late is None else _wait_until(pid, time.monotonic() + late)
+            for file in files:
+                file.seek(0)
+            ended[2], ended[5] = (file.read().decode(errors="surrogateescape") for file in files)
+            for file in files:
+                file.close()
             print(json.dumps(ended), flush=True)
     os._exit(0)  # at once: torch takes its time to leave
 
 
-def _begin(arguments: list[str], asked: dict[str, Any]) -> tuple[int, IO[bytes]]:
-    """The process of a command, and what it will say of errors."""
-    errors = tempfile.TemporaryFile()  # noqa: SIM115  (until it has ended); a pipe would be full at 64 KB, and nobody there to empty it
+def _begin(arguments: list[str], asked: dict[str, Any]) -> tuple[int, list[IO[bytes]]]:
+    """The process of a command, and what it will say of errors, and print."""
+    # Until it has ended; a pipe would be full at 64 KB, and nobody there to empty it.
+    errors, printed = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
     pid = os.fork()
     if pid == 0:
         os.environ.clear()
         os.environ.update(asked["environment"])
+        os.chdir(asked["folder"])
+        if asked["deadline"] is not None:
+            _confine()
         if asked["strace"]:
             _await_tracer()
-        _child(arguments, asked["at"], errors.fileno())
+        _child(arguments, asked["at"], errors.fileno(), printed.fileno())
     if asked["strace"]:
         os.waitpid(pid, os.WUNTRACED)
         tracer = subprocess.Popen(
@@ -150,7 +167,7 @@ def _begin(arguments: list[str], asked: dict[str, Any]) -> tuple[int, IO[bytes]]
         said = tracer.stderr.readline()
         threading.Thread(target=tracer.communicate, daemon=True).start()  # or it would wait for a reader of its words
         os.kill(pid, signal.SIGCONT if b"attached" in said else signal.SIGKILL)
-    return pid, errors
+    return pid, [errors, printed]
 
 
 def _until_one_is_left(pids: list[int], seconds: float) -> None:
@@ -171,15 +188,30 @@ def _await_tracer() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def _wait(pid: int) -> list[Any]:
-    _, status, used = os.wait4(pid, os.WUNTRACED)
-    return [
-        None if os.WIFSTOPPED(status) else os.waitstatus_to_exitcode(status),
-        pid,
-        "",
-        used.ru_maxrss >> 10,
-        used.ru_utime + used.ru_stime,
-    ]
+def _wait(pid: int, options: int = os.WUNTRACED) -> list[Any]:
+    done, status, used = os.wait4(pid, options)
+    code = None if not done or os.WIFSTOPPED(status) else os.waitstatus_to_exitcode(status)
+    return [code, done, "", used.ru_maxrss >> 10, used.ru_utime + used.ru_stime, ""]
+
+
+def _wait_until(pid: int, late: float) -> list[Any]:
+    """As ``_wait`` until then; its group ends with it."""
+    ended = _wait(pid, os.WNOHANG)
+    while not ended[1] and time.monotonic() < late:
+        time.sleep(0.01)
+        ended = _wait(pid, os.WNOHANG)
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    return ended if ended[1] else _wait(pid, 0)
+
+
+def _confine() -> None:
+    """A group of its own, and 3 GB more than there are."""
+    os.setpgid(0, 0)
+    with open("/proc/self/statm") as file:
+        taken = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + (3 << 30),) * 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _obey_modes() -> None:
@@ -193,22 +225,24 @@ def _obey_modes() -> None:
         libc.capset(head, sets)
 
 
-def _child(arguments: list[str], at: list[Any] | None, errors: int) -> None:
+def _child(arguments: list[str], at: list[Any] | None, errors: int, printed: int) -> None:
     from lookalike.cli.main import main
 
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
-    os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+    os.dup2(printed, 1)
     os.dup2(errors, 2)
     if at is not None:
         _arm(Moment(*at))
     code: Any = 70  # an exception that the command line lets through
     try:
-        main(arguments)
+        main([os.fsdecode(word.encode("utf-8", "surrogateescape")) for word in arguments])  # as this locale has it
     except SystemExit as stopped:
         code = stopped.code
     except BaseException:
         sys.excepthook(*sys.exc_info())
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
     os._exit(code)
 
 

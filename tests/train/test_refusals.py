@@ -155,7 +155,7 @@ def test_a_fit_that_is_refused_before_a_step_is_saved_can_be_corrected(place: Pa
         torch.manual_seed(0)
         model = nn.Linear(2, 1)
         schedule, batches = optim.Cosine(0.0), lambda done: iter([torch.ones(1, 2)] * (steps - done))
-        optimizer: Any = optim.SGD(rate).build(model, 256)
+        optimizer: Any = optim.SGD(0.1).build(model, 256)
         loss: Callable[[torch.Tensor], torch.Tensor] = lambda rows: rate * model(rows).sum()  # noqa: E731
         Fit(model, optimizer, schedule, steps, 0, batches, loss).run(lambda *_: None, place / "fit", {"rate": rate})
 

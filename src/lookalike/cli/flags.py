@@ -6,13 +6,19 @@ The words of ``--help`` are the docstrings, and the docstring or the comment of 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from itertools import dropwhile, takewhile
 from typing import Annotated, Any, Generic, Literal, TypeVar, Union
 
-from tyro.conf import Positional, arg, subcommand
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
 
-from lookalike.core.errors import Limit, check_limits
+from lookalike.core.errors import Limit, UserError, check_limits
 from lookalike.evaluation.evaluation import Evaluation
 from lookalike.evaluation.settings import EVALUATIONS
 
@@ -35,7 +41,7 @@ Precision = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    Limit(0),
+    Limit(0, 1024),
     arg(
         metavar="N",
         help="Processes that decode pictures; by default 2, and for a GPU all cores but two, at most 16.",
@@ -128,7 +134,7 @@ class Pretrain(Verb):
     download: bool = False  # Fetch a public model that is not on this machine, after saying its size.
     max_bad: Annotated[float, Limit(0)] = 0.01  # Share of pictures that may be unreadable before the run stops.
     workers: Workers = None
-    memory: Annotated[float, Limit(0)] = 4.0
+    memory: Annotated[float, Limit(0, math.inf)] = 4.0
     """GiB of decoded pictures to keep in memory; if there is more data, it is decoded again in each epoch."""
     save_every: Annotated[int | None, Limit(1), shown("N")] = None
     """Steps between checkpoints; by default about a minute."""
@@ -222,7 +228,7 @@ class Embed(OfModel):
     A .parquet holds path, split, label, class, for texts the text, the embedding, and what made it of which data;
     lookalike search reads it. A .csv holds the same with one column per number, without the last. A .npy holds the
     embeddings alone, and the .rows.csv beside it the other columns. In .csv files, words that a spreadsheet would
-    compute (those that begin with = + - @) have an apostrophe before them.
+    compute (those that begin with = + - @) have an apostrophe before them, which is not read where the table is DATA.
     """
 
     run: Model  # A run, timm:NAME, torchvision:NAME, hf:FOLDER or a file of weights.
@@ -230,7 +236,7 @@ class Embed(OfModel):
     out: Annotated[str, shown("FILE")]  # The file to write: .parquet, .csv or .npy.
     layer: Layer = "backbone"
     precision: Precision = "fp32"
-    clip: Annotated[float | None, Limit(1e-3), shown("SECONDS")] = None
+    clip: Annotated[float | None, Limit(1e-3, math.inf), shown("SECONDS")] = None
     """For videos: one embedding per this many seconds, the mean over the frames; inf for one per video. By default one
     per frame."""
     workers: Workers = None
@@ -291,7 +297,7 @@ class Prepare(Verb):
 
     data: Data  # Pictures in any layout.
     out: Annotated[str, shown("FOLDER")]  # Folder to write.
-    size: Annotated[int | None, Limit(1), shown("PIXELS")] = None
+    size: Annotated[int | None, Limit(1, 16_384), shown("PIXELS")] = None
     """Side of the prepared pictures; by default 160, or less if the pictures are smaller."""
     split: Name = None  # Only this part of the data; by default every part.
     jpeg: Annotated[int | None, Limit(1, 95), shown("QUALITY")] = None
@@ -369,3 +375,31 @@ def one_of(kinds: Mapping[str, type], flags: Callable[[str], Any], chosen: str |
         note = subcommand(name, description=text if full else text.splitlines()[0])
         union.append(Annotated[flags(name) if full else Verb, note])
     return Union[tuple(union)]  # noqa: UP007  (a type that is built at run time)
+
+
+def answered(kind: Any, arguments: Sequence[str], **about: Any) -> tuple[Any, list[str]]:
+    """What the arguments say, as a value of that kind, and what the parser does not know.
+
+    Raises UserError in a line, where tyro has a box.
+    """
+    with redirect_stderr(io.StringIO()) as box:
+        try:
+            value: tuple[Any, list[str]] = tyro.cli(
+                kind, args=arguments, return_unknown_args=True, config=(FlagCreatePairsOff,), **about
+            )
+        except SystemExit as stopped:
+            if stopped.code:
+                raise UserError(_reason(box.getvalue())) from None
+            raise
+    return value
+
+
+def _reason(box: str) -> str:
+    """Without the words of the help, which are indented or follow a rule."""
+    rows = (re.sub(r"\x1b\[[0-9;]*m", "", row).strip("│|\n") for row in box.splitlines()[1:])
+    reason = takewhile(lambda row: not _is_rule(row), dropwhile(_is_rule, rows))
+    return " ".join(row.strip() for row in reason if not row.startswith(" " * 7)).rstrip(".") + "; see --help"
+
+
+def _is_rule(row: str) -> bool:
+    return not row.strip("─-╰╯ ")

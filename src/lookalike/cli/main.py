@@ -5,18 +5,18 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import re
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
-
-import tyro
-from tyro.conf import FlagCreatePairsOff
+from types import TracebackType
+from typing import Any, NoReturn, TextIO
 
 import lookalike
-from lookalike.cli.flags import VERBS, Verb, verbs
+from lookalike.cli.flags import VERBS, Verb, answered, verbs
 from lookalike.core.errors import IO, UserError, meant, refuse_platform, visible
 from lookalike.evaluation.settings import evaluation_named
 
@@ -42,15 +42,23 @@ def parsed(arguments: Sequence[str]) -> tuple[Verb, list[str]]:
     if verb == "evaluate" and below is not None and not below.startswith("-"):
         evaluation_named(below)
     whole = any(argument.startswith("--tyro-") for argument in arguments)  # a script for shell completion
-    command_and_rest: tuple[Verb, list[str]] = tyro.cli(
-        verbs(verb, below, whole),
-        prog="lookalike",
-        description=PROGRAM,
-        args=arguments,
-        return_unknown_args=True,
-        config=(FlagCreatePairsOff,),
-    )
-    return command_and_rest
+    return answered(verbs(verb, below, whole), arguments, prog="lookalike", description=PROGRAM)
+
+
+class Escaped:
+    """A stream, where whatever is written, by any library too, only shows: see ``visible``."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.obeyed = stream  # for the live line, which moves the cursor
+
+    def __getattr__(self, name: str) -> Any:
+        """Encoding, buffer and all else of the stream itself."""
+        return getattr(self.obeyed, name)
+
+    def write(self, text: str) -> int:
+        """Lines stay lines."""
+        self.obeyed.write("\n".join(map(visible, text.split("\n"))))
+        return len(text)
 
 
 def ready_streams() -> None:
@@ -62,6 +70,23 @@ def ready_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def shown() -> Iterator[None]:
+    """Whatever is printed meanwhile goes through ``Escaped``."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (stream and Escaped(stream) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def complain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A traceback, which quotes what it met."""
+    with shown():
+        sys.__excepthook__(kind, error, trace)
 
 
 def drain() -> None:
@@ -94,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     ready_streams()
     warnings.formatwarning = notice
+    sys.excepthook = complain
     if list(arguments) == ["--version"]:
         print(lookalike.__version__)
         sys.exit(0)
@@ -108,16 +134,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if command.device is not None:
             os.environ[DEVICE] = command.device
         refuse_platform()
-        code = importlib.import_module("lookalike.cli.verbs").run(command, rest, began)
+        with shown():
+            code = importlib.import_module("lookalike.cli.verbs").run(command, rest, began)
         drain()
         sys.exit(code)
     except UserError as error:
         refused(error, arguments)
     except KeyboardInterrupt:
         sys.exit(130)
-    except OSError as error:
-        if "--debug" in arguments:
+    except (OSError, MemoryError, RuntimeError) as error:
+        what = stopped_by(error)
+        if what is None or "--debug" in arguments:
             raise
-        what = f"{error.filename}: {error.strerror}" if error.filename else error
-        print(f"lookalike: {visible(str(what))}: nothing that was saved is lost; --debug shows where", file=sys.stderr)
+        print(f"lookalike: {visible(what)}: nothing that was saved is lost; --debug shows where", file=sys.stderr)
         sys.exit(IO)
+
+
+def stopped_by(error: OSError | MemoryError | RuntimeError) -> str | None:
+    """What the machine refused, in words; None where it is a fault of ours. torch has no class for all it says."""
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    if isinstance(error, MemoryError) or re.search("out of memory|allocate memory", str(error)):
+        return "there is not enough memory; smaller sizes, or a smaller --batch, take less"
+    return None

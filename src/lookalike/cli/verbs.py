@@ -7,9 +7,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import tyro
-from tyro.conf import FlagCreatePairsOff
-
 from lookalike.cli import flags
 from lookalike.cli.demo import demo
 from lookalike.core import dist
@@ -237,14 +234,8 @@ def settings_of(command: flags.Compare, rest: Sequence[str]) -> Evaluation:
     """The task with the settings that the parser did not know, read as ``lookalike evaluate TASK`` reads them."""
     default = configured(command.task, {}, trials=True)
     spec: Evaluation
-    spec, unknown = tyro.cli(
-        type(default),
-        args=rest,
-        default=default,
-        prog=f"lookalike compare --task {command.task}",
-        return_unknown_args=True,
-        config=(FlagCreatePairsOff,),
-    )
+    prog = f"lookalike compare --task {command.task}"
+    spec, unknown = flags.answered(type(default), rest, default=default, prog=prog)
     if unknown and unknown[0].startswith("--"):
         name = unknown[0].split("=")[0]
         known = [f"--{field.name.replace('_', '-')}" for field in fields(spec)]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import math
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, wraps
 from importlib.util import find_spec
-from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
+from numbers import Real
+from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 P = ParamSpec("P")
 Value = TypeVar("Value")
@@ -66,11 +66,14 @@ def refuse_platform() -> None:
 # ---- limits ----
 
 
+MOST = 1_000_000_000
+
+
 class Limit(NamedTuple):
     """Of a number, or of each number of a tuple: ``k: Annotated[int, Limit(1)] = 200``. None is always allowed."""
 
     low: float
-    high: float = math.inf
+    high: float = MOST
     above: bool = False  # whether ``low`` itself is too low
 
     def holds(self, value: float) -> bool:
@@ -78,12 +81,49 @@ class Limit(NamedTuple):
         return (value > self.low if self.above else value >= self.low) and value <= self.high
 
     def __str__(self) -> str:
-        low = f"{'above' if self.above else 'at least'} {self.low:g}"
-        return low if math.isinf(self.high) else f"{low} and at most {self.high:g}"
+        low, high = (f"{end:,}" if isinstance(end, int) else f"{end:g}" for end in (self.low, self.high))
+        return f"{'above' if self.above else 'at least'} {low}" + ("" if high == "inf" else f" and at most {high}")
 
 
 SHARE = Limit(0, 1, above=True)
 POSITIVE = Limit(0, above=True)
+Probability = Annotated[float, Limit(0, 1)]  # or any share of which none and all make sense
+Factor = Annotated[float, Limit(0, 1e38)]  # rates, decays, weights: what fp32 holds
+Temperature = Annotated[float, Limit(1e-38, 1e38)]
+Count = Annotated[int, Limit(1)]
+PixelSide = Annotated[int, Limit(1, 16_384)]
+Seed = Annotated[int, Limit(0, 2**32 - 1)]
+Width = Annotated[int, Limit(1, 65_536)]
+
+
+class Bounded:
+    """A frozen dataclass whose numbers are within the limits at its fields, however it is made."""
+
+    def __post_init__(self) -> None:
+        kind: type = type(self)
+        for name in limits(kind):
+            check_limit(kind, name, getattr(self, name), f"{name} of {kind.__name__}")
+
+
+@cache
+def limits(kind: type) -> dict[str, tuple[Limit, ...]]:
+    """Those of each field that has any, of its numbers alone, or one among other types, or in a tuple."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {name: found for name, hint in hints.items() if (found := tuple(_limits(hint)))}
+
+
+def _limits(hint: Any) -> Iterator[Limit]:
+    yield from (note for note in getattr(hint, "__metadata__", ()) if isinstance(note, Limit))
+    for part in get_args(hint):
+        yield from _limits(part)
+
+
+def check_limit(kind: type, name: str, value: Any, called: str) -> None:
+    """Raise UserError, in which the field is ``called`` so, for a ``value`` outside its limits."""
+    numbers = value if isinstance(value, tuple) else () if value is None else (value,)
+    for limit in limits(kind).get(name, ()):
+        if not all(isinstance(number, Real) for number in numbers) or not all(map(limit.holds, numbers)):
+            raise UserError(f"{called} must be {limit}")
 
 
 def check_limits(value: Any) -> None:
@@ -91,15 +131,7 @@ def check_limits(value: Any) -> None:
     for name, hint in get_type_hints(type(value), include_extras=True).items():
         if get_origin(hint) is Literal and getattr(value, name) not in get_args(hint):
             raise UserError(f"{_flag(name)} must be one of {', '.join(get_args(hint))}")
-        for limit in getattr(hint, "__metadata__", ()):
-            if isinstance(limit, Limit):
-                _check(name, getattr(value, name), limit)
-
-
-def _check(name: str, value: Any, limit: Limit) -> None:
-    numbers = value if isinstance(value, tuple) else () if value is None else (value,)
-    if any(isinstance(number, str) or not limit.holds(number) for number in numbers):
-        raise UserError(f"{_flag(name)} must be {limit}")
+        check_limit(type(value), name, getattr(value, name, None), _flag(name))
 
 
 def _flag(name: str) -> str:

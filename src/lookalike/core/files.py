@@ -23,7 +23,7 @@ from lookalike.core.errors import BAD_DATA, IO, UserError
 UNFINISHED = ".tmp"
 """How the names of files and folders end that are not published yet; they begin with a dot."""
 
-_COMPUTED = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
+_COMPUTED = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "\t", "\r", "\n", "'")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -98,15 +98,46 @@ def cannot_write(path: str | Path, error: OSError, needed: int = 0) -> str:
     return f"cannot write {path} ({error.strerror or error})"
 
 
+def true_cell(text: str) -> str:
+    """What ``cell`` has made of a word, as it was."""
+    return text[1:] if text.startswith("'") and text[1:].startswith(_COMPUTED) else text
+
+
+def opened(path: str | Path) -> io.BufferedReader:
+    """An ordinary file, to read; raises OSError for any other, where reading might wait, or never end."""
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
+    return open(number, "rb")
+
+
+def whole(path: str | Path) -> bytes:
+    """All of an ordinary file; raises OSError."""
+    with opened(path) as file:
+        return file.read()
+
+
+def json_in(data: str | bytes) -> Any:
+    """What JSON says; raises ValueError, too where it is nested deeper than Python reads."""
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def read_json(path: Path) -> Any:
     """What a JSON file holds; a damaged file is UserError."""
     try:
-        return json.loads(path.read_bytes())
+        return json_in(whole(path))
     except OSError as error:
-        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno in (
+            errno.EINVAL,
+            errno.ELOOP,
+        )
         hint = "is this a run folder of lookalike?" if missing else "let this user read it, or look at its disk"
         raise UserError(f"{path} cannot be read ({error.strerror}): {hint}", BAD_DATA if missing else IO) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path} cannot be read ({error}): is this a run folder of lookalike?", BAD_DATA) from None
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.core.files import opened
 from lookalike.data.decode import one_line
 from lookalike.data.formats.files import printable
 
@@ -133,10 +134,16 @@ def to_table(stamps: Stamps) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
+def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
+    """A parquet file, which pyarrow would not find where its name is no Unicode; raises OSError, ArrowException."""
+    with opened(path) as file:
+        return pq.read_table(file, schema=schema, partitioning=None)
+
+
 def from_table(path: Path) -> Stamps:
     """The stamps of a file that ``to_table`` made; raises UserError."""
     try:
-        table = pq.read_table(path, schema=pa.schema({"name": pa.string(), "bytes": pa.int64(), "token": pa.uint64()}))
+        table = read_table(path, pa.schema({"name": pa.string(), "bytes": pa.int64(), "token": pa.uint64()}))
     except (OSError, pa.ArrowException) as error:
         raise UserError(
             f"{path} does not say what the data was ({one_line(error)}): choose another --out", BAD_DATA

@@ -119,8 +119,6 @@ def order_of(source: Source, batch: int, seed: int, window: int | None) -> Order
     """The order of a run: a shuffle of everything, or of ``window`` shards at a time. Raises UserError."""
     if window is None:
         return Order(len(source), batch, seed)
-    if window < 1:
-        raise UserError("--window must be at least 1", USAGE)
     if source.starts is None:
         raise UserError("--window is for data in shards (tar, zip, parquet, a prepared cache); leave it out", USAGE)
     return Windowed(len(source), batch, seed, tuple(source.starts), window)

@@ -12,7 +12,6 @@ the data are the same run.
 
 from __future__ import annotations
 
-import json
 import weakref
 import zlib
 from collections.abc import Sequence
@@ -24,15 +23,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from torch import Tensor
 
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
+from lookalike.core.files import json_in, whole
 from lookalike.data.decode import Unreadable, decode, one_line, planes_of, squash
 from lookalike.data.example import Example, broken
-from lookalike.data.fingerprint import Stamps
+from lookalike.data.fingerprint import Stamps, read_table
 from lookalike.data.pool import cores
 from lookalike.data.preprocessing import Preprocessing, Side, pixels_of
 
@@ -252,10 +251,10 @@ def read_description(root: Path) -> dict[str, Any]:
     """canvases.json; raises UserError."""
     kinds = {"version": int, "side": int, "coding": str, "classes": list, "splits": list, "finished": bool}
     try:
-        description = json.loads((root / CANVASES).read_bytes())
+        description = json_in(whole(root / CANVASES))
         right = all(isinstance(description[name], kind) for name, kind in kinds.items())
         [CacheShard(*shard) for shard in description["shards"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         right = False
     if not right or description["version"] != VERSION:
         raise UserError(f"{root / CANVASES} cannot be read: prepare the data again into another folder", BAD_DATA)
@@ -266,7 +265,7 @@ def read_index(root: Path, number: int) -> tuple[pa.Table, dict[str, str]]:
     """The rows of one shard, and what was written beside them; raises UserError."""
     path = root / "index" / f"{number:05}.parquet"
     try:
-        table = pq.read_table(path, partitioning=None)
+        table = read_table(path)
         if not table.schema.equals(INDEX):
             raise pa.ArrowInvalid("other columns")
     except (OSError, pa.ArrowException) as error:

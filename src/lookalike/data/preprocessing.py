@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from lookalike.core.errors import SHARE, Bounded, Limit, PixelSide
 from lookalike.types import View
 
 Triple = tuple[float, float, float]
@@ -18,19 +19,19 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "ham
 
 
 @dataclass(frozen=True)
-class Preprocessing:
+class Preprocessing(Bounded):
     """Resize by Pillow so that a square of ``size`` is ``share`` of the short side, crop it, then mean and std.
 
     What ``timm.data.create_transform`` does of ``resolve_data_config``, and torchvision's and transformers' evaluation
     transforms, which differ in where a crop begins that has an odd margin.
     """
 
-    size: int = 224  # side in pixels of what the model sees
-    share: float = 0.875  # of the short side after the resize, which is the floor of size / share
+    size: PixelSide = 224  # side in pixels of what the model sees
+    share: Annotated[float, SHARE] = 0.875  # of the short side after the resize, which is the floor of size / share
     mode: Mode = "center"  # squash: the sides lose their proportion
     interpolation: Interpolation = "bicubic"
-    mean: Triple = (0.485, 0.456, 0.406)
-    std: Triple = (0.229, 0.224, 0.225)
+    mean: Annotated[Triple, Limit(-1000, 1000)] = (0.485, 0.456, 0.406)
+    std: Annotated[Triple, Limit(1e-6, 1000)] = (0.229, 0.224, 0.225)
 
     @classmethod
     def share_of(cls, size: int, short: int) -> float:

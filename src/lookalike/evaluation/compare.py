@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from lookalike.core import dist
 from lookalike.core.devices import isolated
 from lookalike.core.errors import UserError, meant
-from lookalike.core.files import write_json
+from lookalike.core.files import json_in, whole, write_json
 from lookalike.core.progress import Progress, silent
 from lookalike.data.fingerprint import stamps_of_files
 from lookalike.data.formats.disk import Local
@@ -295,7 +295,7 @@ def judged(plan: TrialPlan, measured: Mapping[Start, Sequence[Trial]]) -> Compar
 def kept(file: Path, marks: Mapping[str, Any], metric: str) -> Trial | None:
     """A finished trial; None where there are none, or the file is not whole."""
     try:
-        record = json.loads(file.read_bytes())
+        record = json_in(whole(file))
         numbers = {str(name): float(value) for name, value in record["numbers"].items()}
         same = all(record[name] == value for name, value in json.loads(json.dumps(marks)).items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

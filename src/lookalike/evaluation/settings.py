@@ -5,12 +5,13 @@ The words of ``--help`` are the docstrings, and the docstring or the comment of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from lookalike.core.errors import POSITIVE, SHARE, Limit, UserError, meant
+from lookalike.core.errors import POSITIVE, SHARE, Limit, Seed, UserError, Width, meant
 from lookalike.evaluation.evaluation import Evaluation
 
 
@@ -37,7 +38,7 @@ class Frozen(Judged):
 
     layer: Literal["backbone", "head"] = "backbone"
     """Which features: the backbone's, or the output of the head that was trained on top of it."""
-    clip: Annotated[float | None, Limit(1e-3)] = None
+    clip: Annotated[float | None, Limit(1e-3, math.inf)] = None
     """For videos: average the features over pieces of this many seconds; inf averages each whole video. By default
     every frame counts on its own."""
 
@@ -50,7 +51,7 @@ class Sampled(Frozen):
     TRIALS = MappingProxyType({"share": 0.5})
 
     share: Annotated[float, SHARE] = 1.0  # Share of the labelled examples of each class to use, drawn by the seed.
-    seed: Annotated[int, Limit(0)] = 0  # Decides what is drawn.
+    seed: Seed = 0  # Decides what is drawn.
 
     @property
     def repeats(self) -> bool:
@@ -116,7 +117,7 @@ class Fewshot(Frozen):
     """Labelled examples a class; models are compared by the first."""
     shares: Annotated[tuple[float, ...], SHARE] = (0.01, 0.1)  # Shares of the labelled examples of each class.
     draws: Annotated[int, Limit(1)] = 20  # How many times the labelled examples are drawn.
-    seed: Annotated[int, Limit(0)] = 0  # Decides which examples are drawn.
+    seed: Seed = 0  # Decides which examples are drawn.
 
     def of_pixels(self) -> Self:
         """Class means: a fit for each draw takes long."""
@@ -152,7 +153,7 @@ class Clusters(Frozen):
 
     draws: Annotated[int, Limit(1)] = 5  # How many times the clustering is repeated.
     starts: Annotated[int, Limit(1)] = 3  # Random starts of k-means; the best by its own loss counts.
-    seed: Annotated[int, Limit(0)] = 0  # Decides the first centres.
+    seed: Seed = 0  # Decides the first centres.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +177,7 @@ class Finetune(Evaluation):
     batch: Annotated[int, Limit(2)] = 64  # Pictures a step.
     decay: Annotated[float, Limit(0)] = 0.05  # Weight decay.
     draws: Annotated[int, Limit(1)] = 3  # How many times the labelled pictures are drawn.
-    seed: Annotated[int, Limit(0)] = 0  # Decides which pictures are drawn, and the order of training.
+    seed: Seed = 0  # Decides which pictures are drawn, and the order of training.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,8 +189,8 @@ class Transfer(Evaluation):
     steps: Annotated[int, Limit(1)] = 300  # Training steps.
     batch: Annotated[int, Limit(1)] = 8  # Pictures a step.
     group: Annotated[int | None, Limit(1)] = None  # Pictures that share BatchNorm statistics; by default the batch.
-    width: Annotated[int, Limit(1)] = 64  # Channels of the new layers.
-    seed: Annotated[int, Limit(0)] = 0  # Decides the new layers, the order of the pictures, and how they are varied.
+    width: Width = 64  # Channels of the new layers.
+    seed: Seed = 0  # Decides the new layers, the order of the pictures, and how they are varied.
 
     @property
     def grouped(self) -> int:
@@ -211,13 +212,13 @@ class Boxes(Transfer):
     annotations: str | None = None  # The file or folder of annotations, if DATA holds several; otherwise it is found.
     lr: Annotated[float, Limit(0)] = 1e-3  # Peak learning rate of AdamW.
     decay: Annotated[float, Limit(0)] = 0.05  # Weight decay.
-    size: Annotated[int, Limit(16)] = 160  # Short side in pixels; large photos with small objects need more.
-    longest: Annotated[int | None, Limit(16)] = None
+    size: Annotated[int, Limit(16, 16_384)] = 160  # Short side in pixels; large photos with small objects need more.
+    longest: Annotated[int | None, Limit(16, 16_384)] = None
     """Limit for the long side in pixels; by default 1.6 times the size."""
-    jitter: Annotated[float, Limit(1)] = 1.25  # Training pictures are randomly resized by up to this factor.
+    jitter: Annotated[float, Limit(1, 100)] = 1.25  # Training pictures are randomly resized by up to this factor.
     neck: Literal["fpn", "c4"] = "fpn"
     """fpn: a feature pyramid. c4: the last stage but one, with the last stage as the head of each box."""
-    hidden: Annotated[int, Limit(1)] = 256  # Width of the hidden layer of the box head.
+    hidden: Width = 256  # Width of the hidden layer of the box head.
     rois: Annotated[int, Limit(1)] = 32  # Boxes of a picture that a training step samples.
     proposals: Annotated[int, Limit(1)] = 200  # Boxes that the region proposal network passes on.
     anchors: Annotated[tuple[float, ...], POSITIVE] = (2.0, 4.0)  # Sides of the anchor boxes in strides of their level.
@@ -259,7 +260,7 @@ class Keypoints(Boxes):
 
     NAME, METRIC = "keypoints", "keypoint_AP"
 
-    convolutions: Annotated[int, Limit(1)] = 4  # Convolutions before the maps of points.
+    convolutions: Annotated[int, Limit(1, 1000)] = 4  # Convolutions before the maps of points.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,11 +278,11 @@ class Segment(Transfer):
     DRAWS = "the new head, the order of the pictures, and their crops"
 
     void: Annotated[tuple[int, ...], Limit(0)] = (255,)  # Numbers in masks that are neither trained on nor tested.
-    size: Annotated[int, Limit(8)] = 192  # Short side of a whole picture in pixels.
-    crop: Annotated[int, Limit(8)] = 160  # Side of the training crops in pixels.
+    size: Annotated[int, Limit(8, 16_384)] = 192  # Short side of a whole picture in pixels.
+    crop: Annotated[int, Limit(8, 16_384)] = 160  # Side of the training crops in pixels.
     scale: Annotated[tuple[float, float], POSITIVE] = (0.5, 2.0)  # Least and greatest scale of training pictures.
-    stride: Annotated[int, Limit(1)] = 16  # Pixels of a picture for one place of the feature map, at most.
-    dilation: Annotated[int, Limit(1)] = 2
+    stride: Annotated[int, Limit(1, 1000)] = 16  # Pixels of a picture for one place of the feature map, at most.
+    dilation: Annotated[int, Limit(1, 1000)] = 2
     """Dilation of the head's convolutions; the paper has 6 for crops of 513 pixels."""
     lr: Annotated[float, POSITIVE] = 0.05  # Learning rate of SGD.
     momentum: Annotated[float, Limit(0, 1)] = 0.9  # Momentum of SGD.

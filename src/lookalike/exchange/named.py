@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re
@@ -22,6 +21,7 @@ from PIL import Image
 from timm.data.config import resolve_data_config
 
 from lookalike.core.errors import BAD_DATA, UserError, meant
+from lookalike.core.files import json_in, whole
 from lookalike.data.preprocessing import Interpolation, Mode, Preprocessing
 from lookalike.exchange.downloads import hub_file, web_file
 from lookalike.exchange.weights import load_backbone
@@ -162,11 +162,11 @@ def _files(folder: Path) -> tuple[Path, ...]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json_in(whole(path))
         if isinstance(content, dict):
             return content
         reason = "it holds no object"
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         reason = (str(error).splitlines() or [""])[0][:100]
     raise UserError(f"{path} cannot be read ({reason})", BAD_DATA)
 
@@ -174,7 +174,7 @@ def _json(path: Path) -> dict[str, Any]:
 def _licence(folder: Path) -> str:
     """As the card of the Hub states it at the top of README.md."""
     try:
-        card = (folder / "README.md").read_text("utf-8")[:5000]
+        card = whole(folder / "README.md").decode()[:5000]
     except (OSError, ValueError):
         return ""
     found = re.search(r"\A---\n.*?^license: *([\w.-]{1,60})", card, re.DOTALL | re.MULTILINE)

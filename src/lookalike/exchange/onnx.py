@@ -63,8 +63,8 @@ def _check(subject: Subject, folder: Path) -> Checked:
     with evaluating(subject.encoder), tempfile.TemporaryDirectory() as aside:
         arrays = Path(aside) / "rows.npz"
         np.savez(arrays, pixels=pixels.numpy(), rows=unit(subject.encoder.features(pixels=pixels)).numpy())
-        command = [sys.executable, "-P", str(runtime.__file__), str(folder / FILE), str(arrays)]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        command = [sys.executable, "-P", str(runtime.__file__), FILE, str(arrays)]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", cwd=folder)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["it was stopped"])[-1][:300]
         raise UserError(f"onnxruntime does not run what torch exported ({reason}): nothing was kept", BAD_DATA)

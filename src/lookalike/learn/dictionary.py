@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from lookalike.core import dist
 from lookalike.core.devices import full_precision, wide
+from lookalike.core.errors import Bounded, Count, Probability
 from lookalike.core.seeding import integers, uniforms
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -126,10 +127,10 @@ class KeysOfBatch(Dictionary):
 
 
 @dataclass(frozen=True)
-class Queue:
+class Queue(Bounded):
     """The newest ``size`` keys, first in first out (MoCo, arXiv 1911.05722, section 3.2)."""
 
-    size: int = 65536
+    size: Count = 65536
     precision: Precision = "fp32"
 
     def build(self, dim: int, examples: int) -> Dictionary:
@@ -248,14 +249,14 @@ class QueueOfEach(Dictionary):
 
 
 @dataclass(frozen=True)
-class MemoryBank:
+class MemoryBank(Bounded):
     """One row per example (InstDisc, arXiv 1805.01978, section 3.2); a rank holds its share of the rows.
 
     ``draws`` negatives are drawn for every query, its own row possibly among them, as published; None takes all rows.
     """
 
-    draws: int | None = None
-    momentum: float = 0.5  # the weight of the old row
+    draws: Count | None = None
+    momentum: Probability = 0.5  # the weight of the old row
     precision: Precision = "fp32"
     filled: bool = False  # rows begin as the features that the start, or a teacher, has of whole examples
 

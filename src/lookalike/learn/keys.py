@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lookalike.core import dist
 from lookalike.core.devices import transfer
+from lookalike.core.errors import Bounded, Probability
 from lookalike.core.seeding import hashed, scramble
 from lookalike.learn.dictionary import BankOfKeys, Dictionary
 from lookalike.models.encoder import Encoder, unit
@@ -85,10 +86,10 @@ class Keys(ABC):
 
 
 @dataclass(frozen=True)
-class Momentum:
+class Momentum(Bounded):
     """Keys from a slowly moving twin of the encoder (MoCo, arXiv 1911.05722, section 3.2)."""
 
-    momentum: float = 0.999
+    momentum: Probability = 0.999
     symmetric: bool = False  # both views are queries: twice the cost of a step (MoCo v3, arXiv 2104.02057)
     shuffle: bool = True  # keys are normalised in other groups than their queries (shuffling BN, section 3.3)
     rising: bool = False  # to 1 by half a cosine over the run (MoCo v3, as BYOL, arXiv 2006.07733)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lookalike.core.errors import Bounded, Count
 from lookalike.learn.dictionary import Dictionary, Entries
 from lookalike.learn.keys import Keys, Pair, QueryEncoder
 from lookalike.learn.objective import InfoNCE, Objective
@@ -31,10 +32,10 @@ class Labelled(Keys):
 
 
 @dataclass(frozen=True)
-class Classes:
+class Classes(Bounded):
     """The axes of ``count`` classes, one of which is a query's positive; the head ends in that many numbers."""
 
-    count: int = 10
+    count: Count = 10
 
     def build(self, dim: int, examples: int) -> AxesOfClasses:
         """Nothing is stored."""

@@ -16,10 +16,11 @@ from torch.nn import functional as F
 
 from lookalike.core import dist
 from lookalike.core.devices import full_precision, wide
+from lookalike.core.errors import Bounded, Count, Factor, Temperature
 from lookalike.learn.dictionary import Entries
 
 
-class Objective(ABC):
+class Objective(Bounded, ABC):
     """The mean loss of queries (B, D) against their entries."""
 
     supervised = False  # whether labels, not rows, say which examples are alike
@@ -41,7 +42,7 @@ class Objective(ABC):
         """What a learner scores with: the value itself, where it has no state."""
         return self
 
-    def settle(self, query: Tensor, entries: Entries) -> None:  # noqa: B027  (most objectives have none)
+    def settle(self, query: Tensor, entries: Entries) -> None:
         """Move what state there is; called once, after the optimizer step."""
 
 
@@ -54,9 +55,9 @@ class InfoNCE(Objective):
     sum over directions: one half makes it SimCLR's mean over both, 2τ MoCo v3's.
     """
 
-    temperature: float = 0.07
-    chunk: int = 8192
-    weight: float = 1.0
+    temperature: Temperature = 0.07
+    chunk: Count = 8192
+    weight: Factor = 1.0
 
     def chance_loss(self, negatives: int) -> float:
         """log(K + 1), weighted."""
@@ -73,7 +74,7 @@ class InfoNCE(Objective):
 class DCL(InfoNCE):
     """−log(exp(q·k⁺/τ) / Σ exp(q·k⁻/τ)): the positive is left out of the denominator (arXiv 2110.06848, equation 6)."""
 
-    temperature: float = 0.1
+    temperature: Temperature = 0.1
 
     def chance_loss(self, negatives: int) -> float:
         """log K, weighted."""
@@ -89,7 +90,7 @@ class DCL(InfoNCE):
 class SupCon(InfoNCE):
     """The mean of −log softmax over all positives of a query, which labels name (arXiv 2004.11362, equation 2)."""
 
-    temperature: float = 0.1
+    temperature: Temperature = 0.1
 
     supervised = True
 
@@ -113,7 +114,7 @@ class NCE(Objective):
     over all ranks. Called as a plain value it takes the entries for all the data and Z from them.
     """
 
-    temperature: float = 0.07
+    temperature: Temperature = 0.07
 
     def build(self, examples: int) -> NoiseContrast:
         """The same with Z as state, for N = ``examples``."""

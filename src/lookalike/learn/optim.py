@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from lookalike.core import dist
 from lookalike.core.devices import full_precision
+from lookalike.core.errors import Bounded, Factor, Limit, Probability
 
 
 def _learning(module: nn.Module) -> list[nn.Parameter]:
@@ -24,15 +25,15 @@ def _fuses(parameters: Sequence[Tensor]) -> bool | None:
 
 
 @dataclass(frozen=True)
-class SGD:
+class SGD(Bounded):
     """SGD with momentum; ``lr`` is for 256 examples and grows linearly with the batch (Goyal et al. 2017).
 
     Weight decay falls on every parameter, BatchNorm and biases included, as in MoCo's published code.
     """
 
-    lr: float = 0.03
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
+    lr: Factor = 0.03
+    momentum: Probability = 0.9
+    weight_decay: Factor = 1e-4
 
     def build(self, module: nn.Module, batch: int) -> torch.optim.Optimizer:
         """An optimizer of the parameters of ``module`` that learn."""
@@ -41,12 +42,12 @@ class SGD:
 
 
 @dataclass(frozen=True)
-class AdamW:
+class AdamW(Bounded):
     """AdamW (Loshchilov & Hutter 2019); ``lr`` is for 256 examples."""
 
-    lr: float = 1e-3
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
+    lr: Factor = 1e-3
+    weight_decay: Factor = 0.01
+    betas: Annotated[tuple[float, float], Limit(0, 0.99999)] = (0.9, 0.999)
     decay: Literal["matrices", "all"] = "matrices"  # all: biases, norms and tokens too, as in MoCo v3's published code
 
     def build(self, module: nn.Module, batch: int) -> torch.optim.Optimizer:
@@ -60,17 +61,17 @@ class AdamW:
 
 
 @dataclass(frozen=True)
-class LARS:
+class LARS(Bounded):
     """SGD whose step in each matrix is ``trust`` of the matrix's norm (You et al., arXiv 1708.03888, algorithm 1).
 
     As published for SimCLR and MoCo v3, ``lr`` is for 256 examples and grows linearly, and vectors, such as biases and
     those of BatchNorm, are neither adapted nor decayed. MoCo v3's ResNet-50: 0.6 for 100 epochs, 0.3 for more.
     """
 
-    lr: float = 0.3
-    momentum: float = 0.9
-    weight_decay: float = 1e-6
-    trust: float = 0.001
+    lr: Factor = 0.3
+    momentum: Probability = 0.9
+    weight_decay: Factor = 1e-6
+    trust: Factor = 0.001
 
     def build(self, module: nn.Module, batch: int) -> torch.optim.Optimizer:
         """An optimizer of the parameters of ``module`` that learn."""
@@ -137,7 +138,7 @@ def _on_gpu(tensor: Tensor) -> bool:
 
 
 @dataclass(frozen=True)
-class Muon:
+class Muon(Bounded):
     """Momentum whose direction is orthogonalised, matrix by matrix (Jordan 2024, kellerjordan.github.io/posts/muon).
 
     Kernels (out, in, h, w) are matrices (out, in·h·w), which torch.optim.Muon does not take. Vectors, such as those
@@ -145,10 +146,10 @@ class Muon:
     root of the batch.
     """
 
-    lr: float = 0.02
-    vector_lr: float = 1e-3
-    momentum: float = 0.95
-    weight_decay: float = 0.01
+    lr: Factor = 0.02
+    vector_lr: Factor = 1e-3
+    momentum: Probability = 0.95
+    weight_decay: Factor = 0.01
 
     def build(self, module: nn.Module, batch: int) -> torch.optim.Optimizer:
         """An optimizer of the parameters of ``module`` that learn."""
@@ -265,12 +266,12 @@ class Schedule(Protocol):
 
 
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(Bounded):
     """Half a cosine down after a linear rise over the share ``warmup`` of the run (SGDR, arXiv 1608.03983)."""
 
-    warmup: float = 0.0
-    start: float = 0.0  # the share of the full rate that the rise begins at
-    floor: float = 0.0  # the share that the cosine ends at
+    warmup: Probability = 0.0
+    start: Probability = 0.0  # the share of the full rate that the rise begins at
+    floor: Probability = 0.0  # the share that the cosine ends at
 
     def share(self, progress: float) -> float:
         """In [0, 1]."""
@@ -281,10 +282,10 @@ class Cosine:
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Bounded):
     """Straight down to zero after a linear rise over the share ``warmup`` of the run (BERT, arXiv 1810.04805)."""
 
-    warmup: float = 0.0
+    warmup: Probability = 0.0
 
     def share(self, progress: float) -> float:
         """In [0, 1]."""
@@ -294,11 +295,11 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Steps:
+class Steps(Bounded):
     """The rate is multiplied by ``factor`` at each share of the run in ``at``."""
 
-    at: tuple[float, ...] = (0.6, 0.8)
-    factor: float = 0.1
+    at: tuple[Probability, ...] = (0.6, 0.8)
+    factor: Probability = 0.1
 
     def share(self, progress: float) -> float:
         """In (0, 1]."""

@@ -4,31 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
-from lookalike.core.errors import Limit, check_limits
+from lookalike.core.errors import Bounded, Factor, Probability
 from lookalike.models.norm import keep_statistics
 from lookalike.models.norm import norms as all_norms
 
 
 @dataclass(frozen=True)
-class Movement:
+class Movement(Bounded):
     """Of a backbone; the defaults let everything move, as a network that begins at random does.
 
     A *stage* is a child of the network, or of one of its sequences, in the order in which they were made.
     """
 
     statistics: Literal["batch", "kept"] = "batch"  # kept: BatchNorm stays as it was, by its running statistics
-    share: Annotated[float, Limit(0)] = 1.0  # of the stages that learn, the last ones; their gradients alone cost time
+    share: Probability = 1.0  # of the stages that learn, the last ones; their gradients alone cost time
     weights: Literal["all", "norms"] = "all"  # norms: scale and shift of the norms alone (TENT, arXiv 2006.10726)
-    fall: Annotated[float, Limit(0)] = 1.0  # the rate of a stage, over that of the next (ULMFiT, arXiv 1801.06146)
-    rest: Annotated[float, Limit(0, 1)] = 0.0  # share of the run in which the head learns alone (arXiv 2202.10054)
-
-    def __post_init__(self) -> None:
-        check_limits(self)
+    fall: Factor = 1.0  # the rate of a stage, over that of the next (ULMFiT, arXiv 1801.06146)
+    rest: Probability = 0.0  # share of the run in which the head learns alone (arXiv 2202.10054)
 
     def settle(self, backbone: nn.Module) -> None:
         """Let only what may learn have gradients, and keep the statistics that are to stay."""

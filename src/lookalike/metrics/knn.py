@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lookalike.core.devices import full_precision
+from lookalike.core.errors import Bounded, Count, Temperature
 
 PUBLISHED = 200
 """Neighbours that vote in InstDisc and since."""
@@ -18,14 +19,14 @@ _GROUP = 8  # columns of which the largest is compared first
 
 
 @dataclass(frozen=True)
-class Knn:
+class Knn(Bounded):
     """Each of the ``k`` nearest reference rows, or of all where there are fewer, votes for its label.
 
     A vote weighs exp(cosine / temperature).
     """
 
-    k: int = PUBLISHED
-    temperature: float = 0.1
+    k: Count = PUBLISHED
+    temperature: Temperature = 0.1
 
     @classmethod
     def suited(cls, labels: Tensor, temperature: float) -> Knn:

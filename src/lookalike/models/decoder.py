@@ -7,30 +7,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lookalike.core.devices import wide
-from lookalike.core.errors import UserError
+from lookalike.core.errors import Bounded, Factor, Limit, UserError, Width
 from lookalike.models.vit import Block, Blocks, grid, initialise, patches_at, positions
 
 
 @dataclass(frozen=True)
-class Decoder:
+class Decoder(Bounded):
     """A narrower transformer than the encoder, thrown away after training; the defaults are those of the paper."""
 
-    width: int = 512
-    depth: int = 8
-    heads: int = 16
-    weight: float = 1.0  # of its error, beside the contrast
+    width: Width = 512
+    depth: Annotated[int, Limit(1, 1000)] = 8
+    heads: Width = 16
+    weight: Factor = 1.0  # of its error, beside the contrast
 
     def build(self, features: int, patch: int) -> PatchDecoder:
         """Random weights, for an encoder whose tokens have ``features`` numbers and whose patches have ``patch`` px."""
-        for name in ("width", "depth", "heads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"reconstruction.{name} must be at least 1")
         if self.width % self.heads or self.width % 4:
             raise UserError(f"reconstruction.width {self.width} must be a multiple of {self.heads} heads and of 4")
         return PatchDecoder(self, features, patch)
@@ -97,10 +95,10 @@ def normalised(patches: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Words:
+class Words(Bounded):
     """One layer, then a score for every token of the vocabulary; thrown away after training."""
 
-    weight: float = 1.0  # of its error
+    weight: Factor = 1.0  # of its error
 
     def build(self, features: int, vocabulary: int) -> WordDecoder:
         """Random weights, for an encoder whose tokens have ``features`` numbers."""

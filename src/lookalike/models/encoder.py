@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lookalike.core.devices import Precision, autocast, exact, full_precision, wide
-from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.core.errors import BAD_DATA, Bounded, UserError, Width
 from lookalike.models.folded import folded
 from lookalike.models.image import Pixels
 from lookalike.models.norm import GroupedBatchNorm1d
@@ -147,14 +147,14 @@ def unit(rows: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class MLP:
+class MLP(Bounded):
     """Linear layers of these widths with ReLU between: ``MLP((128,))`` is MoCo v1's, ``MLP((2048, 128))`` v2's.
 
     ``norm="hidden"`` puts BatchNorm before each ReLU; ``"all"`` adds one without scale and shift at the end, as
     MoCo v3 does (arXiv 2104.02057, section 3.1). A layer that BatchNorm follows has no bias, which it would cancel.
     """
 
-    widths: tuple[int, ...] = (128,)
+    widths: tuple[Width, ...] = (128,)
     norm: Literal["none", "hidden", "all"] = "none"
     bias: bool = True  # of layers that no BatchNorm follows (MoCo v3's predictor: none)
     tanh: bool = False  # after the last layer, as SimCSE's head (arXiv 2104.08821)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from lookalike.core.errors import BAD_DATA, IO, USAGE, UserError
+from lookalike.core.errors import BAD_DATA, IO, USAGE, Bounded, Limit, UserError
+from lookalike.core.files import whole
 from lookalike.models.norm import group_norms
 from lookalike.models.text import CounterDropout, Packing, Pool, pooled
 
@@ -21,7 +22,7 @@ FILES = ("config.json", "*.safetensors", "model.safetensors.index.json", "tokeni
 
 
 @dataclass(frozen=True)
-class HuggingFace:
+class HuggingFace(Bounded):
     """The encoder in ``folder``, or ``hub:owner/name``, the one case that uses the network.
 
     Features are those of the first token (SimCSE), or the mean over tokens. A run keeps its own copy of the weights,
@@ -29,7 +30,7 @@ class HuggingFace:
     """
 
     folder: str = ""
-    dropout: float = 0.1
+    dropout: Annotated[float, Limit(0, 0.99)] = 0.1
     pool: Pool = "first"
 
     def build(self, group: int) -> tuple[nn.Module, int]:
@@ -40,7 +41,7 @@ class HuggingFace:
     def tokenizer(self) -> str:
         """The JSON of the tokenizer that belongs to the encoder; raises UserError."""
         try:
-            return (located(self.folder) / "tokenizer.json").read_text("utf-8")
+            return whole(located(self.folder) / "tokenizer.json").decode()
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{self.folder}: no tokenizer.json that can be read ({error}); "

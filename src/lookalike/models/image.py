@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import timm
 import torch
@@ -17,7 +17,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from lookalike.core.errors import UserError
+from lookalike.core.errors import Bounded, Limit, PixelSide, UserError, Width
 from lookalike.models.depthwise import exact_gradients
 from lookalike.models.norm import GroupedBatchNorm2d, GroupedBatchNorm3d, group_norms
 
@@ -111,7 +111,7 @@ class TimmPixels(Pixels):
 
 
 @dataclass(frozen=True)
-class Timm:
+class Timm(Bounded):
     """Any backbone of timm by its name, without a classifier.
 
     Transformers whose positions timm can resample take any size that their patches divide; ``size`` says at which they
@@ -119,7 +119,7 @@ class Timm:
     """
 
     name: str = "resnet50"
-    size: int | None = None  # side in pixels that a transformer is made for; None: what timm made it for
+    size: PixelSide | None = None  # side in pixels that a transformer is made for; None: what timm made it for
     pool: str | None = None  # how positions become one feature, in timm's words; None: as timm has it
 
     def build(self, group: int) -> tuple[nn.Module, int]:
@@ -195,21 +195,20 @@ def activate_in_norms(net: nn.Module) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class SmallResNet:
+class SmallResNet(Bounded):
     """A ResNet for processors without an accelerator: its first convolution shrinks the picture by ``stride``."""
 
-    widths: tuple[int, ...] = (32, 64, 128, 256)  # of the stages, each of which halves the resolution of the one before
-    blocks: tuple[int, ...] = (1, 1, 1, 1)
-    kernel: int = 3  # side of the first convolution
-    stride: int = 2
-    joined: int = 1  # last stages, as far as there are, that evaluations see side by side; training sees the last one
+    widths: tuple[Width, ...] = (32, 64, 128, 256)  # of the stages, each of which halves the resolution
+    blocks: Annotated[tuple[int, ...], Limit(1, 1000)] = (1, 1, 1, 1)
+    kernel: Annotated[int, Limit(1, 64)] = 3  # side of the first convolution
+    stride: Annotated[int, Limit(1, 64)] = 2
+    joined: Annotated[int, Limit(1, 1000)] = 1
+    """Last stages, as far as there are, that evaluations see side by side; training sees the last one."""
 
     def build(self, group: int) -> tuple[nn.Module, int]:
         """Random weights; the width of the last stage is F."""
         if len(self.widths) != len(self.blocks):
             raise UserError(f"model.widths has {len(self.widths)} stages, model.blocks {len(self.blocks)}: set both")
-        if self.joined < 1:
-            raise UserError("model.joined must be at least 1: evaluations see the last stage")
         return SmallResNetBackbone(self, group), self.widths[-1]
 
 
@@ -314,16 +313,16 @@ class VideoResNet:
 
 
 @dataclass(frozen=True)
-class SmallVideoResNet:
+class SmallVideoResNet(Bounded):
     """A ResNet of 3×3×3 convolutions for processors: its first one shrinks pictures by ``stride`` and no time.
 
     From the second stage on each halves the resolution; the last ``slow`` of them halve time, too.
     """
 
-    widths: tuple[int, ...] = (16, 32, 64, 128)
-    kernel: int = 5  # side of the first convolution, in pixels; it sees three frames
-    stride: int = 4
-    slow: int = 2
+    widths: tuple[Width, ...] = (16, 32, 64, 128)
+    kernel: Annotated[int, Limit(1, 64)] = 5  # side of the first convolution, in pixels; it sees three frames
+    stride: Annotated[int, Limit(1, 64)] = 4
+    slow: Annotated[int, Limit(0, 1000)] = 2
 
     def build(self, group: int) -> tuple[nn.Module, int]:
         """Random weights; the width of the last stage is F."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lookalike.core.errors import UserError
+from lookalike.core.errors import Bounded, Limit, UserError, Width
 from lookalike.core.seeding import after, integers
 from lookalike.models.image import ResNet, SmallResNet
 
@@ -21,31 +21,24 @@ Pool = Literal["mean", "first"]
 
 
 @dataclass(frozen=True)
-class Transformer:
+class Transformer(Bounded):
     """Pre-norm blocks over byte pairs; features are the mean over tokens, or those of the first.
 
     ``vocabulary`` is also how many tokens the tokenizer that a run trains will know. ``dropout`` is the share of units
     that drop out of the embedding and of what each layer adds; attention weights do not.
     """
 
-    vocabulary: int = 8192
-    width: int = 192
-    depth: int = 4
-    heads: int = 4
-    dropout: float = 0.1
+    vocabulary: Annotated[int, Limit(LEAST, 10_000_000)] = 8192
+    width: Width = 192
+    depth: Annotated[int, Limit(1, 1000)] = 4
+    heads: Width = 4
+    dropout: Annotated[float, Limit(0, 0.99)] = 0.1
     pool: Pool = "mean"
 
     def build(self, group: int) -> tuple[nn.Module, int]:
         """Random weights and F; ``group`` is for BatchNorm, which a transformer does without."""
-        if self.width < 2 or self.depth < 1 or self.heads < 1 or self.width % (2 * self.heads):
-            raise UserError(
-                f"model.width {self.width} must be a multiple of twice model.heads ({self.heads}), "
-                "model.depth at least 1"
-            )
-        if self.vocabulary < LEAST:
-            raise UserError(f"model.vocabulary must be at least {LEAST}: all bytes, and three special tokens")
-        if not 0 <= self.dropout < 1:
-            raise UserError("model.dropout must be at least 0 and below 1")
+        if self.width % (2 * self.heads):
+            raise UserError(f"model.width {self.width} must be a multiple of twice model.heads ({self.heads})")
         return TransformerBackbone(self), self.width
 
 

@@ -4,36 +4,33 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lookalike.core.devices import product_type
-from lookalike.core.errors import UserError
+from lookalike.core.errors import Bounded, Limit, UserError, Width
 from lookalike.models.fused import add_norm, linear_gelu
 
 
 @dataclass(frozen=True)
-class ViT:
+class ViT(Bounded):
     """The vision transformer (arXiv 2010.11929) as MoCo v3 trains it (arXiv 2104.02057, section 4).
 
     The defaults are ViT-S of that paper, which has 12 heads where other ViT-S have 6.
     """
 
-    width: int = 384
-    depth: int = 12
-    heads: int = 12
-    patch: int = 16  # side in pixels
+    width: Width = 384
+    depth: Annotated[int, Limit(1, 1000)] = 12
+    heads: Width = 12
+    patch: Annotated[int, Limit(1, 1024)] = 16  # side in pixels
     pool: Literal["class", "mean"] = "class"  # features: those of the class token, or the mean over patches
     frozen_patches: bool = False  # the patch projection stays random, which keeps training stable (section 4.2)
 
     def build(self, group: int) -> tuple[nn.Module, int]:
         """Random weights and F; ``group`` is for BatchNorm, which a transformer does without."""
-        for name in ("width", "depth", "heads", "patch"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name} must be at least 1")
         if self.width % self.heads or self.width % 4:
             raise UserError(
                 f"model.width {self.width} must be a multiple of model.heads ({self.heads}) and, for positions, of 4"

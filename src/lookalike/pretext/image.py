@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from lookalike.core.errors import UserError
+from lookalike.core.errors import SHARE, Bounded, Limit, PixelSide, Probability, UserError
 from lookalike.core.kernels import load
 from lookalike.core.seeding import uniforms
 from lookalike.pretext import ops
@@ -47,26 +47,26 @@ def kernels_for(pixels: Tensor) -> ModuleType | None:
 
 
 @dataclass(frozen=True)
-class ImageView:
+class ImageView(Bounded):
     """One random view: crop, mirror, change colours, blur; the defaults crop and mirror only."""
 
-    size: int = 224
-    scale: tuple[float, float] = (0.2, 1.0)  # area of the crop
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # its width over its height
-    flip: float = 0.5  # probability, as jitter, gray, blur and solarize
-    jitter: float = 0.0
-    brightness: float = 0.0  # factors within 1 - b and 1 + b, as contrast and saturation
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0  # turns, at most one half either way
-    gray: float = 0.0
-    blur: float = 0.0
-    sigma: tuple[float, float] = (0.1, 2.0)  # pixels of the view
-    kernel: float = 0.0  # side of the blur's kernel over the view's, odd (SimCLR 0.1); 0: three of the widest sigma
-    solarize: float = 0.0
+    size: PixelSide = 224
+    scale: Annotated[tuple[float, float], SHARE] = (0.2, 1.0)  # area of the crop
+    ratio: Annotated[tuple[float, float], Limit(0.01, 100)] = (3 / 4, 4 / 3)  # its width over its height
+    flip: Probability = 0.5  # probability, as jitter, gray, blur and solarize
+    jitter: Probability = 0.0
+    brightness: Annotated[float, Limit(0, 10)] = 0.0  # factors within 1 - b and 1 + b, as contrast and saturation
+    contrast: Annotated[float, Limit(0, 10)] = 0.0
+    saturation: Annotated[float, Limit(0, 10)] = 0.0
+    hue: Annotated[float, Limit(0, 0.5)] = 0.0  # turns, at most one half either way
+    gray: Probability = 0.0
+    blur: Probability = 0.0
+    sigma: Annotated[tuple[float, float], Limit(0, 1000, above=True)] = (0.1, 2.0)  # pixels of the view
+    kernel: Probability = 0.0  # side of the blur's kernel over the view's, odd (SimCLR 0.1); 0: three widest sigmas
+    solarize: Probability = 0.0
     order: Literal["jitter first", "gray first"] = "jitter first"
-    mean: Triple = IMAGENET_MEAN
-    std: Triple = IMAGENET_STD
+    mean: Annotated[Triple, Limit(-1000, 1000)] = IMAGENET_MEAN
+    std: Annotated[Triple, Limit(1e-6, 1000)] = IMAGENET_STD
 
     def __call__(self, canvases: Canvases, rows: Tensor, seed: int, epoch: int, view: int) -> View:
         """View number ``view`` of the examples at ``rows`` (B,): each a function of its canvas and the four numbers."""
@@ -188,14 +188,14 @@ class ImageView:
 
 
 @dataclass(frozen=True)
-class ViewPair:
+class ViewPair(Bounded):
     """Two random views of pictures, and how evaluations see pictures."""
 
     modality: ClassVar[str] = "pictures"
 
     first: ImageView
     second: ImageView | None = None  # the same kind as the first where not given
-    whole: int | None = None  # pixels a side at which evaluations see pictures: the first view's size where not given
+    whole: PixelSide | None = None  # side at which evaluations see pictures: the first view's where not given
 
     def evaluation(self, canvases: Canvases, share: float = 1.0) -> View:
         """What evaluations encode: ``ImageView.evaluation`` of the first view, at ``whole`` pixels."""
@@ -244,8 +244,8 @@ class Masked(TwoViews):
     ``patch`` is the model's, so that what is hidden costs nothing: see ``ViTBackbone.tokens``.
     """
 
-    share: float = 0.6  # of the patches, hidden
-    patch: int = 16  # side in pixels
+    share: Probability = 0.6  # of the patches, hidden
+    patch: Annotated[int, Limit(1, 1024)] = 16  # side in pixels
     same: bool = False  # one crop on both sides: masked against whole, and no second view to make
 
     def __call__(self, canvases: Canvases, rows: Tensor, seed: int, epoch: int) -> tuple[View, View]:
@@ -263,10 +263,10 @@ class Masked(TwoViews):
 
     def patches(self) -> int:
         """Of a view; raises UserError."""
-        if self.patch < 1 or self.first.size % self.patch or not 0 <= self.share < 1:
+        if self.first.size % self.patch or self.share == 1:
             raise UserError(
                 f"views of {self.first.size} pixels do not divide into patches of {self.patch} of which "
-                f"{self.share:g} are hidden: pretext.patch must divide pretext.first.size, and 0 <= pretext.share < 1"
+                f"{self.share:g} are hidden: pretext.patch must divide pretext.first.size, and pretext.share be below 1"
             )
         return (self.first.size // self.patch) ** 2
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
+from lookalike.core.errors import Bounded, Limit, PixelSide, Probability
 from lookalike.core.seeding import noise, uniforms
 from lookalike.pretext.image import ImageView
 from lookalike.types import MASK, Canvases, Captioned, Tokens, View
@@ -17,7 +18,7 @@ _CLOZE = 8  # the number of the draws that choose what is hidden, beside those o
 
 
 @dataclass(frozen=True)
-class SameSentence:
+class SameSentence(Bounded):
     """Two views of a sentence differ in what its encoder drops (SimCSE, arXiv 2104.08821) and perhaps in its tokens.
 
     Each is a function of (seed, epoch, row, view): which units drop out is decided by the view's ``noise``, not by a
@@ -26,10 +27,10 @@ class SameSentence:
 
     modality: ClassVar[str] = "sentences"
 
-    length: int = 32  # tokens of a text that are read, the one that all begin with included
+    length: Annotated[int, Limit(1, 65536)] = 32  # tokens of a text that are read, the one that all begin with included
     lowercase: bool = True
-    drop: float = 0.0  # share of tokens that a view leaves out
-    shuffle: int = 0  # places that a token may move (arXiv 1711.00043, section 2.3)
+    drop: Probability = 0.0  # share of tokens that a view leaves out
+    shuffle: Annotated[int, Limit(0, 65536)] = 0  # places that a token may move (arXiv 1711.00043, section 2.3)
 
     def __call__(self, texts: Tokens, rows: Tensor, seed: int, epoch: int) -> tuple[View, View]:
         """Two views of the examples at ``rows`` (B,) of the source."""
@@ -79,7 +80,7 @@ class Cloze(SameSentence):
     Nine in ten of the target tokens are hidden and one stays as it is; every text has at least one target.
     """
 
-    share: float = 0.15  # of the tokens, which are targets
+    share: Probability = 0.15  # of the tokens, which are targets
 
     def __call__(self, texts: Tokens, rows: Tensor, seed: int, epoch: int) -> tuple[View, View]:
         """One view of the examples at ``rows`` (B,), twice: nothing is contrasted."""
@@ -120,14 +121,14 @@ def moved(view: View, steps: Tensor) -> View:
 
 
 @dataclass(frozen=True)
-class Captions:
+class Captions(Bounded):
     """The first view is a random view of the picture, the second one of its captions, drawn anew each epoch."""
 
     modality: ClassVar[str] = "captioned pictures"
 
     picture: ImageView
-    whole: int | None = None  # pixels a side at which evaluations see pictures: the view's size where not given
-    length: int = 32  # tokens of a caption that are read, the one that all begin with included
+    whole: PixelSide | None = None  # side at which evaluations see pictures: the view's where not given
+    length: Annotated[int, Limit(1, 65536)] = 32  # tokens of a caption that are read, with the first
     lowercase: bool = True
 
     def __call__(self, material: Captioned, rows: Tensor, seed: int, epoch: int) -> tuple[View, View]:

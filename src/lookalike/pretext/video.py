@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
+from lookalike.core.errors import POSITIVE, Limit
 from lookalike.core.seeding import uniforms
 from lookalike.data.video.source import Timeline
 from lookalike.pretext.image import TwoViews, ViewPair
@@ -29,8 +30,8 @@ class TwoMoments(ViewPair):
     the end is taken that is farther away.
     """
 
-    near: float = 0.0
-    far: float | None = 1.0  # None: anywhere in the video
+    near: Annotated[float, Limit(0)] = 0.0
+    far: Annotated[float | None, Limit(0)] = 1.0  # None: anywhere in the video
 
     def __call__(self, canvases: Canvases, rows: Tensor, seed: int, epoch: int) -> tuple[View, View]:
         """Two views of the examples at ``rows`` (B,), from the canvases of their frames and then of the others."""
@@ -82,9 +83,9 @@ class TwoClips(TwoMoments):
 
     modality: ClassVar[str] = "clips"
 
-    far: float | None = None
-    frames: int = 8
-    every: float = 0.08
+    far: Annotated[float | None, Limit(0)] = None
+    frames: Annotated[int, Limit(2, 1024)] = 8
+    every: Annotated[float, POSITIVE] = 0.08
 
     def __call__(self, canvases: Canvases, rows: Tensor, seed: int, epoch: int) -> tuple[View, View]:
         """Two clips of the examples at ``rows`` (B,), from the canvases of ``training_rows``."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lookalike.core.devices import material_to_device, view_to_device
 from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.core.files import whole
 from lookalike.data.decode import Unreadable, decode
 from lookalike.data.example import Source, TextSource, as_pictures
 from lookalike.data.loader import GIB, Loader, Loads
@@ -143,7 +144,7 @@ def load_tokenizer(folder: Path, recipe: Recipe) -> Tokenizer | None:
     if not modality_of(recipe).tokenizes:
         return None
     try:
-        return Tokenizer((folder / TOKENIZER).read_text("utf-8"))
+        return Tokenizer(whole(folder / TOKENIZER).decode())
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / TOKENIZER} cannot be read ({error}): a run of text needs it", BAD_DATA) from None
 
@@ -166,7 +167,7 @@ def query_view(recipe: Recipe, tokenizer: Tokenizer | None, query: str, layer: L
 
 def _picture_view(recipe: Recipe, file: str) -> View:
     try:
-        canvas = decode(Path(file).read_bytes(), recipe.whole_canvas)
+        canvas = decode(whole(file), recipe.whole_canvas)
     except (OSError, ValueError, Unreadable) as error:
         reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or type(error).__name__
         raise UserError(f"{file}: neither a path of the table nor a picture ({reason})", BAD_DATA) from None

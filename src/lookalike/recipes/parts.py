@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from lookalike.core.errors import UserError
+from lookalike.core.errors import Bounded, Count, UserError
 from lookalike.core.seeding import hashed
 from lookalike.learn.dictionary import Dictionary
 from lookalike.models.image import Pixels
@@ -82,11 +82,11 @@ _networks: dict[Network, nn.Module] = {}
 
 @part
 @dataclass(frozen=True)
-class Network:
+class Network(Bounded):
     """A module of a person's own, from pictures (B, 3, S, S) to features (B, F); a run starts from its weights."""
 
     name: str  # of its class
-    features: int
+    features: Count
     shapes: str  # a digest of the names and shapes of its weights
 
     @classmethod

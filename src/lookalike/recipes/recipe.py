@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
 from lookalike.core.devices import Precision, device, resolved
-from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.core.errors import BAD_DATA, POSITIVE, Bounded, Count, Limit, PixelSide, Probability, UserError
 from lookalike.core.seeding import reseed
 from lookalike.data.preprocessing import Preprocessing, Side
 from lookalike.learn.dictionary import InBatch, MemoryBank, Neighbours, Queue, QueueEach
@@ -52,25 +52,25 @@ DictionaryValue = Queue | InBatch | MemoryBank | Neighbours | QueueEach | Classe
 
 
 @dataclass(frozen=True)
-class Stage:
+class Stage(Bounded):
     """A run's length as it was changed: it is ``total`` steps long from the step that follows ``after`` on."""
 
-    after: int
-    total: int
-    minutes: float | None = None  # by how many it was made longer, if it was by minutes
+    after: Annotated[int, Limit(0)]
+    total: Count
+    minutes: Annotated[float | None, POSITIVE] = None  # by how many it was made longer, if it was by minutes
 
 
 @dataclass(frozen=True)
-class Length:
+class Length(Bounded):
     """How long a run is: ``epochs``, or exactly ``steps``, or as many steps as ``minutes`` allow.
 
     Minutes are turned into steps when the run starts, and ``steps`` records the answer. ``stages`` records, oldest
     first, how its length was changed later: what a step does is a function of the length that counts for it.
     """
 
-    epochs: float | None = None
-    minutes: float | None = None
-    steps: int | None = None
+    epochs: Annotated[float | None, POSITIVE] = None
+    minutes: Annotated[float | None, POSITIVE] = None
+    steps: Count | None = None
     stages: tuple[Stage, ...] = ()
 
     def total(self, steps_per_epoch: int) -> int | None:
@@ -104,12 +104,12 @@ class Length:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Bounded):
     """What is learned, how, and for how long; two runs of one recipe on the same data and machine are equal."""
 
     name: str
     pretext: Pretext
-    canvas: int = 256  # side in pixels at which pictures are kept before they are cropped
+    canvas: PixelSide = 256  # side in pixels at which pictures are kept before they are cropped
     preprocessing: Preprocessing | None = None  # how evaluations see pictures; None: as the pretext says
     model: Model = ResNet()  # noqa: RUF009
     head: MLP = MLP()  # noqa: RUF009
@@ -124,16 +124,17 @@ class Recipe:
     schedule: Cosine | Linear | Steps = Steps()  # noqa: RUF009
     tuned: Movement = Movement()  # noqa: RUF009
     length: Length = Length(epochs=200)
-    batch: int = 256  # examples a step, over all processes
-    window: int | None = None  # shards whose rows are shuffled together; None: everything at once
-    group: int = 32  # examples that share BatchNorm statistics
-    slices: int = 1  # parts in which a batch is worked on: less memory, the same mathematics
+    batch: Annotated[int, Limit(2)] = 256  # examples a step, over all processes
+    window: Count | None = None  # shards whose rows are shuffled together; None: everything at once
+    group: Count = 32  # examples that share BatchNorm statistics
+    slices: Count = 1  # parts in which a batch is worked on: less memory, the same mathematics
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of products; auto: bf16 where the device computes in it
     monitor: Knn = Knn()  # noqa: RUF009
-    held_out: float = 0.0  # share of the examples that are kept from training, by which a start and the result compare
-    mixtures: tuple[float, ...] = ()  # shares of the way from a start to the end, that may be kept as the result
-    checkups: int = 10  # how often the monitor runs, evenly over the run
-    seed: int = 0
+    held_out: Annotated[float, Limit(0, 0.9)] = 0.0
+    """Share of the examples that are kept from training, by which a start and the result compare."""
+    mixtures: tuple[Probability, ...] = ()  # shares of the way from a start to the end, that may be kept as the result
+    checkups: Annotated[int, Limit(0)] = 10  # how often the monitor runs, evenly over the run
+    seed: Annotated[int, Limit(0, 2**63 - 1)] = 0
 
     def build(self, examples: int) -> Learner:
         """A learner with the initial weights that ``seed`` decides; same seed, same weights. Raises UserError."""
@@ -220,9 +221,6 @@ class Recipe:
             advice = f"try --batch {advised}" if examples >= 4 else "add examples"
             message = f"a batch of {recipe.batch} is larger than the data, {examples} examples: {advice}"
             raise UserError(message, BAD_DATA)
-        for name, least in {"batch": 2, "group": 1, "canvas": 1, "checkups": 0, "slices": 1}.items():
-            if getattr(recipe, name) < least:
-                raise UserError(f"{name} must be at least {least}")
         if recipe.batch == default.batch < self.batch:
             tell(f"batches of {recipe.batch}, not {self.batch} as {self.name} has them: there are {examples} examples")
         dictionary = recipe.dictionary.fitted(examples)
@@ -322,8 +320,6 @@ def _modalities(recipe: Recipe) -> Iterator[str]:
         yield "a queue for each direction needs two directions: keys must be Momentum, and symmetric"
     if isinstance(pretext, TwoMoments) and not 0 <= pretext.near <= pretext.farthest():
         yield "the two moments lie pretext.near to pretext.far seconds apart, with 0 <= near <= far"
-    if isinstance(pretext, TwoClips) and not (pretext.frames > 1 and pretext.every > 0):
-        yield "a clip has 2 frames or more, some seconds apart"
     if isinstance(pretext, Masked) and not (isinstance(model, ViT) and model.patch == pretext.patch):
         yield "only a ViT leaves patches out, those of its own size: model.patch must be pretext.patch"
 

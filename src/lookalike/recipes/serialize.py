@@ -15,7 +15,7 @@ import torchvision
 from torch import nn
 
 from lookalike.core import dist
-from lookalike.core.errors import BAD_DATA, UserError, meant
+from lookalike.core.errors import BAD_DATA, UserError, check_limit, meant
 from lookalike.models.image import ResNet, Timm, Torchvision
 from lookalike.pretext.image import ImageView
 from lookalike.recipes.parts import PARTS, Backbone, Network, Transform, Transformed
@@ -73,6 +73,8 @@ def from_plain(plain: Any) -> Any:
             raise UserError(f"{field} of {kind.__name__} cannot be {part!r} in a recipe file", BAD_DATA)
     try:
         return kind(**fields)
+    except UserError as error:
+        raise UserError(f"{error} in a recipe file", BAD_DATA) from None
     except TypeError as error:
         raise UserError(f"a field is missing in a recipe file ({error})", BAD_DATA) from None
 
@@ -161,6 +163,7 @@ def _replaced(value: Any, names: list[str], path: str, new: object) -> Any:
         field = parsed(new, hint) if isinstance(new, str) else tuple(new) if isinstance(new, list) else new
         if not fits(field, hint):
             raise ValueError(new)
+        check_limit(type(value), name, field, f"--{path}")
         return replace(value, **{name: field})
     except (ValueError, KeyError, TypeError, SyntaxError):
         raise UserError(f"--{path} cannot be {new!r}: it is {_readable(hint)}, now {getattr(value, name)!r}") from None
@@ -205,7 +208,8 @@ def model_named(name: str) -> ResNet | Timm | Torchvision:
         raise UserError(f"model {name!r}: the library is torchvision or timm")
     if library == "torchvision" or (not library and own.startswith(("resnet", "resnext", "wide_resnet"))):
         if own not in torchvision.models.list_models():
-            raise UserError(f"model: torchvision has no {own}; {meant(own, torchvision.models.list_models())}")
+            known = meant(own, torchvision.models.list_models(), "see torchvision.models.list_models()")
+            raise UserError(f"model: torchvision has no {own or 'model without a name'}; {known}")
         return ResNet(own) if "resne" in own else Torchvision(own)
     if not timm.is_model(own):
         raise UserError(f"model: timm has no {own}; {meant(own, timm.list_models(), 'see timm.list_models()')}")

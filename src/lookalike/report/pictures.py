@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
+from lookalike.core.files import whole
 from lookalike.curate.search import Hit
 from lookalike.curate.survey import largest, upright
 from lookalike.data.annotations.record import Annotated, Scene
@@ -196,7 +197,7 @@ def write_hits(
         album |= _of_paths(source, paths - album.keys())
     for query in set(queries) - album.keys():
         with suppress(OSError, ValueError, Unreadable):  # a sentence
-            canvas = decode(Path(query).read_bytes(), _HIT)
+            canvas = decode(whole(query), _HIT)
             album[query] = upright(canvas.pixels, canvas.height, canvas.width, _HIT)
     parts = []
     for query, nearest in zip(queries, hits):

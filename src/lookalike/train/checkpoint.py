@@ -6,6 +6,7 @@ safetensors, the rest is JSON: reading one runs no code.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from lookalike.core import dist
 from lookalike.core.errors import BAD_DATA, IO, UserError
-from lookalike.core.files import UNFINISHED, cannot_write, read_json, sync_folder
+from lookalike.core.files import UNFINISHED, cannot_write, json_in, read_json, sync_folder, whole
 from lookalike.learn.dictionary import Dictionary, RowBlock
 from lookalike.recipes.recipe import Recipe
 
@@ -34,6 +35,7 @@ KEPT = 2
 FORMAT = 1
 _NAME = re.compile(r"step-\d{9}")
 _PIECE = 16 << 20  # bytes of a file that are in memory while it is read
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOOP)  # no file, or no ordinary one
 _SPARE = 1.1  # for metrics, the report, and what else fills the disk meanwhile
 
 
@@ -166,20 +168,20 @@ def newest_step(folder: Path) -> int:
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None. Raises UserError where this process cannot read it."""
     try:
-        manifest = json.loads((path / "manifest.json").read_bytes())
+        manifest = json_in(whole(path / "manifest.json"))
         expected = {"learner.safetensors", "optimizer.safetensors", "state.json"}
         if not isinstance(manifest, dict) or manifest.keys() != expected:
             return "its manifest names other files"
         wrong = [name for name in sorted(expected) if _sha256(path / name) != manifest[name]]
-        if not wrong and json.loads((path / "state.json").read_bytes())["step"] != step_of(path):
+        if not wrong and json_in(whole(path / "state.json"))["step"] != step_of(path):
             return "it is of another step than its name says"
         unsound = None if wrong else _not_finite(path)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        return f"it is not whole ({error})"
     except OSError as error:
+        if error.errno in _NOT_THERE:
+            return f"it is not whole ({error})"
         advice = "it may be whole: let this user read it, or look at its disk, and give the same command again"
         raise UserError(f"{error.filename or path} cannot be read ({error.strerror}): {advice}", IO) from None
-    except (ValueError, TypeError, KeyError, RecursionError, SafetensorError) as error:
+    except (ValueError, TypeError, KeyError, SafetensorError) as error:
         return f"it cannot be read ({error})"
     return f"{wrong[0]} is damaged" if wrong else unsound
 

@@ -22,9 +22,10 @@ from torch import nn
 from lookalike.core import dist
 from lookalike.core.devices import isolated
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.core.files import cell, write_atomically
+from lookalike.core.files import cell, json_in, write_atomically
 from lookalike.core.progress import Progress, silent
 from lookalike.data.example import Source, remarks
+from lookalike.data.fingerprint import read_table
 from lookalike.data.formats.places import Place
 from lookalike.data.source import EVERYTHING, Data, Say, name_of
 from lookalike.models.encoder import Layer
@@ -189,13 +190,13 @@ _WRITERS: dict[str, Callable[[Embeddings], list[bytes]]] = {".parquet": _parquet
 def read_embeddings(path: Path) -> Embeddings:
     """What ``write_embeddings`` wrote into a parquet file, or a table that was made of it; raises UserError."""
     try:
-        table = pq.read_table(path, partitioning=None)
+        table = read_table(path)
         words = {name: table[name].cast(pa.string()).to_pylist() for name in ("path", "split")}
         text = table["text"].cast(pa.string()).to_pylist() if "text" in table.column_names else None
         label = table["label"].cast(pa.int64()).fill_null(-1).to_numpy()
         about = _about(table.schema.metadata or {})
         return Embeddings(**words, label=label, vectors=_vectors(table["embedding"]), text=text, **about)
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, pa.ArrowException) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:
         reason = (str(error).splitlines() or [""])[0][:100]
         where = f"{path}: neither a run nor a table that lookalike embed wrote in parquet"
         raise UserError(f"{where} ({reason})", BAD_DATA) from None
@@ -214,7 +215,7 @@ def _about(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
     """Layer, classes and origin, from what anybody may have written; the layer alone of tables of older versions."""
     if _ABOUT not in metadata:
         return {"layer": "head" if metadata.get(_LAYER) == b"head" else "backbone"}
-    about = json.loads(metadata[_ABOUT])
+    about = json_in(metadata[_ABOUT])
     if about["version"] > VERSION or about["layer"] not in ("backbone", "head"):
         raise ValueError("a newer version of lookalike wrote it")
     record, kinds = about["origin"], (str, int, str, str, dict, str, str, str, str)

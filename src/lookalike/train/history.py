@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lookalike.core.errors import UserError
+from lookalike.core.files import json_in
 from lookalike.data.example import Source
 from lookalike.data.source import Data
 from lookalike.recipes.recipe import Recipe
@@ -92,7 +92,7 @@ def logged(path: Path) -> Iterator[tuple[float, str, float]]:
     lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
     for line in lines:
         try:
-            values = json.loads(line)
+            values = json_in(line)
             step = float(values.pop("step"))
         except (ValueError, KeyError, TypeError, AttributeError):
             continue

@@ -18,7 +18,7 @@ from torch import nn
 
 from lookalike.core import dist
 from lookalike.core.devices import Precision, computes_in_bf16, device, isolated, named_precision
-from lookalike.core.errors import BAD_DATA, Limit, UserError, check_limits
+from lookalike.core.errors import BAD_DATA, POSITIVE, Limit, UserError, check_limits
 from lookalike.core.files import UNFINISHED, refuse_unwritable, write_atomically
 from lookalike.core.progress import counted
 from lookalike.data.example import Rows, Source, remarks, unreadable
@@ -66,9 +66,9 @@ class Request:
     out: str | Path
     _: KW_ONLY
     recipe: str | Recipe | None = None
-    minutes: float | None = None
-    steps: int | None = None
-    epochs: float | None = None
+    minutes: Annotated[float | None, POSITIVE] = None
+    steps: Annotated[int | None, POSITIVE] = None
+    epochs: Annotated[float | None, POSITIVE] = None
     batch: int | None = None
     model: str | Backbone | nn.Module | None = None
     view: ImageView | Transform | None = None
@@ -80,8 +80,8 @@ class Request:
     overwrite: bool = False
     extend: bool = False  # make an existing run longer: to so many epochs or steps in all, or by so many minutes
     supervised: bool = False  # train the recipe's backbone with labels instead
-    workers: Annotated[int | None, Limit(0)] = None
-    memory: Annotated[float, Limit(0)] = 4.0  # GiB
+    workers: Annotated[int | None, Limit(0, 1024)] = None
+    memory: Annotated[float, Limit(0, math.inf)] = 4.0  # GiB
     max_bad: Annotated[float, Limit(0)] = 0.01  # share of pictures that may be unreadable
     save_every: Annotated[int | None, Limit(1)] = None  # steps
     skip_bad_steps: Annotated[int, Limit(0)] = 0  # how many steps may have a loss or gradient that is not finite
@@ -93,8 +93,6 @@ class Request:
         lengths = [value for value in (self.minutes, self.epochs, self.steps) if value is not None]
         if len(lengths) > 1:
             raise UserError("choose one of --minutes, --epochs and --steps")
-        if not all(0 < value < math.inf for value in lengths):
-            raise UserError("--minutes, --epochs and --steps must be above 0")
         if self.extend and self.overwrite:
             raise UserError("--extend makes a run longer and --overwrite starts it again: choose one")
         if self.extend and not lengths:

@@ -20,11 +20,12 @@ from torch import nn
 
 from lookalike.core import dist
 from lookalike.core.devices import accelerator, processor
-from lookalike.core.errors import BAD_DATA, USAGE, UserError
+from lookalike.core.errors import BAD_DATA, USAGE, UserError, visible
 from lookalike.core.errors import IO as IO_ERROR
 from lookalike.core.files import (
     UNFINISHED,
     cannot_write,
+    json_in,
     read_json,
     refuse_unwritable,
     sync_folder,
@@ -287,7 +288,7 @@ class Run:
         warnings.warn(text, stacklevel=2)
 
     def _record(self, text: str) -> None:
-        log = self.folder / "train.log"
+        log, text = self.folder / "train.log", visible(text)
         with suppress(OSError), log.open("a", encoding="utf-8", errors="surrogateescape") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
@@ -319,7 +320,7 @@ def open_run(folder: Path, overwrite: bool = False) -> Iterator[Run]:
 def _step_of(line: bytes) -> float:
     """The step of a line of metrics; a torn last line counts as after everything."""
     try:
-        return float(json.loads(line)["step"])
+        return float(json_in(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")
 
@@ -331,7 +332,10 @@ def is_run(path: str | Path) -> bool:
 
 def read_recipe(path: Path) -> Recipe:
     """The recipe of a recipe.json."""
-    recipe = from_plain(read_json(path))
+    try:
+        recipe = from_plain(read_json(path))
+    except UserError as error:
+        raise UserError(f"{path}: {error}", error.code) from None
     if not isinstance(recipe, Recipe):
         raise UserError(f"{path} holds no recipe", BAD_DATA)
     return recipe

@@ -43,7 +43,8 @@ class _Output:
 
 def _stdout() -> Any:
     """A live line of rich stands in for sys.stdout and would send here what comes from here."""
-    return getattr(sys.stdout, "rich_proxied_file", sys.stdout)
+    stream = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
+    return getattr(stream, "obeyed", stream)  # what is said has been made visible: the rest are rich's own sequences
 
 
 class Screen:
@@ -106,6 +107,7 @@ class Screen:
             self.say(f"step {report.step}/{report.total}  {state}{left}")
 
     def _show(self, what: str, done: int, total: int, state: str) -> None:
+        what, state = visible(what), visible(state)
         if not self.wide:
             state = state.replace("  ", " ").replace(f" {self.rows}/s", "/s") or what
         if what not in self.tasks:

@@ -6,7 +6,6 @@ XML with a document type is refused, so nothing in it can expand. MATLAB's files
 from __future__ import annotations
 
 import codecs
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -17,6 +16,7 @@ import numpy as np
 import scipy.io
 
 from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.core.files import json_in, whole
 from lookalike.data.annotations.masks import outline
 from lookalike.data.annotations.pictures import Omissions, Pictures, one_file_each
 from lookalike.data.annotations.record import VISIBLE, Numbers, RawAnnotations, Thing, known_points
@@ -176,9 +176,9 @@ def labelme(pictures: Pictures, files: Sequence[str]) -> RawAnnotations:
 def shapes_in(file: Path) -> dict[str, Any] | None:
     """The content of a file of labelme's, each shape with a label, a type and points; None for another file."""
     try:
-        data = file.read_bytes() if file.stat().st_size < _MOST_SHAPES else b""
-        content = json.loads(data) if b'"shapes"' in data else None
-    except (OSError, ValueError, RecursionError):
+        data = whole(file) if file.stat().st_size < _MOST_SHAPES else b""
+        content = json_in(data) if b'"shapes"' in data else None
+    except (OSError, ValueError):
         return None
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
         return None

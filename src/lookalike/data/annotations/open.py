@@ -5,7 +5,6 @@ That has boxes, polygons, run lengths, crowds and keypoints (cocodataset.org, "d
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.core.files import json_in, whole
 from lookalike.data.annotations.files import comma_separated, labelme, matlab, rows_of_objects, shapes_in, voc
 from lookalike.data.annotations.masks import Box, Outline, bounds, outline
 from lookalike.data.annotations.pictures import Omissions, Pictures, splits_in
@@ -131,7 +131,8 @@ def _in_folder(pictures: Pictures, points: bool, inside: str = "") -> RawAnnotat
     if tables:
         return comma_separated(pictures, tables) if len(tables) > 1 else _of_file(pictures, tables[0])
     held = [f"{file} holds {what}" for file in files for word, what in _OTHERS.items() if _is_json(file, word)]
-    raise UserError(f"{pictures.root}: {(held or ['no annotations in it'])[0]}; --annotations names {_KINDS}", BAD_DATA)
+    where, what = os.path.normpath(pictures.root / inside), (held or ["no annotations in it"])[0]
+    raise UserError(f"{where}: {what}; --annotations names {_KINDS}", BAD_DATA)
 
 
 def _is_json(file: str, word: str = "") -> bool:
@@ -287,10 +288,10 @@ def _box(plain: Any, drawn: Outline | None) -> Box | None:
 def lists_of(file: Path, *names: str) -> tuple[list[dict[str, Any]], ...]:
     """The lists of objects that a file of COCO's holds by these names; raises UserError."""
     try:
-        content = json.loads(file.read_bytes())
+        content = json_in(whole(file))
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; check its permissions", BAD_DATA) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{file}: no JSON that can be read ({str(error)[:100]}); fetch it again", BAD_DATA) from None
     parts = [content.get(name) for name in names] if isinstance(content, dict) else []
     if not parts or not all(isinstance(part, list) for part in parts):

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from lookalike.core.files import whole
 from lookalike.data.annotations.masks import Polygons
 from lookalike.data.annotations.pictures import Pictures, one_file_each
 from lookalike.data.annotations.record import VISIBLE, RawAnnotations, Thing
@@ -91,7 +92,7 @@ def _yolo_points(shares: Sequence[float], shape: tuple[int, int], height: int, w
 def points_shape(file: Path) -> tuple[int, int]:
     """``kpt_shape`` of a data.yaml: points of an object, and numbers of a point; (0, 3) where there is none."""
     try:
-        content = yaml.load(plain_text(file.read_bytes()), yaml.BaseLoader)
+        content = yaml.load(plain_text(whole(file)), yaml.BaseLoader)
         count, numbers = map(int, content["kpt_shape"])
     except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError):
         return 0, 3
@@ -103,7 +104,7 @@ def names_in(file: Path) -> list[str]:
 
     A number without a name is its own name.
     """
-    text = plain_text(file.read_bytes())
+    text = plain_text(whole(file))
     if file.suffix not in YAML:
         return _by_number(dict(enumerate(line.strip() for line in text.rstrip().splitlines())))
     try:

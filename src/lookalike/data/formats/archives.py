@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import bisect
 import io
-import json
 import os
 import re
 import stat
@@ -26,6 +25,7 @@ from typing import Any, cast
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.core.files import json_in
 from lookalike.data.decode import SUFFIXES, Unreadable
 from lookalike.data.formats.disk import MAX_BYTES, Disk
 from lookalike.data.formats.encoded import LABELS, Value, label_of, numbered
@@ -289,8 +289,8 @@ def _written(data: bytes) -> Value | None:
 def _described(data: bytes) -> Value | None:
     """The first label that a .json names: a whole number, a word, or yes and no; else None."""
     try:
-        description: Any = json.loads(data)
-    except (ValueError, RecursionError):
+        description: Any = json_in(data)
+    except ValueError:
         return None
     values = [description.get(name) for name in ("cls", *LABELS)] if isinstance(description, dict) else []
     values.sort(key=lambda value: isinstance(value, bool))  # yes and no only where nothing else is said

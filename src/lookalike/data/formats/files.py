@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO, overload
 
 from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.core.files import opened
 from lookalike.data.decode import EXTRAS
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
@@ -49,7 +50,7 @@ def lines_in(file: Path, errors: str) -> Iterator[TextIO]:
     """The lines of a text or a .csv; raises UserError, also where what reads them raises csv.Error."""
     limit_cells()
     try:
-        with open(file, "rb") as raw, TextIOWrapper(raw, encoding_of(raw.peek(4)), errors, newline="") as lines:
+        with opened(file) as raw, TextIOWrapper(raw, encoding_of(raw.peek(4)), errors, newline="") as lines:
             yield lines
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; check its permissions", BAD_DATA) from None

@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.core.files import true_cell
 from lookalike.data.annotations.pictures import Pictures, same_name
 from lookalike.data.decode import SUFFIXES as PICTURES
 from lookalike.data.formats.disk import Local
@@ -261,7 +262,7 @@ def _rows(file: Path) -> tuple[list[ListRow], list[str]]:
         return _lines(file), []
     rows = table_in(file, {*PATHS, *LABELS, *SPLITS, *_IDS})
     first, *columns, note = columns_in(file, rows)
-    cells = [ListRow(*(_cell(cells, column) for column in columns)) for cells in rows[first:]]
+    cells = [ListRow(*(true_cell(_cell(cells, column)) for column in columns)) for cells in rows[first:]]
     return [row for row in cells if row.path], [note]
 
 

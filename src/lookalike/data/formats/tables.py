@@ -8,7 +8,6 @@ mapped into memory, so that any row is near.
 from __future__ import annotations
 
 import bisect
-import json
 import mmap
 import os
 import threading
@@ -25,6 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.core.files import json_in, whole
 from lookalike.data.decode import Unreadable, one_line
 from lookalike.data.formats.disk import Disk, Local
 from lookalike.data.formats.encoded import FOR_TEXT, LABELS
@@ -282,7 +282,7 @@ def saved(root: Path, files: list[str]) -> list[str]:
 def _state(folder: Path) -> set[str] | None:
     """The file names in ``state.json``; None where there is no such file. Raises UserError."""
     try:
-        state = json.loads((folder / "state.json").read_bytes())
+        state = json_in(whole(folder / "state.json"))
         return {str(file["filename"]) for file in state["_data_files"]}
     except FileNotFoundError:
         return None
@@ -316,7 +316,7 @@ def columns_of(schema: Any) -> PictureColumns | None:
 def _features(schema: Any) -> dict[str, Any]:
     """What Hugging Face's metadata says of each column; {} where there is none that can be read."""
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = json_in((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, ValueError, TypeError):
         return {}
     return {k: v for k, v in features.items() if isinstance(v, dict)} if isinstance(features, dict) else {}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import json
 import re
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -22,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
+from lookalike.core.files import json_in
 from lookalike.data.formats.disk import Local
 from lookalike.data.formats.encoded import LABELS
 from lookalike.data.formats.files import encoding_of, limit_cells
@@ -242,8 +242,8 @@ def _json_lines(file: Buffered, name: str) -> Cells:
     rows: dict[int, dict[str, Cell] | None] = {}
     for number, line in enumerate(_in_utf8(file), 1):
         try:
-            content = json.loads(line.decode("utf-8-sig")) if line.strip() else {}
-        except (ValueError, RecursionError):
+            content = json_in(line.decode("utf-8-sig")) if line.strip() else {}
+        except ValueError:
             content = None
         rows[number] = content if isinstance(content, dict) else None
     names = list(dict.fromkeys(name for row in rows.values() for name in row or ()))

@@ -28,7 +28,7 @@ from torch import Tensor
 from lookalike.core.errors import BAD_DATA, USAGE, UserError
 from lookalike.core.files import write_atomically
 from lookalike.data.decode import SUFFIXES, Unreadable, header
-from lookalike.data.fingerprint import stamps_of_files
+from lookalike.data.fingerprint import read_table, stamps_of_files
 from lookalike.data.formats.archives import class_folders, rows_by_folder
 from lookalike.data.formats.disk import Disk, Local
 from lookalike.data.formats.encoded import Divided, Encoded, numbered
@@ -247,7 +247,7 @@ def _index(row: Mapping[str, Any]) -> FrameIndex | str:
 def _read(file: Path) -> dict[str, _Row]:
     """The rows of a cache by name; {} where it is missing, of another version, or damaged."""
     try:
-        table = pq.read_table(file, partitioning=None)
+        table = read_table(file)
     except (OSError, pa.ArrowException):
         return {}
     known = (table.schema.metadata or {}).items() >= _VERSION.items()
