@@ -13,7 +13,7 @@ import pytest
 
 import lookalike.cli.verbs
 from tests.invariants.test_torchrun import pictures, steps_done
-from tests.support.launched import Processes, alive, launched, lookalike
+from tests.support.launched import Processes, alive, gone, launched, lookalike
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")
 
@@ -105,7 +105,7 @@ def test_a_second_interrupt_leaves_a_worker_that_hangs(data: Path, tmp_path: Pat
             os.kill(pid, signal.SIGSTOP)
         interrupt(processes)
         assert processes.ended()[0].code == 130
-        processes.until(lambda: not any(map(alive, workers)))
+        gone(workers)
 
 
 def test_a_second_interrupt_leaves_a_collective_that_hangs(data: Path, tmp_path: Path) -> None:

@@ -18,11 +18,11 @@ from lookalike.core.waiting import TIMEOUT
 from lookalike.data.pool import ordered, stopped
 from tests.invariants.test_torchrun import Start, pictures, ranks_of, start, steps_done  # noqa: F401  (a fixture)
 from tests.invariants.test_torchrun import command as under_torchrun
-from tests.support.launched import alive, launched, lookalike
+from tests.support.launched import gone, launched, lookalike
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")
 
-SECONDS, SOON = 2, 30.0
+SECONDS, SOON = 4, 40.0
 """What processes are waited for, and in what time they are all gone on a machine with other work: far below a minute,
 which is the least that they would wait otherwise."""
 
@@ -65,14 +65,14 @@ def test_a_stopped_rank_under_torchrun_leaves_nobody_behind(start: Start, data: 
     assert time.monotonic() - began < SOON
     assert agent.returncode == 1
     assert f"(process {ranks[1]} on " in said
-    assert not any(map(alive, ranks))
+    gone(ranks)
 
 
 def test_ranks_wait_for_the_first_as_long_as_it_works(tmp_path: Path) -> None:
     def rank() -> None:
-        os.environ[TIMEOUT] = "0.5"
+        os.environ[TIMEOUT] = "2"
         with dist.together():
-            assert dist.on_first_rank(lambda: time.sleep(3) or 7) == 7  # type: ignore[func-returns-value]
+            assert dist.on_first_rank(lambda: time.sleep(5) or 7) == 7  # type: ignore[func-returns-value]
             assert dist.agree(dist.rank(), 1) == 1
 
     with launched(rank, rank) as processes:
@@ -81,22 +81,13 @@ def test_ranks_wait_for_the_first_as_long_as_it_works(tmp_path: Path) -> None:
 
 def test_a_rank_may_leave_before_the_others(tmp_path: Path) -> None:
     def rank() -> None:
-        os.environ[TIMEOUT] = "0.5"
+        os.environ[TIMEOUT] = "2"
         with dist.together():
             if dist.rank() != 1:
-                time.sleep(2)
+                time.sleep(4)
 
     with launched(rank, rank, rank) as processes:
         assert [ended.code for ended in processes.ended()] == [0, 0, 0]
-
-
-def test_a_rank_that_does_not_come_is_named(data: Path, tmp_path: Path) -> None:
-    began = time.monotonic()
-    with launched(endless(data, tmp_path / "run"), world=2) as processes:
-        (ended,) = processes.ended()
-    assert time.monotonic() - began < SOON
-    assert ended.code == IO
-    assert "rank 1 did not come" in ended.line
 
 
 def test_a_rank_that_is_killed_is_named(data: Path, tmp_path: Path) -> None:
@@ -128,18 +119,19 @@ def test_an_error_of_one_rank_is_that_of_all(number: int, data: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_stopped_worker_is_named_and_all_leave(ranks: int, data: Path, tmp_path: Path) -> None:
+def test_stopped_workers_are_named_and_all_leave(ranks: int, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with launched(*[endless(data, out, "--workers", 2, "--memory", 0)] * ranks) as processes:
         processes.until(lambda: steps_done(out) > 1)
-        workers = [worker for rank in range(ranks) for worker in processes.workers(rank)]
+        workers = [processes.workers(rank) for rank in range(ranks)]
         began = time.monotonic()
-        os.kill(workers[-1], signal.SIGSTOP)
+        for worker in workers[-1]:  # were it one that has nothing to do, the other would do all
+            os.kill(worker, signal.SIGSTOP)
         ended = processes.ended()
         assert time.monotonic() - began < SOON
     assert {one.code for one in ended} == {IO}
-    assert all(f"worker {workers[-1]} on " in one.line for one in ended)
-    assert not any(map(alive, workers))
+    assert all("worker " in one.line and f"{workers[-1][-1]} on " in one.line for one in ended)
+    gone([worker for some in workers for worker in some])
 
 
 def test_a_worker_that_hangs_in_a_read_is_named_with_what_it_reads(
@@ -163,7 +155,7 @@ def test_a_worker_that_hangs_in_a_read_is_named_with_what_it_reads(
 
 
 def test_work_that_goes_on_may_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(TIMEOUT, "0.5")
+    monkeypatch.setenv(TIMEOUT, "2")
 
     def slow(parts: int) -> int:
         for _ in range(parts):
@@ -171,7 +163,7 @@ def test_work_that_goes_on_may_take_longer(monkeypatch: pytest.MonkeyPatch) -> N
             time.sleep(0.1)
         return parts
 
-    assert list(ordered(slow, [20], 1)) == [(20, 20)]
+    assert list(ordered(slow, [40], 1)) == [(40, 40)]
 
 
 def test_no_worker_outlives_its_parent(data: Path, tmp_path: Path) -> None:
@@ -182,7 +174,4 @@ def test_no_worker_outlives_its_parent(data: Path, tmp_path: Path) -> None:
         os.kill(workers[0], signal.SIGSTOP)
         os.kill(processes.pids[0], signal.SIGKILL)
         processes.ended()
-        limit = time.monotonic() + SOON
-        while any(map(alive, workers)):
-            assert time.monotonic() < limit
-            time.sleep(0.01)
+        gone(workers)

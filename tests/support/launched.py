@@ -106,12 +106,18 @@ def alive(pid: int) -> bool:
         return False
 
 
+def gone(pids: Sequence[int]) -> None:
+    """Waits for processes to end."""
+    limit = time.monotonic() + PATIENCE
+    while any(map(alive, pids)):
+        assert time.monotonic() < limit, pids
+        time.sleep(0.01)
+
+
 @contextmanager
-def launched(
-    *commands: Callable[[], None], environments: Sequence[dict[str, str]] = (), world: int = 0
-) -> Iterator[Processes]:
+def launched(*commands: Callable[[], None], environments: Sequence[dict[str, str]] = ()) -> Iterator[Processes]:
     """One process for each command, with what each of ``environments`` adds; ranks if there are to be several."""
-    world = world or len(commands)
+    world = len(commands)
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with tempfile.TemporaryDirectory() as folder:
         processes = Processes([], Path(folder))

@@ -36,6 +36,9 @@ Value = TypeVar("Value")
 PATIENCE = timedelta(minutes=30)
 """How long a collective may take; whether the other ranks live is known after ``patience()``, by their heartbeats."""
 
+_COMING = timedelta(minutes=1)
+"""How long a rank waits at least for the others to start, which import torch from a slow disk, say."""
+
 _WORKING = timedelta(days=7)
 """How long the first rank may work while the others wait for what comes of it."""
 
@@ -83,7 +86,7 @@ def together() -> Iterator[None]:
         return
     if device().type == "cuda":
         torch.cuda.set_device(device())
-    limit = timedelta(seconds=patience())
+    limit = max(_COMING, timedelta(seconds=patience()))
     try:
         store, number, of = next(rendezvous("env://", timeout=limit))
         met = alive(store, number, of, limit)

@@ -11,7 +11,6 @@ told by a thread of its own, which a stopped process does not have either.
 from __future__ import annotations
 
 import json
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -106,7 +105,7 @@ class Heartbeat:
     def __init__(self, store: PrefixStore, rank: int, world: int, patience: float, doing: Callable[[], str]) -> None:
         """``store`` is a connection that nothing else waits for. ``doing`` says where this rank is."""
         self._store, self._rank, self._world, self._patience, self._doing = store, rank, world, patience, doing
-        self._every = min(_BEAT, patience / 10)
+        self._every, self._own = min(_BEAT, patience / 10), Process.own()
         self.verdict: Verdict | None = None
         self._since = self._heard = time.monotonic()  # of the verdict, of the next rank
         self._asked: float | None = None  # since when the store does not answer
@@ -125,7 +124,7 @@ class Heartbeat:
             words, code = f"ended by {type(error).__name__}: {error}", IO
             if isinstance(error, UserError):
                 words, code = str(error), error.code
-            self.verdict = Verdict(f"rank {self._rank} on {socket.gethostname()}: {words}", code)
+            self._judge(Verdict(f"rank {self._rank} on {self._own.host}: {words}", code))
         self._leaving.set()
         self._beats.join()
         with suppress(RuntimeError):  # the store is gone
@@ -144,8 +143,8 @@ class Heartbeat:
     def _died(self) -> str | None:
         """A rank on this machine whose process has ended without a word."""
         with suppress(RuntimeError):  # of a store that is gone
-            for rank in range(self._world):
-                _, _, process, left = json.loads(self._store.get(f"beat {rank}"))
+            for rank, beat in enumerate(self._store.multi_get([f"beat {rank}" for rank in range(self._world)])):
+                _, _, process, left = json.loads(beat)
                 if not left and Process(*process).ended():
                     return f"rank {rank} ({Process(*process)})"
         return None
@@ -162,13 +161,11 @@ class Heartbeat:
 
     def _tell(self, count: int = 0, left: bool = False) -> None:
         """Give a sign of life; the verdict of this rank becomes that of all, unless they have one."""
-        self._store.set(f"beat {self._rank}", json.dumps([count, self._doing(), Process.own(), left]))
+        self._store.set(f"beat {self._rank}", json.dumps([count, self._doing(), self._own, left]))
         found = self._store.compare_set("verdict", "", json.dumps(self.verdict) if self.verdict else "")
         if found:
             words, code, process = json.loads(found)
-            verdict = Verdict(words, code, Process(*process) if process else None)
-            if self.verdict is None:
-                self._since, self.verdict = time.monotonic(), verdict
+            self._judge(Verdict(words, code, Process(*process) if process else None))
 
     def _listen(self) -> None:
         """Hear the next rank that has not left."""
@@ -195,16 +192,18 @@ class Heartbeat:
             if now - self._since > (2 * self._every if self.verdict.process else _GRACE):
                 self._end(self.verdict)
         elif self._asked is not None and now - self._asked > self._patience:
-            self._judge(f"the store of torchrun has not answered for {self._patience:g} s", Process())
+            self._judge(self._silent("the store of torchrun", "", Process()))
         elif self._next != self._rank and now - self._heard > self._patience:
-            _, doing, process = self._last or ("", "its beginning", ())
-            words = (
-                f"rank {self._next} ({Process(*process)}) has not answered for {self._patience:g} s, last at {doing}"
-            )
-            self._judge(words, Process(*process))
+            doing, process = self._last[1:] or ("its beginning", ())
+            who = f"rank {self._next} ({Process(*process)})"
+            self._judge(self._silent(who, f", last at {doing}", Process(*process)))
 
-    def _judge(self, words: str, process: Process) -> None:
-        self._since, self.verdict = time.monotonic(), Verdict(f"{words}: {CONTINUE}", IO, process)
+    def _silent(self, who: str, where: str, process: Process) -> Verdict:
+        return Verdict(f"{who} has not answered for {self._patience:g} s{where}: {CONTINUE}", IO, process)
+
+    def _judge(self, verdict: Verdict) -> None:
+        if self.verdict is None:
+            self._since, self.verdict = time.monotonic(), verdict
 
     def _end(self, verdict: Verdict) -> None:
         if verdict.process is not None:

@@ -69,35 +69,27 @@ class Process(NamedTuple):
     @classmethod
     def own(cls) -> Process:
         """This one."""
-        return cls(os.getpid(), _stat(os.getpid())[1], socket.gethostname())
-
-    @property
-    def state(self) -> str:
-        """A letter, as ``T`` for stopped; empty where it has ended, or nobody knows."""
-        state, began = _stat(self.pid) if self.began and self.host == socket.gethostname() else ("", "")
-        return state if began == self.began else ""
+        return cls(os.getpid(), state_of(os.getpid())[1], socket.gethostname())
 
     def ended(self) -> bool:
         """Whether it is certain that it has: of one on this machine."""
-        return bool(self.began) and self.host == socket.gethostname() and self.state in ("", "Z")
+        return self._here() and state_of(self.pid) not in [(state, self.began) for state in "RSDTtI"]
 
     def kill(self) -> None:
-        """SIGKILL, which a stopped one obeys, too."""
-        if self.state:
+        """SIGKILL, which a stopped one obeys, too; only of one on this machine."""
+        if self._here() and not self.ended():
             with suppress(OSError):
                 os.kill(self.pid, signal.SIGKILL)
+
+    def _here(self) -> bool:
+        return bool(self.began) and self.host == socket.gethostname()
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
 
 
-def state_of(pid: int) -> str:
-    """The state of a process on this machine, as ``T`` for stopped; empty where there is none, or no /proc."""
-    return _stat(pid)[0]
-
-
-def _stat(pid: int) -> tuple[str, str]:
-    """The state of a process and when it began, in ticks since the machine did."""
+def state_of(pid: int) -> tuple[str, str]:
+    """Of a process on this machine: its state, as ``T`` for stopped, and when it began; empty without one, or /proc."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
     except OSError:

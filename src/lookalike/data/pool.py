@@ -145,7 +145,7 @@ class _Pool:
 
     def _hang(self, worker: int, part: str) -> str:
         pids = [process.pid for process in self._processes if process.pid]
-        still = [pid for pid in pids if state_of(pid) == "T"] or ([worker] if worker else pids)
+        still = [pid for pid in pids if state_of(pid)[0] == "T"] or ([worker] if worker else pids)
         names, where = ", ".join(map(str, still)), f", at {part}" if part else ""
         return (
             f"worker {names} on {socket.gethostname()} has not answered for {self._patience:g} s{where}: look whether "
