@@ -26,7 +26,7 @@ from lookalike.core.errors import IO, UserError
 from lookalike.core.waiting import Process, end_at_once
 
 POLL = 0.02  # seconds between two looks
-_BEAT = 1.0  # seconds between two signs of life, which take a rank three requests
+_BEAT = 1.0  # seconds between two signs of life, which take a rank four requests
 _GRACE = 5.0  # seconds that a process has to leave in order where another one has ended
 
 CONTINUE = "the last checkpoint is whole; the same command continues, and torchrun --max-restarts=3 does so by itself"
