@@ -37,8 +37,8 @@ def test_no_rank_reads_what_an_earlier_attempt_has_left(late: int) -> None:
 
 def test_a_rank_that_has_come_in_an_attempt_that_died_is_not_taken_for_one_of_today() -> None:
     store, patience = HashStore(), timedelta(seconds=0.3)
-    with pytest.raises(DistStoreError):  # rank 1 says hello and waits for a first rank that never comes
+    with pytest.raises(DistStoreError, match="the first rank"):  # rank 1 says hello and waits for one that never comes
         alive(store, 1, 2, patience)
-    with pytest.raises(DistStoreError):  # the first rank of today reads that hello, which nobody confirms
+    with pytest.raises(DistStoreError, match="rank 1 did not come"):  # nobody confirms the hello that is read today
         alive(store, 0, 2, patience)
     assert attempt(store, 1, [0.0, 0.1]) == [b"attempt 1, attempt 1"] * 2

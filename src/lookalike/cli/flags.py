@@ -61,6 +61,9 @@ class Verb:
     device: Annotated[Literal["cpu", "cuda", "mps"] | None, shown("cpu|cuda|mps")] = None
     """Where to compute; by default a GPU if there is one. The environment variable LOOKALIKE_DEVICE sets it for all
     commands."""
+    timeout: Annotated[float | None, Limit(0, 1e9, above=True), shown("SECONDS")] = None
+    """How long a process that reads or computes may give no sign of life before it is named and the command ends; by
+    default 300. The environment variable LOOKALIKE_TIMEOUT sets it for all commands."""
     debug: bool = False  # Show the traceback of an error.
 
     def __post_init__(self) -> None:

@@ -47,6 +47,8 @@ _FIELDS = [field.name for field in fields(Recipe)]
 def run(command: flags.Verb, rest: Sequence[str], began: float) -> int:
     """Carry out one parsed command, given at ``began``; ``rest`` is what the parser did not know. The exit code."""
     keep_freed()
+    if dist.started() > 1 and not isinstance(command, flags.Pretrain | flags.Evaluate | flags.Embed):
+        raise UserError(f"{type(command).__name__.lower()} runs in one process: leave out torchrun")
     files, folders = outputs(command)
     for path in (*files, *folders):
         refuse_unwritable(path, folder=path in folders)

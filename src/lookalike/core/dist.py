@@ -8,27 +8,39 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import socket
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from importlib.metadata import version
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from lookalike.core.devices import device, transfer
-from lookalike.core.errors import IO, UserError
-from lookalike.core.rendezvous import alive
+from lookalike.core.devices import accelerator, device, processor, transfer
+from lookalike.core.errors import BAD_DATA, IO, USAGE, UserError
+from lookalike.core.rendezvous import CONTINUE, Heartbeat, Lost, alive
+from lookalike.core.waiting import patience
 
 Value = TypeVar("Value")
 
 PATIENCE = timedelta(minutes=30)
-"""How long a rank waits for another one: evaluations run on the first rank while the others wait."""
+"""How long a collective may take; whether the other ranks live is known after ``patience()``, by their heartbeats."""
+
+_COMING = timedelta(minutes=1)
+"""How long a rank waits at least for the others to start, which import torch from a slow disk, say."""
+
+_WORKING = timedelta(days=7)
+"""How long the first rank may work while the others wait for what comes of it."""
 
 HARMLESS = "Grad strides do not match bucket view strides"
 """A warning of a kernel of one pixel, whose strides may be written in two ways: nothing is copied for it."""
@@ -57,34 +69,69 @@ def started() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+_doing = "its start"
+_plain: torch_dist.ProcessGroup | None = None
+"""The group for plain data of ``together``, which waits longer than others; None is that of all else."""
+
+
 @contextmanager
 def together() -> Iterator[None]:
-    """Join the processes that torchrun started, if it did (NCCL between GPUs, gloo between processors), and leave."""
+    """Join the processes that torchrun started, if it did (NCCL between GPUs, gloo between processors), and leave.
+
+    Raises UserError, on every rank, for an error of any of them; none is waited for that does not answer.
+    """
+    global _plain
     if started() == 1 or _together():
         yield
         return
     if device().type == "cuda":
         torch.cuda.set_device(device())
+    limit = max(_COMING, timedelta(seconds=patience()))
     try:
-        store, number, of = next(rendezvous("env://", timeout=PATIENCE))
-        torch_dist.init_process_group(
-            # Plain data goes between processors, so that no rank waits for its GPU to send it.
-            "cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo",
-            store=alive(store, number, of, PATIENCE),
-            rank=number,
-            world_size=of,
-            timeout=PATIENCE,
-        )
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", HARMLESS)
-            yield
-    except RuntimeError as error:
-        if isinstance(error, torch_dist.DistError) or "gloo" in str(error).lower():  # gloo's own are of no class
-            raise _lost(error) from None
-        raise
+        store, number, of = next(rendezvous("env://", timeout=limit))
+        met = alive(store, number, of, limit)
+        with Heartbeat(met.clone(), number, of, patience(), lambda: _doing) as heartbeat, _losses(heartbeat):
+            _join(met, number, of)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", HARMLESS)
+                yield
+    except torch_dist.DistError as error:
+        raise UserError(f"rank {os.environ.get('RANK')} waited for the others: {_line(error)}", IO) from None
     finally:
+        _plain = None
         if _together():
             torch_dist.destroy_process_group()
+
+
+def _join(store: Store, number: int, of: int) -> None:
+    global _plain
+    # Plain data goes between processors, so that no rank waits for its GPU to send it.
+    backend = "cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo"
+    torch_dist.init_process_group(backend, store=store, rank=number, world_size=of, timeout=PATIENCE)
+    group = torch_dist.new_group(backend="gloo", timeout=_WORKING)
+    _plain = group if isinstance(group, torch_dist.ProcessGroup) else None
+
+
+@contextmanager
+def _losses(heartbeat: Heartbeat) -> Iterator[None]:
+    """What a collective says of a rank that is gone, as an error for people: why that is, if it can be known."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, torch_dist.DistError) or "gloo" in str(error).lower()):  # gloo's own are of no class
+            raise
+        words, code = heartbeat.reason() or (f"rank {rank()} lost another rank ({_line(error)}): {CONTINUE}", IO)
+        raise Lost(words, code) from None
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def doing(words: str) -> None:
+    """Where this rank is, which is said of it if it does not answer any more."""
+    global _doing
+    _doing = words
 
 
 def distributed(module: nn.Module) -> nn.Module:
@@ -102,16 +149,6 @@ def no_sync(module: nn.Module) -> AbstractContextManager[None]:
     parallel = isinstance(module, DistributedDataParallel)
     context: AbstractContextManager[None] = module.no_sync() if parallel else nullcontext()  # type: ignore[operator]
     return context
-
-
-def _lost(error: Exception) -> UserError:
-    """For a rank that another one does not answer any more."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return UserError(
-        f"rank {rank()} lost another rank ({reason}): the last checkpoint is whole; the same command continues, and "
-        "torchrun --max-restarts=3 does so by itself",
-        IO,
-    )
 
 
 def _together() -> bool:
@@ -299,10 +336,40 @@ def bytes_of(data: bytes, sender: int) -> bytes:
         return data
     message = torch.frombuffer(bytearray(data or b"\0"), dtype=torch.uint8)
     length = torch.tensor(len(message))
-    torch_dist.broadcast(length, sender)
+    torch_dist.broadcast(length, sender, _plain)
     message = message if rank() == sender else torch.empty(int(length), dtype=torch.uint8)
-    torch_dist.broadcast(message, sender)
+    torch_dist.broadcast(message, sender, _plain)
     return message.numpy().tobytes()
+
+
+def refuse_other_ranks(data: Mapping[str, object], settings: Mapping[str, object]) -> None:
+    """What ranks must have in common, compared by all of them before they begin, beside the versions they run.
+
+    Weights are never sent: each rank computes them from what all have in common, so none would notice. Raises UserError
+    on every rank, which names the one that differs from most, or from the first.
+    """
+    if world() == 1:
+        return
+    mine = {name: str(value) for name, value in {**_versions(), **data, **settings}.items()}
+    every = [agree((socket.gethostname(), mine), sender) for sender in range(world())]
+    for name in dict.fromkeys(name for _, record in every for name in record):
+        values = [record.get(name, "nothing") for _, record in every]
+        usual = Counter(values).most_common(1)[0][0]  # the first rank's where no value is more common
+        for odd, value in enumerate(values):
+            if value != usual:
+                one, other = (f"rank {number} on {every[number][0]}" for number in (odd, values.index(usual)))
+                raise UserError(
+                    f"{one} differs in {name}: {value} there, {usual} for {other}: give all ranks the same",
+                    BAD_DATA if name in data else USAGE,
+                )
+
+
+def _versions() -> dict[str, object]:
+    """What decides the bytes that a rank computes."""
+    versions = {"lookalike": version("lookalike"), "torch": torch.__version__, "python": platform.python_version()}
+    if device().type != "cpu":
+        return {**versions, "accelerator": accelerator()}
+    return {**versions, "processor": processor(), "threads": torch.get_num_threads()}
 
 
 def largest(numbers: Sequence[float]) -> list[float]:
@@ -310,7 +377,7 @@ def largest(numbers: Sequence[float]) -> list[float]:
     if world() == 1:
         return list(numbers)
     maxima = torch.tensor(numbers, dtype=torch.float64)
-    torch_dist.all_reduce(maxima, torch_dist.ReduceOp.MAX)
+    torch_dist.all_reduce(maxima, torch_dist.ReduceOp.MAX, _plain)
     return list(maxima.tolist())
 
 

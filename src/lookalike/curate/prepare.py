@@ -25,7 +25,7 @@ from lookalike.core.progress import Progress, counted, silent
 from lookalike.data.example import Example, PictureSource, remarks
 from lookalike.data.fingerprint import Stamps, changes, from_table, to_table
 from lookalike.data.formats.files import split_of
-from lookalike.data.pool import ordered
+from lookalike.data.pool import ordered, stopped
 from lookalike.data.prepared import CANVASES, INDEX, RAW, VERSION, CacheShard, read_description, read_index, shard_name
 from lookalike.data.source import EVERYTHING, Data, name_of, native_side, open_source, splits_of
 from lookalike.train.run import Run
@@ -149,7 +149,7 @@ def _row_bytes(side: int, coding: str) -> int:
 
 def _part(sources: dict[str, PictureSource], side: int, jpeg: int | None, task: _Range) -> _Part:
     """The canvases of some rows, in a worker."""
-    examples = [sources[task.split].example(row, side) for row in task.rows]
+    examples = [sources[task.split].example(row, side) for row in task.rows if not stopped()]
     canvases = [_encoded(example, jpeg) for example in examples]
     split = None if task.split == EVERYTHING else task.split
     rows: list[_Row] = [
@@ -184,7 +184,10 @@ def _write_missing(
             yield part
             more(len(task.rows))
 
-    with closing(ordered(work, remaining, workers)) as parts:
+    def path(task: _Range, number: int) -> str:
+        return str(work.args[0][task.split].paths[task.rows[number]])
+
+    with closing(ordered(work, remaining, workers, part=path)) as parts:
         for shard, shard_parts in groupby(parts, lambda pair: pair[0].shard):
             _write_shard(out, shard, advancing(shard_parts))
 

@@ -22,7 +22,7 @@ from lookalike.core.progress import Progress, silent
 from lookalike.core.seeding import uniforms
 from lookalike.data.decode import Unreadable, decode, header
 from lookalike.data.example import Example, PictureSource, broken
-from lookalike.data.pool import ordered
+from lookalike.data.pool import ordered, stopped
 from lookalike.data.prepared import Prepared
 
 _SIDE = 64  # px at which pictures are looked at: enough for a hash of 9 x 8, and large JPEGs decode at an eighth
@@ -71,7 +71,8 @@ def survey(sources: Collection[PictureSource], workers: int | None, progress: Pr
     total = sum(map(len, sources))
     for source in sources:
         tasks = (range(i, min(i + _TASK, len(source))) for i in range(0, len(source), _TASK))
-        for _, part in ordered(partial(_look_at, source, largest(source, _SIDE)), tasks, workers):
+        look = partial(_look_at, source, largest(source, _SIDE))
+        for _, part in ordered(look, tasks, workers, part=partial(_path, source)):
             rows += part
             progress("looking at pictures", len(rows), total)
     kinds, sizes, lengths, content, looks, thumbs, gray, bad = zip(*rows)
@@ -93,7 +94,11 @@ def largest(source: PictureSource, side: int) -> int:
 
 
 def _look_at(source: PictureSource, side: int, rows: range) -> list[_Facts]:
-    return [_facts(source, row, side) for row in rows]
+    return [_facts(source, row, side) for row in rows if not stopped()]
+
+
+def _path(source: PictureSource, rows: range, number: int) -> str:
+    return source.paths[rows[number]]
 
 
 def _facts(source: PictureSource, row: int, side: int) -> _Facts:

@@ -190,7 +190,7 @@ class Loader:
         decoding = _Decoding(self.source, self.side, tries, slots)
         chunks = _chunks(chain([first], steps), begun, len(slots))
         with closing(
-            ordered(decoding.fill, chunks, workers, len(slots))
+            ordered(decoding.fill, chunks, workers, len(slots), self._part)
         ) as done:  # at once, not when a traceback is forgotten
             for chunk, (sizes, bad) in done:
                 if chunk.start == 0:
@@ -204,6 +204,10 @@ class Loader:
                     self._refuse_too_many()
                 if place.stop == len(batch.rows):
                     yield batch
+
+    def _part(self, chunk: _Chunk, number: int) -> str:
+        """The path that is read as that of a chunk, in the order of ``fill``."""
+        return self.source.paths[sorted(chunk.rows)[number]]
 
     def _note(self, bad: Mapping[int, str]) -> None:
         """Remember new bad rows, each once."""

@@ -32,6 +32,7 @@ from lookalike.train.trained import (
     initial,
     labelled_parts,
     part_loader,
+    refuse_other_ranks,
     whiten_untrained,
 )
 
@@ -106,6 +107,7 @@ def embedded(
 ) -> dict[str, tuple[PartFeatures, PartFeatures]]:
     """The reference and the queries by the model, whose name is "", and by its baselines; pictures are read once."""
     sources = labelled_parts(model, data, resources.say)
+    refuse_other_ranks(model, dict(zip(("the reference", "the queries"), sources)), spec)
     models, found = {"": model} | baselines(spec, model, *sources), dict[str, list[PartFeatures]]()
     for source, what in zip(sources, ("reference", "queries")):
         loader = part_loader(model, source, resources.workers)

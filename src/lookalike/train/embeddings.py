@@ -32,7 +32,7 @@ from lookalike.models.encoder import Layer
 from lookalike.pretext.video import TwoClips
 from lookalike.recipes.modality import TEXT, modality_of
 from lookalike.train.fit import weights_digest
-from lookalike.train.trained import PartFeatures, Trained, load, unsaid
+from lookalike.train.trained import PartFeatures, Trained, load, refuse_other_ranks, unsaid
 from lookalike.types import Embeddings, Origin
 
 VERSION = 1
@@ -63,6 +63,7 @@ def embed_data(
     sources = {split: place.rows(split) for split in place.splits} or {EVERYTHING: place.rows(None)}
     for line in remarks(name_of(data), sources):
         say(line)
+    refuse_other_ranks(trained, sources, layer, clip)
     how = (layer, workers, progress)
     every = [PartFeatures.of(trained, source, *how, split, say) for split, source in sources.items()]
     parts = [part.in_clips(clip) for part in every]

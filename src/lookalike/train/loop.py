@@ -128,6 +128,7 @@ def train(
         coming = meter.over(batches(loader, recipe, order, step, total, meter))
         for step, batch in enumerate(coming, step + 1):  # noqa: B020  (steps count on from the checkpoint)
             reseed(recipe.seed, step)
+            dist.doing(f"step {step}")
             optim.apply(recipe.schedule, optimizer, (step - 1) / total_at(step))
             optimizer.zero_grad()
             guard.begin()

@@ -21,7 +21,7 @@ from lookalike.core.devices import Precision, computes_in_bf16, device, isolated
 from lookalike.core.errors import BAD_DATA, POSITIVE, Limit, UserError, check_limits
 from lookalike.core.files import UNFINISHED, refuse_unwritable, write_atomically
 from lookalike.core.progress import counted
-from lookalike.data.example import Rows, Source, remarks, unreadable
+from lookalike.data.example import Rows, Source, facts, remarks, unreadable
 from lookalike.data.fingerprint import changes, from_table, to_table
 from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, name_of, open_source, reference_and_query
@@ -34,7 +34,7 @@ from lookalike.recipes import recipe_of
 from lookalike.recipes.modality import TOKENIZER, load_tokenizer, loader, modality_of, new_tokenizer
 from lookalike.recipes.parts import Backbone, Transform
 from lookalike.recipes.recipe import Length, Recipe
-from lookalike.recipes.serialize import from_plain, override, refuse_unloadable, to_plain, with_model, with_view
+from lookalike.recipes.serialize import flat, from_plain, override, refuse_unloadable, to_plain, with_model, with_view
 from lookalike.train import checkpoint
 from lookalike.train.learned import doubts, learned, next_command
 from lookalike.train.length import Clock, budget, expected, extend, train_to_end
@@ -47,6 +47,7 @@ from lookalike.train.trained import START, Checkup, drawn_whole, labelled, met_b
 
 _HELD_OUT = 1000  # examples at most that a start and its result are compared by
 _MANY = 100_000  # examples from which a GPU's default is the paper's recipe
+_SHARED = ("overwrite", "extend", "save_every", "max_bad")  # settings of a call that every rank acts on
 P = ParamSpec("P")
 
 
@@ -174,12 +175,20 @@ def carry_out(request: Request, began: float | None = None) -> Finished:
             sentences.append(f"{len(held_out):,} {names} are held out: by them the result is compared with the start")
         recipe = fitted_to(request, base, source, sentences.append)
         refuse_unloadable(recipe)
+        dist.refuse_other_ranks(facts(source), settings_of(request, recipe))
         quiet, rows = request.quiet or not dist.first(), modality_of(recipe).examples
         opened = open_run(request.folder, request.overwrite)
         with opened as run, Screen(recipe.name, quiet, rows) as screen:
             for sentence in sentences:
                 screen.say(sentence)
             return begin_or_continue(request, recipe, source, run, screen, began, start)
+
+
+def settings_of(request: Request, recipe: Recipe) -> dict[str, object]:
+    """What a run depends on but its data, which all ranks must have in common: the recipe's fields by their flags."""
+    fields = {f"--{path}": value for path, value in flat(replace(recipe, precision=recipe.computes_in())).items()}
+    named = {f"--{name.replace('_', '-')}": getattr(request, name) for name in _SHARED}
+    return fields | named
 
 
 def begin_or_continue(
@@ -205,6 +214,7 @@ def begin_or_continue(
     tokenizer = tokenizer_of(request, recipe, source, run, new=recorded is None)
     limits = (int(min(request.memory * GIB, sys.maxsize)), request.workers, request.max_bad)
     reads = loader(recipe, source, tokenizer, *limits, counted(screen.work, "reading", len(source)), run.note_bad_files)
+    dist.refuse_other_ranks({"unreadable files": len(reads.bad), "first of them": min(reads.bad, default="none")}, {})
     checkup, clock = Checkup.of(reads, recipe), None
     if recorded is None:
         recipe, clock = begin(request, recipe, run, reads, checkup, screen, began, start)

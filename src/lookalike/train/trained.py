@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from itertools import accumulate
@@ -23,7 +23,7 @@ from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.files import read_json
 from lookalike.core.progress import Progress, counted, silent
 from lookalike.core.seeding import uniforms
-from lookalike.data.example import Rows, Source, inner_folder, unreadable
+from lookalike.data.example import Rows, Source, facts, inner_folder, unreadable
 from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, Say, name_of, reference_and_query
 from lookalike.data.text.loader import Tokenizer
@@ -38,7 +38,9 @@ from lookalike.recipes.modality import Examples, load_tokenizer, modality_of
 from lookalike.recipes.modality import loader as all_rows
 from lookalike.recipes.parts import Network
 from lookalike.recipes.recipe import Recipe
+from lookalike.recipes.serialize import flat
 from lookalike.train import checkpoint
+from lookalike.train.fit import weights_digest
 from lookalike.train.run import Run, is_run, read_recipe
 from lookalike.types import View
 
@@ -265,6 +267,17 @@ def met_by_all(loader: Loads, source: Source) -> dict[str, str]:
 def part_loader(trained: Trained, source: Source, workers: int | None) -> Loads:
     """What reads ``source``; of several ranks none keeps canvases, since it would keep everybody's."""
     return trained.loader(source, workers, 4 * GIB if dist.world() == 1 else 0)
+
+
+def refuse_other_ranks(trained: Trained, sources: Mapping[str, Source], *settings: object) -> None:
+    """What ranks must have in common that embed these examples together; see ``dist.refuse_other_ranks``."""
+    if dist.world() == 1:
+        return
+    every = {name: facts(source) for name, source in sources.items()}
+    data = {f"{fact} of {name}": value for name, part in every.items() for fact, value in part.items()}
+    model = {"precision": trained.encoder.evaluated_in, "weights": weights_digest(trained.encoder)[:16]}
+    recipe = {f"the recipe's {path}": value for path, value in flat(trained.recipe).items()}
+    dist.refuse_other_ranks(data, {**model, **recipe, "settings": settings})
 
 
 def readable(loader: Loads) -> list[int]:

@@ -182,11 +182,15 @@ class Log:
             self._run.log(step, **metrics)
 
 
-_HANDLED = (signal.SIGINT, signal.SIGTERM)
+_ASK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # Slurm may send any of the last three
 
 
 class Signals:
-    """While open, the first signal is only noted in ``received``; a second one acts at once."""
+    """While open, what asks to stop is only noted in ``received``; a second Ctrl-C acts at once.
+
+    The others may come twice: a scheduler sends them to torchrun and to its ranks, and torchrun to its ranks. What is
+    ignored stays ignored, as SIGHUP under nohup, and what a caller handles by means of its own stays handled so.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -194,7 +198,11 @@ class Signals:
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python forbids handlers
-            self._before = {number: signal.signal(number, self._note) for number in _HANDLED}
+            usual = (signal.SIG_DFL, signal.default_int_handler)
+            found = {number: signal.getsignal(number) for number in _ASK}
+            self._before = {number: handler for number, handler in found.items() if handler in usual}
+            for number in self._before:
+                signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -202,9 +210,9 @@ class Signals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = number
+        self.received = self.received or number
 
 
 def leave(number: int) -> NoReturn:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from lookalike.core.errors import USAGE, UserError
 from lookalike.data.decode import MAX_PIXELS, Unreadable
 from lookalike.data.formats.disk import Disk
+from lookalike.data.pool import stopped
 
 SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".3gp"),
@@ -104,6 +105,7 @@ def frame_index(file: BinaryIO) -> FrameIndex:
     with streaming(file) as (container, stream):
         packets: list[Packet] = []
         for packet in container.demux(stream):
+            stopped()  # says that this goes on
             if packet.size and not packet.is_discard:
                 packets.append((packet.pts, packet.dts, packet.is_keyframe))
             if len(packets) > _MOST_FRAMES:
@@ -135,6 +137,7 @@ def _by_time(packets: list[Packet], first: Any, stream: Any, unit: float) -> Fra
 def _by_count(container: Any, stream: Any, seeks: list[int | None]) -> FrameIndex:
     keys, count, first = [], 0, None
     for frame in frames(container.demux(stream), []):
+        stopped()
         first = first or frame
         if frame.key_frame:
             keys.append(count)

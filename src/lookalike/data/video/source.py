@@ -200,7 +200,8 @@ def indexes(disk: Disk, names: Sequence[str]) -> list[FrameIndex | str]:
         fresh = (row.get("bytes"), row.get("token")) == (size, token)
         rows.append(row if fresh else {"name": name, "bytes": size, "token": token})
     stale = [i for i, row in enumerate(rows) if "reason" not in row]
-    indexed = ordered(partial(_index_row, disk), [names[i] for i in stale], cores() if len(stale) > 1 else 0)
+    workers = cores() if len(stale) > 1 else 0
+    indexed = ordered(partial(_index_row, disk), [names[i] for i in stale], workers, part=lambda name, _: name)
     for i, (_, row) in zip(stale, indexed):
         rows[i] |= row
     if stale:

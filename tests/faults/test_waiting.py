@@ -1,0 +1,177 @@
+"""Nothing waits for ever: what does not answer any more is named within ``--timeout``, and everybody leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import lookalike.cli.verbs
+from lookalike.core import dist
+from lookalike.core.errors import IO, UserError
+from lookalike.core.waiting import TIMEOUT
+from lookalike.data.pool import ordered, stopped
+from tests.invariants.test_torchrun import Start, pictures, ranks_of, start, steps_done  # noqa: F401  (a fixture)
+from tests.invariants.test_torchrun import command as under_torchrun
+from tests.support.launched import gone, launched, lookalike
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")
+
+SECONDS, SOON = 4, 40.0
+"""What processes are waited for, and in what time they are all gone on a machine with other work: far below a minute,
+which is the least that they would wait otherwise."""
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return pictures(tmp_path / "pictures")
+
+
+def endless(data: Path, out: Path, *more: object) -> Callable[[], None]:
+    """A run that ends only if something ends it."""
+    small = ("--recipe", "tiny", "--group", 8, "--model.widths", "4,8", "--steps", 5000, "--checkups", 0)
+    how = ("--timeout", SECONDS, "--save-every", 5, "--workers", 0)
+    return lookalike("pretrain", data, "--out", out, *small, *how, *more)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_stopped_rank_is_named_with_its_step_and_all_leave(number: int, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with launched(*[endless(data, out)] * 2) as processes:
+        processes.until(lambda: steps_done(out) > 2)
+        pid, began = processes.pids[number], time.monotonic()
+        os.kill(pid, signal.SIGSTOP)
+        ended = processes.ended()
+        assert time.monotonic() - began < SOON
+    assert ended[number].code == -signal.SIGKILL
+    assert ended[1 - number].code == IO
+    assert f"rank {number} (process {pid} on " in ended[1 - number].line
+    assert f"has not answered for {SECONDS} s, last at step " in ended[1 - number].line
+    assert any((out / "checkpoints").iterdir())
+
+
+def test_a_stopped_rank_under_torchrun_leaves_nobody_behind(start: Start, data: Path, tmp_path: Path) -> None:  # noqa: F811
+    agent = start([*under_torchrun(data, tmp_path / "run"), "--timeout", str(SECONDS), "--steps", "5000"])
+    while agent.poll() is None and not steps_done(tmp_path / "run") > 1:
+        time.sleep(0.01)
+    ranks, began = ranks_of(agent.pid), time.monotonic()
+    os.kill(ranks[1], signal.SIGSTOP)
+    said, _ = agent.communicate(timeout=SOON)
+    assert time.monotonic() - began < SOON
+    assert agent.returncode == 1
+    assert f"(process {ranks[1]} on " in said
+    gone(ranks)
+
+
+def test_ranks_wait_for_the_first_as_long_as_it_works(tmp_path: Path) -> None:
+    def rank() -> None:
+        os.environ[TIMEOUT] = "2"
+        with dist.together():
+            assert dist.on_first_rank(lambda: time.sleep(5) or 7) == 7  # type: ignore[func-returns-value]
+            assert dist.agree(dist.rank(), 1) == 1
+
+    with launched(rank, rank) as processes:
+        assert [ended.code for ended in processes.ended()] == [0, 0]
+
+
+def test_a_rank_may_leave_before_the_others(tmp_path: Path) -> None:
+    def rank() -> None:
+        os.environ[TIMEOUT] = "2"
+        with dist.together():
+            if dist.rank() != 1:
+                time.sleep(4)
+
+    with launched(rank, rank, rank) as processes:
+        assert [ended.code for ended in processes.ended()] == [0, 0, 0]
+
+
+def test_a_rank_that_is_killed_is_named(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with launched(*[endless(data, out, "--batch", 24)] * 3) as processes:
+        processes.until(lambda: steps_done(out) > 1)
+        os.kill(processes.pids[2], signal.SIGKILL)
+        first, second, _ = processes.ended()
+    assert first.code == second.code == IO
+    assert f"rank 2 (process {processes.pids[2]} on " in first.line
+    assert "rank 2" in second.line
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_an_error_of_one_rank_is_that_of_all(number: int, data: Path, tmp_path: Path) -> None:
+    places = [data, data]
+    places[number] = tmp_path / "nowhere"
+    began = time.monotonic()
+    with launched(*(endless(place, tmp_path / "run") for place in places)) as processes:
+        ended = processes.ended()
+    assert time.monotonic() - began < SOON
+    assert ended[0].code == ended[1].code != 0
+    assert all("nowhere" in one.line for one in ended)
+    assert ended[1 - number].line.startswith(f"lookalike: rank {number} on ")
+    assert not (tmp_path / "run").exists()
+
+
+# ---- workers ----
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_stopped_workers_are_named_and_all_leave(ranks: int, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with launched(*[endless(data, out, "--workers", 2, "--memory", 0)] * ranks) as processes:
+        processes.until(lambda: steps_done(out) > 1)
+        workers = [processes.workers(rank) for rank in range(ranks)]
+        began = time.monotonic()
+        for worker in workers[-1]:  # were it one that has nothing to do, the other would do all
+            os.kill(worker, signal.SIGSTOP)
+        ended = processes.ended()
+        assert time.monotonic() - began < SOON
+    assert {one.code for one in ended} == {IO}
+    assert all("worker " in one.line and f"{workers[-1][-1]} on " in one.line for one in ended)
+    gone([worker for some in workers for worker in some])
+
+
+def test_a_worker_that_hangs_in_a_read_is_named_with_what_it_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TIMEOUT, "0.5")
+    os.mkfifo(tmp_path / "never")  # as a file on a disk that does not answer: opening it does not return
+
+    def read(names: list[str]) -> int:
+        return sum(len((tmp_path / name).read_bytes()) for name in names if not stopped())
+
+    (tmp_path / "some").write_bytes(b"123")
+    tasks = [["some"], ["some", "some", "never"], ["some"]]
+    results = ordered(read, tasks, 2, part=lambda names, number: names[number])
+    assert next(results) == (["some"], 3)
+    with pytest.raises(UserError, match=r"worker \d+ on .* at never: .*--timeout") as caught:
+        list(results)
+    assert caught.value.code == IO
+    with pytest.raises(ChildProcessError):  # it has no children any more
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_work_that_goes_on_may_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TIMEOUT, "2")
+
+    def slow(parts: int) -> int:
+        for _ in range(parts):
+            stopped()
+            time.sleep(0.1)
+        return parts
+
+    assert list(ordered(slow, [40], 1)) == [(40, 40)]
+
+
+def test_no_worker_outlives_its_parent(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with launched(endless(data, out, "--workers", 2, "--memory", 0)) as processes:
+        processes.until(lambda: steps_done(out) > 1)
+        workers = processes.workers(0)
+        os.kill(workers[0], signal.SIGSTOP)
+        os.kill(processes.pids[0], signal.SIGKILL)
+        processes.ended()
+        gone(workers)
