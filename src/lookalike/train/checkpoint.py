@@ -14,6 +14,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -113,7 +114,8 @@ def _publish(final: Path, step: int, state: dict[str, Tensor], optimizer: torch.
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         sync_folder(temporary)
-        shutil.rmtree(final, ignore_errors=True)
+        if final.exists():  # damaged: it was passed over
+            shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         sync_folder(folder)
         sync_folder(folder.parent)
@@ -124,7 +126,16 @@ def _publish(final: Path, step: int, state: dict[str, Tensor], optimizer: torch.
     kept = [path for path in published(folder) if path <= final][:KEPT]  # a later one is damaged: it was passed over
     for path in published(folder):
         if path not in kept:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """A checkpoint, whole or not at all: under its unfinished name the next start takes away what a kill leaves."""
+    dropped = path.with_name(f".{path.name}{UNFINISHED}")
+    with suppress(OSError):  # one that cannot be removed is one too many, no more
+        shutil.rmtree(dropped, ignore_errors=True)
+        path.rename(dropped)
+        shutil.rmtree(dropped)
 
 
 def published(folder: Path) -> list[Path]:
