@@ -8,13 +8,12 @@ import shutil
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from lookalike.models.vit import ViT
 from lookalike.recipes import RECIPES
-from tests.support.forks import Ended, Forks, Moment, digest
+from tests.support.forks import Forks, Moment, digest
+from tests.support.runs import command, done, noise, unfinished
 
 STEPS = 12
 POINTS = 2  # every other moment, for time; 1 tries them all
@@ -23,20 +22,7 @@ POINTS = 2  # every other moment, for time; 1 tries them all
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """48 pictures of noise in two classes."""
-    folder = tmp_path_factory.mktemp("pictures")
-    noise = np.random.default_rng(0)
-    for i in range(48):
-        path = folder / "ab"[i % 2] / f"{i:02}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(noise.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
-    return folder
-
-
-def command(data: Path, out: Path, *more: object, steps: int = STEPS, save: int = 3) -> list[object]:
-    return [
-        *("pretrain", data, "--out", out, "--recipe", "tiny", "--steps", steps, "--save-every", save),
-        *("--workers", 0, "--quiet", "--model.widths", "4,8", "--head.widths", "16", *more),
-    ]
+    return noise(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +31,6 @@ def uninterrupted(forks: Forks, pictures: Path, tmp_path_factory: pytest.TempPat
     done(forks.run(command(pictures, out)))
     assert len(digest(out)["metrics"].splitlines()) == STEPS + 2  # two check-ups
     return digest(out)
-
-
-def done(ended: Ended) -> None:
-    assert ended.code == 0, ended.errors
-
-
-def unfinished(run: Path) -> list[Path]:
-    return list(run.rglob(".*"))
 
 
 def test_killed_ten_times_it_ends_as_if_it_never_was(

@@ -1,7 +1,8 @@
 """The command line in processes of their own, killed at chosen moments: a server that has imported torch forks them.
 
 A process that imports torch costs seconds, a fork of one milliseconds. Nothing of the product is replaced: the moments
-are counted by an audit hook, which Python calls whenever a file is opened, renamed or removed.
+are counted by an audit hook, which Python calls whenever a file is opened, renamed or removed; or strace is attached to
+the process before it begins, which sees every system call, those of compiled code too, and lets any of them fail.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 _TOUCHES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"}
 
@@ -59,23 +61,45 @@ class Forks:
         self._server.stdout.close()
         assert self._server.wait(30) == 0
 
-    def run(self, arguments: Sequence[object], at: Moment | None = None, seconds: float | None = None) -> Ended:
+    def run(
+        self,
+        arguments: Sequence[object],
+        at: Moment | None = None,
+        seconds: float | None = None,
+        strace: Sequence[str] = (),
+    ) -> Ended:
         """``lookalike ARGUMENTS`` in this process's environment, with a signal at a moment or SIGKILL after seconds.
 
-        Waits until it ends or stops.
+        ``strace`` are the options of a strace that is attached to it, and to all that it starts. Waits until it ends or
+        stops.
         """
-        said = [str(argument) for argument in arguments]
-        return self._ask(arguments=said, at=at, seconds=seconds, environment=dict(os.environ))
+        return self.all([arguments], at, seconds, strace)[0]
+
+    def all(
+        self,
+        commands: Sequence[Sequence[object]],
+        at: Moment | None = None,
+        seconds: float | None = None,
+        strace: Sequence[str] = (),
+    ) -> list[Ended]:
+        """Several commands at once, as ``run`` starts one."""
+        said = [[str(argument) for argument in arguments] for arguments in commands]
+        asked = {"commands": said, "at": at, "seconds": seconds, "strace": list(strace)}
+        self._send(**asked, environment=dict(os.environ))
+        return [self._ended() for _ in commands]
 
     def kill(self, pid: int) -> Ended:
         """SIGKILL to a process that was stopped."""
-        return self._ask(kill=pid)
+        self._send(kill=pid)
+        return self._ended()
 
-    def _ask(self, **asked: Any) -> Ended:
+    def _send(self, **asked: Any) -> None:
         assert self._server.stdin
-        assert self._server.stdout
         self._server.stdin.write(json.dumps(asked) + "\n")
         self._server.stdin.flush()
+
+    def _ended(self) -> Ended:
+        assert self._server.stdout
         return Ended(*json.loads(self._server.stdout.readline()))
 
 
@@ -92,19 +116,47 @@ def _serve() -> None:
             os.kill(asked["kill"], signal.SIGKILL)
             print(json.dumps(_wait(asked["kill"])), flush=True)
             continue
-        with tempfile.TemporaryFile() as errors:  # a pipe would be full at 64 KB, and nobody there to empty it
-            pid = os.fork()
-            if pid == 0:
-                os.environ.update(asked["environment"])
-                _child(asked["arguments"], asked["at"], errors.fileno())
-            if asked["seconds"] is not None:
-                time.sleep(asked["seconds"])
+        began = [_begin(arguments, asked) for arguments in asked["commands"]]
+        if asked["seconds"] is not None:
+            time.sleep(asked["seconds"])
+            for pid, _ in began:
                 os.kill(pid, signal.SIGKILL)
+        for pid, errors in began:
             ended = _wait(pid)
             errors.seek(0)
             ended[2] = errors.read().decode()
-        print(json.dumps(ended), flush=True)
+            errors.close()
+            print(json.dumps(ended), flush=True)
     os._exit(0)  # at once: torch takes its time to leave
+
+
+def _begin(arguments: list[str], asked: dict[str, Any]) -> tuple[int, IO[bytes]]:
+    """The process of a command, and what it will say of errors."""
+    errors = tempfile.TemporaryFile()  # a pipe would be full at 64 KB, and nobody there to empty it
+    pid = os.fork()
+    if pid == 0:
+        os.environ.clear()
+        os.environ.update(asked["environment"])
+        if asked["strace"]:
+            _await_tracer()
+        _child(arguments, asked["at"], errors.fileno())
+    if asked["strace"]:
+        os.waitpid(pid, os.WUNTRACED)
+        tracer = subprocess.Popen(
+            ["strace", "-f", "-p", str(pid), *asked["strace"]], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        assert tracer.stderr
+        said = tracer.stderr.readline()
+        threading.Thread(target=tracer.communicate, daemon=True).start()  # or it would wait for a reader of its words
+        os.kill(pid, signal.SIGCONT if b"attached" in said else signal.SIGKILL)
+    return pid, errors
+
+
+def _await_tracer() -> None:
+    """Stop until a tracer is attached, and let one that is no parent of this process do so (Yama allows no other)."""
+    allow, anybody = 0x59616D61, ctypes.c_ulong(-1)  # PR_SET_PTRACER, PR_SET_PTRACER_ANY
+    ctypes.CDLL(None).prctl(allow, anybody, 0, 0, 0)
+    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def _wait(pid: int) -> list[Any]:
