@@ -132,7 +132,7 @@ def _serve() -> None:
 
 def _begin(arguments: list[str], asked: dict[str, Any]) -> tuple[int, IO[bytes]]:
     """The process of a command, and what it will say of errors."""
-    errors = tempfile.TemporaryFile()  # a pipe would be full at 64 KB, and nobody there to empty it
+    errors = tempfile.TemporaryFile()  # noqa: SIM115  (until it has ended); a pipe would be full at 64 KB, and nobody there to empty it
     pid = os.fork()
     if pid == 0:
         os.environ.clear()

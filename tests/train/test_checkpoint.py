@@ -8,7 +8,7 @@ import pickle
 import resource
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from lookalike.train.pretrain import pretrain
 from lookalike.train.run import read_recipe
 from lookalike.train.trained import load
 from lookalike.types import Batch
+from tests.support.damage import DAMAGE, FILES, Damage, swap
 from tests.support.ranks import ranks
 
 State = tuple[Learner, torch.optim.Optimizer]
@@ -129,26 +130,6 @@ def test_no_checkpoint_is_none(tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path) == (None, [])
 
 
-FILES = ("learner.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
-
-
-def cut(path: Path, share: float) -> None:
-    data = path.read_bytes()
-    path.write_bytes(data[: int(share * len(data))])
-
-
-def flip(path: Path, share: float) -> None:
-    data = bytearray(path.read_bytes())
-    data[min(int(share * len(data)), len(data) - 1)] ^= 0x10
-    path.write_bytes(data)
-
-
-def swap(path: Path, other: Path) -> None:
-    kept = path.read_bytes()
-    path.write_bytes(other.read_bytes())
-    other.write_bytes(kept)
-
-
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints of steps 1 and 2."""
@@ -159,30 +140,9 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-DAMAGE: dict[str, Callable[[Path], object]] = {
-    **{
-        f"{how.__name__} {name} at {share}": lambda p, how=how, name=name, share=share: how(p / name, share)
-        for how in (cut, flip)
-        for name in FILES
-        for share in (0.0, 0.01, 0.5, 0.99)
-    },
-    **{f"no {name}": lambda p, name=name: (p / name).unlink() for name in FILES},
-    "no file at all": lambda p: [file.unlink() for file in p.iterdir()],
-    "a file in the place of the folder": lambda p: (shutil.rmtree(p), p.write_text("")),
-    "a folder in the place of a file": lambda p: ((p / FILES[0]).unlink(), (p / FILES[0]).mkdir()),
-    "a manifest of other files": lambda p: (p / "manifest.json").write_text('{"../../x": "0"}'),
-    "a manifest that is a list": lambda p: (p / "manifest.json").write_text("[]"),
-    "a manifest nested too deep": lambda p: (p / "manifest.json").write_text("[" * 100_000),
-    "another step under its name": lambda p: (
-        shutil.rmtree(p),
-        shutil.copytree(p.with_name("step-000000001"), p),
-    ),
-}
-
-
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_every_damage_is_found_and_the_one_before_taken(
-    two: Path, tmp_path: Path, damage: Callable[[Path], object]
+    two: Path, tmp_path: Path, damage: Damage
 ) -> None:
     folder = Path(shutil.copytree(two, tmp_path / "checkpoints"))
     damage(folder / "step-000000002")

@@ -1,0 +1,162 @@
+"""No verb loads a damaged checkpoint in silence: it says which one it passes over and takes the one before, or refuses.
+
+What is taken is compared: the numbers of each verb are those of a run that never had the damaged checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.faults.kit import every
+from tests.support.damage import DAMAGE, Damage, drawn
+from tests.support.forks import Ended, Forks, digest
+from tests.support.runs import TINY, command, done
+
+NEWEST = "step-000000002"
+QUIETLY = [word for word in TINY if word != "--quiet"]  # --quiet leaves out warnings, too
+
+
+class Verb(NamedTuple):
+    """What a verb does with a run: the words, and what came of it, which the weights alone decide."""
+
+    words: Callable[[Path, Path, Path], list[object]]  # of the run, the data, and a path for what it writes
+    came: Callable[[Path, Path], object]  # of the run and that path
+    long: int = 1  # takes so much longer that it meets but one in so many
+
+
+def vectors(_: Path, out: Path) -> object:
+    return pq.read_table(out / "table.parquet").column("embedding").to_pylist()
+
+
+def numbers(_: Path, out: Path) -> object:
+    record = json.loads((out / "numbers.json").read_text())
+    return {name: record[name] for name in record if name in ("metrics", "numbers", "hits", "value")}
+
+
+def trained(_: Path, out: Path) -> object:
+    return digest(out / "run")["learner.safetensors"]
+
+
+def evaluated(name: str, *more: object) -> Verb:
+    return Verb(
+        lambda run, data, out: ["evaluate", name, run, data, "--workers", 0, "--json", out / "numbers.json", *more],
+        numbers,
+    )
+
+
+VERBS = {
+    "evaluate knn": evaluated("knn"),
+    "evaluate finetune": evaluated("finetune", "--steps", 1),
+    "evaluate retrieve": evaluated("retrieve"),
+    "embed": Verb(
+        lambda run, data, out: ["embed", run, data, "--workers", 0, "--out", out / "table.parquet"], vectors
+    ),
+    "search": Verb(
+        lambda run, data, out: ["search", run, data / "a" / "00.png", "--json", out / "numbers.json"], numbers
+    ),
+    "export": Verb(
+        lambda run, _, out: ["export", run, "--to", "onnx", "--out", out / "onnx"],
+        lambda _, out: (out / "onnx" / "model.onnx").stat().st_size,
+        long=24,
+    ),
+    "doctor": Verb(
+        lambda run, _, out: ["doctor", run, "--out", out / "sheet", "--json", out / "numbers.json"], lambda *_: None
+    ),
+    "pretrain": Verb(
+        lambda run, data, _: [*command(data, run, "--checkups", 0, steps=2, save=1)[:8], *QUIETLY, "--checkups", 0],
+        lambda run, _: digest(run),
+    ),
+    "pretrain --extend": Verb(
+        lambda run, data, _: ["pretrain", data, "--out", run, "--steps", 3, "--extend", *QUIETLY, "--checkups", 0],
+        lambda run, _: digest(run)["learner.safetensors"],
+    ),
+    "pretrain --init-from": Verb(
+        lambda run, data, out: ["pretrain", data, "--out", out / "run", "--init-from", run, "--steps", 1]
+        + ["--workers", 0, "--checkups", 0],
+        trained,
+        long=2,
+    ),
+    "pretrain --teacher": Verb(
+        lambda run, data, out: ["pretrain", data, "--out", out / "run", "--teacher", run, "--steps", 1]
+        + ["--recipe", "tiny", "--workers", 0, "--checkups", 0],
+        trained,
+        long=2,
+    ),
+    "compare": Verb(
+        lambda run, data, out: ["compare", run, "--on", data, "--task", "knn", "--trials", 1, "--out", out / "trials"],
+        lambda _, out: (out / "trials" / "knn.md").read_text(),
+        long=2,
+    ),
+}
+"""Every verb that opens a run."""
+
+
+@pytest.fixture(scope="module")
+def run(forks: Forks, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with checkpoints of steps 1 and 2."""
+    run = tmp_path_factory.mktemp("damage") / "run"
+    done(forks.run(command(pictures, run, "--checkups", 0, steps=2, save=1)))
+    return run
+
+
+def carried_out(forks: Forks, verb: Verb, run: Path, data: Path, out: Path) -> Ended:
+    """All but the doctor warn; what is damaged is its answer."""
+    out.mkdir()
+    ended = forks.run(verb.words(run, data, out))
+    if verb is not VERBS["doctor"] or ended.code:
+        return ended
+    states = json.loads((out / "numbers.json").read_text())["checkpoints"]
+    damaged = [f"step-{int(step):09}" for step, state in states.items() if state != "whole"]
+    return ended._replace(errors=f"{ended.errors}{' '.join(damaged)}")
+
+
+def copied(run: Path, out: Path, damage: Damage) -> Path:
+    copy = Path(shutil.copytree(run, out.with_name(f"{out.name} run")))
+    damage(copy / "checkpoints" / NEWEST)
+    return copy
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_no_damage_is_loaded_in_silence(
+    forks: Forks, pictures: Path, run: Path, tmp_path: Path, thorough: Callable[[int, int], int], name: str
+) -> None:
+    verb = VERBS[name]
+    before = copied(run, tmp_path / "before", shutil.rmtree)
+    assert carried_out(forks, verb, before, pictures, tmp_path / "before").code == 0
+    reference = verb.came(before, tmp_path / "before")
+
+    def damaged(which: str, out: Path) -> None:
+        copy = copied(run, out, damages[which])
+        ended = carried_out(forks, verb, copy, pictures, out)
+        assert "Traceback" not in ended.errors
+        assert NEWEST in ended.errors, f"exit {ended.code}, and nothing is said: {ended.errors}"
+        if ended.code == 0:
+            assert verb.came(copy, out) == reference
+        else:
+            assert ended.code == 65
+            assert ended.errors.count("\n") == 1
+        shutil.rmtree(out)
+        shutil.rmtree(copy)
+
+    damages = DAMAGE | drawn(thorough(0, 90))
+    chosen = list(damages)[sum(map(ord, name)) % 5 :: thorough(19, 1) * verb.long]
+    every(f"{name}: damage", chosen, damaged, tmp_path)
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_where_every_checkpoint_is_damaged_all_is_refused(
+    forks: Forks, pictures: Path, run: Path, tmp_path: Path, name: str
+) -> None:
+    copy = copied(run, tmp_path / "out", DAMAGE["flip learner.safetensors at 0.99"])
+    (copy / "checkpoints" / "step-000000001" / "manifest.json").unlink()
+    ended = carried_out(forks, VERBS[name], copy, pictures, tmp_path / "out")
+    assert ended.code == 0 if name == "doctor" else (ended.code, ended.errors.count("\n")) == (65, 1)
+    assert "step-000000001" in ended.errors
+    assert NEWEST in ended.errors
