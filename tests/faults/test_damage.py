@@ -44,6 +44,10 @@ def trained(_: Path, out: Path) -> object:
     return digest(out / "run")["learner.safetensors"]
 
 
+def beginning(data: Path, out: Path) -> list[object]:
+    return ["pretrain", data, "--out", out / "run", "--steps", 1, "--workers", 0, "--checkups", 0]
+
+
 def evaluated(name: str, *more: object) -> Verb:
     return Verb(
         lambda run, data, out: ["evaluate", name, run, data, "--workers", 0, "--json", out / "numbers.json", *more],
@@ -55,9 +59,7 @@ VERBS = {
     "evaluate knn": evaluated("knn"),
     "evaluate finetune": evaluated("finetune", "--steps", 1),
     "evaluate retrieve": evaluated("retrieve"),
-    "embed": Verb(
-        lambda run, data, out: ["embed", run, data, "--workers", 0, "--out", out / "table.parquet"], vectors
-    ),
+    "embed": Verb(lambda run, data, out: ["embed", run, data, "--workers", 0, "--out", out / "table.parquet"], vectors),
     "search": Verb(
         lambda run, data, out: ["search", run, data / "a" / "00.png", "--json", out / "numbers.json"], numbers
     ),
@@ -78,14 +80,12 @@ VERBS = {
         lambda run, _: digest(run)["learner.safetensors"],
     ),
     "pretrain --init-from": Verb(
-        lambda run, data, out: ["pretrain", data, "--out", out / "run", "--init-from", run, "--steps", 1]
-        + ["--workers", 0, "--checkups", 0],
+        lambda run, data, out: [*beginning(data, out), "--init-from", run],
         trained,
         long=2,
     ),
     "pretrain --teacher": Verb(
-        lambda run, data, out: ["pretrain", data, "--out", out / "run", "--teacher", run, "--steps", 1]
-        + ["--recipe", "tiny", "--workers", 0, "--checkups", 0],
+        lambda run, data, out: [*beginning(data, out), "--teacher", run, "--recipe", "tiny"],
         trained,
         long=2,
     ),

@@ -38,6 +38,7 @@ class Ended(NamedTuple):
     pid: int
     errors: str
     peak: int  # MB of memory at once in it, or in the largest of its own processes
+    cpu: float  # seconds that it computed
 
 
 class Forks:
@@ -73,19 +74,16 @@ class Forks:
         ``strace`` are the options of a strace that is attached to it, and to all that it starts. Waits until it ends or
         stops.
         """
-        return self.all([arguments], at, seconds, strace)[0]
+        self._send(**self._asked([arguments], at=at, seconds=seconds, strace=list(strace)))
+        return self._ended()
 
-    def all(
-        self,
-        commands: Sequence[Sequence[object]],
-        at: Moment | None = None,
-        seconds: float | None = None,
-        strace: Sequence[str] = (),
-    ) -> list[Ended]:
-        """Several commands at once, as ``run`` starts one."""
+    def _asked(self, commands: Sequence[Sequence[object]], **how: Any) -> dict[str, Any]:
         said = [[str(argument) for argument in arguments] for arguments in commands]
-        asked = {"commands": said, "at": at, "seconds": seconds, "strace": list(strace)}
-        self._send(**asked, environment=dict(os.environ))
+        return {"commands": said, "at": None, "seconds": None, "strace": [], "environment": dict(os.environ), **how}
+
+    def race(self, commands: Sequence[Sequence[object]], seconds: float = 300) -> list[Ended]:
+        """Several commands at once; SIGKILL to the last one that is left, and after so many seconds to all."""
+        self._send(race=True, **self._asked(commands, seconds=seconds))
         return [self._ended() for _ in commands]
 
     def kill(self, pid: int) -> Ended:
@@ -117,8 +115,11 @@ def _serve() -> None:
             print(json.dumps(_wait(asked["kill"])), flush=True)
             continue
         began = [_begin(arguments, asked) for arguments in asked["commands"]]
-        if asked["seconds"] is not None:
+        if "race" in asked:
+            _until_one_is_left([pid for pid, _ in began], asked["seconds"])
+        elif asked["seconds"] is not None:
             time.sleep(asked["seconds"])
+        if asked["seconds"] is not None:
             for pid, _ in began:
                 os.kill(pid, signal.SIGKILL)
         for pid, errors in began:
@@ -152,6 +153,17 @@ def _begin(arguments: list[str], asked: dict[str, Any]) -> tuple[int, IO[bytes]]
     return pid, errors
 
 
+def _until_one_is_left(pids: list[int], seconds: float) -> None:
+    """Wait until all but one have ended, or so long; nobody is fetched yet."""
+    end = time.monotonic() + seconds
+
+    def lives(pid: int) -> bool:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+    while time.monotonic() < end and sum(map(lives, pids)) > 1:
+        time.sleep(0.02)
+
+
 def _await_tracer() -> None:
     """Stop until a tracer is attached, and let one that is no parent of this process do so (Yama allows no other)."""
     allow, anybody = 0x59616D61, ctypes.c_ulong(-1)  # PR_SET_PTRACER, PR_SET_PTRACER_ANY
@@ -161,7 +173,13 @@ def _await_tracer() -> None:
 
 def _wait(pid: int) -> list[Any]:
     _, status, used = os.wait4(pid, os.WUNTRACED)
-    return [None if os.WIFSTOPPED(status) else os.waitstatus_to_exitcode(status), pid, "", used.ru_maxrss >> 10]
+    return [
+        None if os.WIFSTOPPED(status) else os.waitstatus_to_exitcode(status),
+        pid,
+        "",
+        used.ru_maxrss >> 10,
+        used.ru_utime + used.ru_stime,
+    ]
 
 
 def _obey_modes() -> None:

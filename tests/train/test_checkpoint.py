@@ -141,9 +141,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_every_damage_is_found_and_the_one_before_taken(
-    two: Path, tmp_path: Path, damage: Damage
-) -> None:
+def test_every_damage_is_found_and_the_one_before_taken(two: Path, tmp_path: Path, damage: Damage) -> None:
     folder = Path(shutil.copytree(two, tmp_path / "checkpoints"))
     damage(folder / "step-000000002")
     path, notes = checkpoint.newest(folder)
