@@ -66,7 +66,7 @@ class Call(NamedTuple):
 def why_not() -> str | None:
     """Why no system call can be let fail here, or None."""
     if sys.platform != "linux" or shutil.which("strace") is None:
-        return "strace is not installed"
+        return "there is no strace"
     tried = subprocess.run(["strace", "-o", "/dev/null", "true"], capture_output=True, text=True)
     return None if tried.returncode == 0 else f"tracing is forbidden here: {tried.stderr.strip()[:100]}"
 

@@ -97,7 +97,7 @@ def test_a_clock_that_jumps_changes_nothing(forks: Forks, pictures: Path, tmp_pa
     """A run that begins after 2038 and goes on in 2001 and then a day ahead; what is newest is decided by steps."""
     library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
     if library is None:
-        pytest.skip("libfaketime is not installed")
+        pytest.skip("there is no libfaketime")
     out, reference = tmp_path / "run", tmp_path / "reference"
     for steps, when in ((2, "@2038-01-20 00:00:00"), (4, "@2001-01-01 00:00:00"), (6, "+1d")):
         more = ["--extend"] if steps > 2 else []
