@@ -155,6 +155,8 @@ class Checkpoints(RuleBasedStateMachine):
         if self.named in self.names and checkpoint.damage(self.folder / "checkpoints" / self.named) is None:
             self.saved[self.named] = hashed(self.learner)
             self.harmed.discard(self.named)
+        # A kill while an old one is taken away leaves some of its files: it is damaged, behind two that are whole.
+        self.harmed |= {name for name in self.names[2:] if checkpoint.damage(self.folder / "checkpoints" / name)}
         self.saved = {name: kept for name, kept in self.saved.items() if name in self.names}
 
     @precondition(lambda self: self.run is not None)
