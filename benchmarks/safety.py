@@ -2,8 +2,8 @@
 
     python benchmarks/safety.py --data ../shared/data/cifar10 --steps 200
 
-Processor time, since it does not count what else the machine does. Of ``small`` and its family at the batch of the recipe;
-checkpoints are due as always, once a minute, or sooner with ``--save-every``.
+Processor time, since it does not count what else the machine does. Checkpoints are due as always, once a minute, or
+sooner with ``--save-every``.
 """
 
 from __future__ import annotations
