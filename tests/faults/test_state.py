@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -247,7 +248,11 @@ def test_a_head_that_says_the_same_of_all_pictures_is_a_collapse(
 
 
 def test_spread_is_one_of_even_rows_and_nothing_of_equal_ones() -> None:
-    rows = torch.randn(4096, 64)
-    assert 0.99 < float(spread_of(rows)) <= 1
-    assert float(spread_of(rows[:1].expand(32, -1))) < 1e-3
-    assert abs(float(spread_of(torch.eye(2).repeat(8, 1))) - 0.5**0.5) < 1e-6
+    def spread(rows: Tensor) -> float:
+        return spread_of(float(rows.mean(0).norm()), float(rows.norm()), len(rows))
+
+    rows = torch.nn.functional.normalize(torch.randn(4096, 64, dtype=torch.float64), dim=1)
+    assert 0.99 < spread(rows) <= 1
+    assert spread(rows[:1].expand(32, -1)) < 1e-6
+    assert abs(spread(torch.eye(2).repeat(8, 1)) - 0.5**0.5) < 1e-6
+    assert math.isnan(spread(torch.full((8, 2), float("nan"))))

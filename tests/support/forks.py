@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -233,6 +234,7 @@ def _child(arguments: list[str], at: list[Any] | None, errors: int, printed: int
     os.dup2(errors, 2)
     if at is not None:
         _arm(Moment(*at))
+    warnings.filterwarnings("default", module=r"lookalike\.")  # the package's own are lines for people
     code: Any = 70  # an exception that the command line lets through
     try:
         main([os.fsdecode(word.encode("utf-8", "surrogateescape")) for word in arguments])  # as this locale has it

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from lookalike.core import dist
 from lookalike.core.devices import Later
@@ -26,10 +25,11 @@ _FEW = 8  # rows of which a spread says little
 
 
 class Seen(NamedTuple):
-    """A step whose numbers may still be on their way: loss, norm of the gradient, spread of the queries."""
+    """A step whose numbers may be on their way: loss, norm of the gradient, norms of the mean query and of all."""
 
     step: int
     batch: Batch | None
+    rows: int  # how many queries
     numbers: Later
 
 
@@ -51,9 +51,10 @@ class Guard:
     def look(self, step: int, loss: Tensor, batch: Batch | None = None, query: Tensor | None = None) -> int:
         """The number of this rank, from 1, where the newest step that is known has a loss or gradient not finite."""
         norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
-        parts = loss, norm, torch.full_like(norm, math.nan) if query is None or len(query) < _FEW else spread_of(query)
-        numbers = Later(torch.stack([part.detach().to(norm) for part in parts]))
-        known, self._pending = self._settle(), Seen(step, batch, numbers)
+        told = [] if query is None or len(query) < _FEW else [query.detach().mean(0), query.detach()]
+        parts = [loss.detach(), norm, *(torch.linalg.vector_norm(rows) for rows in told)]
+        numbers = Later(torch.stack([part.to(norm.dtype) for part in parts]))
+        known, self._pending = self._settle(), Seen(step, batch, 0 if query is None else len(query), numbers)
         return known or (self._settle() if numbers.ready() else 0)
 
     def check(self, loss: Tensor, step: int) -> None:
@@ -83,8 +84,9 @@ class Guard:
         seen, self._pending = self._pending, None
         if seen is None:
             return 0
-        loss, norm, spread = seen.numbers.values()
-        self._collapse.meet(spread)
+        loss, norm, *norms = seen.numbers.values()
+        if norms:
+            self._collapse.meet(spread_of(norms[0], norms[1], seen.rows))
         if math.isfinite(loss) and math.isfinite(norm):
             return 0
         self._bad = seen, f"the loss is {loss}, the norm of its gradient {norm}, at step {seen.step}"
@@ -167,8 +169,8 @@ class Collapse:
         self._mean, self._alike, self._told = 1.0, 0, False
 
     def meet(self, spread: float) -> None:
-        """One step: 1 where queries fill the sphere evenly, 0 where they are one point, NaN where it is not known."""
-        if not math.isnan(spread):
+        """One step: 1 where queries fill the sphere evenly, 0 where they are one point."""
+        if math.isfinite(spread):
             self._mean += (spread - self._mean) / 10
             self._alike = self._alike + 1 if self._mean < _ALIKE else 0
 
@@ -184,9 +186,12 @@ class Collapse:
         )
 
 
-def spread_of(query: Tensor) -> Tensor:
-    """The deviation of rows (B, E), each of unit norm, from their mean: 0 where they are one point, 1 where even."""
-    return (1 - normalize(query.detach().float(), dim=1).mean(0).square().sum()).clamp_min(0).sqrt()
+def spread_of(mean: float, norm: float, rows: int) -> float:
+    """The deviation of ``rows`` of equal norm from their mean: 0 where they are one point, 1 where even.
+
+    By the norm of their mean and that of all of them as one vector; NaN where they are no numbers.
+    """
+    return math.sqrt(max(0.0, 1 - rows * (mean / norm) ** 2)) if norm > 0 else math.nan
 
 
 def moved_by_forward(model: nn.Module) -> Iterator[Tensor]:

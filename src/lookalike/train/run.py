@@ -265,6 +265,8 @@ class Run:
         try:
             work(self._board)
         except Exception as error:
+            with suppress(Exception):
+                self._board.close()
             self._board = None
             self.note(f"TensorBoard's file cannot be written ({error}): the run goes on without it")
 
