@@ -36,7 +36,8 @@ def look(path):
         pages = int(file.read().split()[1])
     seen.append((pages * os.sysconf("SC_PAGESIZE") / 2**20, len(os.listdir("/proc/self/fd"))))
 
-sys.addaudithook(lambda event, args: look(args[1]) if event == "os.rename" and "step-" in str(args[1]) else None)
+sys.addaudithook(lambda event, args: look(args[1])
+                if event == "os.rename" and os.path.basename(args[1]).startswith("step-") else None)
 pretrain(data, out, recipe="tiny", steps=steps, save_every=steps // 20, workers=0, quiet=True,
          settings={"model.widths": "4,8", "head.widths": "16"})
 half = seen[len(seen) // 2 :]

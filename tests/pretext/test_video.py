@@ -218,7 +218,8 @@ def test_recipes_read_back_and_refuse_what_does_not_fit() -> None:
     clips = recipe("video_moco_clips")
     assert "encoders of videos" in str(meaningless(replace(clips, model=recipe("small").model)))
     assert "pretext.near" in str(meaningless(replace(clips, pretext=TwoClips(VIEW, near=2.0, far=1.0))))
-    assert "2 frames" in str(meaningless(replace(clips, pretext=TwoClips(VIEW, frames=1))))
+    with pytest.raises(UserError, match=r"frames .* at least 2"):
+        TwoClips(VIEW, frames=1)
 
 
 @pytest.mark.parametrize("spec", [SmallVideoResNet((4, 8, 8), slow=1), VideoResNet()])

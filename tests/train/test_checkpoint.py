@@ -305,7 +305,7 @@ def test_one_rank_asks_for_the_size_without_a_word_to_the_others() -> None:
 
 
 def test_a_run_that_its_disk_cannot_hold_does_not_begin(tmp_path: Path) -> None:
-    vast = {"model.widths": (4, 4_000_000), "head.widths": "16"}  # 2,304 TB of kernels: only shapes are made
+    vast = {"model.widths": (65_536, 65_536), "head.widths": "16"}  # TB of kernels: only shapes are made
     with pytest.raises(UserError, match=r"needs \d+ bytes for checkpoints and its disk has \d+ free: ") as refused:
         pretrain(torch.rand(40, 8, 8), tmp_path / "run", recipe="tiny", settings=vast, workers=0, quiet=True)
     assert refused.value.code == IO

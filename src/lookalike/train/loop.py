@@ -133,8 +133,7 @@ def train(
             optimizer.zero_grad()
             guard.begin()
             outcome = work(batch)
-            bad = guard.look(step, outcome.loss, batch, outcome.queries)
-            spoiled, save, paused, signal = dist.largest([bad, due.save(step), pause(step), signals.received or 0])
+            (spoiled,) = dist.largest([guard.look(step, outcome.loss, batch, outcome.queries)])
             if spoiled:
                 guard.spoiled(int(spoiled))
             else:
@@ -145,6 +144,7 @@ def train(
             if due.checkup(step):
                 guard.check_state(step)
                 log.checkup(step, run_checkup(learner, checkup))
+            save, paused, signal = dist.largest([due.save(step), pause(step), signals.received or 0])
             if save or paused or signal:
                 guard.check_state(step)
                 due.saved(partial(run.save, step, learner, optimizer))
