@@ -113,13 +113,11 @@ class StepGuard(Guard):
         paths: Sequence[str],
         skips: int,
     ) -> None:
-        advice = (
-            f"no checkpoint holds it. The batch of a bad step is named in {run.folder / BAD_STEP}.json; "
-            "--skip-bad-steps 10 passes over ten of them, or start again with a lower --optimizer.lr and --overwrite"
+        super().__init__(
+            model, optimizer, "no checkpoint holds it; start again with a lower --optimizer.lr and --overwrite"
         )
-        super().__init__(model, optimizer, advice)
         self._run, self._paths = run, paths
-        self._left = skips - run.logged("skipped") if skips else 0
+        self._left = skips - dist.on_first_rank(lambda: run.logged("skipped")) if skips else 0
         self._moved = list(moved_by_forward(model)) if skips else []
         self._before: list[Tensor] = []
         self._waits = skips > 0
@@ -140,7 +138,10 @@ class StepGuard(Guard):
         told = self._told(rank)
         step = self._keep(rank, told)
         if self._left <= 0:
-            raise UserError(f"{told}: {self._advice}", BAD_DATA)
+            names = f"its examples are named in {self._run.folder / BAD_STEP}.json"
+            raise UserError(
+                f"{told}: {names}, --skip-bad-steps 10 passes over ten such steps; {self._advice}", BAD_DATA
+            )
         self._left, self._bad = self._left - 1, None
         for part, before in zip(self._moved, self._before):
             part.copy_(before)
