@@ -16,11 +16,13 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import math
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
@@ -247,20 +249,30 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps({key: record[key] for key in ("set", "way", "seed", "minutes", "kept", "last")}), flush=True)
 
 
+def gain(rows: list[dict[str, Any]], key: str) -> str:
+    """The mean gain over seeds, ± the half of an interval over test pictures (their mean), and the range of gains."""
+    gains, halves = [row[key]["gain"] for row in rows], [row[key]["half"] for row in rows]
+    return f"{fmean(gains):+.1f} ± {fmean(halves):.1f}, {min(gains):+.1f} to {max(gains):+.1f}"
+
+
 def table(file: Path) -> None:
     """A row of Markdown for each set and way: means over seeds."""
     rows = [json.loads(line) for line in file.open()]
-    print("| set | way | n | start kNN, raw and whitened | last step | kept | minutes |\n|---|---|---|---|---|---|---|")
+    head = ["set", "way", "n", "kNN: start, whitened", "kept", "last step over the whitened", "probe: start", "kept"]
+    print(f"| {' | '.join([*head, 'minutes'])} |\n{'|---' * (len(head) + 1)}|")
     for name, way in sorted({(row["set"], row["way"]) for row in rows}):
         these = [row for row in rows if (row["set"], row["way"]) == (name, way)]
-        mean = {key: sum(row[key]["mean"] for row in these) / len(these) for key in ("last", "kept")}
-        raw, white = (these[0]["start"][key]["mean"] for key in ("knn", "knn whitened"))
-        half = these[0]["kept"]["half"]
-        minutes = sum(row["minutes"] for row in these) / len(these)
-        print(
-            f"| {name} | {way} | {len(these)} | {raw:.1f}, {white:.1f} | {mean['last']:.1f} | "
-            f"{mean['kept']:.1f} ({mean['kept'] - raw:+.1f} ± {half:.1f}) | {minutes:.1f} |"
-        )
+        start = {key: found["mean"] for key, found in these[0]["start"].items()}
+        cells = [name, way, str(len(these)), f"{start['knn']:.1f}, {start['knn whitened']:.1f}", both(these, "kept")]
+        cells += [gain(these, "last over whitened"), f"{start.get('probe', math.nan):.1f}"]
+        probed = [row for row in these if "kept probe" in row]
+        cells += [both(probed, "kept probe") if probed else "", f"{fmean(row['minutes'] for row in these):.1f}"]
+        print(f"| {' | '.join(cells)} |")
+
+
+def both(rows: list[dict[str, Any]], key: str) -> str:
+    """The mean over seeds, and ``gain``."""
+    return f"{fmean(row[key]['mean'] for row in rows):.1f} ({gain(rows, key)})"
 
 
 def main() -> None:
