@@ -47,7 +47,7 @@ from lookalike.train.trained import START, Checkup, drawn_whole, labelled, met_b
 
 _HELD_OUT = 1000  # examples at most that a start and its result are compared by
 _MANY = 100_000  # examples from which a GPU's default is the paper's recipe
-_SHARED = ("overwrite", "extend", "save_every", "max_bad")  # settings of a call that every rank acts on
+_SHARED = ("overwrite", "extend", "save_every", "skip_bad_steps", "max_bad")  # settings of a call that every rank acts on
 P = ParamSpec("P")
 
 
