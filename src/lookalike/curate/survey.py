@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from PIL.Image import Resampling
 from scipy.sparse import coo_array
@@ -19,9 +18,9 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from lookalike.core.progress import Progress, silent
-from lookalike.core.seeding import uniforms
 from lookalike.data.decode import Unreadable, decode, header
 from lookalike.data.example import Example, PictureSource, broken
+from lookalike.data.order import some_rows
 from lookalike.data.pool import ordered
 from lookalike.data.prepared import Prepared
 
@@ -186,8 +185,7 @@ class Tile(NamedTuple):
 
 def random_rows(count: int, most: int) -> Tensor:
     """At most ``most`` of ``count`` rows in an order that is random and always the same."""
-    rows = torch.arange(count)
-    return rows[uniforms(0, 0, rows, 3, 1)[:, 0].argsort()][:most]
+    return some_rows(count, most, draw=3)
 
 
 def upright(pixels: Tensor, height: int, width: int, side: int) -> Image.Image:
