@@ -17,6 +17,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from lookalike.core.devices import refuse_unheld
 from lookalike.core.progress import Progress, silent
 from lookalike.data.decode import Unreadable, decode, header
 from lookalike.data.example import Example, PictureSource, broken
@@ -35,6 +36,7 @@ _CROWD = 200  # hashes that share a band: more than that is a plain background, 
 _GAP, _LINE = 8, 14  # px of a sheet: between tiles, and a line of text
 _PAPER, _INK = "white", (60, 60, 60)
 
+_ROW = 1000  # bytes of memory for what is known of a picture, while it is gathered
 _ONES = np.array([i.bit_count() for i in range(256)], np.uint8)  # np.bitwise_count came with numpy 2
 
 Bytes = npt.NDArray[np.uint8]
@@ -68,6 +70,7 @@ def survey(sources: Collection[PictureSource], workers: int | None, progress: Pr
     """Look at every row of ``sources`` in turn, about 250 bytes of memory and the time to decode each."""
     rows: list[_Facts] = []
     total = sum(map(len, sources))
+    refuse_unheld(f"the looks of {total:,} pictures", total * _ROW, "name some of the files alone, such as a shard")
     for source in sources:
         tasks = (range(i, min(i + _TASK, len(source))) for i in range(0, len(source), _TASK))
         for _, part in ordered(partial(_look_at, source, largest(source, _SIDE)), tasks, workers):

@@ -30,6 +30,7 @@ from lookalike.data.decode import SUFFIXES, Unreadable
 from lookalike.data.formats.disk import MAX_BYTES, Disk
 from lookalike.data.formats.encoded import LABELS, Value, label_of, numbered
 from lookalike.data.formats.files import (
+    Names,
     by_folder,
     by_split,
     class_folder,
@@ -57,12 +58,12 @@ class Archives:
     def __init__(self, archives: Sequence[TarShard | Zip]) -> None:
         self._archives = archives
         self.starts = list(accumulate((len(archive.names) for archive in archives), initial=0))
-        self._names = list(chain.from_iterable(archive.names for archive in archives))
-        self.paths = [f"{archive.path}/{name}" for archive in archives for name in archive.names]
+        self.paths = Names(f"{archive.path}/{name}" for archive in archives for name in archive.names)
         self.unlisted = {path: reason for archive in archives for path, reason in archive.unlisted.items()}
         self.unlisted |= unread(sum((archive.others for archive in archives), Counter[str]()))
-        outer = outer_folder(self._names)
-        names = [name.removeprefix(outer) for name in self._names]
+        names = list(chain.from_iterable(archive.names for archive in archives))
+        outer = outer_folder(names)
+        names = [name.removeprefix(outer) for name in names]
         self.splits, below = self._divided(names)
         values = list(chain.from_iterable(archive.values for archive in archives))
         if all(value is None for value in values):
