@@ -61,9 +61,8 @@ class Archives:
         self.paths = Names(f"{archive.path}/{name}" for archive in archives for name in archive.names)
         self.unlisted = {path: reason for archive in archives for path, reason in archive.unlisted.items()}
         self.unlisted |= unread(sum((archive.others for archive in archives), Counter[str]()))
-        names = list(chain.from_iterable(archive.names for archive in archives))
-        outer = outer_folder(names)
-        names = [name.removeprefix(outer) for name in names]
+        outer = outer_folder(chain.from_iterable(archive.names for archive in archives))
+        names = Names(name.removeprefix(outer) for archive in archives for name in archive.names)
         self.splits, below = self._divided(names)
         values = list(chain.from_iterable(archive.values for archive in archives))
         if all(value is None for value in values):
@@ -130,7 +129,7 @@ class TarShard:
         except OSError as error:
             raise UserError(f"{disk.name(path)}: {error.strerror or error}; check the file", BAD_DATA) from None
         self.unlisted, self.others = index.unlisted, index.others  # members that are not read
-        self.names = _one_a_key(index.pictures)
+        self.names = Names(_one_a_key(index.pictures))
         labels = _by_key(index.described) | _by_key(index.classes)
         self.values = [labels.get(name.rpartition(".")[0], labels.get(_keyed(name)[0])) for name in self.names]
         self._spans = array("q", (number for name in self.names for number in index.pictures[name]))
@@ -314,7 +313,7 @@ class Zip:
             raise UserError(
                 f"{disk.name(path)}: no zip archive that can be read ({reason}); fetch it again", BAD_DATA
             ) from None
-        self.names = list(members)
+        self.names = Names(members)
         self.values: list[Value | None] = [None] * len(members)
         self._members = array("q")
         for info in members.values():

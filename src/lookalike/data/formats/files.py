@@ -349,7 +349,7 @@ def class_names(parts: Iterable[Sequence[str]], below: int) -> list[str]:
     return [] if len(folders) < 2 or alone else sorted(folders)
 
 
-def outer_folder(paths: Sequence[str]) -> str:
+def outer_folder(paths: Iterable[str]) -> str:
     """The folders that hold everything, as ``a/b/``, up to one that names a split; nothing where there are several."""
     folders = [folder.split("/") for folder in {path.rpartition("/")[0] for path in paths}]
     pairs = zip(min(folders, default=[]), max(folders, default=[]))  # what these share, all in between do
