@@ -12,7 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from lookalike.core.devices import refuse_unheld
+from lookalike.core.errors import UserError
 from lookalike.core.seeding import uniforms
+from lookalike.curate import survey
+from lookalike.curate.doctor import examine
 from lookalike.data import order
 from lookalike.data.example import Rows, in_sequence, joined
 from lookalike.data.formats import tables
@@ -126,3 +130,11 @@ def test_some_rows_of_more_are_computed(monkeypatch: pytest.MonkeyPatch) -> None
     assert torch.equal(some_rows(most, 10, 2), few[:10])
     monkeypatch.setattr(order, "_MANY", 10)
     assert some_rows(100, 200, 2).sort().values.tolist() == list(range(100))
+
+
+def test_what_memory_cannot_hold_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_unheld("a few bytes", 1000, "")
+    table(tmp_path / "a.parquet", 9)
+    monkeypatch.setattr(survey, "_ROW", 1 << 60)
+    with pytest.raises(UserError, match=r"the looks of 9 pictures take .* GB of memory: name some of the files"):
+        examine(tmp_path, None, 0)

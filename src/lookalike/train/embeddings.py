@@ -62,7 +62,7 @@ def embed_data(
     sources = {split: place.rows(split) for split in place.splits} or {EVERYTHING: place.rows(None)}
     rows = sum(map(len, sources.values()))
     advice = "embed some of its files at a time, each into a table of its own"
-    refuse_unheld(f"embeddings of {rows:,} rows", rows * 4 * _width(trained, layer), advice)
+    refuse_unheld(f"embeddings of {rows:,} rows", rows * 8 * _width(trained, layer), advice)
     for line in remarks(name_of(data), sources):
         say(line)
     how = (layer, workers, progress)
