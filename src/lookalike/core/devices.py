@@ -74,6 +74,13 @@ def module_to_device(module: Module) -> Module:
 # ---- memory, and the way from the host to the device, without waiting ----
 
 
+def refuse_unheld(what: str, size: int, advice: str) -> None:
+    """Raise UserError where all of this machine's memory is less than the bytes of what is to be made."""
+    if size > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+        has = f"this machine has {memory / 1e9:,.1f} GB of memory"
+        raise UserError(f"{what} take {size / 1e9:,.0f} GB, and {has}: {advice}")
+
+
 def host_memory(*shape: int, dtype: torch.dtype) -> Tensor:
     """Memory of the host that a GPU reads by itself, while both go on; where there is none, any memory."""
     return torch.empty(*shape, dtype=dtype, pin_memory=device().type == "cuda")

@@ -11,17 +11,17 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from PIL.Image import Resampling
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from lookalike.core.devices import refuse_unheld
 from lookalike.core.progress import Progress, silent
-from lookalike.core.seeding import uniforms
 from lookalike.data.decode import Unreadable, decode, header
 from lookalike.data.example import Example, PictureSource, broken
+from lookalike.data.order import some_rows
 from lookalike.data.pool import ordered, stopped
 from lookalike.data.prepared import Prepared
 
@@ -36,6 +36,7 @@ _CROWD = 200  # hashes that share a band: more than that is a plain background, 
 _GAP, _LINE = 8, 14  # px of a sheet: between tiles, and a line of text
 _PAPER, _INK = "white", (60, 60, 60)
 
+_ROW = 1000  # bytes of memory for what is known of a picture, while it is gathered
 _ONES = np.array([i.bit_count() for i in range(256)], np.uint8)  # np.bitwise_count came with numpy 2
 
 Bytes = npt.NDArray[np.uint8]
@@ -69,6 +70,7 @@ def survey(sources: Collection[PictureSource], workers: int | None, progress: Pr
     """Look at every row of ``sources`` in turn, about 250 bytes of memory and the time to decode each."""
     rows: list[_Facts] = []
     total = sum(map(len, sources))
+    refuse_unheld(f"the looks of {total:,} pictures", total * _ROW, "name some of the files alone, such as a shard")
     for source in sources:
         tasks = (range(i, min(i + _TASK, len(source))) for i in range(0, len(source), _TASK))
         look = partial(_look_at, source, largest(source, _SIDE))
@@ -191,8 +193,7 @@ class Tile(NamedTuple):
 
 def random_rows(count: int, most: int) -> Tensor:
     """At most ``most`` of ``count`` rows in an order that is random and always the same."""
-    rows = torch.arange(count)
-    return rows[uniforms(0, 0, rows, 3, 1)[:, 0].argsort()][:most]
+    return some_rows(count, most, draw=3)
 
 
 def upright(pixels: Tensor, height: int, width: int, side: int) -> Image.Image:

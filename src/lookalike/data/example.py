@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple, Protocol, cast, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.data.fingerprint import Stamps
-from lookalike.data.formats.files import by_folder, class_names, outer_folder, printable
+from lookalike.data.formats.files import Chosen, by_folder, class_names, outer_folder, printable
 from lookalike.data.preprocessing import Side, pixels_of
 
 
@@ -105,12 +109,12 @@ def broken(side: Side, label: int, path: str, reason: str) -> Example:
 class Rows:
     """Some rows of a source, as a source of the same kind."""
 
-    def __init__(self, source: Source, rows: Tensor) -> None:
-        self._source, self._rows = source, rows
+    def __init__(self, source: Source, rows: Tensor | Sequence[int]) -> None:
+        self._source, self._numbers = source, in_sequence(rows)
+        self._rows = _index(self._numbers)
         self._pictures, self._texts = cast(PictureSource, source), cast(TextSource, source)  # whichever it is
         self.classes, self.unlisted = source.classes, source.unlisted
-        self._numbers = array("q", rows.tolist())  # an element of a tensor takes ten times as long
-        self.paths = [source.paths[row] for row in self._numbers]
+        self.paths = Chosen(source.paths, self._numbers)
 
     @property
     def labels(self) -> Tensor:
@@ -120,9 +124,12 @@ class Rows:
     @property
     def starts(self) -> list[int] | None:
         """The first row of each shard, where the source has shards and the rows are sorted."""
-        if self._source.starts is None or not bool((self._rows.diff() > 0).all()):
+        rows, starts = self._rows, self._source.starts
+        if starts is None or (isinstance(rows, Tensor) and not bool((rows.diff() > 0).all())):
             return None
-        return sorted(set(torch.searchsorted(self._rows, torch.tensor(self._source.starts)).tolist()))
+        bounds = torch.tensor(starts)
+        own = (bounds - rows.start).clamp(0, len(self)) if isinstance(rows, slice) else torch.searchsorted(rows, bounds)
+        return sorted(set(own.tolist()))
 
     @property
     def texts(self) -> Callable[[int], tuple[str, ...]] | None:
@@ -151,7 +158,7 @@ class Rows:
         return self._source.stamps()
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._numbers)
 
     def example(self, row: int, side: Side) -> Example:
         """One picture as a canvas."""
@@ -160,6 +167,29 @@ class Rows:
     def size(self, row: int) -> tuple[int, int]:
         """Upright (height, width) in pixels; raises Unreadable."""
         return self._pictures.size(self._numbers[row])
+
+
+def in_sequence(rows: Tensor | Sequence[int] | npt.NDArray[np.int64]) -> range | array[int]:
+    """The numbers of rows (N,), as a range where they follow each other: no memory a row, else 8 bytes."""
+    if isinstance(rows, range):
+        return rows
+    numbers = np.asarray(rows, np.int64)
+    if bool((np.diff(numbers) == 1).all()):
+        return range(int(numbers[0]), int(numbers[-1]) + 1) if len(numbers) else range(0)
+    return array("q", numbers.tobytes())  # an element of a tensor takes ten times as long
+
+
+def joined(parts: Iterable[range | array[int]]) -> range | array[int]:
+    """The rows of all parts, sorted."""
+    some = sorted((rows for rows in parts if len(rows)), key=itemgetter(0))
+    if all(isinstance(rows, range) for rows in some) and all(a[-1] + 1 == b[0] for a, b in pairwise(some)):
+        return range(some[0][0], some[-1][-1] + 1) if some else range(0)
+    return in_sequence(np.sort(np.concatenate([np.asarray(rows, np.int64) for rows in some])))
+
+
+def _index(rows: range | array[int]) -> slice | Tensor:
+    """What gets these rows of a tensor."""
+    return slice(rows.start, rows.stop) if isinstance(rows, range) else torch.frombuffer(rows, dtype=torch.int64)
 
 
 # ---- what is to be said of data by whoever opens it ----
@@ -190,7 +220,7 @@ def remarks(name: str, sources: Mapping[str, Source]) -> Iterator[str]:
 
 def inner_folder(name: str, sources: Iterable[Source]) -> str | None:
     """The folder inside of the folder ``name`` that was meant, it seems, with the splits or classes that it holds."""
-    paths = [path for source in sources for path in source.paths] if Path(name).is_dir() else []
+    paths = [path for source in sources for path in _everywhere(source)] if Path(name).is_dir() else []
     tops = {path.partition("/")[0] + "/" for path in paths if "/" in path}
     outer = outer_folder(paths)
     folders = [outer] if outer else sorted(tops) if len(tops) <= _NAMED and not by_folder(paths) else []
@@ -208,10 +238,22 @@ def inner_folder(name: str, sources: Iterable[Source]) -> str | None:
     return None
 
 
+def _everywhere(source: Source) -> Sequence[str]:
+    """All paths, or of a file of many rows, which lies in one folder, those of a few."""
+    return source.paths if source.starts is None else Chosen(source.paths, sorted({*source.starts} - {len(source)}))
+
+
+def labels_in(source: Source) -> set[int]:
+    """The labels that rows have, looked at a million at a time."""
+    return {
+        label for part in torch.split(source.labels, 1 << 20) for label in torch.unique(part).tolist() if label >= 0
+    }
+
+
 def only_in_one(sources: Mapping[str, Source]) -> Iterator[str]:
     """Which classes one part alone has, of parts with labels."""
     classes = {
-        name: {source.classes[label] for label in set(source.labels.tolist()) if 0 <= label < len(source.classes)}
+        name: {source.classes[label] for label in labels_in(source) if label < len(source.classes)}
         for name, source in (sources if len(sources) > 1 else {}).items()  # labels may be slow to read
     }
     classes = {name: some for name, some in classes.items() if some}
@@ -229,8 +271,14 @@ def _some(names: Sequence[str]) -> str:
 
 def facts(source: Source) -> dict[str, object]:
     """What two machines compare that are to hold the same rows; reading labels may be slow, and they are not read."""
-    names = hashlib.sha256("\n".join(source.paths).encode()).hexdigest()
-    return {"examples": len(source), "their names": names[:16], "their files": source.stamps().digest()[:16]}
+    names = hashlib.sha256()
+    for path in source.paths:
+        names.update(f"{path}\n".encode())
+    return {
+        "examples": len(source),
+        "their names": names.hexdigest()[:16],
+        "their files": source.stamps().digest()[:16],
+    }
 
 
 def unreadable(bad: Mapping[str, str], where: str) -> str:

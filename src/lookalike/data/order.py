@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from lookalike.core.errors import USAGE, UserError
-from lookalike.core.seeding import hashed, scramble
+from lookalike.core.seeding import hashed, scramble, uniforms
 from lookalike.data.example import Source
 
 _BLOCK = 1 << 14  # positions computed at once, 128 KB: far cheaper a row than a step of 256, which is all calls
+_MANY = 1 << 20  # rows of which each has a draw of its own, 40 bytes in passing
 _ROUNDS = 6  # four make a Feistel network pseudo-random (Luby & Rackoff 1988); two more are free here
 
 
@@ -40,6 +41,21 @@ def permuted(positions: Tensor, length: int, seed: int, epoch: int) -> Tensor:
     while bool((outside := rows >= length).any()):
         rows[outside] = once(rows[outside])
     return rows
+
+
+def some_rows(length: int, most: int, draw: int) -> Tensor:
+    """At most ``most`` of ``length`` rows in an order that is random and always the same, another for each ``draw``.
+
+    Of very many rows it is computed, and nothing is made for each; a ``draw`` is positive.
+    """
+    if length > _MANY:
+        return permuted(torch.arange(min(most, length)), length, 0, -draw)  # which is no epoch of a run
+    return drawn(torch.arange(length), most, draw)
+
+
+def drawn(rows: Tensor, most: int, draw: int) -> Tensor:
+    """At most ``most`` of ``rows`` (N,), in an order that they and ``draw`` decide."""
+    return rows[uniforms(0, 0, rows, draw, 1)[:, 0].argsort()][:most]
 
 
 @lru_cache(maxsize=4)  # consecutive steps ask for the same block

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from PIL import Image
 from torch import Tensor
@@ -32,6 +33,7 @@ from lookalike.core.files import json_in, whole
 from lookalike.data.decode import Unreadable, decode, one_line, planes_of, squash
 from lookalike.data.example import Example, broken
 from lookalike.data.fingerprint import Stamps, read_table
+from lookalike.data.formats.files import Names
 from lookalike.data.pool import cores
 from lookalike.data.preprocessing import Preprocessing, Side, pixels_of
 
@@ -96,11 +98,11 @@ class Prepared:
         self._root, self.own, self._raw = root, int(description["side"]), description["coding"] == RAW
         self.classes = [str(name) for name in description["classes"]]
         self.unlisted: dict[str, str] = {}
-        self.paths: list[str] = rows["path"].to_pylist()
+        self.paths = Names(path for part in rows["path"].chunks for path in part.to_pylist())
         self.labels = torch.from_numpy(rows["label"].to_numpy().copy())
         self.sizes = torch.from_numpy(np.stack([rows["height"].to_numpy(), rows["width"].to_numpy()], axis=1))
-        self.bad = {row: reason for row, reason in enumerate(rows["bad"].to_pylist()) if reason is not None}
-        self._labels: list[int] = self.labels.tolist()
+        bad = np.flatnonzero(rows["bad"].is_valid().to_numpy())
+        self.bad: dict[int, str] = dict(zip(bad.tolist(), rows["bad"].take(bad).to_pylist()))
         self._offsets, self._lengths = rows["offset"].to_numpy(), rows["bytes"].to_numpy()
         self._sums = rows["adler32"].to_numpy()
         self._checked = np.zeros(len(rows), np.bool_)
@@ -124,7 +126,7 @@ class Prepared:
         As a public model sees it only nearly: the picture was squashed, and is resized a second time.
         """
         self._refuse_larger(pixels_of(side))
-        label, path = self._labels[row], self.paths[row]
+        label, path = int(self.labels[row]), self.paths[row]
         if row in self.bad:
             return broken(side, label, path, self.bad[row])
         if isinstance(side, Preprocessing):
@@ -243,8 +245,8 @@ class Cache:
         """One split, or everything, split by split."""
         if split is None:
             return Prepared(self._root, self._description, self._rows, self._shard_of)
-        chosen = np.asarray(self._rows["split"].to_numpy(zero_copy_only=False) == split)
-        return Prepared(self._root, self._description, self._rows.filter(pa.array(chosen)), self._shard_of[chosen])
+        chosen = pc.equal(self._rows["split"], split)
+        return Prepared(self._root, self._description, self._rows.filter(chosen), self._shard_of[chosen.to_numpy()])
 
 
 def read_description(root: Path) -> dict[str, Any]:

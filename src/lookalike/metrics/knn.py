@@ -34,7 +34,10 @@ class Knn(Bounded):
 
         Where more vote, most of them must be of other classes, and where nearly all do, every query gets one answer.
         """
-        return cls(max(1, min(PUBLISHED, len(labels) // max(1, len(torch.unique(labels))))), temperature)
+        classes = torch.unique(
+            torch.cat([torch.unique(part) for part in torch.split(labels, 1 << 20)])
+        )  # no copy of all
+        return cls(max(1, min(PUBLISHED, len(labels) // max(1, len(classes)))), temperature)
 
     def neighbours(self, rows: int) -> int:
         """How many of so many reference rows vote."""

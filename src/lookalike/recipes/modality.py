@@ -17,6 +17,7 @@ from lookalike.core.files import whole
 from lookalike.data.decode import Unreadable, decode
 from lookalike.data.example import Source, TextSource, as_pictures
 from lookalike.data.loader import GIB, Loader, Loads
+from lookalike.data.order import drawn, some_rows
 from lookalike.data.source import Finder, native_side, place_of
 from lookalike.data.text.loader import CaptionLoader, TextLoader, Tokenizer, refuse_too_many, texts_of
 from lookalike.data.text.source import find_captioned, find_text
@@ -201,3 +202,9 @@ class Examples:
         if isinstance(self._pretext, TwoClips):
             return self._pretext.examples(self._timeline)
         return torch.arange(len(self._loader))
+
+    def some(self, most: int, draw: int) -> Tensor:
+        """At most ``most`` of the rows of ``evaluated``, in an order that they and ``draw`` decide."""
+        if isinstance(self._pretext, TwoClips):
+            return drawn(self.evaluated(), most, draw)
+        return some_rows(len(self._loader), most, draw)

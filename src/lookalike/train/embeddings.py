@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from lookalike.core import dist
-from lookalike.core.devices import isolated
+from lookalike.core.devices import isolated, refuse_unheld
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.files import cell, json_in, write_atomically
 from lookalike.core.progress import Progress, silent
@@ -61,6 +61,9 @@ def embed_data(
     trained = model if isinstance(model, Trained) else load(model)
     place = place or place_for(trained, data)
     sources = {split: place.rows(split) for split in place.splits} or {EVERYTHING: place.rows(None)}
+    rows = sum(map(len, sources.values()))
+    advice = "embed some of its files at a time, each into a table of its own"
+    refuse_unheld(f"embeddings of {rows:,} rows", rows * 8 * _width(trained, layer), advice)
     for line in remarks(name_of(data), sources):
         say(line)
     refuse_other_ranks(trained, sources, layer, clip)
@@ -129,11 +132,15 @@ def files_of(path: Path) -> list[Path]:
 
 def size_of(trained: Trained, place: Place[Source], path: Path, layer: Layer) -> int:
     """Bytes of the features of all rows, about: what the disk needs at least. 0 where that is not known before."""
+    return len(place.rows(None)) * _width(trained, layer) * (10 if path.suffix.lower() == ".csv" else 4)
+
+
+def _width(trained: Trained, layer: Layer) -> int:
+    """Features of a row of the data; 0 where that is not known before."""
     linear = [module for module in trained.encoder.head.modules() if isinstance(module, nn.Linear)]
     if not linear or isinstance(trained.recipe.pretext, TwoClips):
         return 0
-    width = linear[0].in_features if layer == "backbone" else linear[-1].out_features
-    return len(place.rows(None)) * width * (10 if path.suffix.lower() == ".csv" else 4)
+    return linear[0].in_features if layer == "backbone" else linear[-1].out_features
 
 
 def write_embeddings(table: Embeddings, path: Path) -> None:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lookalike.core.seeding import uniforms
-from lookalike.data.example import Source
+from lookalike.data.example import Source, labels_in
 from lookalike.data.loader import Loads
+from lookalike.data.order import some_rows
 from lookalike.data.source import Data
 from lookalike.data.video.source import in_videos
 from lookalike.metrics.accuracy import Evidence
@@ -27,6 +27,7 @@ FEW = 1000
 """Examples below which little is learned from nothing."""
 
 _MOST, _LEAST, _SECONDS, _CHUNK = 1000, 100, 5.0, 50  # examples that are looked for again, and for how long
+_DRAW = 4
 _EPOCH = (1 << 31) - 1  # whose views no run has seen
 _EASY = 0.98  # a share that is found by any network
 _LOOKED, _SIDE, _EQUAL, _ALIKE = 500, 16, 0.02, 0.5  # pictures looked at, their side, how far apart, how many of them
@@ -39,12 +40,6 @@ _FINDS = {
     "captioned pictures": "finds the caption of a picture",
 }
 """What a recipe's two views teach, by its kind of examples; two views of a sentence are one without dropout."""
-
-
-def drawn(loader: Loads, count: int) -> Tensor:
-    """Some rows that the data alone decides."""
-    rows = torch.arange(len(loader))
-    return rows[uniforms(0, 0, rows, 4, 1)[:, 0].argsort()][:count]
 
 
 # ---- before ----
@@ -70,7 +65,7 @@ def doubts(recipe: Recipe, loader: Loads) -> Iterator[str]:
 
 def nearly_equal(loader: Loads) -> float:
     """The share of some pictures, shrunk, that have another within a fiftieth of the range of a pixel."""
-    material = next(iter(loader.batches([drawn(loader, _LOOKED)]))).material
+    material = next(iter(loader.batches([some_rows(len(loader), _LOOKED, _DRAW)]))).material
     small = F.adaptive_avg_pool2d(material.pixels.float() / 255, _SIDE).flatten(1)
     apart = torch.cdist(small, small).fill_diagonal_(torch.inf) / small.shape[1] ** 0.5
     return float((apart.amin(1) < _EQUAL).double().mean()) if len(small) > 1 else 0.0
@@ -105,7 +100,7 @@ def found_again(recipe: Recipe, loader: Loads, *encoders: Encoder) -> list[Evide
     """
     views: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in encoders]
     began, done = time.perf_counter(), list[Tensor]()
-    for rows in torch.split(drawn(loader, _MOST), _CHUNK):
+    for rows in torch.split(some_rows(len(loader), _MOST, _DRAW), _CHUNK):
         first, second = views_at(loader, recipe, rows, _EPOCH)
         second = views_at(loader, recipe, rows, _EPOCH - 1)[0] if second is first else second
         for encoder, (ones, others) in zip(encoders, views):
@@ -129,7 +124,7 @@ def next_command(recipe: Recipe, source: Source, data: Data, run: Path) -> str:
     on = shlex.quote(str(data)) if isinstance(data, str | Path) else "DATA"
     if names == "captioned pictures":
         return f"next: lookalike evaluate captions {folder} {on}"
-    if len(torch.unique(source.labels[source.labels >= 0])) > 1:
+    if len(labels_in(source)) > 1:
         return f"next: lookalike evaluate knn {folder} {on}{' --clip inf' if names in ('frames', 'clips') else ''}"
     query = "'A SENTENCE'" if modality_of(recipe).tokenizes else "PICTURE"
     return f"next: lookalike search {folder} {query}, or with labels lookalike evaluate knn {folder} LABELLED"

@@ -24,6 +24,7 @@ from lookalike.core.progress import counted
 from lookalike.data.example import Rows, Source, facts, remarks, unreadable
 from lookalike.data.fingerprint import changes, from_table, to_table
 from lookalike.data.loader import GIB, Loads
+from lookalike.data.order import some_rows
 from lookalike.data.source import Data, name_of, open_source, reference_and_query
 from lookalike.data.text.loader import Tokenizer, texts_of
 from lookalike.data.video.source import Timeline
@@ -43,11 +44,17 @@ from lookalike.train.result import conclude
 from lookalike.train.run import OURS, Run, check_same, is_run, open_run, read_recipe
 from lookalike.train.screen import Screen
 from lookalike.train.start import Beginning, save_beginning
-from lookalike.train.trained import START, Checkup, drawn_whole, labelled, met_by_all
+from lookalike.train.trained import START, Checkup, in_parts, labelled, met_by_all
 
 _HELD_OUT = 1000  # examples at most that a start and its result are compared by
 _MANY = 100_000  # examples from which a GPU's default is the paper's recipe
-_SHARED = ("overwrite", "extend", "save_every", "skip_bad_steps", "max_bad")  # settings of a call that every rank acts on
+_SHARED = (
+    "overwrite",
+    "extend",
+    "save_every",
+    "skip_bad_steps",
+    "max_bad",
+)  # settings of a call that every rank acts on
 P = ParamSpec("P")
 
 
@@ -175,7 +182,8 @@ def carry_out(request: Request, began: float | None = None) -> Finished:
             sentences.append(f"{len(held_out):,} {names} are held out: by them the result is compared with the start")
         recipe = fitted_to(request, base, source, sentences.append)
         refuse_unloadable(recipe)
-        dist.refuse_other_ranks(facts(source), settings_of(request, recipe))
+        if dist.world() > 1:  # what a fingerprint costs
+            dist.refuse_other_ranks(facts(source), settings_of(request, recipe))
         quiet, rows = request.quiet or not dist.first(), modality_of(recipe).examples
         opened = open_run(request.folder, request.overwrite)
         with opened as run, Screen(recipe.name, quiet, rows) as screen:
@@ -252,7 +260,7 @@ def parted(source: Source, share: float) -> tuple[Source, Source | None]:
     """What is trained on, and a draw of the examples, at most a thousand, that is not; the data alone decides which."""
     if share == 0:
         return source, None
-    drawn, held = drawn_whole(source.paths, torch.arange(len(source)), draw=5), list[int]()
+    drawn, held = in_parts(source.paths, some_rows(len(source), len(source), draw=5)), list[int]()
     while len(drawn) > 1 and len(held) < min(share * len(source), _HELD_OUT):
         held += drawn.pop()
     learned_on = sorted(row for part in drawn for row in part)

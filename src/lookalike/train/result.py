@@ -21,13 +21,14 @@ from torch import Tensor
 from lookalike.core.files import write_atomically, write_json
 from lookalike.core.progress import Progress, counted
 from lookalike.data.example import Rows, Source
+from lookalike.data.order import some_rows
 from lookalike.metrics.accuracy import Evidence, chance
 from lookalike.metrics.knn import Knn
 from lookalike.metrics.unlabelled import neighbours, shared
 from lookalike.models.encoder import Encoder, Whitening, unit, unwhitened
 from lookalike.recipes.recipe import Recipe
 from lookalike.train.start import flipped, sights
-from lookalike.train.trained import RESULT, START, VERDICT, Trained, drawn_whole
+from lookalike.train.trained import RESULT, START, VERDICT, Trained, in_parts
 
 HELD_OUT = "held-out pictures"
 LABELLED, UNLABELLED = "kNN accuracy with their labels", "the neighbours that the start sees in larger pictures"
@@ -49,7 +50,7 @@ class Judge:
     """Scores encoders on held-out pictures, all of them by the same."""
 
     def __init__(self, recipe: Recipe, source: Source, held_out: Source, progress: Progress) -> None:
-        parts = drawn_whole(source.paths, torch.arange(len(source)), draw=6)
+        parts = in_parts(source.paths, some_rows(len(source), len(source), draw=6))
         rows = [row for part in parts for row in part][:_REFERENCE]
         self.recipe, self.progress = recipe, progress
         self.reference, self.held_out = Rows(source, torch.tensor(rows)), held_out

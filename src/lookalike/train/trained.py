@@ -22,7 +22,6 @@ from lookalike.core.devices import Precision, isolated, material_to_device, modu
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.files import read_json
 from lookalike.core.progress import Progress, counted, silent
-from lookalike.core.seeding import uniforms
 from lookalike.data.example import Rows, Source, facts, inner_folder, unreadable
 from lookalike.data.loader import GIB, Loads
 from lookalike.data.source import Data, Say, name_of, reference_and_query
@@ -308,20 +307,22 @@ def whiten_untrained(trained: Trained, source: Source, most: int = 5000) -> None
 
 def labelled(source: Source, data: Data) -> Source:
     """The rows that have a label."""
-    rows = (source.labels >= 0).nonzero()[:, 0]
+    known = source.labels >= 0
+    if bool(known.all()):
+        return source
+    rows = known.nonzero()[:, 0]
     if len(rows) == 0:
         inner = inner_folder(name_of(data), [source])
         why = next((f" ({reason})" for reason in source.unlisted.values()), "")
         hint = f": did you mean {inner}?" if inner else f"{why}: class folders, or tables with a label column"
         raise UserError(f"{name_of(data)} has no labels to evaluate by{hint}", BAD_DATA)
-    return source if len(rows) == len(source) else Rows(source, rows)
+    return Rows(source, rows)
 
 
-def drawn_whole(paths: Sequence[str], rows: Tensor, most: int | None = None, draw: int = 2) -> list[list[int]]:
-    """At most so many of ``rows`` (N,) in an order that they alone decide; frames of a video are one part of it."""
-    drawn = rows[uniforms(0, 0, rows, draw, 1)[:, 0].argsort()][:most].tolist()
+def in_parts(paths: Sequence[str], rows: Tensor) -> list[list[int]]:
+    """The rows in their order; frames of a video are one part."""
     videos: dict[str, list[int]] = {}
-    for row in drawn:
+    for row in rows.tolist():
         videos.setdefault(video_of(paths[row]), []).append(row)
     return list(videos.values())
 
@@ -342,7 +343,7 @@ class Checkup(NamedTuple):
     @classmethod
     def of(cls, loader: Loads, recipe: Recipe, most: int = 5000) -> Checkup:
         """A draw of at most ``most`` rows that the data alone decides; frames of a video stay on one side."""
-        videos = drawn_whole(loader.source.paths, Examples(recipe, loader).evaluated(), most)
+        videos = in_parts(loader.source.paths, Examples(recipe, loader).some(most, draw=2))
         sizes = list(accumulate(map(len, videos), initial=0))
         queries = next(size for size in sizes if size >= sizes[-1] // 5)
         rows = torch.tensor([row for part in videos for row in part])

@@ -30,6 +30,7 @@ from lookalike.data.decode import SUFFIXES, Unreadable
 from lookalike.data.formats.disk import MAX_BYTES, Disk
 from lookalike.data.formats.encoded import LABELS, Value, label_of, numbered
 from lookalike.data.formats.files import (
+    Names,
     by_folder,
     by_split,
     class_folder,
@@ -57,12 +58,11 @@ class Archives:
     def __init__(self, archives: Sequence[TarShard | Zip]) -> None:
         self._archives = archives
         self.starts = list(accumulate((len(archive.names) for archive in archives), initial=0))
-        self._names = list(chain.from_iterable(archive.names for archive in archives))
-        self.paths = [f"{archive.path}/{name}" for archive in archives for name in archive.names]
+        self.paths = Names(f"{archive.path}/{name}" for archive in archives for name in archive.names)
         self.unlisted = {path: reason for archive in archives for path, reason in archive.unlisted.items()}
         self.unlisted |= unread(sum((archive.others for archive in archives), Counter[str]()))
-        outer = outer_folder(self._names)
-        names = [name.removeprefix(outer) for name in self._names]
+        outer = outer_folder(chain.from_iterable(archive.names for archive in archives))
+        names = Names(name.removeprefix(outer) for archive in archives for name in archive.names)
         self.splits, below = self._divided(names)
         values = list(chain.from_iterable(archive.values for archive in archives))
         if all(value is None for value in values):
@@ -129,7 +129,7 @@ class TarShard:
         except OSError as error:
             raise UserError(f"{disk.name(path)}: {error.strerror or error}; check the file", BAD_DATA) from None
         self.unlisted, self.others = index.unlisted, index.others  # members that are not read
-        self.names = _one_a_key(index.pictures)
+        self.names = Names(_one_a_key(index.pictures))
         labels = _by_key(index.described) | _by_key(index.classes)
         self.values = [labels.get(name.rpartition(".")[0], labels.get(_keyed(name)[0])) for name in self.names]
         self._spans = array("q", (number for name in self.names for number in index.pictures[name]))
@@ -313,7 +313,7 @@ class Zip:
             raise UserError(
                 f"{disk.name(path)}: no zip archive that can be read ({reason}); fetch it again", BAD_DATA
             ) from None
-        self.names = list(members)
+        self.names = Names(members)
         self.values: list[Value | None] = [None] * len(members)
         self._members = array("q")
         for info in members.values():

@@ -20,7 +20,7 @@ from lookalike.data.decode import Canvas, Unreadable, one_line, squash
 from lookalike.data.example import Example, PictureSource, broken
 from lookalike.data.fingerprint import UNREAD, Stamps, stamps_of_values
 from lookalike.data.formats.encoded import LABELS, is_numbering
-from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, split_of
+from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, Numbered, split_of
 from lookalike.data.formats.lists import classified
 from lookalike.data.formats.tables import columns_of
 from lookalike.data.preprocessing import Preprocessing, Side
@@ -72,7 +72,7 @@ class Arrays:
         self._images = _checked(images)
         self.classes = classes
         self.labels = torch.full((len(images),), -1) if labels is None else labels.long()
-        self.paths = [f"{name}#{row}" for row in range(len(images))]
+        self.paths = Numbered([name], [len(images)])
         self.unlisted: dict[str, str] = {}
 
     def __len__(self) -> int:
@@ -101,7 +101,7 @@ class Mapped:
         self._items: MapStyle = ConcatDataset[Any](self._parts)  # type: ignore[arg-type]  # it needs no more
         schema = getattr(getattr(self._parts[0], "features", None), "arrow_schema", None)  # Hugging Face's have one
         self._columns = None if schema is None else columns_of(schema)
-        self.paths = [f"{name}#{row}" for name, part in parts.items() for row in range(len(part))]
+        self.paths = Numbered(parts, map(len, parts.values()))
         self.unlisted: dict[str, str] = {}
 
     @cached_property

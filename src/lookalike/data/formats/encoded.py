@@ -10,9 +10,10 @@ from types import MappingProxyType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
+from torch import Tensor
 
 from lookalike.data.decode import Unreadable, decode, header
-from lookalike.data.example import Example, Rows, Source, broken
+from lookalike.data.example import Example, Rows, Source, broken, in_sequence, joined
 from lookalike.data.fingerprint import Stamps, stamps_of_files
 from lookalike.data.formats.disk import Disk
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION, Names, beside_splits, one_form
@@ -34,7 +35,7 @@ class Store(Protocol):
         """(N,) unique, valid Unicode."""
 
     @property
-    def labels(self) -> Sequence[int]:
+    def labels(self) -> Sequence[int] | Tensor:
         """(N,) -1 where there is none."""
 
     @property
@@ -85,14 +86,14 @@ class Encoded:
         self.store, self.stamps, self._size = store, stamps, size
         self.starts = store.starts
         self.paths, self.classes, self.unlisted = store.paths, store.classes, store.unlisted
-        self.labels = torch.tensor(store.labels, dtype=torch.int64)
+        self.labels = torch.as_tensor(store.labels, dtype=torch.int64)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def example(self, row: int, side: Side) -> Example:
         """One picture as a canvas."""
-        label, path = self.store.labels[row], self.paths[row]
+        label, path = int(self.store.labels[row]), self.paths[row]
         try:
             return Example(*decode(self.store.read(row), side), label, path)
         except Unreadable as unreadable:
@@ -122,7 +123,7 @@ class Divided(Generic[S]):
     def __init__(self, source: S, splits: Mapping[str, Sequence[int]], said: bool = False) -> None:
         self._source = source
         self.splits = [name for name in (TRAIN, VALIDATION, TEST) if name in splits]
-        self._splits = {name: torch.tensor(splits[name]) for name in self.splits}
+        self._splits = {name: in_sequence(splits[name]) for name in self.splits}
         if self.splits and not said and len(source) > sum(map(len, self._splits.values())):
             chosen = set(chain.from_iterable(splits.values()))
             left = [path for row, path in enumerate(source.paths) if row not in chosen]
@@ -137,8 +138,7 @@ class Divided(Generic[S]):
         """One split, or everything."""
         if not self._splits:
             return self._source
-        every = torch.cat(list(self._splits.values())).sort().values
-        return Rows(self._source, self._splits[split] if split else every)
+        return Rows(self._source, self._splits[split] if split else joined(self._splits.values()))
 
 
 def numbered(values: Sequence[Value | None], names: Sequence[str] | None = None) -> tuple[list[int], list[str]]:

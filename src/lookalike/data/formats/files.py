@@ -9,12 +9,14 @@ import os
 import re
 import stat
 import unicodedata
+from abc import abstractmethod
 from array import array
+from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
-from itertools import pairwise, takewhile
+from itertools import accumulate, pairwise, takewhile
 from pathlib import Path
 from typing import NamedTuple, TextIO, overload
 
@@ -77,7 +79,58 @@ class Listing(NamedTuple):
     unreadable: dict[str, str]  # folders, and what is called like a wanted file but is none
 
 
-class Names(Sequence[str]):
+class Paths(Sequence[str]):
+    """Paths that are made when asked for, and equal a list of the same."""
+
+    @abstractmethod
+    def _at(self, row: int) -> str: ...
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        rows = range(len(self))[row]  # counts from the end, and raises IndexError
+        return self._at(rows) if isinstance(rows, int) else [self._at(i) for i in rows]
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self._at, range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Numbered(Paths):
+    """``name#row`` of every row of every part that is named: no memory a row."""
+
+    def __init__(self, names: Iterable[str], rows: Iterable[int]) -> None:
+        """``rows`` are how many each part has."""
+        self._names, self._starts = list(names), list(accumulate(rows, initial=0))
+
+    def _at(self, row: int) -> str:
+        part = bisect_right(self._starts, row) - 1
+        return f"{self._names[part]}#{row - self._starts[part]}"
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+
+class Chosen(Paths):
+    """Those of ``paths`` at some rows."""
+
+    def __init__(self, paths: Sequence[str], rows: Sequence[int]) -> None:
+        self._paths, self._rows = paths, rows
+
+    def _at(self, row: int) -> str:
+        return self._paths[self._rows[row]]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+class Names(Paths):
     """Many paths in one block of bytes, decoded when asked for: a million of 33 letters take 41 MB instead of 90.
 
     And they stay one block: Python counts references inside of every string, so that workers which read a list of
@@ -100,24 +153,12 @@ class Names(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, row: int) -> str: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[str]: ...
-    def __getitem__(self, row: int | slice) -> str | list[str]:
-        if isinstance(row, slice):
-            return [self[i] for i in range(*row.indices(len(self)))]
-        row = range(len(self))[row]  # counts from the end, and raises IndexError
+    def _at(self, row: int) -> str:
         return self._block[self._ends[row] : self._ends[row + 1]].decode("utf-8", self._errors)
 
     def __iter__(self) -> Iterator[str]:
         for start, end in pairwise(self._ends):
             yield self._block[start:end].decode("utf-8", self._errors)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other))
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 def listed(root: Path, suffixes: Sequence[str]) -> Listing:
@@ -309,7 +350,7 @@ def class_names(parts: Iterable[Sequence[str]], below: int) -> list[str]:
     return [] if len(folders) < 2 or alone else sorted(folders)
 
 
-def outer_folder(paths: Sequence[str]) -> str:
+def outer_folder(paths: Iterable[str]) -> str:
     """The folders that hold everything, as ``a/b/``, up to one that names a split; nothing where there are several."""
     folders = [folder.split("/") for folder in {path.rpartition("/")[0] for path in paths}]
     pairs = zip(min(folders, default=[]), max(folders, default=[]))  # what these share, all in between do

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import unicodedata
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import cache
@@ -364,14 +365,15 @@ def _merged(file: Path, rows: Iterable[ListRow]) -> tuple[list[ListRow], str]:
     return list(merged.values()), "; ".join(parts)
 
 
-def rows_by_split(words: Sequence[str], paths: Sequence[str]) -> tuple[dict[str, list[int]], str]:
+def rows_by_split(words: Sequence[str], paths: Sequence[str]) -> tuple[dict[str, array[int]], str]:
     """The rows of each split that a column names, and in words those that it puts into none."""
-    splits: dict[str, list[int]] = {}
+    splits: dict[str, array[int]] = {}
+    known = cache(split_of)
     outside: Counter[str] = Counter()
     first = ""
     for row, word in enumerate(words):
-        if (split := split_of(word)) is not None:
-            splits.setdefault(split, []).append(row)
+        if (split := known(word)) is not None:
+            splits.setdefault(split, array("q")).append(row)
         else:
             outside[printable(word)[:40] or "nothing"] += 1
             first = first or printable(paths[row])

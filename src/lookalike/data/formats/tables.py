@@ -13,31 +13,39 @@ import os
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
+from torch import Tensor
 
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.files import json_in, whole
 from lookalike.data.decode import Unreadable, one_line
+from lookalike.data.example import in_sequence, joined
 from lookalike.data.formats.disk import Disk, Local
 from lookalike.data.formats.encoded import FOR_TEXT, LABELS
-from lookalike.data.formats.files import printable
+from lookalike.data.formats.files import Chosen, Names, Numbered, printable
 from lookalike.data.formats.lists import SPLITS, classified, one_naming, rows_by_split
 
 BROKEN = (OSError, ValueError, LookupError, pa.ArrowException)  # what pyarrow raises for files that are damaged
+_MOST = 1 << 22  # rows of which stored paths are looked at, since to know that all differ takes memory
+_TEXT = pa.large_string()
+_PART = 1 << 16  # rows of a column that are read at once
 _KEEP = 512 << 20  # bytes of row groups kept in memory, per process
 _SLOW = 16 << 20  # bytes of a row group from which a random row costs more than its decoding
 
 
 class Tables:
-    """The rows of all files. Paths and labels are in memory, some 200 bytes a row; pictures are read by need."""
+    """The rows of all files: 8 bytes a row of memory for labels, and the paths where some are stored and few."""
 
     def __init__(self, files: Mapping[str, TableFile]) -> None:
         """``files`` by name, of all splits, so that these share classes and naming; raises UserError."""
@@ -50,41 +58,58 @@ class Tables:
         self.paths = _paths(files, self._columns)
         self.labels, self.classes = self._numbered()
 
-    def _numbered(self) -> tuple[list[int], list[str]]:
-        """(N,) labels and their classes, of all files that have labels; what is not read is noted. Raises UserError."""
+    def _numbered(self) -> tuple[Tensor, list[str]]:
+        """(N,) int64 and their classes, of all files that have labels; what is not read is noted. Raises UserError."""
         columns = {file.where: columns_of(file.schema) for file in self._files}
         names = one_naming({where: one.names for where, one in columns.items() if one is not None})
-        values: list[object] = []
-        for name, file in zip(self._names, self._files):
-            label = (found := columns[file.where]) and found.label
-            values += file.column(label) if label else [None] * file.rows
+        chosen = [(found := columns[file.where]) and found.label for file in self._files]
+        for name, file, label in zip(self._names, self._files, chosen):
             self._note(name, "" if label else _unread(file.schema, self._columns))
-        labels, classes, none = classified(values, names, typed=True)
+        if not any(chosen):
+            return torch.tensor(-1).expand(self._starts[-1]), []
+        values, numbers = self._distinct(chosen)
+        # The first once more where any repeats: labels that are all different may be no classes, but number the rows.
+        known, classes, none = classified([*values, *values[: len(values) < len(numbers)]], names, typed=True)
         self._note(self._names[0], none)
+        for part in np.array_split(numbers, -(-len(numbers) // _PART)):
+            part[:] = np.array(known)[part]
         for name, start, end in zip(self._names, self._starts, self._starts[1:]):
-            missing = labels[start:end].count(-1)
+            missing = int((numbers[start:end] == -1).sum())
             self._note(name, f"{missing} of {end - start} rows have no label" if 0 < missing < end - start else "")
-        return labels, classes
+        return torch.from_numpy(numbers), classes
+
+    def _distinct(self, columns: Sequence[str | None]) -> tuple[list[object], npt.NDArray[np.int64]]:
+        """The values in a column of each file, None where there is none, and (N,) which of them each row has."""
+        values, numbers, end = _Distinct(), np.empty(self._starts[-1], np.int64), 0
+        for file, column in zip(self._files, columns):
+            for part in _column(file, column) if column else [pa.nulls(file.rows, pa.int64())]:
+                numbers[end : end + len(part)] = values.numbers(part)
+                end += len(part)
+                if len(values.values) > _MOST:
+                    self._note(self._names[0], f"more than {_MOST:,} different values of {column} are no classes")
+                    return [None], np.zeros_like(numbers)
+        return values.values, numbers
 
     def _note(self, name: str, words: str) -> None:
         if words:
             shown = printable(name)
             self.unlisted[shown] = "; ".join(filter(None, (self.unlisted.get(shown), words)))
 
-    def split_rows(self) -> dict[str, list[int]]:
+    def split_rows(self) -> Mapping[str, Sequence[int]]:
         """The rows of each split that a column of words names, where all files have one; rows of none are noted."""
         column = next((name for name in self._files[0].schema.names if name.lower() in SPLITS), None)
         if column is None or not all(_holds(file.schema, column) for file in self._files):
             return {}
-        words = [str(value or "") for file in self._files for value in file.column(column)]
-        splits, outside = rows_by_split(words, self.paths)
+        values, numbers = self._distinct([column] * len(self._files))
+        splits, outside = rows_by_split(
+            Chosen([str(value or "") for value in values], in_sequence(numbers)), self.paths
+        )
         self._note(self._names[0], outside)
         return splits
 
-    def rows_of(self, names: Sequence[str]) -> list[int]:
+    def rows_of(self, names: Sequence[str]) -> Sequence[int]:
         """The rows that the named files hold."""
-        chosen = sorted(self._names.index(name) for name in names)
-        return [row for file in chosen for row in range(self._starts[file], self._starts[file + 1])]
+        return joined(range(*self._starts[self._names.index(name) :][:2]) for name in names)
 
     def read(self, row: int) -> bytes:
         """The bytes of one picture; raises Unreadable."""
@@ -130,13 +155,55 @@ def _holds(schema: Any, column: str) -> bool:
     return any(one.name == column and is_simple(one.type) for one in schema)
 
 
-def _paths(files: Mapping[str, TableFile], columns: PictureColumns) -> list[str]:
-    """The stored path of each row where all of these differ, else ``file#row``."""
-    if columns.has_path:
-        stored = [path for file in files.values() for path in file.column(f"{columns.image}.path")]
-        if all(stored) and len(set(stored)) == len(stored):
-            return stored
-    return [f"{printable(name)}#{row}" for name, file in files.items() for row in range(file.rows)]
+def _column(file: TableFile, name: str) -> Iterator[Any]:
+    """The parts of one small column, or of one field of a struct, as Arrow arrays; raises UserError."""
+    try:
+        for part in file.column(name):
+            part.validate(full=True)
+            yield part
+    except BROKEN as error:
+        raise UserError(
+            f"{file.where}: column {name} cannot be read ({one_line(error)}); fetch the file again", BAD_DATA
+        ) from None
+
+
+class _Distinct:
+    """The different values that were seen, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self.values: list[object] = []
+        self._numbers: dict[object, int] = {}
+
+    def numbers(self, part: Any) -> npt.NDArray[np.int64]:
+        """(P,) the number of each value of an Arrow array, new ones after all others."""
+        try:
+            plain = part.dictionary_decode() if pa.types.is_dictionary(part.type) else part
+            coded = plain.dictionary_encode("encode")
+            values, places = coded.dictionary.to_pylist(), coded.indices.to_numpy()
+        except pa.ArrowNotImplementedError:  # of lists
+            values, places = part.to_pylist(), np.arange(len(part))
+        keys = [value if type(value) in (int, str) else (type(value), repr(value)) for value in values]
+        for key, value in zip(keys, values):
+            if key not in self._numbers:
+                self._numbers[key] = len(self.values)
+                self.values.append(value)
+        numbers: npt.NDArray[np.int64] = np.array([self._numbers[key] for key in keys], np.int64)[places]
+        return numbers
+
+
+def _paths(files: Mapping[str, TableFile], columns: PictureColumns) -> Sequence[str]:
+    """The stored path of each row where all of these differ and are not very many, else ``file#row``."""
+    rows = [file.rows for file in files.values()]
+    if columns.has_path and sum(rows) <= _MOST:
+        parts = [part.cast(_TEXT) for file in files.values() for part in _column(file, f"{columns.image}.path")]
+        stored = pa.chunked_array(parts, _TEXT)
+        lengths = pc.binary_length(stored)
+        if (
+            pc.all(pc.greater(lengths, 0), skip_nulls=False).as_py()
+            and len(stored) == pc.count_distinct(stored, "all").as_py()
+        ):
+            return Names(chain.from_iterable(part.to_pylist() for part in parts))
+    return Numbered(map(printable, files), rows)
 
 
 class RowGroups:
@@ -185,16 +252,11 @@ class ParquetFile:
         self.starts = list(accumulate((group.num_rows for group in groups_meta), initial=0))
         self.group_bytes = [group.total_byte_size for group in groups_meta]  # when decompressed
 
-    def column(self, name: str) -> list[Any]:
-        """All values of one small column, or of one field of a struct; raises UserError."""
-        try:
-            with self._disk.file(self.path) as file, pq.ParquetFile(file, metadata=self._meta) as table:
-                column = table.read(columns=[name], use_threads=False).column(0)
-            return field(column, name).to_pylist()  # type: ignore[no-any-return]
-        except BROKEN as error:
-            raise UserError(
-                f"{self.where}: column {name} cannot be read ({one_line(error)}); fetch the file again", BAD_DATA
-            ) from None
+    def column(self, name: str) -> Iterator[Any]:
+        """The parts of one column, or of one field of a struct; raises BROKEN."""
+        with self._disk.file(self.path) as file, pq.ParquetFile(file, metadata=self._meta) as table:
+            for batch in table.iter_batches(_PART, columns=[name], use_threads=False):
+                yield field(batch.column(0), name)
 
     def picture(self, columns: PictureColumns, row: int) -> bytes | None:
         """The bytes of one row; raises BROKEN."""
@@ -238,9 +300,9 @@ class ArrowFile:
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_table", "starts")}
 
-    def column(self, name: str) -> list[Any]:
-        """All values of one column, or of one field of a struct."""
-        return field(self._table.column(name.partition(".")[0]), name).to_pylist()  # type: ignore[no-any-return]
+    def column(self, name: str) -> Iterator[Any]:
+        """The parts of one column, or of one field of a struct."""
+        yield from field(self._table.column(name.partition(".")[0]), name).chunks
 
     def picture(self, columns: PictureColumns, row: int) -> bytes | None:
         """The bytes of one row."""
@@ -309,7 +371,7 @@ def columns_of(schema: Any) -> PictureColumns | None:
     label = next((f for f in _preferred(schema, features, "ClassLabel", LABELS) if _labels(f, features)), None)
     names = features.get(label.name, {}).get("names") if label is not None else None
     nested = pa.types.is_struct(image.type)
-    has_path = nested and image.type.get_field_index("path") >= 0
+    has_path = nested and (place := image.type.get_field_index("path")) >= 0 and _is_text(image.type.field(place).type)
     return PictureColumns(image.name, nested, has_path, label.name if label is not None else None, names)
 
 
@@ -358,11 +420,14 @@ def _is_list(kind: Any) -> bool:
     return bool(lists and is_simple(kind.value_type))
 
 
+def _is_text(kind: Any) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
 def is_simple(kind: Any) -> bool:
     """Whether a column holds numbers, words or yes and no."""
     kind, types = kind.value_type if pa.types.is_dictionary(kind) else kind, pa.types
-    words = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-    return bool(words or types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind))
+    return bool(_is_text(kind) or types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind))
 
 
 def field(column: Any, name: str) -> Any:
