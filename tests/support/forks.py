@@ -118,6 +118,8 @@ def _serve() -> None:
     import lookalike.cli.verbs  # noqa: F401  (all that a command imports)
 
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as at a terminal: tests may run in the background
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     _obey_modes()
     for line in sys.stdin:
         asked = json.loads(line)
