@@ -42,7 +42,7 @@ _SPARE = 1.1  # for metrics, the report, and what else fills the disk meanwhile
 
 def refuse_full(folder: Path, recipe: Recipe, examples: int) -> None:
     """Raise UserError if the disk has no room for the checkpoints kept and the one that is written beside them."""
-    used = sum(file.stat().st_size for path in published(folder) for file in path.iterdir())
+    used = sum(file.stat().st_size for path in published(folder) for file in path.glob("*"))
     needed = int(_SPARE * (KEPT + 1) * size_of(recipe, examples)) - used
     free = shutil.disk_usage(folder.parent).free
     if free < needed:
@@ -115,7 +115,7 @@ def _publish(final: Path, step: int, state: dict[str, Tensor], optimizer: torch.
                 os.fsync(file.fileno())
         sync_folder(temporary)
         if final.exists():  # damaged: it was passed over
-            shutil.rmtree(final, ignore_errors=True)
+            _remove(final)
         temporary.rename(final)
         sync_folder(folder)
         sync_folder(folder.parent)
@@ -131,11 +131,11 @@ def _publish(final: Path, step: int, state: dict[str, Tensor], optimizer: torch.
 
 def _remove(path: Path) -> None:
     """A checkpoint, whole or not at all: under its unfinished name the next start takes away what a kill leaves."""
-    dropped = path.with_name(f".{path.name}{UNFINISHED}")
+    dropped = path.with_name(f".{path.name}.old{UNFINISHED}")
     with suppress(OSError):  # one that cannot be removed is one too many, no more
         shutil.rmtree(dropped, ignore_errors=True)
         path.rename(dropped)
-        shutil.rmtree(dropped)
+        shutil.rmtree(dropped) if dropped.is_dir() else dropped.unlink()
 
 
 def published(folder: Path) -> list[Path]:
