@@ -28,7 +28,7 @@ from lookalike.train.run import Run
 from lookalike.train.watch import Log
 
 PARTS = {
-    "loss, gradient, spread": (StepGuard, ("look", "begin")),
+    "loss, gradient, spread": (StepGuard, ("look",)),
     "state": (Guard, ("check_state",)),
     "checkpoints": (Run, ("save",)),
     "logs": (Log, ("step", "checkup")),

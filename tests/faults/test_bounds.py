@@ -116,7 +116,7 @@ def test_a_number_outside_is_refused_by_one_line_that_names_field_and_bound(numb
 def test_both_ends_of_a_limit_are_within(number: Number) -> None:
     (limit,) = limits(number.kind)[number.name]
     for value in (*(() if limit.above else (limit.low,)), limit.high):
-        made(number.kind, **{number.name: number.held(value)})
+        assert getattr(made(number.kind, **{number.name: number.held(value)}), number.name) == number.held(value)
 
 
 def paths(value: Any, prefix: str = "") -> Iterator[tuple[str, Number]]:

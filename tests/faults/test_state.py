@@ -106,8 +106,7 @@ def test_it_ends_before_it_is_saved_and_the_same_command_ends_as_if_it_had_not_b
     assert digest(tmp_path / "run") == digest(tmp_path / "sound")
 
 
-def test_moments_of_the_optimizer_are_looked_at(tmp_path: Path) -> None:
-    train(tmp_path / "run", 2)
+def test_moments_of_the_optimizer_are_looked_at() -> None:
     network = torch.nn.Linear(2, 2)
     optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
     watched = guard.Guard(network, optimizer, "advice")
@@ -116,6 +115,18 @@ def test_moments_of_the_optimizer_are_looked_at(tmp_path: Path) -> None:
     watched.check_state(1)
     optimizer.state[network.weight]["momentum_buffer"][0, 0] = float("nan")
     with pytest.raises(UserError, match="the optimizer is not finite after step 2: advice"):
+        watched.check_state(2)
+
+
+def test_what_is_fitted_from_zero_may_grow_to_any_finite_size() -> None:
+    """The paper's probe begins at zero, at a rate of 30."""
+    network = torch.nn.Linear(2, 2)
+    torch.nn.init.zeros_(network.weight)
+    watched = guard.Guard(network, torch.optim.SGD(network.parameters(), 30), "advice")
+    network.weight.data.fill_(1e6)
+    watched.check_state(1)
+    network.weight.data[0, 0] = float("inf")
+    with pytest.raises(UserError, match="weight is not finite after step 2: advice"):
         watched.check_state(2)
 
 

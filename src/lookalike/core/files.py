@@ -23,6 +23,9 @@ from lookalike.core.errors import BAD_DATA, IO, UserError
 UNFINISHED = ".tmp"
 """How the names of files and folders end that are not published yet; they begin with a dot."""
 
+NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOOP)
+"""The errors of a path that is no file, or no ordinary one (``opened``); others may be gone at the next try."""
+
 _COMPUTED = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "\t", "\r", "\n", "'")
 
 
@@ -131,10 +134,7 @@ def read_json(path: Path) -> Any:
     try:
         return json_in(whole(path))
     except OSError as error:
-        missing = isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno in (
-            errno.EINVAL,
-            errno.ELOOP,
-        )
+        missing = error.errno in NOT_THERE
         hint = "is this a run folder of lookalike?" if missing else "let this user read it, or look at its disk"
         raise UserError(f"{path} cannot be read ({error.strerror}): {hint}", BAD_DATA if missing else IO) from None
     except ValueError as error:

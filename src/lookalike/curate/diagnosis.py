@@ -252,9 +252,10 @@ def original_command(history: History) -> str:
     command = history.environment.get("command")
     if not isinstance(command, list) or len(command) < 2 or command[1] not in ("pretrain", "supervised"):
         return "the same call"
-    words = iter([str(word) for word in command[1:] if word != "--overwrite"])
-    said = [word for word in words if word != "--out" or next(words, None) is None]
-    said = [word for word in said if not word.startswith("--out=")]
+    said = [str(word) for word in command[1:] if word != "--overwrite" and not str(word).startswith("--out=")]
+    if "--out" in said:
+        at = said.index("--out")
+        del said[at : at + 2]
     return shlex.join(["lookalike", *said, "--out", str(history.folder)])
 
 

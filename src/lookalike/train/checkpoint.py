@@ -6,7 +6,6 @@ safetensors, the rest is JSON: reading one runs no code.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 
 from lookalike.core import dist
 from lookalike.core.errors import BAD_DATA, IO, UserError
-from lookalike.core.files import UNFINISHED, cannot_write, json_in, read_json, sync_folder, whole
+from lookalike.core.files import NOT_THERE, UNFINISHED, cannot_write, json_in, read_json, sync_folder, whole
 from lookalike.learn.dictionary import Dictionary, RowBlock
 from lookalike.recipes.recipe import Recipe
 
@@ -36,7 +35,6 @@ KEPT = 2
 FORMAT = 1
 _NAME = re.compile(r"step-\d{9}")
 _PIECE = 16 << 20  # bytes of a file that are in memory while it is read
-_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOOP)  # no file, or no ordinary one
 _SPARE = 1.1  # for metrics, the report, and what else fills the disk meanwhile
 
 
@@ -188,7 +186,7 @@ def damage(path: Path) -> str | None:
             return "it is of another step than its name says"
         unsound = None if wrong else _not_finite(path)
     except OSError as error:
-        if error.errno in _NOT_THERE:
+        if error.errno in NOT_THERE:
             return f"it is not whole ({error})"
         advice = "it may be whole: let this user read it, or look at its disk, and give the same command again"
         raise UserError(f"{error.filename or path} cannot be read ({error.strerror}): {advice}", IO) from None

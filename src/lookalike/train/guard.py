@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from lookalike.core.devices import Later
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.files import write_atomically, write_json
 from lookalike.learn.dictionary import Dictionary
+from lookalike.learn.learner import Outcome
 from lookalike.train.run import BAD_STEP, Run
 from lookalike.types import Batch, View
 
@@ -43,7 +44,6 @@ class Guard:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, advice: str) -> None:
         self._model, self._optimizer, self._advice = model, optimizer, advice
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._began = float(nn.utils.get_total_norm([p.detach() for p in self._parameters]))
         self._pending: Seen | None = None
         self._bad: tuple[Seen, str] | None = None
         self._collapse = Collapse()
@@ -97,9 +97,6 @@ class Guard:
         for name, part in [*self._model.state_dict().items(), *moments]:
             if isinstance(part, Tensor) and part.is_floating_point() and not bool(part.isfinite().all()):
                 yield f"{name} is not finite after step {step}"
-        growth = float(nn.utils.get_total_norm([p.detach() for p in self._parameters])) / max(self._began, 1.0)
-        if growth > _RUNAWAY:
-            yield f"the weights have run away, to {growth:.2g} times the norm that they began with, after step {step}"
 
 
 class StepGuard(Guard):
@@ -119,12 +116,22 @@ class StepGuard(Guard):
         self._run, self._paths = run, paths
         self._left = skips - dist.on_first_rank(lambda: run.logged("skipped")) if skips else 0
         self._moved = list(moved_by_forward(model)) if skips else []
-        self._before: list[Tensor] = []
         self._waits = skips > 0
+        self._began = self._norm()
 
-    def begin(self) -> None:
-        """Before the forward pass of a step: remember what it moves, if it may be skipped."""
-        self._before = [part.clone() for part in self._moved]
+    def step(self, step: int, work: Callable[[Batch], Outcome], batch: Batch) -> tuple[Outcome, bool]:
+        """Forward and backward of a step, and whether it is sound on all ranks; else all is as it was before it.
+
+        Raises UserError where it may not be passed over.
+        """
+        before = [part.clone() for part in self._moved]
+        outcome = work(batch)
+        (rank,) = dist.largest([self.look(step, outcome.loss, batch, outcome.queries)])
+        if rank:
+            self.spoiled(int(rank))
+            for part, was in zip(self._moved, before):
+                part.copy_(was)
+        return outcome, not rank
 
     def look(self, step: int, loss: Tensor, batch: Batch | None = None, query: Tensor | None = None) -> int:
         """As that of ``Guard``; says it once where features have collapsed."""
@@ -134,7 +141,7 @@ class StepGuard(Guard):
         return bad
 
     def spoiled(self, rank: int) -> None:
-        """Keep the batch of the step, and undo what its forward pass did if it may be skipped, else raise UserError."""
+        """Keep the batch of the step. Raises UserError unless it may be passed over."""
         told = self._told(rank)
         step = self._keep(rank, told)
         if self._left <= 0:
@@ -143,10 +150,17 @@ class StepGuard(Guard):
                 f"{told}: {names}, --skip-bad-steps 10 passes over ten such steps; {self._advice}", BAD_DATA
             )
         self._left, self._bad = self._left - 1, None
-        for part, before in zip(self._moved, self._before):
-            part.copy_(before)
         self._run.note(f"skipped a step, {self._left} more may be: {told}; its examples are named in {BAD_STEP}.json")
         self._run.log(step, skipped=1.0)
+
+    def _norm(self) -> float:
+        return float(nn.utils.get_total_norm([part.detach() for part in self._parameters]))
+
+    def _wrong(self, step: int) -> Iterator[str]:
+        """Weights that have run away, too; what is fitted may begin at zero, and its norm says nothing."""
+        yield from super()._wrong(step)
+        if (growth := self._norm() / max(self._began, 1.0)) > _RUNAWAY:
+            yield f"the weights have run away, to {growth:.2g} times the norm that they began with, after step {step}"
 
     def _keep(self, rank: int, told: str) -> int:
         """``bad_step.json`` names the examples, ``bad_step.safetensors`` has the views that the rank made; the step."""

@@ -131,12 +131,8 @@ def train(
             dist.doing(f"step {step}")
             optim.apply(recipe.schedule, optimizer, (step - 1) / total_at(step))
             optimizer.zero_grad()
-            guard.begin()
-            outcome = work(batch)
-            (spoiled,) = dist.largest([guard.look(step, outcome.loss, batch, outcome.queries)])
-            if spoiled:
-                guard.spoiled(int(spoiled))
-            else:
+            outcome, sound = guard.step(step, work, batch)
+            if sound:
                 optimizer.step()
                 if due.log(step):
                     log.step(step, outcome, optimizer.param_groups[0]["lr"])

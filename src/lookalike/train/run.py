@@ -224,9 +224,8 @@ class Run:
         if not self.writes:
             return
         self._close_logs()  # which belong to the file that is replaced
-        lines = self.metrics.read_bytes().splitlines(keepends=True) if self.metrics.exists() else []
-        kept = [line for line in lines if _step_of(line) <= step]
-        write_atomically(self.metrics, b"".join(kept))
+        kept = [line for line in self._lines() if _step_of(line) <= step]
+        write_atomically(self.metrics, b"".join(line + b"\n" for line in kept))
         self._board = Board.open(self.folder / "tb", step)
 
     def log(self, step: int, hidden: Collection[str] = (), /, **values: float) -> None:
@@ -245,11 +244,10 @@ class Run:
 
     def note_missing(self, due: Sequence[int]) -> None:
         """Say which of the steps that were logged metrics.jsonl no longer has: curves have a gap there."""
-        if self.writes and due:
-            lines = self.metrics.read_bytes().splitlines() if self.metrics.exists() else []
-            if missing := sorted(set(due) - set(map(_step_of, lines))):
-                what = f"{len(missing)} of {len(due)} lines, the first of step {missing[0]}"
-                self.note(f"{self.metrics} has lost {what}: curves have a gap there, the weights do not")
+        missing = sorted(set(due) - set(map(_step_of, self._lines()))) if self.writes and due else []
+        if missing:
+            what = f"{len(missing)} of {len(due)} lines, the first of step {missing[0]}"
+            self.note(f"{self.metrics} has lost {what}: curves have a gap there, the weights do not")
 
     def pace(self, step: int, **values: float) -> None:
         """What depends on the machine and the hour, for TensorBoard alone: metrics.jsonl repeats exactly."""
@@ -296,8 +294,11 @@ class Run:
 
     def logged(self, name: str) -> int:
         """How many lines of metrics.jsonl hold a value of that name."""
-        lines = self.metrics.read_bytes().splitlines() if self.metrics.exists() else []
-        return sum(f'"{name}": '.encode() in line for line in lines)
+        return sum(f'"{name}": '.encode() in line for line in self._lines())
+
+    def _lines(self) -> list[bytes]:
+        """Those of metrics.jsonl."""
+        return self.metrics.read_bytes().splitlines() if self.metrics.exists() else []
 
     def note_bad_files(self, bad: Mapping[str, str]) -> None:
         """bad_files.csv: each picture that could not be read, once, with the reason."""
