@@ -112,6 +112,8 @@ class Embeddings:
     text: list[str] | None = None  # of tables of text, what each row says
     layer: Literal["backbone", "head"] = "backbone"  # whose output the rows are
     origin: Origin | None = None  # None where nobody knows
+    size: npt.NDArray[np.int32] | None = None  # (N, 2) upright height and width of pictures, 0 where nobody knows
+    sha256: list[str] | None = None  # (N,) of the picture's file, in hex; "" of pictures that are no files
 
     def __len__(self) -> int:
         return len(self.path)

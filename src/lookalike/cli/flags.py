@@ -1,84 +1,20 @@
-"""What each verb of the command line takes; nothing here imports torch, which is slow.
-
-The words of ``--help`` are the docstrings, and the docstring or the comment of each field.
-"""
+"""Every verb, and what those take that learn, measure and export."""
 
 from __future__ import annotations
 
-import inspect
-import io
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr
 from dataclasses import dataclass
-from itertools import dropwhile, takewhile
-from typing import Annotated, Any, Generic, Literal, TypeVar, Union
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
-import tyro
-from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
+from tyro.conf import Positional, arg
 
-from lookalike.core.errors import Limit, UserError, check_limits
+from lookalike.cli.arguments import Data, File, Model, Name, OfModel, Precision, Verb, Workers, one_of, shown
+from lookalike.cli.data_flags import OF_DATA
+from lookalike.core.errors import Limit
 from lookalike.evaluation.evaluation import Evaluation
 from lookalike.evaluation.settings import EVALUATIONS
 
-
-def shown(metavar: str) -> Any:
-    """How a value is named in the help; a default of None, which the text explains, is not repeated there."""
-    return arg(metavar=metavar, help_behavior_hint="")
-
-
-Layer = Annotated[
-    Literal["backbone", "head"],
-    arg(help="Which features: the backbone's, or the output of the head that was trained on top of it."),
-]
-Precision = Annotated[
-    Literal["fp32", "bf16"],
-    arg(
-        help="Of the network's products. bf16 is faster on GPUs and on processors that support it; features change by "
-        "up to two hundredths."
-    ),
-]
-Workers = Annotated[
-    int | None,
-    Limit(0, 1024),
-    arg(
-        metavar="N",
-        help="Processes that decode pictures; by default 2, and for a GPU all cores but two, at most 16.",
-        help_behavior_hint="",
-    ),
-]
-Data = Positional[Annotated[str, shown("DATA")]]
-File = Annotated[str | None, shown("FILE")]
-Name = Annotated[str | None, shown("NAME")]
 Settings = TypeVar("Settings", bound=Evaluation)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verb:
-    """What every verb takes."""
-
-    device: Annotated[Literal["cpu", "cuda", "mps"] | None, shown("cpu|cuda|mps")] = None
-    """Where to compute; by default a GPU if there is one. The environment variable LOOKALIKE_DEVICE sets it for all
-    commands."""
-    timeout: Annotated[float | None, Limit(0, 1e9, above=True), shown("SECONDS")] = None
-    """How long a process that reads or computes may give no sign of life before it is named and the command ends; by
-    default 300. The environment variable LOOKALIKE_TIMEOUT sets it for all commands."""
-    debug: bool = False  # Show the traceback of an error.
-
-    def __post_init__(self) -> None:
-        check_limits(self)
-
-
-Model = Positional[Annotated[str, shown("MODEL")]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class OfModel(Verb):
-    """What every verb takes that opens models: a run, timm:NAME, torchvision:NAME, hf:FOLDER or a file of weights."""
-
-    model: Name = None  # The network that a file of weights is of: timm:NAME or torchvision:NAME.
-    download: bool = False  # Fetch a public model that is not on this machine, after saying its size.
 
 
 @dataclass(frozen=True)
@@ -223,52 +159,6 @@ class Compare(OfModel):
 
 
 @dataclass(frozen=True)
-class Embed(OfModel):
-    """Write one embedding per picture, text or video to a table.
-
-    lookalike embed timm:resnet50 PHOTOS --out photos.parquet --download
-
-    A .parquet holds path, split, label, class, for texts the text, the embedding, and what made it of which data;
-    lookalike search reads it. A .csv holds the same with one column per number, without the last. A .npy holds the
-    embeddings alone, and the .rows.csv beside it the other columns. In .csv files, words that a spreadsheet would
-    compute (those that begin with = + - @) have an apostrophe before them, which is not read where the table is DATA.
-    """
-
-    run: Model  # A run, timm:NAME, torchvision:NAME, hf:FOLDER or a file of weights.
-    data: Data  # Pictures, texts or videos, as the model learned from.
-    out: Annotated[str, shown("FILE")]  # The file to write: .parquet, .csv or .npy.
-    layer: Layer = "backbone"
-    precision: Precision = "fp32"
-    clip: Annotated[float | None, Limit(1e-3, math.inf), shown("SECONDS")] = None
-    """For videos: one embedding per this many seconds, the mean over the frames; inf for one per video. By default one
-    per frame."""
-    workers: Workers = None
-
-
-@dataclass(frozen=True)
-class Search(OfModel):
-    """Find what is nearest to a picture or a sentence.
-
-    lookalike search photos.parquet beach.jpg --run runs/first
-
-    Every row is compared. New pictures and sentences are encoded by the model that the table names, or by --run where
-    it lies elsewhere now; one that did not make the table is refused.
-    """
-
-    where: Positional[Annotated[str, shown("TABLE|MODEL")]]
-    """A .parquet table that lookalike embed wrote; or a run, whose data is then embedded first, or a public model with
-    --data."""
-    queries: Positional[Annotated[tuple[str, ...], shown("QUERY")]]
-    """Paths in the table; picture files; sentences, for models of text or captions."""
-    top: Annotated[int, Limit(1)] = 10  # Number of hits to show.
-    run: Annotated[str | None, shown("MODEL")] = None  # The model that made the table, if it was moved.
-    json: File = None  # Write the hits to this file.
-    page: File = None  # Write an HTML page with the pictures of the hits.
-    data: Annotated[str | None, shown("DATA")] = None
-    """What to search with a public model; or where the pictures are, if no longer where the table or the run says."""
-
-
-@dataclass(frozen=True)
 class Export(OfModel):
     """Write a model so that another library opens it, and check that it gives the same features there.
 
@@ -291,60 +181,8 @@ class Export(OfModel):
     """Files that lookalike evaluate --json wrote, to quote in the model card."""
 
 
-@dataclass(frozen=True)
-class Prepare(Verb):
-    """Decode and shrink every picture once, so that training reads small pictures at the speed of memory.
-
-    From then on, use the folder as DATA. The same command continues after an interruption, and repairs damaged shards.
-    """
-
-    data: Data  # Pictures in any layout.
-    out: Annotated[str, shown("FOLDER")]  # Folder to write.
-    size: Annotated[int | None, Limit(1, 16_384), shown("PIXELS")] = None
-    """Side of the prepared pictures; by default 160, or less if the pictures are smaller."""
-    split: Name = None  # Only this part of the data; by default every part.
-    jpeg: Annotated[int | None, Limit(1, 95), shown("QUALITY")] = None
-    """Keep JPEG files of this quality, 1 to 95, instead of raw pixels: a tenth of the space, decoded when read."""
-    workers: Workers = None
-    quiet: bool = False  # Print nothing but errors.
-
-
-@dataclass(frozen=True)
-class Doctor(OfModel):
-    """Check data before training: formats, sizes, broken files, duplicates, and the settings training would choose.
-
-    Given a run: whether it finished, whether its checkpoints are intact, what it learned, and how to continue it. Given
-    a public model: what it is, and how it sees pictures. Without DATA: what this machine has.
-    """
-
-    data: Positional[Annotated[str | None, shown("DATA|MODEL")]] = None
-    """Pictures, videos or sentences in any layout, a folder that lookalike prepare wrote, or a model."""
-    out: str = "doctor"  # Folder for a sheet of sample pictures and lists of broken and duplicate files.
-    split: Name = None  # Only this part of the data; by default every part.
-    json: File = None  # Write all findings to this file.
-    workers: Workers = None
-    quick: bool = False  # Skip the few seconds of training that estimate how long an epoch takes.
-
-
-@dataclass(frozen=True)
-class Preview(Verb):
-    """Draw pictures next to the two random views of each that a recipe would train on.
-
-    Any field of the recipe can be set by its path: --pretext.first.blur 0
-    """
-
-    data: Data  # Pictures in any layout.
-    recipe: Positional[Annotated[str | None, shown("RECIPE")]] = None
-    """Name of a recipe; by default the one that lookalike pretrain would choose."""
-    out: str = "preview.png"  # The picture to write.
-    rows: Annotated[int, Limit(1)] = 12  # Number of pictures.
-    epoch: Annotated[int, Limit(0)] = 0  # The epoch whose views to draw; each has its own.
-    split: Name = None  # Which part of the data; by default train if there is one, else everything.
-
-
 VERBS: dict[str, type[Verb]] = {
-    kind.__name__.lower(): kind
-    for kind in (Demo, Pretrain, Supervised, Evaluate, Compare, Embed, Search, Export, Prepare, Doctor, Preview)
+    kind.__name__.lower(): kind for kind in (Demo, Pretrain, Supervised, Evaluate, Compare, Export, *OF_DATA)
 }
 """Every verb by its name."""
 
@@ -363,46 +201,3 @@ def evaluation_flags(name: str) -> Any:
     kind = EVALUATIONS[name]
     flags: Any = EvaluateScenes if kind.PAGE else EvaluateFit if kind.FITS else Evaluate
     return flags[kind]
-
-
-def one_of(kinds: Mapping[str, type], flags: Callable[[str], Any], chosen: str | None, whole: bool) -> Any:
-    """Subcommands as one type, from their names to the classes that describe them.
-
-    Only the one that is ``chosen`` has flags and all of its description, unless the ``whole`` is needed: a list shows
-    the first lines, and reading all flags would take as long as everything else.
-    """
-    union = []
-    for name, kind in kinds.items():
-        full = whole or name == chosen
-        text = inspect.getdoc(kind) or ""
-        note = subcommand(name, description=text if full else text.splitlines()[0])
-        union.append(Annotated[flags(name) if full else Verb, note])
-    return Union[tuple(union)]  # noqa: UP007  (a type that is built at run time)
-
-
-def answered(kind: Any, arguments: Sequence[str], **about: Any) -> tuple[Any, list[str]]:
-    """What the arguments say, as a value of that kind, and what the parser does not know.
-
-    Raises UserError in a line, where tyro has a box.
-    """
-    with redirect_stderr(io.StringIO()) as box:
-        try:
-            value: tuple[Any, list[str]] = tyro.cli(
-                kind, args=arguments, return_unknown_args=True, config=(FlagCreatePairsOff,), **about
-            )
-        except SystemExit as stopped:
-            if stopped.code:
-                raise UserError(_reason(box.getvalue())) from None
-            raise
-    return value
-
-
-def _reason(box: str) -> str:
-    """Without the words of the help, which are indented or follow a rule."""
-    rows = (re.sub(r"\x1b\[[0-9;]*m", "", row).strip("│|\n") for row in box.splitlines()[1:])
-    reason = takewhile(lambda row: not _is_rule(row), dropwhile(_is_rule, rows))
-    return " ".join(row.strip() for row in reason if not row.startswith(" " * 7)).rstrip(".") + "; see --help"
-
-
-def _is_rule(row: str) -> bool:
-    return not row.strip("─-╰╯ ")

@@ -16,7 +16,8 @@ from types import TracebackType
 from typing import Any, NoReturn, TextIO
 
 import lookalike
-from lookalike.cli.flags import VERBS, Verb, answered, verbs
+from lookalike.cli.arguments import Verb, answered
+from lookalike.cli.flags import VERBS, verbs
 from lookalike.core.errors import IO, UserError, meant, refuse_platform, visible
 from lookalike.core.waiting import TIMEOUT, end_on_second_interrupt
 from lookalike.evaluation.settings import evaluation_named

@@ -14,13 +14,14 @@ from torch import Tensor
 from lookalike.core.devices import isolated
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.progress import Progress, silent
+from lookalike.curate.table import data_of
 from lookalike.data.source import Data, name_of
 from lookalike.exchange.named import is_named
 from lookalike.metrics.knn import products
 from lookalike.models.encoder import Layer, embed
 from lookalike.recipes.modality import modality_of, query_view
 from lookalike.train.embeddings import embed_data, origin_of, place_for, read_embeddings
-from lookalike.train.run import Run, is_run
+from lookalike.train.run import is_run
 from lookalike.train.trained import Trained, load
 from lookalike.types import Embeddings
 
@@ -70,16 +71,6 @@ def search(
             raise UserError(f"{query} has {len(vector)} features and {where} {vectors.shape[1]}: it is of another run")
     vector_of = torch.stack([encoded[query] if query in encoded else vectors[rows[query]] for query in queries])
     return _hits(table, vectors, vector_of, [rows.get(query) for query in queries], top)
-
-
-def data_of(where: str | Path) -> str | None:
-    """The data that a table was made of, or that a run learned from; None where nobody knows."""
-    if is_run(where):
-        return str(Run(Path(where)).data().get("data"))
-    if is_named(where):
-        return None
-    origin = read_embeddings(Path(where)).origin
-    return origin.data if origin else None
 
 
 def _in_model(

@@ -1,0 +1,113 @@
+"""What those verbs take that look at data; nothing here imports torch, which is slow."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+from tyro.conf import Positional
+
+from lookalike.cli.arguments import Data, File, Layer, Model, Name, OfModel, Precision, Verb, Workers, shown
+from lookalike.core.errors import Limit
+
+
+@dataclass(frozen=True)
+class Embed(OfModel):
+    """Write one embedding per picture, text or video to a table.
+
+    lookalike embed timm:resnet50 PHOTOS --out photos.parquet --download
+
+    A .parquet holds path, split, label, class, for texts the text, the embedding, and what made it of which data;
+    lookalike search reads it. A .csv holds the same with one column per number, without the last. A .npy holds the
+    embeddings alone, and the .rows.csv beside it the other columns. In .csv files, words that a spreadsheet would
+    compute (those that begin with = + - @) have an apostrophe before them, which is not read where the table is DATA.
+    """
+
+    run: Model  # A run, timm:NAME, torchvision:NAME, hf:FOLDER or a file of weights.
+    data: Data  # Pictures, texts or videos, as the model learned from.
+    out: Annotated[str, shown("FILE")]  # The file to write: .parquet, .csv or .npy.
+    layer: Layer = "backbone"
+    precision: Precision = "fp32"
+    clip: Annotated[float | None, Limit(1e-3, math.inf), shown("SECONDS")] = None
+    """For videos: one embedding per this many seconds, the mean over the frames; inf for one per video. By default one
+    per frame."""
+    workers: Workers = None
+
+
+@dataclass(frozen=True)
+class Search(OfModel):
+    """Find what is nearest to a picture or a sentence.
+
+    lookalike search photos.parquet beach.jpg --run runs/first
+
+    Every row is compared. New pictures and sentences are encoded by the model that the table names, or by --run where
+    it lies elsewhere now; one that did not make the table is refused.
+    """
+
+    where: Positional[Annotated[str, shown("TABLE|MODEL")]]
+    """A .parquet table that lookalike embed wrote; or a run, whose data is then embedded first, or a public model with
+    --data."""
+    queries: Positional[Annotated[tuple[str, ...], shown("QUERY")]]
+    """Paths in the table; picture files; sentences, for models of text or captions."""
+    top: Annotated[int, Limit(1)] = 10  # Number of hits to show.
+    run: Annotated[str | None, shown("MODEL")] = None  # The model that made the table, if it was moved.
+    json: File = None  # Write the hits to this file.
+    page: File = None  # Write an HTML page with the pictures of the hits.
+    data: Annotated[str | None, shown("DATA")] = None
+    """What to search with a public model; or where the pictures are, if no longer where the table or the run says."""
+
+
+@dataclass(frozen=True)
+class Prepare(Verb):
+    """Decode and shrink every picture once, so that training reads small pictures at the speed of memory.
+
+    From then on, use the folder as DATA. The same command continues after an interruption, and repairs damaged shards.
+    """
+
+    data: Data  # Pictures in any layout.
+    out: Annotated[str, shown("FOLDER")]  # Folder to write.
+    size: Annotated[int | None, Limit(1, 16_384), shown("PIXELS")] = None
+    """Side of the prepared pictures; by default 160, or less if the pictures are smaller."""
+    split: Name = None  # Only this part of the data; by default every part.
+    jpeg: Annotated[int | None, Limit(1, 95), shown("QUALITY")] = None
+    """Keep JPEG files of this quality, 1 to 95, instead of raw pixels: a tenth of the space, decoded when read."""
+    workers: Workers = None
+    quiet: bool = False  # Print nothing but errors.
+
+
+@dataclass(frozen=True)
+class Doctor(OfModel):
+    """Check data before training: formats, sizes, broken files, duplicates, and the settings training would choose.
+
+    Given a run: whether it finished, whether its checkpoints are intact, what it learned, and how to continue it. Given
+    a public model: what it is, and how it sees pictures. Without DATA: what this machine has.
+    """
+
+    data: Positional[Annotated[str | None, shown("DATA|MODEL")]] = None
+    """Pictures, videos or sentences in any layout, a folder that lookalike prepare wrote, or a model."""
+    out: str = "doctor"  # Folder for a sheet of sample pictures and lists of broken and duplicate files.
+    split: Name = None  # Only this part of the data; by default every part.
+    json: File = None  # Write all findings to this file.
+    workers: Workers = None
+    quick: bool = False  # Skip the few seconds of training that estimate how long an epoch takes.
+
+
+@dataclass(frozen=True)
+class Preview(Verb):
+    """Draw pictures next to the two random views of each that a recipe would train on.
+
+    Any field of the recipe can be set by its path: --pretext.first.blur 0
+    """
+
+    data: Data  # Pictures in any layout.
+    recipe: Positional[Annotated[str | None, shown("RECIPE")]] = None
+    """Name of a recipe; by default the one that lookalike pretrain would choose."""
+    out: str = "preview.png"  # The picture to write.
+    rows: Annotated[int, Limit(1)] = 12  # Number of pictures.
+    epoch: Annotated[int, Limit(0)] = 0  # The epoch whose views to draw; each has its own.
+    split: Name = None  # Which part of the data; by default train if there is one, else everything.
+
+
+OF_DATA: tuple[type[Verb], ...] = (Embed, Search, Prepare, Doctor, Preview)
+"""All of them, in the order of the help."""

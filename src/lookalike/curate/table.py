@@ -1,0 +1,91 @@
+"""A table of embeddings beside the pictures that it was made of: what is searched, cleaned and shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, cast
+
+from lookalike.core.devices import isolated
+from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.core.progress import Progress, silent
+from lookalike.data.example import PictureSource, Rows, as_pictures
+from lookalike.data.source import Data, Finder, Say, name_of, place_of
+from lookalike.exchange.named import is_named
+from lookalike.recipes.modality import TEXT, modality_of
+from lookalike.train.embeddings import embed_data, read_embeddings
+from lookalike.train.run import Run, is_run
+from lookalike.train.trained import Trained, load, unsaid
+from lookalike.types import Embeddings
+
+
+class Table(NamedTuple):
+    """N rows; ``pictures`` has the picture of row i as its row i, and is None of text, or where nobody opened them."""
+
+    name: str
+    rows: Embeddings
+    pictures: PictureSource | None = None
+    trained: Trained | None = None  # what made the rows, where it is loaded
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@isolated()
+def open_table(
+    where: str | Path,
+    data: Data | None = None,
+    model: str | None = None,
+    download: bool = False,
+    workers: int | None = None,
+    progress: Progress = silent,
+    say: Say = unsaid,
+) -> Table:
+    """A table that ``lookalike embed`` wrote, with the pictures that it names; or a model's rows of ``data``.
+
+    ``data`` says where the pictures are, if no longer where the table says; a run embeds by default what it learned
+    from. ``model`` and ``download`` are those of ``load``. Raises UserError.
+    """
+    if is_run(where) or is_named(where) or model is not None:
+        return _made(load(where, model=model, download=download, say=say), where, data, workers, progress, say)
+    rows = read_embeddings(Path(where))
+    if rows.text is not None:
+        return Table(str(where), rows)
+    data = data or (rows.origin and rows.origin.data) or None
+    if data is None:
+        raise UserError(f"{where} does not say where its pictures are: name them as DATA")
+    return Table(str(where), rows, pictures_of(rows, data))
+
+
+def _made(
+    trained: Trained, where: str | Path, data: Data | None, workers: int | None, progress: Progress, say: Say
+) -> Table:
+    data = data or data_of(where)
+    if data is None:
+        raise UserError(f"{where} is a model: name the pictures that it is to look at as DATA")
+    modality = modality_of(trained.recipe)
+    rows = embed_data(trained, data, modality.layer, workers, progress, say=say)
+    pictures = None if modality.inputs == TEXT else pictures_of(rows, data, modality.find)
+    return Table(name_of(data), rows, pictures, trained)
+
+
+def data_of(where: str | Path) -> str | None:
+    """The data that a table was made of, or that a run learned from; None where nobody knows."""
+    if is_run(where):
+        return str(Run(Path(where)).data().get("data"))
+    if is_named(where):
+        return None
+    origin = read_embeddings(Path(where)).origin
+    return origin.data if origin else None
+
+
+def pictures_of(rows: Embeddings, data: Data, find: Finder = place_of) -> PictureSource:
+    """The pictures of ``data`` in the order of the rows; raises UserError where some are not there."""
+    every = as_pictures(find(data).rows(None))
+    numbers = {path: row for row, path in enumerate(every.paths)}
+    if gone := [path for path in rows.path if path not in numbers]:
+        raise UserError(
+            f"{len(gone):,} of {len(rows):,} rows are not in {name_of(data)}, first {gone[0]}: "
+            "name where the pictures are as DATA, or make the table anew with lookalike embed",
+            BAD_DATA,
+        )
+    return cast(PictureSource, Rows(every, [numbers[path] for path in rows.path]))
