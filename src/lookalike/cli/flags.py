@@ -159,6 +159,33 @@ class Compare(OfModel):
 
 
 @dataclass(frozen=True)
+class Study(Verb):
+    """Ask a question of a paper again, by runs that differ in nothing else, and say whether its findings hold.
+
+    lookalike study momentum CIFAR10 --out studies/momentum
+
+    Every run is kept in --out, and the same command continues; the table, the plot and the page there are of what is
+    done so far. Seeds are worked on one after the other, so that all runs have been made once as early as can be.
+
+    dictionary_size: queue, memory bank and end to end at 64 to 16,384 keys (figure 3 of MoCo). momentum: from 0 to a
+    twin that never moves. temperature: 0.03 to 1. shuffle: keys normalised in shuffled groups or not. objective: NCE,
+    InfoNCE and the full softmax. v2_steps: from MoCo to MoCo v2. symmetric: one direction or two. masks: contrast with
+    masked queries.
+    """
+
+    name: Positional[Annotated[str, shown("NAME")]]
+    """dictionary_size, momentum, temperature, shuffle, objective, v2_steps, symmetric or masks."""
+    data: Data  # Pictures, as lookalike pretrain and lookalike evaluate take them.
+    out: Annotated[str, shown("FOLDER")]  # Folder for the runs and for NAME.md, NAME.json, NAME.html and plots.
+    steps: Annotated[int | None, Limit(1), shown("N")] = None
+    """Steps of each run; by default 1,000. Runs whose step costs more have fewer where the study says equal compute."""
+    seeds: Annotated[int, Limit(1, 1000)] = 3  # How often each run is repeated, with another seed each time.
+    tasks: Annotated[tuple[str, ...], shown("TASK")] = ("knn",)
+    """What is measured of each run, by the settings of lookalike evaluate TASK: knn, probe and others."""
+    workers: Workers = None
+
+
+@dataclass(frozen=True)
 class Export(OfModel):
     """Write a model so that another library opens it, and check that it gives the same features there.
 
@@ -182,7 +209,7 @@ class Export(OfModel):
 
 
 VERBS: dict[str, type[Verb]] = {
-    kind.__name__.lower(): kind for kind in (Demo, Pretrain, Supervised, Evaluate, Compare, Export, *OF_DATA)
+    kind.__name__.lower(): kind for kind in (Demo, Pretrain, Supervised, Evaluate, Compare, Study, Export, *OF_DATA)
 }
 """Every verb by its name."""
 

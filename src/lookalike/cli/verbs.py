@@ -29,10 +29,13 @@ from lookalike.evaluation import evaluate as measuring
 from lookalike.evaluation.evaluation import Evaluation, Result
 from lookalike.evaluation.segment import Segmented
 from lookalike.evaluation.settings import configured
+from lookalike.evaluation.study import Outcome, conducted
 from lookalike.exchange.export import refuse_filled
 from lookalike.report.comparison import markdown
 from lookalike.report.comparison import write as write_comparison
 from lookalike.report.pictures import write_detections, write_segmentation
+from lookalike.report.study import markdown as study_markdown
+from lookalike.report.study import write as write_study
 from lookalike.train.embeddings import files_of
 from lookalike.train.exported import export as export_model
 from lookalike.train.pretrain import Request, carry_out
@@ -67,7 +70,7 @@ def outputs(command: Verb) -> tuple[list[str], list[str]]:
     """
     files = [*(path for name in ("json", "page") if (path := getattr(command, name, None))), *page_of(command)]
     match command:
-        case flags.EvaluateFit(out=str(out)) | flags.Compare(out=out):
+        case flags.EvaluateFit(out=str(out)) | flags.Compare(out=out) | flags.Study(out=out):
             return files, [out]
         case data_flags.Doctor(data=str(data), out=out) if not is_model(data):
             return files, [out]
@@ -158,6 +161,27 @@ def settings_of(command: flags.Compare, rest: Sequence[str]) -> Evaluation:
     return spec
 
 
+def study(command: flags.Study) -> int:
+    """Prints and writes the table, anew after each run."""
+    refuse_run(command.data, "study")
+    out, written = Path(command.out), list[Path]()
+    with Screen("study") as screen:
+        how = picked(command, "steps", "seeds", "tasks", "workers")
+
+        def done(outcome: Outcome) -> None:
+            written[:] = write_study(outcome, out)
+
+        try:
+            outcome = conducted(command.name, command.data, out, **how, progress=screen.work, say=screen.say, done=done)
+        except (KeyboardInterrupt, SystemExit):
+            screen.say(f"stopped: finished runs are kept in {command.out}, and the same command continues")
+            raise
+        screen.say("\n" + study_markdown(outcome))
+        for path in written:
+            screen.say(f"written: {path}")
+    return 0
+
+
 def export(command: flags.Export) -> int:
     """Prints what the other library found."""
     refuse_filled(Path(command.out))
@@ -173,4 +197,9 @@ def try_demo(command: flags.Demo) -> int:
     return demo(Path(command.out), command.overwrite)
 
 
-_ACTIONS: dict[type[Verb], Callable[[Any], int]] = {flags.Demo: try_demo, flags.Export: export, **data_verbs.ACTIONS}
+_ACTIONS: dict[type[Verb], Callable[[Any], int]] = {
+    flags.Demo: try_demo,
+    flags.Study: study,
+    flags.Export: export,
+    **data_verbs.ACTIONS,
+}

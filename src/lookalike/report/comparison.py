@@ -89,8 +89,8 @@ def plot(comparison: Comparison) -> str:
     parts = [
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{shown(comparison.metric)} of each model">',
         *names,
-        *_panel(f"{comparison.metric}, %", left, trials, height, None),
-        *_panel(f"difference from {_short(comparison.baseline)}, points", right, paired, height, 0.0),
+        *panel(f"{comparison.metric}, %", left, trials, height, None),
+        *panel(f"difference from {_short(comparison.baseline)}, points", right, paired, height, 0.0),
         "</svg>",
     ]
     return "\n".join(parts)
@@ -104,12 +104,13 @@ def _short(name: str, most: int = 24) -> str:
     return name if len(name) <= most else "…" + name[1 - most :]
 
 
-def _panel(
+def panel(
     title: str,
     place: tuple[float, float],
     rows: Sequence[tuple[Sequence[float], Interval | None]],
     height: int,
     line: float | None,
+    top: int = _TOP,
 ) -> Iterator[str]:
     """Dots and whiskers on one axis, in percent."""
     ends = [100 * value for values, cell in rows for value in (*values, *_ends(cell))]
@@ -121,28 +122,33 @@ def _panel(
     for mark in marks:
         at = f"{axis.at(mark):.2f}"
         kind = "guide" if mark == line else "grid"
-        yield f'<line class="{kind}" x1="{at}" x2="{at}" y1="{_TOP}" y2="{bottom}"/>'
+        yield f'<line class="{kind}" x1="{at}" x2="{at}" y1="{top}" y2="{bottom}"/>'
         yield f'<text class="tick" x="{at}" y="{bottom + 17}" text-anchor="middle">{number(mark)}</text>'
     middle = (place[0] + place[1]) / 2
     yield f'<text class="tick" x="{middle}" y="{bottom + 37}" text-anchor="middle">{shown(title)}</text>'
     for i, (values, cell) in enumerate(rows):
-        yield from _dots(values, cell, axis, _middle(i))
+        yield from dots(values, cell, axis, top + _ROW * (i + 0.5))
 
 
 def _ends(cell: Interval | None) -> list[float]:
     return [] if cell is None or math.isnan(cell.half) else [cell.mean - cell.half, cell.mean + cell.half]
 
 
-def _dots(values: Sequence[float], cell: Interval | None, axis: Axis, y: float) -> Iterator[str]:
+def dots(
+    values: Sequence[float], cell: Interval | None, axis: Axis, across: float, upright: bool = False
+) -> Iterator[str]:
+    """Trials as small dots, their mean as a large one, its interval as a whisker; ``across`` the axis is one place."""
     if cell is None:
         return
+    along, other = ("y", "x") if upright else ("x", "y")
     if ends := _ends(cell):
         low, high = (f"{axis.at(100 * end):.2f}" for end in ends)
-        yield f'<line class="whisker" x1="{low}" x2="{high}" y1="{y}" y2="{y}"/>'
+        place = f'{along}1="{low}" {along}2="{high}" {other}1="{across:.2f}" {other}2="{across:.2f}"'
+        yield f'<line class="whisker" {place}/>'
     for value in values:
-        yield f'<circle class="trial" cx="{axis.at(100 * value):.2f}" cy="{y + 9}" r="2.5"/>'
-    at = f"{axis.at(100 * cell.mean):.2f}"
-    yield f'<circle class="dot" cx="{at}" cy="{y}" r="5"><title>{100 * cell.mean:.2f}</title></circle>'
+        yield f'<circle class="trial" c{along}="{axis.at(100 * value):.2f}" c{other}="{across + 9}" r="2.5"/>'
+    at = f'c{along}="{axis.at(100 * cell.mean):.2f}" c{other}="{across:.2f}"'
+    yield f'<circle class="dot" {at} r="5"><title>{100 * cell.mean:.2f}</title></circle>'
 
 
 def write(comparison: Comparison, out: Path) -> list[Path]:

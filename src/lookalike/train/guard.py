@@ -25,6 +25,10 @@ _PATIENCE = 50  # steps that they must be so for
 _FEW = 8  # rows of which a spread says little
 
 
+class Diverged(UserError):
+    """Training led to numbers that are none, or to weights that run away."""
+
+
 class Seen(NamedTuple):
     """A step whose numbers may be on their way: loss, norm of the gradient, norms of the mean query and of all."""
 
@@ -58,21 +62,21 @@ class Guard:
         return known or (self._settle() if numbers.ready() else 0)
 
     def check(self, loss: Tensor, step: int) -> None:
-        """``look``, by one process. Raises UserError."""
+        """``look``, by one process. Raises Diverged."""
         if rank := self.look(step, loss):
             self.spoiled(rank)
 
     def spoiled(self, rank: int) -> None:
-        """On all ranks, for the step in which ``look`` gave one of them its number. Raises UserError."""
-        raise UserError(f"{self._told(rank)}: {self._advice}", BAD_DATA)
+        """On all ranks, for the step in which ``look`` gave one of them its number. Raises Diverged."""
+        raise Diverged(f"{self._told(rank)}: {self._advice}", BAD_DATA)
 
     def check_state(self, step: int) -> None:
-        """Look at the state after ``step``, which finite gradients can spoil, on all ranks. Raises UserError on all."""
+        """Look at the state after ``step``, which finite gradients can spoil, on all ranks. Raises Diverged on all."""
         if rank := int(dist.largest([self._settle()])[0]):
             self.spoiled(rank)
         reason = next(self._wrong(step), None)
         if rank := int(dist.largest([dist.rank() + 1 if reason else 0])[0]):
-            raise UserError(f"{dist.agree(reason, rank - 1)}: {self._advice}", BAD_DATA)
+            raise Diverged(f"{dist.agree(reason, rank - 1)}: {self._advice}", BAD_DATA)
 
     def _told(self, rank: int) -> str:
         """What the rank of that number, from 1, says of its step."""
@@ -122,7 +126,7 @@ class StepGuard(Guard):
     def step(self, step: int, work: Callable[[Batch], Outcome], batch: Batch) -> tuple[Outcome, bool]:
         """Forward and backward of a step, and whether it is sound on all ranks; else all is as it was before it.
 
-        Raises UserError where it may not be passed over.
+        Raises Diverged where it may not be passed over.
         """
         before = [part.clone() for part in self._moved]
         outcome = work(batch)
@@ -141,14 +145,12 @@ class StepGuard(Guard):
         return bad
 
     def spoiled(self, rank: int) -> None:
-        """Keep the batch of the step. Raises UserError unless it may be passed over."""
+        """Keep the batch of the step. Raises Diverged unless it may be passed over."""
         told = self._told(rank)
         step = self._keep(rank, told)
         if self._left <= 0:
             names = f"its examples are named in {self._run.folder / BAD_STEP}.json"
-            raise UserError(
-                f"{told}: {names}, --skip-bad-steps 10 passes over ten such steps; {self._advice}", BAD_DATA
-            )
+            raise Diverged(f"{told}: {names}, --skip-bad-steps 10 passes over ten such steps; {self._advice}", BAD_DATA)
         self._left, self._bad = self._left - 1, None
         self._run.note(f"skipped a step, {self._left} more may be: {told}; its examples are named in {BAD_STEP}.json")
         self._run.log(step, skipped=1.0)

@@ -1,0 +1,117 @@
+"""Studies: every run is kept, the same call goes on, and findings are judged seed by seed."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from lookalike.cli import flags
+from lookalike.core.errors import UserError
+from lookalike.evaluation import study as engine
+from lookalike.evaluation.studies import STUDIES, Cell, Claim, Study
+from lookalike.evaluation.study import Outcome, Row, conducted
+from lookalike.learn.dictionary import Queue
+from lookalike.learn.optim import AdamW
+from lookalike.recipes import RECIPES
+from lookalike.recipes.recipe import meaningless
+from lookalike.report.study import cells_of, markdown, plot, write
+
+TINY = RECIPES["tiny"]
+SMALL = Study(
+    "toy",
+    "Does a longer queue help?",
+    "nowhere",
+    (Cell("queue", 32, replace(TINY, dictionary=Queue(32))), Cell("queue", 64, TINY)),
+    (Claim("longer is better", "queue 64", "queue 32"),),
+    axis="keys",
+    steps=3,
+)
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STUDIES, "toy", SMALL)
+
+
+def test_a_study_goes_on_where_it_was_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    first = conducted("toy", "digits", tmp_path, seeds=1, workers=0, done=lambda so_far: told.append(len(so_far.rows)))
+    assert [row.cell for row in first.rows] == ["untrained", "queue 32", "queue 64"]
+    assert told == [2, 3]
+    assert [row.steps for row in first.rows] == [0, 3, 3]
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "pretrain", None)  # nothing may be trained again
+        assert conducted("toy", "digits", tmp_path, seeds=1, workers=0).rows == first.rows
+        with pytest.raises(TypeError):
+            conducted("toy", "digits", tmp_path, steps=4, seeds=1, workers=0)
+    assert len(conducted("toy", "digits", tmp_path, seeds=2, workers=0).rows) == 6
+
+
+def test_a_run_that_cannot_be_trained_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wild = replace(SMALL, cells=(SMALL.cells[0], Cell("queue", 64, replace(TINY, optimizer=AdamW(1e9)))))
+    monkeypatch.setitem(STUDIES, "toy", wild)
+    outcome = conducted("toy", "digits", tmp_path, seeds=1, workers=0)
+    assert outcome.rows[-1].failed
+    assert outcome.rows[-1].numbers == {}
+    assert list(outcome.sentences()) == ["longer is better: queue 64 failed to train"]
+    assert list(cells_of(outcome))[-1][:3] == ["queue 64", "failed", "1, 1 failed"]
+
+
+def outcome(better: list[float], worse: list[float]) -> Outcome:
+    rows = [Row("queue 64", seed, 3, {"knn": value}) for seed, value in enumerate(better)]
+    rows += [Row("queue 32", seed, 3, {"knn": value}) for seed, value in enumerate(worse)]
+    return Outcome(SMALL, "digits", 3, ["knn"], rows, "a machine")
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "said"),
+    [
+        ([0.7, 0.8, 0.9], [0.6, 0.71, 0.8], "held (+9.7 ± 1.4 points of knn, n = 3)"),
+        ([0.6, 0.71, 0.8], [0.7, 0.8, 0.9], "the opposite (-9.7 ± 1.4 points of knn, n = 3)"),
+        ([0.7, 0.6], [0.6, 0.7], "undecided (+0.0 ± 127.1 points of knn, n = 2)"),
+        ([0.7], [0.6], "seen once (+10.0 points of knn, n = 1)"),
+        ([0.6], [0.7, 0.7], "not seen, once (-10.0 points of knn, n = 1)"),
+        ([], [0.7], "not measured yet"),
+    ],
+)
+def test_a_finding_is_judged_by_pairs_of_one_seed(better: list[float], worse: list[float], said: str) -> None:
+    assert list(outcome(better, worse).sentences()) == [f"longer is better: {said}"]
+
+
+def test_what_is_written_is_whole_at_every_stage(tmp_path: Path) -> None:
+    for stage in (outcome([], []), outcome([0.7], []), outcome([0.7, 0.8], [0.6, 0.7])):
+        files = write(stage, tmp_path)
+        assert {"toy.json", "toy.md", "toy.html"} <= {file.name for file in files}
+        for file in files:
+            if file.suffix == ".svg":
+                ElementTree.fromstring(file.read_text("utf-8"))
+        assert "not measured yet" in markdown(stage) or "queue 64" in plot(stage, "knn") or stage.rows
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=list(STUDIES))
+def test_every_study_can_be_drawn_and_asks_about_its_own_runs(study: Study) -> None:
+    names = [cell.name for cell in study.cells]
+    assert len(set(names)) == len(names)
+    for claim in study.claims:
+        assert {claim.better, claim.worse} <= set(names)
+    for cell in study.cells:
+        assert meaningless(cell.recipe) is None
+        assert 0 < cell.share < 10
+    rows = [Row(name, 0, 1, {"knn": 0.5}) for name in names]
+    ElementTree.fromstring(plot(Outcome(study, "digits", 1, ["knn"], rows, ""), "knn"))
+
+
+def test_the_help_names_every_study() -> None:
+    text = inspect.getdoc(flags.Study) or ""
+    assert all(f"{name}:" in text for name in STUDIES if name != "toy")
+
+
+def test_an_unknown_study_or_evaluation_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did you mean momentum"):
+        conducted("momentums", "digits", tmp_path)
+    with pytest.raises(UserError, match="did you mean knn"):
+        conducted("toy", "digits", tmp_path, tasks=("kn",))
