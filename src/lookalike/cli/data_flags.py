@@ -18,10 +18,12 @@ class Embed(OfModel):
 
     lookalike embed timm:resnet50 PHOTOS --out photos.parquet --download
 
-    A .parquet holds path, split, label, class, for texts the text, the embedding, and what made it of which data;
-    lookalike search reads it. A .csv holds the same with one column per number, without the last. A .npy holds the
-    embeddings alone, and the .rows.csv beside it the other columns. In .csv files, words that a spreadsheet would
-    compute (those that begin with = + - @) have an apostrophe before them, which is not read where the table is DATA.
+    A .parquet holds path, split, label, class, for texts the text, the embedding, of pictures width, height and sha256
+    of the file, and what made it of which data; lookalike search reads it. It is made in parts, beside the file: the
+    same command continues after an interruption. A .csv holds the same up to the embedding, with one column per number.
+    A .npy holds the embeddings alone, and the .rows.csv beside it the other columns. In .csv files, words that a
+    spreadsheet would compute (those that begin with = + - @) have an apostrophe before them, which is not read where
+    the table is DATA.
     """
 
     run: Model  # A run, timm:NAME, torchvision:NAME, hf:FOLDER or a file of weights.
@@ -32,6 +34,8 @@ class Embed(OfModel):
     clip: Annotated[float | None, Limit(1e-3, math.inf), shown("SECONDS")] = None
     """For videos: one embedding per this many seconds, the mean over the frames; inf for one per video. By default one
     per frame."""
+    update: bool = False
+    """Embed only what is new or has changed since the table was made, and drop what is gone."""
     workers: Workers = None
 
 

@@ -25,6 +25,7 @@ from lookalike.train.embeddings import embed_data, place_for, size_of, write_emb
 from lookalike.train.pretrain import Request, recipe_for
 from lookalike.train.run import is_run
 from lookalike.train.screen import Screen
+from lookalike.train.streamed import embed_to
 from lookalike.train.trained import load
 
 
@@ -44,16 +45,27 @@ def embed(command: data_flags.Embed) -> int:
     """Writes the table."""
     refuse_swapped(command.run, command.data)
     out = Path(command.out)
+    streams = out.suffix.lower() == ".parquet" and command.clip is None
+    if command.update and not streams:
+        raise UserError("--update is for tables in .parquet, without --clip: leave it out, or name another --out")
     with dist.together(), Screen("embed", not dist.first()) as screen:
         trained = load(command.run, say=screen.say, **picked(command, *LOADED, "precision"))
         place = place_for(trained, command.data)
-        if command.clip is None:
-            refuse_unwritable(out, size=size_of(trained, place, out, command.layer))
-        how = (command.layer, command.workers, screen.work, command.clip, place, screen.say)
-        table = embed_data(trained, command.data, *how)
-        if dist.first():
-            write_embeddings(table, out)
-            screen.say(f"{len(table)} embeddings of width {table.vectors.shape[1]} in {command.out}")
+        if command.clip is None:  # parts and the table are there at once, for a moment
+            refuse_unwritable(out, size=size_of(trained, place, out, command.layer) * (2 if streams else 1))
+        how: dict[str, Any] = {"layer": command.layer, "workers": command.workers, "progress": screen.work}
+        how |= {"place": place, "say": screen.say}
+        if streams:
+            done = embed_to(trained, command.data, out, update=command.update, **how)
+            if command.update:
+                screen.say(f"{done.new:,} new or changed, {done.kept:,} as they were, {done.dropped:,} gone")
+            count, width = done[:2]
+        else:
+            table = embed_data(trained, command.data, clip=command.clip, **how)
+            count, width = table.vectors.shape
+            if dist.first():
+                write_embeddings(table, out)
+        screen.say(f"{count} embeddings of width {width} in {command.out}")
     return 0
 
 

@@ -36,7 +36,7 @@ from lookalike.train.trained import CHUNK, PartFeatures, Trained, load, refuse_o
 from lookalike.types import Embeddings, Origin
 
 VERSION = 2
-"""Of the format, since 2 with the size and the sha256 of each picture; tables without one are of the versions before."""
+"""Of the format, since 2 with sizes and sha256 of pictures; tables without one are of the versions before."""
 ROWS = 4 * CHUNK
 """Of a row group: what is held in memory while a table is made, and done again after a kill."""
 _ABOUT, _LAYER = b"lookalike", b"lookalike.layer"  # keys of a file's metadata: the second is all that older ones have
@@ -234,8 +234,7 @@ def read_embeddings(path: Path) -> Embeddings:
     Columns that others have added are not looked at.
     """
     with opened_table(path) as file:
-        about, held = _about(file.schema_arrow.metadata or {}), columns_of(file)
-        return Embeddings(**held, vectors=_vectors(file), **about)
+        return Embeddings(**columns_of(file), vectors=_vectors(file), **about_in(file))
 
 
 @contextmanager
@@ -286,13 +285,14 @@ def vectors_in(rows: pa.Array) -> np.ndarray[Any, np.dtype[np.float32]]:
     lengths = pc.unique(pc.list_value_length(rows)).to_pylist() or [0]
     if len(lengths) > 1 or None in lengths:
         raise ValueError("embeddings of several lengths")
-    return rows.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False).reshape(len(rows), lengths[0])
+    return np.asarray(rows.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(len(rows), lengths[0])
 
 
-def _about(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
-    """Layer, classes and origin, from what anybody may have written; the layer alone of tables of older versions."""
+def about_in(file: pq.ParquetFile) -> dict[str, Any]:
+    """Layer, classes and origin, from what anybody may have written; no more than the layer in the oldest tables."""
+    metadata: Mapping[bytes, bytes] = file.schema_arrow.metadata or {}
     if _ABOUT not in metadata:
-        return {"layer": "head" if metadata.get(_LAYER) == b"head" else "backbone"}
+        return {"layer": "head" if metadata.get(_LAYER) == b"head" else "backbone", "origin": None}
     about = json_in(metadata[_ABOUT])
     if about["version"] > VERSION or about["layer"] not in ("backbone", "head"):
         raise ValueError("a newer version of lookalike wrote it")
