@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, UseAppendAction
 
 from lookalike.cli.arguments import Data, File, Layer, Model, Name, OfModel, Precision, Verb, Workers, shown
 from lookalike.core.errors import Limit
@@ -43,18 +43,28 @@ class Embed(OfModel):
 class Search(OfModel):
     """Find what is nearest to a picture or a sentence.
 
-    lookalike search photos.parquet beach.jpg --run runs/first
+    lookalike search photos.parquet beach.jpg --where "split = 'train' and width >= 640"
 
-    Every row is compared. New pictures and sentences are encoded by the model that the table names, or by --run where
-    it lies elsewhere now; one that did not make the table is refused.
+    New pictures and sentences are encoded by the model that the table names, or by --run where it lies elsewhere now;
+    one that did not make the table is refused. Every row is compared, up to a million rows; beyond that an index beside
+    the table is made once, which says how much it finds.
     """
 
-    where: Positional[Annotated[str, shown("TABLE|MODEL")]]
-    """A .parquet table that lookalike embed wrote; or a run, whose data is then embedded first, or a public model with
+    table: Positional[Annotated[str, shown("TABLE|MODEL")]]
+    """A .parquet table that lookalike embed wrote; or a run, whose data is embedded once, or a public model with
     --data."""
     queries: Positional[Annotated[tuple[str, ...], shown("QUERY")]]
-    """Paths in the table; picture files; sentences, for models of text or captions."""
+    """Paths in the table; picture files, or parts of them as FILE@x,y,w,h in pixels; sentences, for models of text or
+    captions."""
     top: Annotated[int, Limit(1)] = 10  # Number of hits to show.
+    where: Annotated[str | None, shown("CONDITION")] = None
+    """Which rows to look at: columns path, split, label, class, width, height, text with = != < > <= >= and in ('a',
+    'b'), joined by and, or, not and parentheses."""
+    together: bool = False  # Make one query of all of them: their mean.
+    minus: Annotated[UseAppendAction[tuple[str, ...]], shown("QUERY")] = ()
+    """Take the mean of these, which are given with --minus each, from the query."""
+    index: Annotated[bool | None, shown("True|False")] = None
+    """Search by an index beside the table; by default beyond a million rows."""
     run: Annotated[str | None, shown("MODEL")] = None  # The model that made the table, if it was moved.
     json: File = None  # Write the hits to this file.
     page: File = None  # Write an HTML page with the pictures of the hits.

@@ -20,7 +20,7 @@ from lookalike.curate.prepare import prepare as make_cache
 from lookalike.curate.table import data_of
 from lookalike.data.example import PictureSource, unreadable
 from lookalike.data.source import open_source, splits_of
-from lookalike.report.pictures import write_hits
+from lookalike.report.hits import Answer, write_hits
 from lookalike.train.embeddings import embed_data, place_for, size_of, write_embeddings
 from lookalike.train.pretrain import Request, recipe_for
 from lookalike.train.run import is_run
@@ -75,26 +75,30 @@ def search(command: data_flags.Search) -> int:
         raise UserError("name at least one query: a path in the table, a picture file, or a sentence")
     album = pictures_of(command) if command.page else []
     with Screen("search") as screen:
-        how = picked(command, "data", *LOADED)
-        answers = searching.search(command.where, command.queries, command.top, command.run, screen.work, **how)
-        for query, hits in zip(command.queries, answers):
-            screen.say(visible(query))
+        how = picked(command, "data", *LOADED, "where", "together", "minus", "index")
+        asked = (command.table, command.queries, command.top, command.run, screen.work)
+        answers = searching.search(*asked, say=screen.say, **how)
+        wanted = [command.queries] if command.together else [(query,) for query in command.queries]
+        names = [" + ".join(some) + "".join(f" - {one}" for one in command.minus) for some in wanted]
+        for name, hits in zip(names, answers):
+            screen.say(visible(name))
             for hit in hits:
                 screen.say(line_of(hit))
         if command.page:
-            write_hits(Path(command.page), command.where, album, command.queries, answers)
+            shown = [Answer(name, (*some, *command.minus), hits) for name, some, hits in zip(names, wanted, answers)]
+            write_hits(Path(command.page), command.table, album, shown)
             screen.say(f"written: {command.page}")
-    rows = [{"query": query, "hits": [hit._asdict() for hit in hits]} for query, hits in zip(command.queries, answers)]
-    write_record(command.json, {"found": rows, "where": command.where, "run": command.run})
+    rows = [{"query": name, "hits": [hit._asdict() for hit in hits]} for name, hits in zip(names, answers)]
+    write_record(command.json, {"found": rows, **picked(command, "table", "where", "run")})
     return 0
 
 
 def pictures_of(command: data_flags.Search) -> list[PictureSource]:
     """What the page of a search shows, opened before the search; raises UserError where it is not there."""
-    known = [name for name in (command.where, command.run) if name is not None]
+    known = [name for name in (command.table, command.run) if name is not None]
     data = command.data or next((data for name in known if (data := data_of(name))), None)
     if data is None:
-        raise UserError(f"--page needs the pictures that {command.where} was made from: name them with --data")
+        raise UserError(f"--page needs the pictures that {command.table} was made from: name them with --data")
     try:
         return list(splits_of(data).values())
     except UserError as error:

@@ -40,6 +40,7 @@ VERSION = 2
 ROWS = 4 * CHUNK
 """Of a row group: what is held in memory while a table is made, and done again after a kill."""
 _ABOUT, _LAYER = b"lookalike", b"lookalike.layer"  # keys of a file's metadata: the second is all that older ones have
+_CONTENT = "lookalike.content"
 
 # ---- made ----
 
@@ -183,6 +184,11 @@ def _of_files(table: Embeddings) -> dict[str, Any]:
     return columns if table.sha256 is None else columns | {"sha256": pa.array(table.sha256, pa.string())}
 
 
+def described(table: Embeddings) -> pa.Table:
+    """All columns but the embedding and the hashes."""
+    return pa.table(_columns(table) | _of_files(replace(table, sha256=None)))
+
+
 def arrow(table: Embeddings) -> pa.Table:
     """The table as it stands in a file of parquet, with what it says of itself."""
     rows = pa.FixedSizeListArray.from_arrays(pa.array(table.vectors.reshape(-1)), table.vectors.shape[1])
@@ -192,18 +198,52 @@ def arrow(table: Embeddings) -> pa.Table:
     return columns.replace_schema_metadata({_ABOUT: json.dumps(about)})
 
 
-def parquet_writer(file: Any, schema: pa.Schema) -> pq.ParquetWriter:
-    """What writes such tables: each page with its checksum; features, which no codec makes smaller, in one page."""
-    words = [name for name in schema.names if name != "embedding"]
-    how = {"use_dictionary": words, "compression": dict.fromkeys(words, "zstd"), "data_page_size": 1 << 30}
-    return pq.ParquetWriter(file, schema, write_page_checksum=True, **how)
+class Writer:
+    """Writes such tables: pages with checksums, features, which no codec makes smaller, in one page a group.
+
+    A hash of paths and features is among the metadata, which tells a table by its last bytes.
+    """
+
+    def __init__(self, file: Any, schema: pa.Schema) -> None:
+        words = [name for name in schema.names if name != "embedding"]
+        how = {"use_dictionary": words, "compression": dict.fromkeys(words, "zstd"), "data_page_size": 1 << 30}
+        self._writer = pq.ParquetWriter(file, schema, write_page_checksum=True, **how)
+        self._digest = hashlib.sha256()
+
+    def write(self, table: pa.Table) -> None:
+        """Rows, in groups of ``ROWS``."""
+        self._digest.update("\n".join(table["path"].to_pylist()).encode())
+        self._digest.update(np.ascontiguousarray(vectors_in(table["embedding"].combine_chunks())))
+        self._writer.write_table(table, ROWS)
+
+    def close(self) -> None:
+        """Ends the table."""
+        self._writer.add_key_value_metadata({_CONTENT: self._digest.hexdigest()})
+        self._writer.close()
+
+
+def in_parquet(table: pa.Table) -> bytes:
+    """The file of a table that is in memory."""
+    writer = Writer(sink := pa.BufferOutputStream(), table.schema)
+    writer.write(table)
+    writer.close()
+    return bytes(sink.getvalue().to_pybytes())
 
 
 def _parquet(table: Embeddings) -> list[bytes]:
-    columns, sink = arrow(table), pa.BufferOutputStream()
-    with parquet_writer(sink, columns.schema) as writer:
-        writer.write_table(columns, ROWS)
-    return [sink.getvalue().to_pybytes()]
+    return [in_parquet(arrow(table))]
+
+
+def identity_of(path: Path) -> str:
+    """What tells a table from any other: a hash of its last bytes, where ``Writer`` has left one of all content.
+
+    Of a file that another program wrote it is one of all bytes. Raises UserError.
+    """
+    with opened_table(path) as file, opened(path) as whole:
+        size = whole.seek(0, os.SEEK_END)
+        told = _CONTENT.encode() in (file.metadata.metadata or {})
+        whole.seek(max(0, size - file.metadata.serialized_size - 8) if told else 0)
+        return f"{size} {hashlib.file_digest(whole, 'sha256').hexdigest()}"
 
 
 def _csv(table: Embeddings, features: bool = True) -> list[bytes]:
@@ -234,7 +274,7 @@ def read_embeddings(path: Path) -> Embeddings:
     Columns that others have added are not looked at.
     """
     with opened_table(path) as file:
-        return Embeddings(**columns_of(file), vectors=_vectors(file), **about_in(file))
+        return Embeddings(**columns_of(file), vectors=vectors_of(file), **about_in(file))
 
 
 @contextmanager
@@ -267,7 +307,7 @@ def columns_of(file: pq.ParquetFile) -> dict[str, Any]:
     return columns | {"label": numbers("label").fill_null(-1).to_numpy(), "size": size}
 
 
-def _vectors(file: pq.ParquetFile) -> np.ndarray[Any, np.dtype[np.float32]]:
+def vectors_of(file: pq.ParquetFile) -> np.ndarray[Any, np.dtype[np.float32]]:
     """(N, F), read some rows at a time; raises ValueError for lists that differ in length."""
     rows, at = None, 0
     for batch in file.iter_batches(ROWS, columns=["embedding"]):
@@ -286,6 +326,14 @@ def vectors_in(rows: pa.Array) -> np.ndarray[Any, np.dtype[np.float32]]:
     if len(lengths) > 1 or None in lengths:
         raise ValueError("embeddings of several lengths")
     return np.asarray(rows.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(len(rows), lengths[0])
+
+
+def made_by(about: Mapping[str, Any], layer: Layer, origin: Origin) -> bool:
+    """Whether what a file says of itself is what this model, layer and precision would make."""
+    made: Origin | None = about["origin"]
+    return made is not None and made.compares_with(origin) and (about["layer"], made.precision) == (
+        layer, origin.precision,
+    )  # fmt: skip
 
 
 def about_in(file: pq.ParquetFile) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from lookalike.core.errors import USAGE, UserError
 from lookalike.core.files import opened
 from lookalike.models.encoder import Layer
-from lookalike.train.embeddings import about_in, columns_of, opened_table, vectors_in
+from lookalike.train.embeddings import about_in, columns_of, made_by, opened_table, vectors_in
 from lookalike.types import Origin
 
 _OURS = ("path", "split", "label", "class", "text", "embedding", "width", "height", "sha256")
@@ -52,9 +52,7 @@ class Previous:
         with opened_table(path) as file:
             about = about_in(file)
             made = about["origin"]
-            if made is None or not made.compares_with(origin) or (about["layer"], made.precision) != (
-                layer, origin.precision,
-            ):  # fmt: skip
+            if not made_by(about, layer, origin):
                 by = "an older version, which does not say what made it" if made is None else f"{made}"
                 reason = f"{path} was made by {by}, layer {about['layer']}, and this is {origin}, layer {layer}"
                 raise UserError(f"{reason}: leave out --update to make it anew, or choose another --out", USAGE)

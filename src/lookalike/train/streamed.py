@@ -36,10 +36,11 @@ from lookalike.recipes.modality import TEXT, Examples, modality_of
 from lookalike.train.embeddings import (
     ROWS,
     VERSION,
+    Writer,
     arrow,
     class_names,
+    in_parquet,
     origin_of,
-    parquet_writer,
     place_for,
     sentences_of,
     sources_of,
@@ -299,9 +300,12 @@ class _Store(NamedTuple):
         store, lock = cls(path, path.with_name(f".{path.name}.parts"), about, []), list[Lock]()
 
         def begin() -> list[int]:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock.append(Lock(store.folder))
-            return store._begun(say)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                lock.append(Lock(store.folder))
+                return store._begun(say)
+            except OSError as error:
+                raise UserError(f"{cannot_write(path, error)}", IO) from None
 
         try:
             yield store._replace(done=dist.on_first_rank(begin))
@@ -332,11 +336,8 @@ class _Store(NamedTuple):
     def write(self, number: int, table: pa.Table, about: Mapping[str, Any]) -> None:
         """Publish a part."""
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), _ABOUT: json.dumps(about)})
-        sink = pa.BufferOutputStream()
-        with parquet_writer(sink, table.schema) as writer:
-            writer.write_table(table)
         try:
-            write_atomically(self.folder / f"{number:08}.parquet", sink.getvalue().to_pybytes())
+            write_atomically(self.folder / f"{number:08}.parquet", in_parquet(table))
         except OSError as error:
             raise UserError(f"{cannot_write(self.path, error)}; the same command goes on", IO) from None
 
@@ -351,8 +352,8 @@ class _Store(NamedTuple):
                     bad, new = bad | about["bad"], new + about["new"]
                     if len(table):
                         table = table.replace_schema_metadata(metadata)
-                        writer = writer or parquet_writer(file, table.schema)
-                        writer.write_table(table, ROWS)
+                        writer = writer or Writer(file, table.schema)
+                        writer.write(table)
                         rows, width = rows + len(table), table.schema.field("embedding").type.list_size
                 if writer is None:
                     raise UserError(unreadable(bad, "so there is nothing to embed"), BAD_DATA)
