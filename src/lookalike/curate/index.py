@@ -236,8 +236,7 @@ def _measured(index: Index, vectors: Mapped, progress: Progress) -> tuple[int, f
     values = torch.full((len(queries), TOP), -torch.inf)
     rows, told = torch.full((len(queries), TOP), -1), counted(progress, "recall", len(vectors))
     for start, part in vectors.groups():
-        with full_precision():
-            cosines = queries @ torch.from_numpy(part).T
+        cosines = torch.from_numpy(queries.numpy() @ part.T)
         inside = (numbers >= start) & (numbers < start + len(part))
         cosines[np.flatnonzero(inside), numbers[inside] - start] = -torch.inf
         more = torch.arange(start, start + len(part)).expand(len(queries), -1)
