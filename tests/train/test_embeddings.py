@@ -114,7 +114,7 @@ def rewritten(table: Path, **changed: Any) -> pa.Table:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"version": 2}, {"version": None}, {"layer": "neck"}, {"classes": 3}, {"origin": 5}, {"origin": {}},
+        {"version": 3}, {"version": None}, {"layer": "neck"}, {"classes": 3}, {"origin": 5}, {"origin": {}},
         {"origin": {**asdict(ORIGIN), "step": "many"}}, {"origin": {**asdict(ORIGIN), "preprocessing": 3}},
     ],
 )  # fmt: skip

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, UseAppendAction
 
 from lookalike.cli.arguments import Data, File, Layer, Model, Name, OfModel, Precision, Verb, Workers, shown
 from lookalike.core.errors import Limit
@@ -18,10 +18,12 @@ class Embed(OfModel):
 
     lookalike embed timm:resnet50 PHOTOS --out photos.parquet --download
 
-    A .parquet holds path, split, label, class, for texts the text, the embedding, and what made it of which data;
-    lookalike search reads it. A .csv holds the same with one column per number, without the last. A .npy holds the
-    embeddings alone, and the .rows.csv beside it the other columns. In .csv files, words that a spreadsheet would
-    compute (those that begin with = + - @) have an apostrophe before them, which is not read where the table is DATA.
+    A .parquet holds path, split, label, class, for texts the text, the embedding, of pictures width, height and sha256
+    of the file, and what made it of which data; lookalike search reads it. It is made in parts, beside the file: the
+    same command continues after an interruption. A .csv holds the same up to the embedding, with one column per number.
+    A .npy holds the embeddings alone, and the .rows.csv beside it the other columns. In .csv files, words that a
+    spreadsheet would compute (those that begin with = + - @) have an apostrophe before them, which is not read where
+    the table is DATA.
     """
 
     run: Model  # A run, timm:NAME, torchvision:NAME, hf:FOLDER or a file of weights.
@@ -32,6 +34,8 @@ class Embed(OfModel):
     clip: Annotated[float | None, Limit(1e-3, math.inf), shown("SECONDS")] = None
     """For videos: one embedding per this many seconds, the mean over the frames; inf for one per video. By default one
     per frame."""
+    update: bool = False
+    """Embed only what is new or has changed since the table was made, and drop what is gone."""
     workers: Workers = None
 
 
@@ -39,18 +43,28 @@ class Embed(OfModel):
 class Search(OfModel):
     """Find what is nearest to a picture or a sentence.
 
-    lookalike search photos.parquet beach.jpg --run runs/first
+    lookalike search photos.parquet beach.jpg --where "split = 'train' and width >= 640"
 
-    Every row is compared. New pictures and sentences are encoded by the model that the table names, or by --run where
-    it lies elsewhere now; one that did not make the table is refused.
+    New pictures and sentences are encoded by the model that the table names, or by --run where it lies elsewhere now;
+    one that did not make the table is refused. Every row is compared, up to a million rows; beyond that an index beside
+    the table is made once, which says how much it finds.
     """
 
-    where: Positional[Annotated[str, shown("TABLE|MODEL")]]
-    """A .parquet table that lookalike embed wrote; or a run, whose data is then embedded first, or a public model with
+    table: Positional[Annotated[str, shown("TABLE|MODEL")]]
+    """A .parquet table that lookalike embed wrote; or a run, whose data is embedded once, or a public model with
     --data."""
     queries: Positional[Annotated[tuple[str, ...], shown("QUERY")]]
-    """Paths in the table; picture files; sentences, for models of text or captions."""
+    """Paths in the table; picture files, or parts of them as FILE@x,y,w,h in pixels; sentences, for models of text or
+    captions."""
     top: Annotated[int, Limit(1)] = 10  # Number of hits to show.
+    where: Annotated[str | None, shown("CONDITION")] = None
+    """Which rows to look at: columns path, split, label, class, width, height, text with = != < > <= >= and in ('a',
+    'b'), joined by and, or, not and parentheses."""
+    together: bool = False  # Make one query of all of them: their mean.
+    minus: Annotated[UseAppendAction[tuple[str, ...]], shown("QUERY")] = ()
+    """Take the mean of these, which are given with --minus each, from the query."""
+    index: Annotated[bool | None, shown("True|False")] = None
+    """Search by an index beside the table; by default beyond a million rows."""
     run: Annotated[str | None, shown("MODEL")] = None  # The model that made the table, if it was moved.
     json: File = None  # Write the hits to this file.
     page: File = None  # Write an HTML page with the pictures of the hits.

@@ -20,11 +20,12 @@ from lookalike.curate.prepare import prepare as make_cache
 from lookalike.curate.table import data_of
 from lookalike.data.example import PictureSource, unreadable
 from lookalike.data.source import open_source, splits_of
-from lookalike.report.pictures import write_hits
+from lookalike.report.hits import Answer, write_hits
 from lookalike.train.embeddings import embed_data, place_for, size_of, write_embeddings
 from lookalike.train.pretrain import Request, recipe_for
 from lookalike.train.run import is_run
 from lookalike.train.screen import Screen
+from lookalike.train.streamed import embed_to
 from lookalike.train.trained import load
 
 
@@ -44,16 +45,27 @@ def embed(command: data_flags.Embed) -> int:
     """Writes the table."""
     refuse_swapped(command.run, command.data)
     out = Path(command.out)
+    streams = out.suffix.lower() == ".parquet" and command.clip is None
+    if command.update and not streams:
+        raise UserError("--update is for tables in .parquet, without --clip: leave it out, or name another --out")
     with dist.together(), Screen("embed", not dist.first()) as screen:
         trained = load(command.run, say=screen.say, **picked(command, *LOADED, "precision"))
         place = place_for(trained, command.data)
-        if command.clip is None:
-            refuse_unwritable(out, size=size_of(trained, place, out, command.layer))
-        how = (command.layer, command.workers, screen.work, command.clip, place, screen.say)
-        table = embed_data(trained, command.data, *how)
-        if dist.first():
-            write_embeddings(table, out)
-            screen.say(f"{len(table)} embeddings of width {table.vectors.shape[1]} in {command.out}")
+        if command.clip is None:  # parts and the table are there at once, for a moment
+            refuse_unwritable(out, size=size_of(trained, place, out, command.layer) * (2 if streams else 1))
+        how: dict[str, Any] = {"layer": command.layer, "workers": command.workers, "progress": screen.work}
+        how |= {"place": place, "say": screen.say}
+        if streams:
+            done = embed_to(trained, command.data, out, update=command.update, **how)
+            if command.update:
+                screen.say(f"{done.new:,} new or changed, {done.kept:,} as they were, {done.dropped:,} gone")
+            count, width = done[:2]
+        else:
+            table = embed_data(trained, command.data, clip=command.clip, **how)
+            count, width = table.vectors.shape
+            if dist.first():
+                write_embeddings(table, out)
+        screen.say(f"{count} embeddings of width {width} in {command.out}")
     return 0
 
 
@@ -63,26 +75,30 @@ def search(command: data_flags.Search) -> int:
         raise UserError("name at least one query: a path in the table, a picture file, or a sentence")
     album = pictures_of(command) if command.page else []
     with Screen("search") as screen:
-        how = picked(command, "data", *LOADED)
-        answers = searching.search(command.where, command.queries, command.top, command.run, screen.work, **how)
-        for query, hits in zip(command.queries, answers):
-            screen.say(visible(query))
+        how = picked(command, "data", *LOADED, "where", "together", "minus", "index")
+        asked = (command.table, command.queries, command.top, command.run, screen.work)
+        answers = searching.search(*asked, say=screen.say, **how)
+        wanted = [command.queries] if command.together else [(query,) for query in command.queries]
+        names = [" + ".join(some) + "".join(f" - {one}" for one in command.minus) for some in wanted]
+        for name, hits in zip(names, answers):
+            screen.say(visible(name))
             for hit in hits:
                 screen.say(line_of(hit))
         if command.page:
-            write_hits(Path(command.page), command.where, album, command.queries, answers)
+            shown = [Answer(name, (*some, *command.minus), hits) for name, some, hits in zip(names, wanted, answers)]
+            write_hits(Path(command.page), command.table, album, shown)
             screen.say(f"written: {command.page}")
-    rows = [{"query": query, "hits": [hit._asdict() for hit in hits]} for query, hits in zip(command.queries, answers)]
-    write_record(command.json, {"found": rows, "where": command.where, "run": command.run})
+    rows = [{"query": name, "hits": [hit._asdict() for hit in hits]} for name, hits in zip(names, answers)]
+    write_record(command.json, {"found": rows, **picked(command, "table", "where", "run")})
     return 0
 
 
 def pictures_of(command: data_flags.Search) -> list[PictureSource]:
     """What the page of a search shows, opened before the search; raises UserError where it is not there."""
-    known = [name for name in (command.where, command.run) if name is not None]
+    known = [name for name in (command.table, command.run) if name is not None]
     data = command.data or next((data for name in known if (data := data_of(name))), None)
     if data is None:
-        raise UserError(f"--page needs the pictures that {command.where} was made from: name them with --data")
+        raise UserError(f"--page needs the pictures that {command.table} was made from: name them with --data")
     try:
         return list(splits_of(data).values())
     except UserError as error:

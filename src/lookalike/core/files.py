@@ -13,10 +13,10 @@ import socket
 import stat
 import tempfile
 import zlib
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lookalike.core.errors import BAD_DATA, IO, UserError
 
@@ -31,17 +31,24 @@ _COMPUTED = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "\t", "\r", "\n", "
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Publish ``data`` under ``path`` by rename: a reader, or a crash, sees the old file or the new one, whole."""
+    with publishing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def publishing(path: Path) -> Iterator[BinaryIO]:
+    """The same of what is written to the file inside; nothing is published where an error leaves."""
     short = os.fsencode(path.name)[:200].decode("utf-8", "ignore")  # of a name that is itself as long as can be
     prefix = f".{short}.{zlib.crc32(socket.gethostname().encode()):08x}-"
     temporary = path.with_name(f"{prefix}{os.getpid()}{UNFINISHED}")
     try:
         _take_away(path.parent, prefix)
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from lookalike.core.devices import isolated
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.progress import Progress, silent
-from lookalike.curate.table import data_of
-from lookalike.data.source import Data, name_of
+from lookalike.curate.index import Index, index_of
+from lookalike.curate.table import data_of, rows_of
+from lookalike.curate.where import NUMBERS, TEXTS, selected
+from lookalike.data.source import Data, Say, name_of
 from lookalike.exchange.named import is_named
-from lookalike.metrics.knn import products
+from lookalike.metrics.knn import leading, products
 from lookalike.models.encoder import Layer, embed
-from lookalike.recipes.modality import modality_of, query_view
-from lookalike.train.embeddings import embed_data, origin_of, place_for, read_embeddings
+from lookalike.recipes.modality import crop_of, modality_of, query_view
+from lookalike.train.embeddings import about_in, described, opened_table, origin_of, place_for, vectors_of
 from lookalike.train.run import is_run
-from lookalike.train.trained import Trained, load
-from lookalike.types import Embeddings
+from lookalike.train.trained import Trained, load, unsaid
+from lookalike.types import Embeddings, Origin
+
+MANY = 1 << 20
+"""Rows beyond which a table is searched by an index, unless told otherwise."""
 
 
 class Hit(NamedTuple):
@@ -36,9 +45,52 @@ class Hit(NamedTuple):
     text: str | None = None  # what it says, where it is text
 
 
+class _Searched(NamedTuple):
+    """N rows: what is said of each, and their vectors, or the index that stands for them."""
+
+    columns: pa.Table  # path, split, label and whatever else is not the embedding
+    vectors: Tensor | Index
+    layer: Layer
+    origin: Origin | None
+
+    @classmethod
+    def of(cls, rows: Embeddings) -> _Searched:
+        return cls(described(rows), torch.from_numpy(rows.vectors), rows.layer, rows.origin)
+
+    @classmethod
+    def read(cls, path: Path, index: bool | None, progress: Progress, say: Say) -> _Searched:
+        """A file; ``index`` None is one for more rows than ``MANY``. Raises UserError."""
+        with opened_table(path) as file:
+            about = about_in(file)
+            held = file.read([name for name in file.schema_arrow.names if name in (*TEXTS, *NUMBERS)])
+            kinds = {name: pa.string() if name in TEXTS else pa.int64() for name in held.column_names}
+            columns = pa.table({name: held[name].cast(kind) for name, kind in kinds.items()})
+            columns.select(["path", "split", "label"])  # which any table has
+            if index or (index is None and len(columns) > MANY):
+                vectors: Tensor | Index = index_of(path, progress, say)
+            else:
+                vectors = torch.from_numpy(vectors_of(file))
+        return cls(columns, vectors, about["layer"], about["origin"])
+
+    def row(self, path: str) -> int | None:
+        """The row of a path, None where there is none."""
+        row = pc.index(self.columns["path"], pa.scalar(path, pa.string())).as_py()
+        return None if row < 0 else row
+
+    def vector(self, row: int) -> Tensor:
+        """(F,) of a row."""
+        return self.vectors.row(row) if isinstance(self.vectors, Index) else self.vectors[row]
+
+    def hit(self, cosine: float, row: int) -> Hit:
+        """A row as it is told."""
+        told = self.columns.slice(row, 1).to_pylist()[0]
+        label = -1 if told["label"] is None else int(told["label"])
+        return Hit(cosine, str(told["path"]), str(told["split"]), label, told.get("text"))
+
+
 @isolated()
 def search(
-    where: str | Path,
+    table: str | Path,
     queries: Sequence[str],
     top: int = 10,
     run: str | Path | None = None,
@@ -46,36 +98,78 @@ def search(
     data: Data | None = None,
     model: str | None = None,
     download: bool = False,
+    where: str | None = None,
+    together: bool = False,
+    minus: Sequence[str] = (),
+    index: bool | None = None,
+    say: Say = unsaid,
 ) -> list[list[Hit]]:
-    """For each query the ``top`` nearest rows, nearest first, compared with every row; of equal ones the earlier leads.
+    """For each query the ``top`` nearest rows, nearest first; of equal ones the earlier leads.
 
-    ``where`` is a parquet table that ``lookalike embed`` wrote, or a run, whose data is embedded then, or a public
-    model, with ``data``. A query is a path of the table, which is not its own hit; else a picture file, or a sentence
-    for runs that know text, encoded by ``run``, by default the model that the table names. A model that did not make
-    the table is refused. ``model`` and ``download`` are those of ``load``. Raises UserError.
+    ``table`` is a parquet table that ``lookalike embed`` wrote, or a run, whose data is embedded once, or a public
+    model, with ``data``. A query is a path of the table, which is not its own hit; else a picture file, a part of one
+    (``FILE@x,y,w,h``), or a sentence for runs that know text, encoded by ``run``, by default the model that the table
+    names. A model that did not make the table is refused. ``model`` and ``download`` are those of ``load``.
+
+    ``where`` says which rows are looked at (``curate/where.py``). ``together`` makes one query of all, their mean; the
+    mean of ``minus`` is taken from each query. ``index`` searches a table by an index (``curate/index.py``), which is
+    made where there is none; None does so beyond ``MANY`` rows, and False compares every row. Raises UserError.
     """
-    opening = partial(load, model=model, download=download)
-    if is_run(where) or is_named(where) or model is not None:
-        if run is not None and Path(run).resolve() != Path(where).resolve():
-            raise UserError(f"{where} is a model, which embeds its data and queries itself: leave out --run {run}")
-        table, encoded = _in_model(opening(where), data or data_of(where), queries, progress)
+    opening = partial(load, model=model, download=download, say=say)
+    every = list(dict.fromkeys([*queries, *minus]))
+    if is_run(table) or is_named(table) or model is not None:
+        if run is not None and Path(run).resolve() != Path(table).resolve():
+            raise UserError(f"{table} is a model, which embeds its data and queries itself: leave out --run {run}")
+        trained, known = opening(table), data or data_of(table)
+        searched, encoded = _in_model(trained, table, known, every, progress, say)
     else:
-        table, encoded = _in_table(where, queries, run, opening)
-    rows = {path: row for row, path in enumerate(table.path)}
-    vectors = torch.from_numpy(table.vectors)
+        searched = _Searched.read(Path(table), index, progress, say)
+        encoded = _in_table(searched, table, every, run, opening)
+    mask = None if where is None else torch.from_numpy(selected(searched.columns, where))
+    own = {query: searched.row(query) for query in every}
+    vectors = _vectors(searched, table, every, encoded, own)
+    wanted = [list(queries)] if together else [[query] for query in queries]
+    asked = torch.stack([_one(vectors, some, minus) for some in wanted])
+    itself = [[row for query in (*some, *minus) if (row := own[query]) is not None] for some in wanted]
+    return _hits(searched, asked, itself, top, mask)
+
+
+def _vectors(
+    searched: _Searched,
+    table: str | Path,
+    queries: Sequence[str],
+    encoded: dict[str, Tensor],
+    own: dict[str, int | None],
+) -> dict[str, Tensor]:
+    """The unit row of each query."""
+    width = searched.vectors.width if isinstance(searched.vectors, Index) else searched.vectors.shape[1]
+    vectors = dict(encoded)
     for query in queries:
-        if query not in encoded and query not in rows:
-            raise UserError(f"{query} cannot be read, so it is no query: see lookalike doctor", BAD_DATA)
-    for query, vector in encoded.items():
-        if len(vector) != vectors.shape[1]:
-            raise UserError(f"{query} has {len(vector)} features and {where} {vectors.shape[1]}: it is of another run")
-    vector_of = torch.stack([encoded[query] if query in encoded else vectors[rows[query]] for query in queries])
-    return _hits(table, vectors, vector_of, [rows.get(query) for query in queries], top)
+        if query not in encoded:
+            if (row := own[query]) is None:
+                raise UserError(f"{query} cannot be read, so it is no query: see lookalike doctor", BAD_DATA)
+            vectors[query] = searched.vector(row)
+        elif len(encoded[query]) != width:
+            reason = f"{query} has {len(encoded[query])} features and {table} {width}"
+            raise UserError(f"{reason}: it is of another run")
+    return vectors
+
+
+def _one(vectors: dict[str, Tensor], plus: Sequence[str], minus: Sequence[str]) -> Tensor:
+    """(F,) the mean of some, less that of others; a query alone is as it is."""
+    if len(plus) == 1 and not minus:
+        return vectors[plus[0]]
+    mean = torch.stack([vectors[query] for query in plus]).mean(0)
+    if minus:
+        mean = mean - torch.stack([vectors[query] for query in minus]).mean(0)
+    if float(mean.norm()) < 1e-6:
+        raise UserError("nothing is left of the query when --minus is taken from it")
+    return normalize(mean, dim=0)
 
 
 def _in_model(
-    trained: Trained, data: Data | None, queries: Iterable[str], progress: Progress
-) -> tuple[Embeddings, dict[str, Tensor]]:
+    trained: Trained, where: str | Path, data: Data | None, queries: Iterable[str], progress: Progress, say: Say
+) -> tuple[_Searched, dict[str, Tensor]]:
     """The data, by default of a run, embedded, after the queries that are none of its paths; raises UserError."""
     if data is None:
         raise UserError(f"{trained.run} has no data of its own: say with --data where to search")
@@ -87,61 +181,81 @@ def _in_model(
         reason = f"{trained.run} {why} {name_of(data)}: {error}; or search a table of lookalike embed"
         raise UserError(reason, BAD_DATA) from None
     known = set(place.rows(None).paths)
-    encoded = _encoded(trained, [query for query in queries if query not in known], layer)
-    return embed_data(trained, data, layer, progress=progress, place=place), encoded
+    encoded = _encoded(trained, [query for query in queries if query not in known], layer, name_of(data))
+    return _Searched.of(rows_of(trained, where, data, place, progress=progress, say=say)), encoded
 
 
 def _in_table(
-    where: str | Path, queries: Iterable[str], run: str | Path | None, opening: Callable[..., Trained]
-) -> tuple[Embeddings, dict[str, Tensor]]:
-    """A table, and the queries that are none of its paths, encoded by what made it; raises UserError."""
-    table = read_embeddings(Path(where))
-    known = set(table.path)
-    new = [query for query in queries if query not in known]
+    searched: _Searched,
+    table: str | Path,
+    queries: Iterable[str],
+    run: str | Path | None,
+    opening: Callable[..., Trained],
+) -> dict[str, Tensor]:
+    """The queries that are no paths of a table, encoded by what made it; raises UserError."""
+    new, origin = [query for query in queries if searched.row(query) is None], searched.origin
     if run is None and not new:
-        return table, {}
+        return {}
     if run is None:
-        run = _maker(table, where, new[0])
-        opening = partial(opening, model=(table.origin and table.origin.model) or None)
-    trained = opening(run, precision="bf16" if table.origin and table.origin.precision == "bf16" else "fp32")
-    if table.origin is None:
+        run = _maker(origin, table, new[0])
+        opening = partial(opening, model=(origin and origin.model) or None)
+    trained = opening(run, precision="bf16" if origin and origin.precision == "bf16" else "fp32")
+    if origin is None:
         older = "an older version wrote it, which does not say what made its rows"
-        warnings.warn(f"{where}: {older}; hits mean something only if {run} is the model that did", stacklevel=1)
-    elif not table.origin.compares_with(other := origin_of(trained)):
+        warnings.warn(f"{table}: {older}; hits mean something only if {run} is the model that did", stacklevel=1)
+    elif not origin.compares_with(other := origin_of(trained)):
         raise UserError(
-            f"{where} was made by {table.origin}, and this is {other}: their embeddings do not compare; name what "
-            f"made it with --run, or make a new table: lookalike embed {run} DATA --out {where}"
+            f"{table} was made by {origin}, and this is {other}: their embeddings do not compare; name what "
+            f"made it with --run, or make a new table: lookalike embed {run} DATA --out {table}"
         )
-    return table, _encoded(trained, new, table.layer)
+    return _encoded(trained, new, searched.layer, origin.data if origin else "")
 
 
-def _maker(table: Embeddings, where: str | Path, query: str) -> str:
+def _maker(origin: Origin | None, table: str | Path, query: str) -> str:
     """The model that a table names, to encode ``query``; raises UserError where it is not there."""
-    if table.origin is not None and (is_run(table.origin.run) or is_named(table.origin.run)):
-        return table.origin.run
-    gone = f" ({table.origin.run}, which is no longer there)" if table.origin and table.origin.run else ""
-    raise UserError(f"{query} is no path of {where}: to encode it, name with --run what made the table{gone}")
+    if origin is not None and (is_run(origin.run) or is_named(origin.run)):
+        return origin.run
+    gone = f" ({origin.run}, which is no longer there)" if origin and origin.run else ""
+    raise UserError(f"{query} is no path of {table}: to encode it, name with --run what made the table{gone}")
 
 
-def _encoded(trained: Trained, queries: Sequence[str], layer: Layer) -> dict[str, Tensor]:
-    """The unit row of each query, a picture file or a sentence; raises UserError."""
-    views = [query_view(trained.recipe, trained.tokenizer, query, layer) for query in queries]
+def _encoded(trained: Trained, queries: Sequence[str], layer: Layer, data: str) -> dict[str, Tensor]:
+    """The unit row of each query, a picture file, a part of one, or a sentence; raises UserError."""
+    files = [_found(query, data) for query in queries]
+    views = [query_view(trained.recipe, trained.tokenizer, file, layer) for file in files]
     return dict(zip(queries, embed(trained.encoder, views, layer)))
 
 
-def _hits(table: Embeddings, vectors: Tensor, queries: Tensor, own: Sequence[int | None], top: int) -> list[list[Hit]]:
-    """For each query (Q, F) its hits; ``own`` are the rows that are the queries themselves."""
-    hits: list[list[Hit]] = []
+def _found(query: str, data: str) -> str:
+    """A part of a picture that is called by its path in the data, by where that is; others as they are."""
+    part = crop_of(query)
+    if part is not None and not os.path.isfile(part.file) and os.path.isfile(os.path.join(data, part.file)):
+        return os.path.join(data, query)
+    return query
+
+
+def _hits(
+    searched: _Searched, queries: Tensor, own: Sequence[Sequence[int]], top: int, mask: Tensor | None
+) -> list[list[Hit]]:
+    """For each query (Q, F) its hits among the rows of the mask (N,); ``own`` are rows that are none."""
+    if isinstance(searched.vectors, Index):
+        nearest: Iterable[tuple[Tensor, Tensor]] = searched.vectors.nearest(queries, own, top, mask)
+    else:
+        nearest = exact(searched.vectors, queries, own, top, mask)
+    return [[searched.hit(value, row) for value, row in zip(*map(Tensor.tolist, pair))] for pair in nearest]
+
+
+def exact(
+    vectors: Tensor, queries: Tensor, own: Sequence[Sequence[int]], top: int, mask: Tensor | None = None
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """For each query (Q, F) the cosines and the rows of at most ``top`` vectors (N, F), by comparing with each."""
+    hidden, number = None if mask is None else ~mask, 0
     for cosines in products(queries, vectors):
-        for row in cosines:
-            if (itself := own[len(hits)]) is not None:
-                row[itself] = -torch.inf
-            count = min(top, len(table) - (itself is not None))
-            values, places = (part[:count].tolist() for part in row.sort(descending=True, stable=True))
-            hits.append([_hit(table, value, place) for value, place in zip(values, places)])
-    return hits
-
-
-def _hit(table: Embeddings, cosine: float, row: int) -> Hit:
-    text = None if table.text is None else table.text[row]
-    return Hit(cosine, table.path[row], table.split[row], int(table.label[row]), text)
+        if hidden is not None:
+            cosines.masked_fill_(hidden, -torch.inf)
+        for row, some in zip(cosines, own[number:]):
+            row[list(some)] = -torch.inf
+        number += len(cosines)
+        for values, rows in zip(*leading(cosines, min(top, len(vectors)))):
+            count = int((values > -torch.inf).sum())
+            yield values[:count], rows[:count]

@@ -182,6 +182,19 @@ def decode(data: bytes, side: Side) -> Canvas:
         return squash(image, side)
 
 
+def cropped(data: bytes, left: int, top: int, width: int, height: int) -> bytes:
+    """A part of the upright picture in ``data``, as a PNG; raises Unreadable."""
+    with opened(data) as image:
+        image.load()
+        planes = _upright(planes_of(_coloured(image)), _orientation(image))
+        part = planes[:, top : top + height, left : left + width]
+        if part.shape[1:] != (height, width) or not part.numel():
+            raise Unreadable(f"it is {planes.shape[2]}x{planes.shape[1]}, and the part is not inside")
+        file = io.BytesIO()
+        Image.fromarray(part.permute(1, 2, 0).contiguous().numpy()).save(file, "png", compress_level=0)
+        return file.getvalue()
+
+
 def header(data: bytes) -> Header:
     """Format and upright size, decoding only a PNG that may be turned; raises Unreadable and nothing else."""
     with opened(data) as image:

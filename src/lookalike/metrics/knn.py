@@ -95,3 +95,16 @@ def largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     columns = torch.cat([inside, left], 1)
     values, chosen = scores.gather(1, columns).topk(k, sorted=False)
     return values, columns.gather(1, chosen)
+
+
+def leading(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The ``k`` largest of each row of (B, N), the largest first, and their columns; of equal ones the first leads."""
+    values, columns = largest(scores, k)
+    columns, order = columns.sort(dim=1)
+    values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
+    columns, least = columns.gather(1, order), values[:, -1:]
+    for row in ((scores == least).sum(1) > (values == least).sum(1)).nonzero()[:, 0].tolist():
+        every = (scores[row] >= least[row]).nonzero()[:, 0]
+        values[row], order = (part[:k] for part in scores[row, every].sort(descending=True, stable=True))
+        columns[row] = every[order]
+    return values, columns

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Literal
 
 import torch
@@ -215,13 +216,23 @@ def embed(
 ) -> Tensor:
     """(N, F) float32 unit rows, in the order of ``views``; ``progress`` gets the number of examples of each view."""
     rows: list[Tensor] = []
-    with evaluating(encoder):
-        for number, view in enumerate(views):
-            encoder = encoder if number else quickened(encoder, view)
-            features = encoder.features(**view) if layer == "backbone" else encoder(**view)
-            rows.append(F.normalize(features.float(), dim=1).cpu())
-            progress(len(features))
+    for part in embedded(encoder, views, layer):
+        rows.append(part)
+        progress(len(part))
     return sound(torch.cat(rows).clone()) if rows else torch.empty(0, 0)
+
+
+def embedded(encoder: Encoder, views: Iterable[View], layer: Layer = "backbone") -> Iterator[Tensor]:
+    """The rows of each view as they are made, not looked at (``sound``); modes are restored whenever one is out."""
+    quick, views = encoder, iter(views)
+    for number in count():
+        with evaluating(encoder):
+            if (view := next(views, None)) is None:
+                return
+            quick = quick if number else quickened(encoder, view)
+            features = quick.features(**view) if layer == "backbone" else quick(**view)
+            rows = F.normalize(features.float(), dim=1).cpu()
+        yield rows
 
 
 def sound(rows: Tensor) -> Tensor:

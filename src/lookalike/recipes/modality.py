@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from lookalike.core.devices import material_to_device, view_to_device
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.files import whole
-from lookalike.data.decode import Unreadable, decode
+from lookalike.data.decode import Unreadable, cropped, decode
 from lookalike.data.example import Source, TextSource, as_pictures
 from lookalike.data.loader import GIB, Loader, Loads
 from lookalike.data.order import drawn, some_rows
@@ -150,12 +151,32 @@ def load_tokenizer(folder: Path, recipe: Recipe) -> Tokenizer | None:
         raise UserError(f"{folder / TOKENIZER} cannot be read ({error}): a run of text needs it", BAD_DATA) from None
 
 
+class Crop(NamedTuple):
+    """A part of a picture, in pixels of the upright picture."""
+
+    file: str
+    box: tuple[int, int, int, int]  # left, top, width, height
+
+
+def crop_of(query: str) -> Crop | None:
+    """The part that ``FILE@x,y,w,h`` names; None of any other query, and where a file has that very name."""
+    file, mark, numbers = query.rpartition("@")
+    if not mark or not re.fullmatch(r"\d{1,9}(,\d{1,9}){3}", numbers, re.ASCII) or os.path.lexists(query):
+        return None
+    left, top, width, height = map(int, numbers.split(","))
+    return Crop(file, (left, top, width, height))
+
+
 def query_view(recipe: Recipe, tokenizer: Tokenizer | None, query: str, layer: Layer) -> View:
-    """The view of a picture file or of a sentence, for a search among rows of ``layer``; raises UserError."""
+    """The view of a picture file, of a part of one, or of a sentence, for a search among rows of ``layer``.
+
+    Raises UserError.
+    """
     inputs = modality_of(recipe).inputs
     if "clip" in inputs:
         raise UserError(f"{recipe.name} encodes clips: a query must be a path of the table")
-    if inputs == PICTURE or ("picture" in inputs and os.path.isfile(query)):
+    part = crop_of(query)
+    if inputs == PICTURE or ("picture" in inputs and os.path.isfile(part.file if part else query)):
         return _picture_view(recipe, query)
     if "picture" in inputs and layer != "head":
         raise UserError("sentences and pictures meet in the output of the head: lookalike embed --layer head")
@@ -168,7 +189,9 @@ def query_view(recipe: Recipe, tokenizer: Tokenizer | None, query: str, layer: L
 
 def _picture_view(recipe: Recipe, file: str) -> View:
     try:
-        canvas = decode(whole(file), recipe.whole_canvas)
+        part = crop_of(file)
+        data = whole(file) if part is None else cropped(whole(part.file), *part.box)
+        canvas = decode(data, recipe.whole_canvas)
     except (OSError, ValueError, Unreadable) as error:
         reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or type(error).__name__
         raise UserError(f"{file}: neither a path of the table nor a picture ({reason})", BAD_DATA) from None

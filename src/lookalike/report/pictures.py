@@ -1,10 +1,9 @@
-"""Pages of pictures: what a network predicts beside the truth (objects, masks), and search results."""
+"""Pages of pictures: what a network predicts beside the truth, objects and masks."""
 
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +13,9 @@ from PIL import Image, ImageDraw
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from lookalike.core.files import whole
-from lookalike.curate.search import Hit
-from lookalike.curate.survey import largest, upright
+from lookalike.curate.survey import upright
 from lookalike.data.annotations.record import Annotated, Scene
 from lookalike.data.decode import Unreadable, decode
-from lookalike.data.example import PictureSource
 from lookalike.data.formats.disk import Local
 from lookalike.evaluation.detector import Detections, pasted
 from lookalike.evaluation.segment import Segmented
@@ -35,7 +31,6 @@ _COLOURS = (  # of classes, told apart by people who see no red or no green, too
 _LEFT, _RIGHT, _MIDDLE = (86, 180, 233), (230, 159, 0), (255, 255, 255)  # sides of a body
 _OPACITY = 0.45  # of a mask
 _LARGE = 300  # pixels of the longer side of a picture beside its masks
-_HIT = 176  # pixels of the longer side of a search result
 _VOID = (128, 128, 128)
 
 
@@ -178,44 +173,3 @@ def legend(result: Segmented) -> str:
         patch = f'<svg width="14" height="14" aria-hidden="true">{fill}</svg>'
         cells.append((f"{patch} class {number}", "not in the test pictures" if value is None else f"{value:.1%}"))
     return table("facts", cells)
-
-
-def write_hits(
-    path: Path,
-    table: str,
-    sources: Iterable[PictureSource],
-    queries: Sequence[str],
-    hits: Sequence[Sequence[Hit]],
-) -> None:
-    """Each query and what lies nearest to it with its cosine, as pictures of ``sources``; queries may be files.
-
-    Raises UserError where the page cannot be written.
-    """
-    paths = {*queries, *(hit.path for nearest in hits for hit in nearest)}
-    album: dict[str, Image.Image] = {}
-    for source in sources:
-        album |= _of_paths(source, paths - album.keys())
-    for query in set(queries) - album.keys():
-        with suppress(OSError, ValueError, Unreadable):  # a sentence
-            canvas = decode(whole(query), _HIT)
-            album[query] = upright(canvas.pixels, canvas.height, canvas.width, _HIT)
-    parts = []
-    for query, nearest in zip(queries, hits):
-        own = [_figure(query, "query", album)] if query in album else []
-        figures = [*own, *(_figure(hit.path, f"{hit.cosine:.3f}", album) for hit in nearest)]
-        parts += [f"<h2>{shown(query)}</h2>", f'<div class="hits">{"".join(figures)}</div>']
-    write(path, f"Nearest in {Path(table).name}", "", parts)
-
-
-def _of_paths(source: PictureSource, paths: set[str]) -> Iterator[tuple[str, Image.Image]]:
-    """The readable pictures of a source that have these paths."""
-    for row, path in enumerate(source.paths):
-        if path in paths:
-            example = source.example(row, largest(source, _HIT))
-            if example.bad is None:
-                yield path, upright(example.pixels, example.height, example.width, _HIT)
-
-
-def _figure(path: str, words: str, album: Mapping[str, Image.Image]) -> str:
-    image = picture(album[path], path) if path in album else ""
-    return f"<figure>{image}<figcaption><b>{shown(words)}</b> {shown(path)}</figcaption></figure>"

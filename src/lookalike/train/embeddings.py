@@ -6,7 +6,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,22 +23,24 @@ from torch import nn
 from lookalike.core import dist
 from lookalike.core.devices import isolated, refuse_unheld
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.core.files import cell, json_in, write_atomically
+from lookalike.core.files import cell, json_in, opened, write_atomically
 from lookalike.core.progress import Progress, silent
 from lookalike.data.example import Source, remarks
-from lookalike.data.fingerprint import read_table
 from lookalike.data.formats.places import Place
 from lookalike.data.source import EVERYTHING, Data, Say, name_of
 from lookalike.models.encoder import Layer
 from lookalike.pretext.video import TwoClips
 from lookalike.recipes.modality import TEXT, modality_of
 from lookalike.train.fit import weights_digest
-from lookalike.train.trained import PartFeatures, Trained, load, refuse_other_ranks, unsaid
+from lookalike.train.trained import CHUNK, PartFeatures, Trained, load, refuse_other_ranks, unsaid
 from lookalike.types import Embeddings, Origin
 
-VERSION = 1
-"""Of the format; tables without one are of the versions before."""
+VERSION = 2
+"""Of the format, since 2 with sizes and sha256 of pictures; tables without one are of the versions before."""
+ROWS = 4 * CHUNK
+"""Of a row group: what is held in memory while a table is made, and done again after a kill."""
 _ABOUT, _LAYER = b"lookalike", b"lookalike.layer"  # keys of a file's metadata: the second is all that older ones have
+_CONTENT = "lookalike.content"
 
 # ---- made ----
 
@@ -60,23 +63,23 @@ def embed_data(
     """
     trained = model if isinstance(model, Trained) else load(model)
     place = place or place_for(trained, data)
-    sources = {split: place.rows(split) for split in place.splits} or {EVERYTHING: place.rows(None)}
+    sources = sources_of(place)
     rows = sum(map(len, sources.values()))
     advice = "embed some of its files at a time, each into a table of its own"
-    refuse_unheld(f"embeddings of {rows:,} rows", rows * 8 * _width(trained, layer), advice)
+    refuse_unheld(f"embeddings of {rows:,} rows", rows * 8 * width_of(trained, layer), advice)
     for line in remarks(name_of(data), sources):
         say(line)
     refuse_other_ranks(trained, sources, layer, clip)
     how = (layer, workers, progress)
     every = [PartFeatures.of(trained, source, *how, split, say) for split, source in sources.items()]
     parts = [part.in_clips(clip) for part in every]
-    sentences = [text for source, part in zip(sources.values(), parts) for text in _sentences(source, part.paths)]
+    sentences = [text for source, part in zip(sources.values(), parts) for text in sentences_of(source, part.paths)]
     return Embeddings(
         [path for part in parts for path in part.paths],
         [split for split, part in zip(sources, parts) for _ in part.paths],
         torch.cat([part.labels for part in parts]).numpy(),
         torch.cat([part.features for part in parts]).numpy(),
-        tuple(map(_unicode, next(iter(sources.values())).classes)),
+        class_names(sources),
         sentences if modality_of(trained.recipe).inputs == TEXT else None,
         layer,
         origin_of(trained, name_of(data), place.rows(None).stamps().digest()) if dist.first() else None,
@@ -88,7 +91,17 @@ def place_for(trained: Trained, data: Data) -> Place[Source]:
     return modality_of(trained.recipe).find(data)
 
 
-def _sentences(source: Source, paths: Sequence[str]) -> list[str]:
+def sources_of(place: Place[Source]) -> dict[str, Source]:
+    """The rows of each split, in turn; all of them where the data is not divided."""
+    return {split: place.rows(split) for split in place.splits} or {EVERYTHING: place.rows(None)}
+
+
+def class_names(sources: Mapping[str, Source]) -> tuple[str, ...]:
+    """The names of the labels, as a table holds them."""
+    return tuple(map(_unicode, next(iter(sources.values())).classes))
+
+
+def sentences_of(source: Source, paths: Sequence[str]) -> list[str]:
     """The first text of each row, which is what an encoder of texts sees; none of pictures."""
     rows = {path: row for row, path in enumerate(source.paths)} if source.texts else {}
     return [source.texts(rows[path])[0] for path in paths] if source.texts else []
@@ -132,10 +145,10 @@ def files_of(path: Path) -> list[Path]:
 
 def size_of(trained: Trained, place: Place[Source], path: Path, layer: Layer) -> int:
     """Bytes of the features of all rows, about: what the disk needs at least. 0 where that is not known before."""
-    return len(place.rows(None)) * _width(trained, layer) * (10 if path.suffix.lower() == ".csv" else 4)
+    return len(place.rows(None)) * width_of(trained, layer) * (10 if path.suffix.lower() == ".csv" else 4)
 
 
-def _width(trained: Trained, layer: Layer) -> int:
+def width_of(trained: Trained, layer: Layer) -> int:
     """Features of a row of the data; 0 where that is not known before."""
     linear = [module for module in trained.encoder.head.modules() if isinstance(module, nn.Linear)]
     if not linear or isinstance(trained.recipe.pretext, TwoClips):
@@ -146,9 +159,10 @@ def _width(trained: Trained, layer: Layer) -> int:
 def write_embeddings(table: Embeddings, path: Path) -> None:
     """A table as its name ends, published by rename. Raises UserError for another name.
 
-    ``.parquet``: path, split, label, class, text of tables of text, embedding (fixed-size list of float32), and where
-    it comes from in the metadata. ``.csv``: the same with a column a feature, of ``cell``s, without metadata. ``.npy``:
-    the embeddings alone, float32 (N, F), and ``.rows.csv`` beside it with the other columns.
+    ``.parquet``: path, split, label, class, text of tables of text, embedding (fixed-size list of float32), where they
+    are known width, height and sha256 of the picture's file, and where it comes from in the metadata. ``.csv``: the
+    same with a column a feature, of ``cell``s, without metadata. ``.npy``: the embeddings alone, float32 (N, F), and
+    ``.rows.csv`` beside it with the other columns.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for file, data in zip(files_of(path), _WRITERS[path.suffix.lower()](table)):
@@ -156,7 +170,7 @@ def write_embeddings(table: Embeddings, path: Path) -> None:
 
 
 def _columns(table: Embeddings, word: Callable[[str], object] = str) -> dict[str, Any]:
-    """All but the features, each word as ``word`` has it."""
+    """All but the features and what is known of files, each word as ``word`` has it."""
     named = [table.classes[i] if 0 <= i < len(table.classes) else None for i in table.label.tolist()]
     words: dict[str, Sequence[str | None]] = {"path": table.path, "split": table.split, "class": named}
     words |= {} if table.text is None else {"text": table.text}
@@ -164,13 +178,72 @@ def _columns(table: Embeddings, word: Callable[[str], object] = str) -> dict[str
     return {name: columns.pop(name) for name in ("path", "split")} | {"label": pa.array(table.label)} | columns
 
 
-def _parquet(table: Embeddings) -> list[bytes]:
+def _of_files(table: Embeddings) -> dict[str, Any]:
+    """The columns of what is known of the pictures' files."""
+    columns = {} if table.size is None else {"width": pa.array(table.size[:, 1]), "height": pa.array(table.size[:, 0])}
+    return columns if table.sha256 is None else columns | {"sha256": pa.array(table.sha256, pa.string())}
+
+
+def described(table: Embeddings) -> pa.Table:
+    """All columns but the embedding and the hashes."""
+    return pa.table(_columns(table) | _of_files(replace(table, sha256=None)))
+
+
+def arrow(table: Embeddings) -> pa.Table:
+    """The table as it stands in a file of parquet, with what it says of itself."""
     rows = pa.FixedSizeListArray.from_arrays(pa.array(table.vectors.reshape(-1)), table.vectors.shape[1])
     origin = asdict(table.origin) if table.origin else None
     about = {"version": VERSION, "layer": table.layer, "classes": table.classes, "origin": origin}
-    columns, sink = pa.table(_columns(table) | {"embedding": rows}), pa.BufferOutputStream()
-    pq.write_table(columns.replace_schema_metadata({_ABOUT: json.dumps(about)}), sink)
-    return [sink.getvalue().to_pybytes()]
+    columns = pa.table(_columns(table) | {"embedding": rows} | _of_files(table))
+    return columns.replace_schema_metadata({_ABOUT: json.dumps(about)})
+
+
+class Writer:
+    """Writes such tables: pages with checksums, features, which no codec makes smaller, in one page a group.
+
+    A hash of paths and features is among the metadata, which tells a table by its last bytes.
+    """
+
+    def __init__(self, file: Any, schema: pa.Schema) -> None:
+        words = [name for name in schema.names if name != "embedding"]
+        how = {"use_dictionary": words, "compression": dict.fromkeys(words, "zstd"), "data_page_size": 1 << 30}
+        self._writer = pq.ParquetWriter(file, schema, write_page_checksum=True, **how)
+        self._digest = hashlib.sha256()
+
+    def write(self, table: pa.Table) -> None:
+        """Rows, in groups of ``ROWS``."""
+        self._digest.update("\n".join(table["path"].to_pylist()).encode())
+        self._digest.update(np.ascontiguousarray(vectors_in(table["embedding"].combine_chunks())))
+        self._writer.write_table(table, ROWS)
+
+    def close(self) -> None:
+        """Ends the table."""
+        self._writer.add_key_value_metadata({_CONTENT: self._digest.hexdigest()})
+        self._writer.close()
+
+
+def in_parquet(table: pa.Table) -> bytes:
+    """The file of a table that is in memory."""
+    writer = Writer(sink := pa.BufferOutputStream(), table.schema)
+    writer.write(table)
+    writer.close()
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def _parquet(table: Embeddings) -> list[bytes]:
+    return [in_parquet(arrow(table))]
+
+
+def identity_of(path: Path) -> str:
+    """What tells a table from any other: a hash of its last bytes, where ``Writer`` has left one of all content.
+
+    Of a file that another program wrote it is one of all bytes. Raises UserError.
+    """
+    with opened_table(path) as file, opened(path) as whole:
+        size = whole.seek(0, os.SEEK_END)
+        told = _CONTENT.encode() in (file.metadata.metadata or {})
+        whole.seek(max(0, size - file.metadata.serialized_size - 8) if told else 0)
+        return f"{size} {hashlib.file_digest(whole, 'sha256').hexdigest()}"
 
 
 def _csv(table: Embeddings, features: bool = True) -> list[bytes]:
@@ -196,33 +269,78 @@ _WRITERS: dict[str, Callable[[Embeddings], list[bytes]]] = {".parquet": _parquet
 
 
 def read_embeddings(path: Path) -> Embeddings:
-    """What ``write_embeddings`` wrote into a parquet file, or a table that was made of it; raises UserError."""
+    """What ``write_embeddings`` wrote into a parquet file, or a table that was made of it; raises UserError.
+
+    Columns that others have added are not looked at.
+    """
+    with opened_table(path) as file:
+        return Embeddings(**columns_of(file), vectors=vectors_of(file), **about_in(file))
+
+
+@contextmanager
+def opened_table(path: Path) -> Iterator[pq.ParquetFile]:
+    """A table in parquet; what goes wrong inside leaves as UserError."""
     try:
-        table = read_table(path)
-        words = {name: table[name].cast(pa.string()).to_pylist() for name in ("path", "split")}
-        text = table["text"].cast(pa.string()).to_pylist() if "text" in table.column_names else None
-        label = table["label"].cast(pa.int64()).fill_null(-1).to_numpy()
-        about = _about(table.schema.metadata or {})
-        return Embeddings(**words, label=label, vectors=_vectors(table["embedding"]), text=text, **about)
+        with opened(path) as file:
+            yield pq.ParquetFile(file, page_checksum_verification=True)
     except (OSError, KeyError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:
         reason = (str(error).splitlines() or [""])[0][:100]
         where = f"{path}: neither a run nor a table that lookalike embed wrote in parquet"
         raise UserError(f"{where} ({reason})", BAD_DATA) from None
 
 
-def _vectors(column: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.float32]]:
+def columns_of(file: pq.ParquetFile) -> dict[str, Any]:
+    """The fields of ``Embeddings`` that are columns, but for the vectors; raises KeyError, ArrowException."""
+    names = ("path", "split", "label", "text", "width", "height", "sha256")
+    table = file.read([name for name in names if name in file.schema_arrow.names])
+
+    def words(name: str) -> list[str]:
+        return list(table[name].cast(pa.string()).to_pylist())
+
+    def numbers(name: str) -> pa.ChunkedArray:
+        return table[name].cast(pa.int64())
+
+    columns = {name: words(name) for name in ("path", "split")}
+    columns |= {name: words(name) for name in ("text", "sha256") if name in table.column_names}
+    sizes = [numbers(name).fill_null(0).to_numpy() for name in ("height", "width") if name in table.column_names]
+    size = np.stack(sizes, 1).astype(np.int32) if len(sizes) == 2 else None
+    return columns | {"label": numbers("label").fill_null(-1).to_numpy(), "size": size}
+
+
+def vectors_of(file: pq.ParquetFile) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """(N, F), read some rows at a time; raises ValueError for lists that differ in length."""
+    rows, at = None, 0
+    for batch in file.iter_batches(ROWS, columns=["embedding"]):
+        part = vectors_in(batch["embedding"])
+        rows = np.empty((file.metadata.num_rows, part.shape[1]), np.float32) if rows is None else rows
+        if part.shape[1] != rows.shape[1]:
+            raise ValueError("embeddings of several lengths")
+        rows[at : at + len(part)] = part
+        at += len(part)
+    return vectors_in(file.read(["embedding"])["embedding"].combine_chunks()) if rows is None else rows
+
+
+def vectors_in(rows: pa.Array) -> np.ndarray[Any, np.dtype[np.float32]]:
     """(N, F) of a column of lists, as other writers have them; raises ValueError for lists that differ in length."""
-    rows = column.combine_chunks()
     lengths = pc.unique(pc.list_value_length(rows)).to_pylist() or [0]
-    if len(lengths) > 1:
+    if len(lengths) > 1 or None in lengths:
         raise ValueError("embeddings of several lengths")
-    return np.array(rows.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), lengths[0]), np.float32)
+    return np.asarray(rows.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(len(rows), lengths[0])
 
 
-def _about(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
-    """Layer, classes and origin, from what anybody may have written; the layer alone of tables of older versions."""
+def made_by(about: Mapping[str, Any], layer: Layer, origin: Origin) -> bool:
+    """Whether what a file says of itself is what this model, layer and precision would make."""
+    made: Origin | None = about["origin"]
+    return made is not None and made.compares_with(origin) and (about["layer"], made.precision) == (
+        layer, origin.precision,
+    )  # fmt: skip
+
+
+def about_in(file: pq.ParquetFile) -> dict[str, Any]:
+    """Layer, classes and origin, from what anybody may have written; no more than the layer in the oldest tables."""
+    metadata: Mapping[bytes, bytes] = file.schema_arrow.metadata or {}
     if _ABOUT not in metadata:
-        return {"layer": "head" if metadata.get(_LAYER) == b"head" else "backbone"}
+        return {"layer": "head" if metadata.get(_LAYER) == b"head" else "backbone", "origin": None}
     about = json_in(metadata[_ABOUT])
     if about["version"] > VERSION or about["layer"] not in ("backbone", "head"):
         raise ValueError("a newer version of lookalike wrote it")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from itertools import accumulate
@@ -46,7 +46,7 @@ from lookalike.types import View
 START, RESULT, VERDICT = "start.safetensors", "result.safetensors", "result.json"
 """Files of a run that began with another model: the backbone it began as, the encoder that is kept, and why."""
 
-_CHUNK = 500  # pictures that are read at a time
+CHUNK = 500  # pictures that are read at a time
 _LARGE, _FEW = 128, 20  # px a side of a picture above which a processor is given so few, which divide a chunk; below 16
 # on one thread torch makes 1×1 convolutions without oneDNN, at half the speed
 
@@ -80,8 +80,12 @@ class Trained(NamedTuple):
 
     def views(self, loader: Loads, rows: Tensor) -> Iterator[View]:
         """The examples at ``rows`` (N,) as the encoder is evaluated: whole, nothing random."""
+        return self.views_of(loader, torch.split(rows, CHUNK))
+
+    def views_of(self, loader: Loads, chunks: Iterable[Tensor]) -> Iterator[View]:
+        """The same of rows that come some at a time, of which each makes views of its own."""
         whole = Examples(self.recipe, loader).whole
-        for _, material in loader.batches(map(whole, torch.split(rows, _CHUNK))):
+        for _, material in loader.batches(map(whole, chunks)):
             yield from few_at_a_time(view_to_device(self.recipe.evaluation(material_to_device(material))))
 
     @isolated()
@@ -237,7 +241,7 @@ class PartFeatures(NamedTuple):
         """The same of what a loader reads."""
         source = loader.source
         every = Examples(trained.recipe, loader).evaluated()
-        rows = every[slice(*dist.chunks_of_rank(len(every), _CHUNK))]
+        rows = every[slice(*dist.chunks_of_rank(len(every), CHUNK))]
         features = trained.features(loader, rows, layer, progress, f"embedding {what}")
         if bad := met_by_all(loader, source):
             say(unreadable(bad, f"of {what}; lookalike doctor on the data lists all of them"))
