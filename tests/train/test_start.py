@@ -175,7 +175,7 @@ def test_a_teacher_gives_the_keys_and_stays(
     assert torch.allclose(first["dictionary.rows"].norm(dim=1), torch.ones(40), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["adapt_moco", "adapt_instances", "adapt_simclr"])
+@pytest.mark.parametrize("name", ["adapt_moco", "adapt_instances", "adapt_neighbours", "adapt_simclr"])
 def test_each_way_on_trains(name: str, weights: Path, photos: Path, say: Callable[..., Said], tmp_path: Path) -> None:
     begin = ("--init-from", weights, "--model", NET, "--recipe", name)
     code, _, err = say("pretrain", photos, *begin, "--out", tmp_path / "run", *STEPS)
