@@ -50,6 +50,7 @@ WAYS: dict[str, tuple[str, Mapping[str, str]]] = {
     "adapt, norms alone": ("adapt", {"tuned.weights": "norms"}),
     "adapt, falling rates": ("adapt", {"tuned.fall": "0.7"}),
     "index as class": ("adapt_instances", {}),
+    "neighbours": ("adapt_neighbours", {}),
     "momentum contrast": ("adapt_moco", {}),
     "momentum contrast, head first": ("adapt_moco", {"tuned.rest": "0.3"}),
     "momentum contrast, statistics of batches": ("adapt_moco", {"tuned.statistics": "batch"}),

@@ -4,6 +4,7 @@
     lookalike supervised ../shared/data/imagenette128 --recipe small --steps 8400 --out labels
     python benchmarks/transfer.py ours labels --own own --out transfer
     python benchmarks/transfer.py ours labels --rows raccoon camvid
+    python benchmarks/transfer.py FILE --model timm:NAME --own adapted --out public --rows knn probe few clothing_few
 
 Each row is one ``lookalike compare``, whose trials are kept in --out: the same call goes on, and writes transfer.md and
 transfer.svg anew. Where --own has a run of a row's data, such as own/lspet, it is one more start.
@@ -66,13 +67,13 @@ ROWS = {
 LEFT, PANEL, TOP, HEIGHT, BOTTOM = 330, 520, 34, 30, 60
 
 
-def measured(row: Row, runs: Sequence[str], own: Path, data: Path, out: Path) -> Comparison:
+def measured(row: Row, runs: Sequence[str], own: Path, data: Path, out: Path, **how: Any) -> Comparison:
     """What is kept of it, and the rest."""
     there = own / row.data.split("/")[0]
     every = [*runs, str(there)] if there.is_dir() else runs
     folder = out / row.data.replace("/", "-")
     say = partial(print, f"{row.title}:", flush=True)
-    about = {"trials": row.trials, "metric": row.metric, "out": folder, "say": say}
+    about = {"trials": row.trials, "metric": row.metric, "out": folder, "say": say, **how}
     found = compare(every, str(data / row.data), row.task, **about, **row.settings)
     write(found, folder)
     return found
@@ -145,10 +146,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("transfer"))
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
+    parser.add_argument("--model", help="which network files of weights are of")
     asked_for = parser.parse_args()
-    found = {}
+    found, how = {}, {"model": asked_for.model, "cache": {}}
     for key in asked_for.rows:
-        found[key] = measured(ROWS[key], asked_for.runs, asked_for.own, asked_for.data, asked_for.out)
+        places = asked_for.own, asked_for.data, asked_for.out
+        found[key] = measured(ROWS[key], asked_for.runs, *places, **how)
         (asked_for.out / "transfer.md").write_text(table(found, asked_for.runs))
         (asked_for.out / "transfer.svg").write_text(plot(found))
     print(table(found, asked_for.runs))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -18,12 +18,13 @@ from PIL import Image
 from lookalike.cli.main import main
 from lookalike.data.source import Data
 from lookalike.evaluation.compare import Comparison, ModelScores, compare, names, starts
+from lookalike.evaluation.evaluate import evaluate
 from lookalike.evaluation.evaluation import Resources, Result
 from lookalike.evaluation.settings import EVALUATIONS, Evaluation, Probe
 from lookalike.metrics.accuracy import wilson
 from lookalike.metrics.fewshot import interval
 from lookalike.report.comparison import comparison_page, markdown, picture
-from lookalike.train.trained import Trained
+from lookalike.train.trained import PartFeatures, Trained
 from tests.cli.test_cli import refused
 from tests.conftest import Said
 from tests.report.test_report import HOSTILE, Checked
@@ -120,6 +121,28 @@ def test_where_nothing_is_drawn_there_is_one_trial_and_no_verdict(
     assert found.record()["chance"] == 0.5
     other = compare(runs[:1], pictures, "retrieve", metric="recall_1", share=1.0, workers=0)
     assert (other.chance, compare(runs[:1], pictures, "probe", metric="decay", share=1.0).chance) == (0.5, None)
+
+
+def test_trials_and_tasks_share_frozen_features_and_give_what_evaluate_gives(
+    pictures: Path, runs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embeds, read = list[str](), PartFeatures.read
+
+    def counted(trained: Trained, *rest: Any) -> PartFeatures:
+        embeds.append(trained.run)
+        return read(trained, *rest)
+
+    monkeypatch.setattr(PartFeatures, "read", counted)
+    cache = dict[Any, Any]()
+    for task, settings in (("knn", {"k": 3}), ("probe", {}), ("fewshot", {"labels": (2,)})):
+        found = compare(runs, pictures, task, trials=3, cache=cache, workers=0, **settings)
+        assert len(embeds) == 6  # the reference and the queries, by three networks
+        spec = found.settings | {"baselines": "none", "seed": 1}
+        alone = evaluate(runs[0], pictures, task, workers=0, **spec)
+        embeds = embeds[:6]
+        row = next(row for row in found.rows if row.name == "ours")
+        assert row.values[1] == alone.value
+    assert [len(one) for one in cache.values()] == [1, 1, 1]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -262,6 +262,27 @@ def test_a_bank_draws_the_same_for_the_same_step_and_row_whatever_else_is_in_the
     assert {tuple(row.tolist()) for row in all_four.flatten(0, 1)} == {tuple(row.tolist()) for row in bank.rows}
 
 
+@pytest.mark.parametrize("draws", [None, 7])
+def test_the_neighbours_of_a_row_are_positives_as_labels_would_make_them(draws: int | None) -> None:
+    bank = MemoryBank(draws=draws, filled=True, neighbours=3).build(D, N).double()
+    kept, query, index = rows(N, 1, torch.float64), rows(4, 2, torch.float64), torch.tensor([5, 1, 9, 2])
+    bank.fill(kept)
+    near = (kept @ kept.T).fill_diagonal_(-2).topk(3).indices
+    assert torch.equal(bank.near, torch.cat([torch.arange(N)[:, None], near], 1))
+    entries = bank.look_up(query, bank.stored(index), index)
+    pull = (query * kept[bank.near[index]].mean(1)).sum(1)
+    own, others = (query * kept[index]).sum(1), query @ entries.negatives.transpose(-1, -2)
+    scores = others if draws is None else others[torch.arange(4), torch.arange(4)]
+    kept_out = scores.masked_fill(entries.ignore, -torch.inf) if entries.ignore is not None else scores
+    total = torch.cat([own[:, None], kept_out], 1).div(0.1).logsumexp(1)
+    expected = (total - pull / 0.1).mean()
+    torch.testing.assert_close(InfoNCE(0.1)(query, entries), expected)
+    if draws is None:  # supervised contrast over the whole bank, where labels say the same
+        alike = torch.zeros(4, N, dtype=torch.bool).scatter_(1, near[index], True)
+        labelled = entries._replace(alike=alike, ignore=entries.ignore | alike, target=None)
+        torch.testing.assert_close(SupCon(0.1)(query, labelled), expected)
+
+
 def test_stored_keys_are_the_rows_and_the_query_is_what_is_kept() -> None:
     recipe = replace(RECIPES["small_instdisc_softmax"].fitted(1000, 32), whiten=False)
     learner = recipe.build(1000).train()
@@ -296,6 +317,8 @@ NONSENSE: dict[str, Recipe] = {
     "one view a step": replace(BASE, pretext=OneView(MOCO_CIFAR)),
     "must know the labels": replace(BASE, objective=SupCon()),
     "too long to sum": replace(BASE, dictionary=MemoryBank(), objective=NCE()),
+    "neighbours are those of a start": replace(BASE, dictionary=MemoryBank(neighbours=3)),
+    "InfoNCE alone takes them": replace(BASE, dictionary=MemoryBank(filled=True, neighbours=3), objective=DCL()),
     "cannot be compared": replace(BASE, predictor=replace(BASE.head, widths=(64,))),
     "slices need entries": replace(BASE, keys=EndToEnd(), slices=2),
     "the Z of NCE": replace(BASE, dictionary=MemoryBank(draws=8), objective=NCE(), slices=2),

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from lookalike.core import dist
 from lookalike.core.seeding import reseed
-from lookalike.learn.dictionary import InBatch, MemoryBank, Queue
+from lookalike.learn.dictionary import BankOfKeys, InBatch, MemoryBank, Queue
 from lookalike.learn.keys import EndToEnd, Momentum
 from lookalike.learn.learner import Learner
 from lookalike.learn.objective import DCL, InfoNCE
@@ -66,6 +66,9 @@ def cases() -> dict[str, Recipe]:
             base, keys=Momentum(0.9, symmetric=True), dictionary=Queue(4096, "bf16")
         ),
         "momentum, whole bank, decoupled": replace(base, dictionary=MemoryBank(), objective=DCL(0.2)),
+        "a bank with neighbours": replace(
+            named["small_instdisc_softmax"], dictionary=MemoryBank(filled=True, neighbours=3)
+        ),
         "end to end, queue": replace(base, keys=EndToEnd(symmetric=False)),
         "momentum, batch with queries": replace(base, keys=Momentum(0.9, True), dictionary=InBatch(queries=True)),
         "end to end, batch, norms in the head": replace(
@@ -106,6 +109,9 @@ def train(
     """Steps of a recipe from a checkpoint or the start; every rank calls it."""
     learner = recipe.build(EXAMPLES).to(dtype).train()
     learner.labels = torch.arange(EXAMPLES) % 5
+    if isinstance(learner.dictionary, BankOfKeys) and learner.dictionary.spec.filled:
+        rows = torch.randn(EXAMPLES, 8, generator=torch.Generator().manual_seed(9))
+        learner.dictionary.fill(F.normalize(rows, dim=1))
     optimizer = recipe.optimizer.build(learner, recipe.batch)
     if read:
         checkpoint.load(read, learner, optimizer)
@@ -175,7 +181,9 @@ def test_in_single_precision_too(smooth: None) -> None:
         compare(traces[0][name], expected[name], 1e-4, name)
 
 
-@pytest.mark.parametrize(("before", "after", "names"), [(2, 1, RECIPES_ALONE), (1, 4, ONE_OF_EACH)])
+@pytest.mark.parametrize(
+    ("before", "after", "names"), [(2, 1, [*RECIPES_ALONE, "a bank with neighbours"]), (1, 4, ONE_OF_EACH)]
+)
 def test_a_checkpoint_goes_on_with_another_number_of_processes(
     before: int, after: int, names: list[str], alone: dict[str, Trace], tmp_path: Path
 ) -> None:

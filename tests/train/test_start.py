@@ -18,7 +18,10 @@ from torch import nn
 import lookalike
 from lookalike.core.progress import silent
 from lookalike.data.source import open_source
+from lookalike.evaluation.settings import Finetune
+from lookalike.evaluation.tuning import classifier
 from lookalike.learn.keys import Stored
+from lookalike.learn.tuned import Movement
 from lookalike.metrics.accuracy import Evidence
 from lookalike.models.encoder import Whitening
 from lookalike.models.norm import _GroupedBatchNorm
@@ -172,7 +175,7 @@ def test_a_teacher_gives_the_keys_and_stays(
     assert torch.allclose(first["dictionary.rows"].norm(dim=1), torch.ones(40), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["adapt_moco", "adapt_instances", "adapt_simclr"])
+@pytest.mark.parametrize("name", ["adapt_moco", "adapt_instances", "adapt_neighbours", "adapt_simclr"])
 def test_each_way_on_trains(name: str, weights: Path, photos: Path, say: Callable[..., Said], tmp_path: Path) -> None:
     begin = ("--init-from", weights, "--model", NET, "--recipe", name)
     code, _, err = say("pretrain", photos, *begin, "--out", tmp_path / "run", *STEPS)
@@ -217,6 +220,14 @@ def test_kept_statistics_are_those_of_evaluation(adapted: Path) -> None:
     pixels = torch.randn(4, 3, 64, 64)
     trained = backbone.train()(pixels=pixels)
     assert torch.allclose(trained, backbone.eval()(pixels=pixels), atol=1e-5)
+
+
+def test_what_was_held_in_training_is_free_where_the_run_is_used(adapted: Path) -> None:
+    for untrained in (False, True):
+        trained = lookalike.load(adapted, untrained=untrained)
+        assert all(parameter.requires_grad for parameter in trained.encoder.parameters())
+        assert not any(getattr(part, "kept", False) for part in trained.encoder.modules())
+    assert classifier(Finetune(), trained.recipe, 2, 40, 1e-3, 0).tuned == Movement()
 
 
 def test_an_evaluation_stands_beside_the_start(adapted: Path, photos: Path, weights: Path) -> None:

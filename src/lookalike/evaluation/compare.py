@@ -169,6 +169,7 @@ def compare(
     workers: int | None = None,
     model: str | None = None,
     download: bool = False,
+    cache: dict[Any, Any] | None = None,
     progress: Progress = silent,
     say: Callable[[str], None] = lambda _: None,
     **settings: Any,
@@ -177,7 +178,9 @@ def compare(
 
     ``task`` and ``settings`` are those of ``evaluate``, with the value's own defaults for trials (``TRIALS``). Compared
     are the untrained network of the first, that network with ``weights`` of others, and the models. Finished trials are
-    kept in ``out``, and the same call goes on. ``model`` and ``download`` are those of ``load``. Raises UserError.
+    kept in ``out``, and the same call goes on. ``model`` and ``download`` are those of ``load``. Calls of other tasks
+    on the same models and data that get one ``cache``, a dict that is empty at first, embed once, and keep the frozen
+    features in it. Raises UserError.
     """
     spec = configured(task, settings, trials=True) if isinstance(task, str) else replace(task, **settings)
     if isinstance(spec, Judged):
@@ -190,7 +193,8 @@ def compare(
         raise UserError("compare runs in one process: leave out torchrun")
     say_defaults(spec, say)
     every = starts([str(model) for model in models], weights)
-    plan = TrialPlan(spec, str(data), trials if spec.repeats else 1, metric or spec.metric, Path(out) if out else None)
+    count, folder = trials if spec.repeats else 1, Path(out) if out else None
+    plan = TrialPlan(spec, str(data), count, metric or spec.metric, folder, cache)
     mark, done, total = fingerprint_of_data(plan.data), dict[Start, list[Trial]](), len(every) * plan.trials
     for start in every:
         trained = start.loaded(model, download, say)
@@ -238,13 +242,16 @@ class TrialPlan(NamedTuple):
     trials: int
     metric: str
     out: Path | None
+    cache: dict[Any, Any] | None = None  # by model and data, what trials share; None: they share it and drop it
 
     def measured(
         self, start: Start, model: Trained, data: str, resources: Resources, number: int, count: int
     ) -> list[Trial]:
         """Every trial of a model, the ``number``-th of ``count``, kept from before or measured now."""
         marks = {"start": fingerprint(model), "data": data, "task": self.spec.NAME}
-        shared, trials = dict[Any, Any](), list[Trial]()
+        trials, shared = list[Trial](), {}
+        if self.cache is not None:
+            shared = self.cache.setdefault((marks["start"], data), shared)
         for trial in range(self.trials):
             resources.progress("trials", number * self.trials + trial, count * self.trials)
             where = f"{start.name}, trial {trial + 1} of {self.trials}"

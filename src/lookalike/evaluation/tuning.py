@@ -29,6 +29,7 @@ from lookalike.evaluation.evaluation import Resources, Result
 from lookalike.evaluation.frozen import by_chance, halves, label_facts, meaning, named, say_missing
 from lookalike.learn.learner import Learner
 from lookalike.learn.optim import SGD, AdamW, Cosine, Steps
+from lookalike.learn.tuned import Movement
 from lookalike.metrics.accuracy import Evidence, chance
 from lookalike.metrics.fewshot import Interval, LabelCount, drawn, interval
 from lookalike.metrics.probe import LinearClassifier, LinearProbe, folds
@@ -285,6 +286,7 @@ def classifier(spec: settings.Finetune, recipe: Recipe, classes: int, examples: 
         recipe.with_labels(classes),
         name=f"finetuned_{recipe.name}",
         pretext=OneView(recipe.crops()),
+        tuned=Movement(),
         whiten=False,
         optimizer=AdamW(rate * 256 / batch, spec.decay),
         schedule=Cosine(warmup=0.1),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from lookalike.core import dist
 from lookalike.core.devices import full_precision, wide
-from lookalike.core.errors import Bounded, Count, Probability
+from lookalike.core.errors import Bounded, Count, Limit, Probability
 from lookalike.core.seeding import integers, uniforms
+from lookalike.metrics.unlabelled import neighbours
 
 Precision = Literal["fp32", "bf16", "fp16"]
 """Of the rows that a dictionary stores; sums over them are never narrower than fp32."""
@@ -35,6 +36,7 @@ class Entries(NamedTuple):
     negatives: Tensor  # (K, D) shared by all queries, or (B, K, D) drawn for each
     ignore: Tensor | None = None  # (B, K), True where a negative is none: itself, its own positive
     alike: Tensor | None = None  # (B, K), True where an entry is one more positive (labels say so)
+    target: Tensor | None = None  # (B, D) the mean of several positives, which pulls in place of ``positive`` alone
     sharded: bool = False  # ``negatives`` are this rank's part of K, ``ignore`` is for the queries of all ranks
     anchors: Tensor | None = None  # (B, D) rows that are scored in the queries' place, which are the entries then
 
@@ -44,7 +46,8 @@ class Entries(NamedTuple):
 
     def wide(self) -> Entries:
         """The same with positives in fp32 or better; negatives, which may be many, are widened in parts where used."""
-        return self._replace(positive=wide(self.positive))
+        target = None if self.target is None else wide(self.target)
+        return self._replace(positive=wide(self.positive), target=target)
 
 
 class RowBlock(NamedTuple):
@@ -259,6 +262,7 @@ class MemoryBank(Bounded):
     momentum: Probability = 0.5  # the weight of the old row
     precision: Precision = "fp32"
     filled: bool = False  # rows begin as the features that the start, or a teacher, has of whole examples
+    neighbours: Annotated[int, Limit(0, 1000)] = 0  # of a row among those, as many further positives
 
     def build(self, dim: int, examples: int) -> BankOfKeys:
         """A bank of ``examples`` random unit rows of width ``dim``."""
@@ -282,6 +286,7 @@ class BankOfKeys(Dictionary):
     """``rows`` (N / world, D): of the examples from ``first`` on."""
 
     rows: Tensor
+    near: Tensor
 
     def __init__(self, spec: MemoryBank, dim: int, examples: int) -> None:
         super().__init__()
@@ -292,11 +297,16 @@ class BankOfKeys(Dictionary):
         # Uniform, as published; of seed and row alone, so that any number of ranks begins with the same bank.
         rows = F.normalize(2 * uniforms(torch.initial_seed(), 0, numbers, _ROWS, dim) - 1, dim=1)
         self.register_buffer("rows", rows.to(DTYPES[spec.precision]))
+        if spec.neighbours:  # of each row, after its own number
+            self.register_buffer("near", numbers[:, None].repeat(1, 1 + min(spec.neighbours, examples - 1)))
 
     @torch.no_grad()
     def fill(self, rows: Tensor) -> None:
-        """Begin with these rows (N, D) of all examples, of which each rank keeps its share."""
-        self.rows.copy_(rows[self.first : self.first + len(self.rows)])
+        """Begin with these rows (N, D) of all examples, of which each rank keeps its share; finds neighbours once."""
+        mine = slice(self.first, self.first + len(self.rows))
+        self.rows.copy_(rows[mine])
+        if self.spec.neighbours:
+            self.near[:, 1:] = neighbours(wide(rows), self.spec.neighbours)[mine]
 
     def stored(self, index: Tensor) -> Tensor:
         """(..., D) the rows of the examples ``index`` (...), wherever they are."""
@@ -306,9 +316,16 @@ class BankOfKeys(Dictionary):
         """All rows but the query's own, or some drawn by (seed, step, row): any number of ranks draws the same."""
         if self.spec.draws is None:
             numbers = torch.arange(self.first, self.first + len(self.rows), device=index.device)
-            return Entries(key, self.rows, dist.gather(index)[:, None] == numbers, sharded=dist.world() > 1)
+            own = dist.gather(index)[:, None] == numbers
+            return Entries(key, self.rows, own, target=self._target(index), sharded=dist.world() > 1)
         drawn = integers(torch.initial_seed(), _DRAWS, index, self.spec.draws, self.examples)
-        return Entries(key, self.stored(drawn))
+        return Entries(key, self.stored(drawn), target=self._target(index))
+
+    def _target(self, index: Tensor) -> Tensor | None:
+        """(B, D) the mean of each example's row and of its neighbours' rows, as they are now."""
+        if not self.spec.neighbours:
+            return None
+        return wide(self.stored(dist.fetch(self.near, index, self.block))).mean(1)
 
     @torch.no_grad()
     def absorb(self, query: Tensor, key: Tensor, index: Tensor) -> None:
@@ -325,5 +342,6 @@ class BankOfKeys(Dictionary):
         self.rows[rows] = moved.to(self.rows.dtype)
 
     def shards(self) -> dict[str, RowBlock]:
-        """The rows."""
-        return {"rows": RowBlock(self.first, self.block, self.examples)}
+        """The rows, and which others are near each."""
+        names = ("rows", "near") if self.spec.neighbours else ("rows",)
+        return dict.fromkeys(names, RowBlock(self.first, self.block, self.examples))

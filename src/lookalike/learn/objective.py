@@ -66,8 +66,9 @@ class InfoNCE(Objective):
     def score(self, query: Tensor, entries: Entries) -> Tensor:
         """The mean over B queries."""
         positive = (query * entries.positive).sum(1) / self.temperature
-        negative = log_sum_exp(query, entries, self.temperature, self.chunk)
-        return self.weight * (torch.logaddexp(positive, negative) - positive).mean()
+        total = torch.logaddexp(positive, log_sum_exp(query, entries, self.temperature, self.chunk))
+        pull = positive if entries.target is None else (query * entries.target).sum(1) / self.temperature
+        return self.weight * (total - pull).mean()
 
 
 @dataclass(frozen=True)

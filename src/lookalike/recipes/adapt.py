@@ -51,6 +51,11 @@ adapt_moco = replace(
 adapt_instances = replace(adapt, name="adapt_instances", dictionary=MemoryBank(momentum=0.5, filled=True))
 """Every picture its own class (InstDisc, arXiv 1805.01978, equation 2): the stored rows begin as the start's."""
 
+adapt_neighbours = replace(
+    adapt, name="adapt_neighbours", dictionary=MemoryBank(momentum=1.0, filled=True, neighbours=5)
+)
+"""The five pictures that the start finds nearest are positives, too (as NNCLR's idea, arXiv 2104.14548): no better."""
+
 adapt_simclr = replace(
     adapt_moco,
     name="adapt_simclr",
@@ -60,7 +65,7 @@ adapt_simclr = replace(
 )
 """Keys with gradient, all other views of a batch are negatives."""
 
-ADAPT = (adapt, adapt_moco, adapt_instances, adapt_simclr)
+ADAPT = (adapt, adapt_moco, adapt_instances, adapt_neighbours, adapt_simclr)
 
 
 def following(recipe: Recipe, start: Recipe, size: int) -> Recipe:

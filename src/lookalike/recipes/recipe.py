@@ -294,6 +294,9 @@ def _contrast(recipe: Recipe) -> Iterator[str]:
     made_in_step = isinstance(keys, EndToEnd) or isinstance(dictionary, InBatch | Neighbours)
     if isinstance(keys, Stored) and not isinstance(dictionary, MemoryBank):
         yield "stored keys are rows of a memory bank, which alone has one for every example"
+    near, fits = isinstance(dictionary, MemoryBank) and dictionary.neighbours, type(recipe.objective) is InfoNCE
+    if near and not (fits and dictionary.filled):  # type: ignore[union-attr]
+        yield "neighbours are those of a start, and InfoNCE alone takes them: dictionary.filled, and InfoNCE"
     if nce and isinstance(dictionary, MemoryBank) and dictionary.draws is None:
         yield "NCE stands for a softmax that is too long to sum: give the memory bank draws, or take InfoNCE"
     if recipe.predictor is not None and recipe.predictor.widths[-1:] != recipe.head.widths[-1:]:

@@ -22,6 +22,7 @@ from lookalike.core.files import write_atomically, write_json
 from lookalike.core.progress import Progress, counted
 from lookalike.data.example import Rows, Source
 from lookalike.data.order import some_rows
+from lookalike.learn.tuned import merge
 from lookalike.metrics.accuracy import Evidence, chance
 from lookalike.metrics.knn import Knn
 from lookalike.metrics.unlabelled import neighbours, shared
@@ -127,6 +128,7 @@ def conclude(
 ) -> Iterator[str]:
     """Keep the best candidate as the result of a run, and say which it is and why."""
     encoder.evaluated_in = encoder.precision  # which decides nothing here, and is faster
+    merge(encoder.backbone)
     judge, start = Judge(recipe, source, held_out, progress), load_file(folder / START)
     found = list(candidates(recipe, judge, start, encoder))
     best, first = judge.best(found), found[0]

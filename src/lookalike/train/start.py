@@ -22,6 +22,7 @@ from lookalike.data.loader import Loads
 from lookalike.data.source import Say
 from lookalike.learn.dictionary import BankOfKeys, MemoryBank
 from lookalike.learn.learner import Learner
+from lookalike.learn.tuned import merge
 from lookalike.models.encoder import Encoder, Whitening, unit, unwhitened, width
 from lookalike.recipes.adapt import adapt, following, taught
 from lookalike.recipes.modality import PICTURE, Examples, modality_of, only_pictures
@@ -134,11 +135,13 @@ def features_of(model: Trained) -> int:
 
 def begun(recipe: Recipe, start: Beginning, loader: Loads, progress: Progress) -> Learner:
     """A learner before its first step: the weights of the start, and where rows are stored, those of the teacher."""
-    learner = module_to_device(recipe.build(len(loader)))
+    learner = recipe.build(len(loader))
     if (init := start.init) is not None:
-        learner.encoder.backbone.load_state_dict(init.encoder.backbone.state_dict())
+        merge(learner.encoder.backbone).load_state_dict(init.encoder.backbone.state_dict())
+        recipe.tuned.settle(learner.encoder.backbone)
         if init.recipe.head == recipe.head:
             learner.encoder.head.load_state_dict(init.encoder.head.state_dict())
+    learner = module_to_device(learner)
     if begins_filled(recipe):
         teacher = start.teacher or start.init
         assert teacher is not None
@@ -159,7 +162,7 @@ def save_beginning(recipe: Recipe, start: Beginning, loader: Loads, run: Run, pr
     """The first checkpoint, and beside it the start's backbone where the result will be compared with it."""
     learner = begun(recipe, start, loader, progress)
     if start.init is not None and start.held_out is not None:
-        backbone = {name: part.contiguous() for name, part in learner.encoder.backbone.state_dict().items()}
+        backbone = {name: part.contiguous() for name, part in start.init.encoder.backbone.state_dict().items()}
         dist.on_first_rank(lambda: write_atomically(run.folder / START, save(backbone)))
     checkpoint.save(run.checkpoints, 0, learner, recipe.optimizer_of(learner))
 

@@ -30,6 +30,7 @@ from lookalike.data.video.source import pieces, video_of
 from lookalike.exchange.named import Named, is_named, opened
 from lookalike.exchange.weights import load_backbone
 from lookalike.learn.learner import Learner
+from lookalike.learn.tuned import Movement, merge
 from lookalike.metrics.knn import Knn
 from lookalike.models.encoder import Encoder, Layer, embed, means, settle
 from lookalike.models.hugging_face import HuggingFace
@@ -155,19 +156,21 @@ def _of_run(folder: Path, untrained: bool, weights: str | None, model: nn.Module
     if model is not None and Network.of(model, recipe.pictures.first.size) != recipe.model:
         raise UserError(f"{folder} was trained with another backbone, {recipe.model}: give one of the same shapes")
     learner, step = recipe.build(Run(folder).data()["examples"]), 0
-    if weights is not None:
-        if not Path(weights).is_file():
-            raise UserError(f"{weights} is no file of weights; a public model is named in place of {folder}", BAD_DATA)
-        say(load_backbone(learner.encoder, Path(weights)))
-    elif not untrained:
+    if weights is None and not untrained:
         path = checkpoint.newest_said(Run(folder).checkpoints)
         if path is None:
             raise UserError(
                 f"{folder} has no checkpoint yet: let the run save one, or ask for the untrained network", BAD_DATA
             )
         step = checkpoint.load_learner(path, learner)
-        restore(folder, step, learner.encoder)
-    return Trained(recipe, learner.encoder, step, load_tokenizer(folder, recipe), os.path.abspath(folder))
+    encoder = freed(recipe, learner.encoder)
+    if weights is not None:
+        if not Path(weights).is_file():
+            raise UserError(f"{weights} is no file of weights; a public model is named in place of {folder}", BAD_DATA)
+        say(load_backbone(encoder, Path(weights)))
+    elif not untrained:
+        restore(folder, step, encoder)
+    return Trained(recipe, encoder, step, load_tokenizer(folder, recipe), os.path.abspath(folder))
 
 
 def restore(folder: Path, step: int, encoder: Encoder) -> bool:
@@ -201,7 +204,17 @@ def as_begun(model: Trained) -> Trained | None:
 
 def initial(recipe: Recipe) -> Encoder:
     """The encoder of a recipe with its initial weights, which no number of examples changes."""
-    return module_to_device(recipe.build(max(2, recipe.batch)).encoder)
+    return module_to_device(freed(recipe, recipe.build(max(2, recipe.batch)).encoder))
+
+
+def freed(recipe: Recipe, encoder: Encoder) -> Encoder:
+    """An encoder of a recipe as a plain network that nothing holds: what tunes it next, tunes all starts alike."""
+    if recipe.tuned == Movement():
+        return encoder
+    merge(encoder.backbone)
+    plain = replace(recipe, tuned=Movement()).build(max(2, recipe.batch)).encoder
+    plain.load_state_dict(encoder.state_dict())
+    return plain
 
 
 def few_at_a_time(view: View) -> Iterator[View]:
