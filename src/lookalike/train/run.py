@@ -132,7 +132,9 @@ class Run:
             return  # a run that was begun earlier, or no run: lookalike prepare keeps its shards
         spoken_of = {BAD_FILES} if BAD_FILES in reason and self._aside is None else set()
         spoken_of |= {name for name in new if name.startswith(BAD_STEP)} if BAD_STEP in reason else set()
-        for path in (self.folder / name for name in new - spoken_of):
+        # What says that a run is here comes before what it needs: killed in between, the same command is not refused.
+        for name in sorted(new - spoken_of, key=lambda name: (name in OURS, name == "recipe.json")):
+            path = self.folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         with suppress(OSError):  # one of them holds something
             for path in self._new:
