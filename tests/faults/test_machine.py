@@ -1,5 +1,5 @@
-"""Saves, kills, damage, resumes and new starts in any order: there is always a checkpoint whose every byte is as it was written,
-unless all were damaged; nothing damaged is loaded, and what is passed over is said.
+"""Saves, kills, damage, resumes and new starts in any order: there is always a checkpoint whose every byte is as it was
+written, unless all were damaged; nothing damaged is loaded, and what is passed over is said.
 
 A kill is an exception that nothing in the package catches, raised where Python touches the run folder.
 """
@@ -159,7 +159,7 @@ class Checkpoints(RuleBasedStateMachine):
     @precondition(lambda self: self.run is not None)
     @rule(touch=st.integers(0, 12))
     def ends_with_an_error(self, touch: int) -> None:
-        """Before a step is saved it takes away what is its own, and what it has moved aside comes back; or is killed."""
+        """Before a step is saved it takes away its own, and what it has moved aside comes back; or it is killed."""
         assert self.run is not None
         place, begun = self.run._aside, self.run.saved()
         self.fault(touch, Killed(), self.folder)

@@ -214,10 +214,10 @@ def filesystem() -> dict[str, Given]:
         "dash": Given(void, "-", new=True),
         "colon": Given(void, "hf:", new=True),
         "timm": Given(void, "timm:nothing/../x", new=True),
-        "torchvision": Given(void, "torchvision:"),
-        "hub": Given(void, "hub:../../x"),
-        "address": Given(void, "file:///etc"),
-        "frames": Given(void, "frames@nan:x"),
+        "torchvision": Given(void, "torchvision:", new=True),
+        "hub": Given(void, "hub:../../x", new=True),
+        "address": Given(void, "file:///etc", new=True),
+        "frames": Given(void, "frames@nan:x", new=True),
     }
 
 

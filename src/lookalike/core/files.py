@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import glob
+import hashlib
 import io
 import json
 import os
@@ -12,8 +13,9 @@ import shutil
 import socket
 import stat
 import tempfile
+import warnings
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,9 @@ UNFINISHED = ".tmp"
 
 NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOOP)
 """The errors of a path that is no file, or no ordinary one (``opened``); others may be gone at the next try."""
+
+HASHES = "hashes.json"
+"""The sha256 of files that lie beside it, by name: of one that is being replaced, of the old one and the new one."""
 
 _COMPUTED = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "\t", "\r", "\n", "'")
 
@@ -45,6 +50,45 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def publish(folder: Path, files: Mapping[str, bytes]) -> None:
+    """``write_atomically`` each, and before that their hashes, so that at any moment what is there is known by one."""
+    before = _hashes(folder)
+    now = {name: [*_accepted(folder / name, before.get(name)), _sha256(data)] for name, data in files.items()}
+    write_json(folder / HASHES, before | now)
+    for name, data in files.items():
+        write_atomically(folder / name, data)
+
+
+def known(path: Path) -> bytes:
+    """All of a file that is as it was published, if it was; raises OSError, and UserError for a damaged one."""
+    data, hashes = whole(path), _hashes(path.parent).get(path.name)
+    if hashes is not None and _sha256(data) not in hashes:
+        advice = f"bring it back, or, if it shall be so, remove {HASHES} beside it"
+        raise UserError(f"{path} is not as it was written: {advice}", BAD_DATA)
+    return data
+
+
+def _accepted(path: Path, hashes: Sequence[str] | None) -> list[str]:
+    """The hash of a file that is there, unless it is damaged."""
+    found = [_sha256(whole(path))] if path.is_file() else []
+    return [one for one in found if hashes is None or one in hashes]
+
+
+def _hashes(folder: Path) -> dict[str, list[str]]:
+    """Those of a folder; none of one that older versions wrote."""
+    path = folder / HASHES
+    with suppress(OSError, ValueError):
+        found = json_in(whole(path)) if path.exists() else {}
+        if isinstance(found, dict) and all(isinstance(hashes, list) for hashes in found.values()):
+            return found
+    warnings.warn(f"{path} is damaged: whether files beside it are as they were written is not known", stacklevel=3)
+    return {}
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _take_away(folder: Path, prefix: str) -> None:
@@ -70,7 +114,12 @@ def sync_folder(folder: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Indented JSON, published by rename."""
-    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+    write_atomically(path, as_json(value))
+
+
+def as_json(value: Any) -> bytes:
+    """Indented JSON."""
+    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -132,7 +181,7 @@ def json_in(data: str | bytes) -> Any:
 def read_json(path: Path) -> Any:
     """What a JSON file holds; a damaged file is UserError."""
     try:
-        return json_in(whole(path))
+        return json_in(known(path))
     except OSError as error:
         missing = error.errno in NOT_THERE
         hint = "is this a run folder of lookalike?" if missing else "let this user read it, or look at its disk"
