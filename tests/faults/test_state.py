@@ -143,6 +143,9 @@ def test_weights_that_run_away_leave_the_last_good_checkpoint(say: Say, tmp_path
     code, out, err = say("evaluate", "knn", run, "digits", "--baselines", "none")
     assert code == 0, err
     assert float(out.split("kNN accuracy ")[1].split("%")[0]) > 50, out
+    code, out, err = say("doctor", run, "--out", tmp_path / "sheet")
+    assert code == 0, err
+    assert ": give it with a lower --optimizer.lr and --overwrite:" in out.split("next: ")[1]
 
 
 def test_the_batch_is_kept_and_the_examples_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

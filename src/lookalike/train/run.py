@@ -231,6 +231,8 @@ class Run:
             return
         self._close_logs()  # which belong to the file that is replaced
         kept = [line for line in self._lines() if _step_of(line) <= step]
+        if later := [done for line in self._lines() if step < (done := _step_of(line)) < float("inf")]:
+            self.note(f"goes on from step {step}, the newest that is saved: steps up to {max(later):g} are made again")
         write_atomically(self.metrics, b"".join(line + b"\n" for line in kept))
         self._board = Board.open(self.folder / "tb", step)
 
