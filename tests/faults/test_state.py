@@ -17,6 +17,7 @@ from torch import Tensor
 
 import lookalike
 from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.curate.diagnosis import diagnose
 from lookalike.learn.learner import Learner, Outcome
 from lookalike.train import checkpoint, guard
 from lookalike.train.guard import Collapse, spread_of
@@ -102,6 +103,9 @@ def test_it_ends_before_it_is_saved_and_the_same_command_ends_as_if_it_had_not_b
         "step-000000002",
     ]
     assert bad_tensors(tmp_path / "run") == []
+    advice = next(line for line in diagnose(tmp_path / "run").lines() if line.startswith("next: "))
+    assert "a lower --optimizer.lr and --overwrite" in advice
+    assert ("--skip-bad-steps 10" in advice) == (what not in STATES)
     train(tmp_path / "run")
     assert digest(tmp_path / "run") == digest(tmp_path / "sound")
 

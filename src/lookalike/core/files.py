@@ -36,11 +36,10 @@ _COMPUTED = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "\t", "\r", "\n", "
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Publish ``data`` under ``path`` by rename: a reader, or a crash, sees the old file or the new one, whole."""
-    short = os.fsencode(path.name)[:200].decode("utf-8", "ignore")  # of a name that is itself as long as can be
-    prefix = f".{short}.{zlib.crc32(socket.gethostname().encode()):08x}-"
-    temporary = path.with_name(f"{prefix}{os.getpid()}{UNFINISHED}")
+    temporary, left = unfinished(path)
     try:
-        _take_away(path.parent, prefix)
+        for dead in left:
+            dead.unlink(missing_ok=True)
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
@@ -91,16 +90,24 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _take_away(folder: Path, prefix: str) -> None:
-    """What processes of this machine left under the prefix that were killed before they could publish it."""
-    for left in folder.glob(f"{glob.escape(prefix)}*{UNFINISHED}"):
-        pid = left.name.removeprefix(prefix).removesuffix(UNFINISHED)
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            left.unlink(missing_ok=True)
-        except (ValueError, OSError):
-            pass  # it is not ours, or its process lives
+def unfinished(path: Path) -> tuple[Path, list[Path]]:
+    """What this process calls ``path`` until it is published, and what others that are dead have left of it here."""
+    short = os.fsencode(path.name)[:200].decode("utf-8", "ignore")  # of a name that is itself as long as can be
+    prefix = f".{short}.{zlib.crc32(socket.gethostname().encode()):08x}-"
+    found = path.parent.glob(f"{glob.escape(prefix)}*{UNFINISHED}")
+    own = path.with_name(f"{prefix}{os.getpid()}{UNFINISHED}")
+    return own, [left for left in found if _is_dead(left.name.removeprefix(prefix).removesuffix(UNFINISHED))]
+
+
+def _is_dead(pid: str) -> bool:
+    """Whether there is no process of that number, if it is one."""
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except (ValueError, OSError):
+        pass  # it is not ours, or its process lives
+    return False
 
 
 def sync_folder(folder: Path) -> None:
