@@ -11,8 +11,38 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lookalike.core.errors import IO, UserError, visible
-from lookalike.core.files import cell, refuse_unwritable, write_atomically, write_csv
+from lookalike.core import files
+from lookalike.core.errors import BAD_DATA, IO, UserError, visible
+from lookalike.core.files import cell, known, publish, refuse_unwritable, write_atomically, write_csv
+
+
+def test_a_file_is_known_by_its_hash_whenever_its_writer_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+
+    def only_hashes(path: Path, data: bytes) -> None:
+        if path.name != files.HASHES:
+            raise OSError("killed")
+        write_atomically(path, data)
+
+    publish(tmp_path, {"a": b"1", "b": b"2"})
+    for content in (b"3", b"4"):  # the second one must not forget what is still there
+        with monkeypatch.context() as killed:
+            killed.setattr(files, "write_atomically", only_hashes)
+            with pytest.raises(OSError, match="killed"):
+                publish(tmp_path, {"a": content})
+        assert known(path) == b"1"
+    publish(tmp_path, {"a": b"5"})
+    assert known(path) == b"5"
+    assert known(tmp_path / "b") == b"2"
+    path.write_bytes(b"4")
+    with pytest.raises(UserError, match=r"a is not as it was written: bring it back, or") as refused:
+        known(path)
+    assert refused.value.code == BAD_DATA
+    (tmp_path / "hashes.json").unlink()
+    assert known(path) == b"4"
+
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/"), min_size=1, max_size=300)
 LONG = [pytest.param("n" * 256, id="ascii"), pytest.param("é" * 128, id="two bytes a letter")]

@@ -131,6 +131,7 @@ def test_what_cannot_be_searched_is_refused_in_a_line(
     about = json.loads((moved / "environment.json").read_text())
     about["data"]["data"] = "nowhere"
     (moved / "environment.json").write_text(json.dumps(about))
+    (moved / "hashes.json").unlink()
     refused(say("search", moved, picture), 65, "moved was trained on nowhere: nowhere: no such file", "lookalike embed")
     head = tmp_path / "head.parquet"
     assert say("embed", run, photos, "--out", head, "--layer", "head", "--workers", 0)[0] == 0

@@ -115,7 +115,7 @@ def _of_folder(lines: Sequence[str], folder: str) -> Iterator[Call]:
 class Scene(NamedTuple):
     """A command, what its folder holds before, and how that is looked at after."""
 
-    set_up: Callable[[Path], None]  # makes what is in the folder before
+    set_up: Callable[[Path], object]  # makes what is in the folder before
     command: Callable[[Path], list[object]]
     left: Callable[[Path], object]  # what must be equal to the same of a command that met no fault
     whole: Callable[[Path], None]  # raises where the old state was lost

@@ -5,6 +5,7 @@ Killed before each call that changes its folder, a command leaves every state of
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import signal
@@ -12,7 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from lookalike.train import checkpoint
 from tests.faults.kit import ERRORS, Call, Scene, Tracer, every
@@ -27,17 +30,27 @@ def begin(data: Path, out: Path, *more: object, steps: int) -> list[object]:
     return command(data, out, "--checkups", 0, *more, steps=steps, save=1)
 
 
+def masked(folder: Path) -> Path:
+    """Pictures of noise with masks of three classes."""
+    chance = np.random.default_rng(0)
+    for name, most, shape in (("images", 256, (24, 24, 3)), ("masks", 3, (24, 24))):
+        (folder / name).mkdir(parents=True)
+        for i in range(8):
+            Image.fromarray(chance.integers(0, most, shape, dtype=np.uint8)).save(folder / name / f"{i}.png")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def scenes(forks: Forks, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Kept:
     """By name: a run that begins, goes on after it was killed in a save, starts over; and what writes other files."""
     made = tmp_path_factory.mktemp("made")
-    killed, whole = made / "killed", made / "whole"
+    killed, whole, known = made / "killed", made / "whole", made / "known"
     assert forks.run(begin(pictures, killed, steps=3), Moment(".step-000000002", 6)).code == -signal.SIGKILL
     assert unfinished(killed)
     done(forks.run(begin(pictures, whole, steps=2)))
 
-    def copy(of: Path) -> Callable[[Path], None]:
-        return lambda out: shutil.copytree(of, out) and None
+    def copy(of: Path) -> Callable[[Path], object]:
+        return lambda out: shutil.copytree(of, out)
 
     def a_checkpoint(out: Path) -> None:
         runs = [
@@ -49,9 +62,29 @@ def scenes(forks: Forks, pictures: Path, tmp_path_factory: pytest.TempPathFactor
         assert set(out.iterdir()) <= {out / "table.parquet"} | set(unfinished(out))
 
     def files(out: Path) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != "run.lock"}
+        every = (path for path in out.rglob("*") if path.is_file() and path.name != "run.lock")
+        return {str(path.relative_to(out)): path.read_bytes() for path in every}
 
+    def fits(out: Path) -> dict[str, dict[str, bytes]]:
+        return {str(path.parent.relative_to(out)): digest(path.parent) for path in out.rglob("checkpoints")}
+
+    def no_half_cache(out: Path) -> None:
+        about = out / "canvases.json"
+        assert not about.exists() or "finished" in json.loads(about.read_text())
+
+    def no_half_model(out: Path) -> None:
+        assert not (out / "model").exists() or (out / "model" / "config.json").exists()
+
+    def nothing(_: Path) -> None:
+        """It makes its folder itself."""
+
+    of_timm = ("--recipe", "tiny", "--model", "timm:test_resnet", "--workers", 0, "--quiet", "--checkups", 0)
+    done(forks.run(["pretrain", pictures, "--out", known, "--steps", 1, *of_timm]))
     embed = ["embed", whole, pictures, "--workers", 0, "--out"]
+    prepare = ["prepare", pictures, "--workers", 0, "--size", 16, "--quiet"]
+    export = ["export", known, "--to", "timm"]
+    tune = ["evaluate", "finetune", whole, pictures, "--workers", 0, "--steps", 2, "--shares", 1.0, "--draws", 1]
+    segment = ["evaluate", "segment", whole, masked(made / "masks"), "--workers", 0, "--steps", 2]
     scenes = {
         "begins": Scene(lambda _: None, lambda out: begin(pictures, out, steps=1), digest, lambda _: None),
         "goes on": Scene(copy(killed), lambda out: begin(pictures, out, steps=3), digest, a_checkpoint),
@@ -59,11 +92,15 @@ def scenes(forks: Forks, pictures: Path, tmp_path_factory: pytest.TempPathFactor
             copy(whole), lambda out: begin(pictures, out, "--overwrite", steps=1), digest, a_checkpoint
         ),
         "embeds": Scene(Path.mkdir, lambda out: [*embed, out / "table.parquet"], files, no_half_table),
+        "prepares": Scene(nothing, lambda out: [*prepare, "--out", out], files, no_half_cache),
+        "exports": Scene(Path.mkdir, lambda out: [*export, "--out", out / "model"], files, no_half_model),
+        "tunes": Scene(nothing, lambda out: [*tune, "--out", out], fits, lambda _: None),
+        "segments": Scene(nothing, lambda out: [*segment, "--out", out], fits, lambda _: None),
     }
     return scenes.__getitem__
 
 
-SCENES = ("begins", "goes on", "starts over", "embeds")
+SCENES = ("begins", "goes on", "starts over", "embeds", "prepares", "exports", "tunes", "segments")
 
 
 def watched(scene: Scene, tracer: Tracer, folder: Path) -> tuple[list[Call], object]:
@@ -96,7 +133,8 @@ def test_every_call_at_which_it_may_be_killed_is_safe(
         assert ended.code == -signal.SIGKILL
         ends_the_same(scene, tracer.forks, out, reference)
 
-    every(f"{name}: kills at {len(calls)} calls", calls[:: thorough(20, 1)], killed, tmp_path)
+    few = max(20, len(calls) // 2)
+    every(f"{name}: kills at {len(calls)} calls", calls[:: thorough(few, 1)], killed, tmp_path)
 
 
 def failures(calls: list[Call]) -> Iterator[Failure]:
@@ -131,7 +169,9 @@ def test_every_call_that_may_fail_is_safe(
         assert refused(ended, mute=ever_after and call.name == "write"), ended
         ends_the_same(scene, tracer.forks, out, reference)
 
-    every(f"{name}: failures of {len(calls)} calls", list(failures(calls))[:: thorough(61, 1)], failed, tmp_path)
+    tries = list(failures(calls))
+    few, many = max(61, len(tries) // 3), max(1, len(tries) // 250)  # a fit is made of runs, whose calls are alike
+    every(f"{name}: failures of {len(calls)} calls", tries[:: thorough(few, many)], failed, tmp_path)
 
 
 def test_killed_at_random_times_it_ends_as_if_it_never_was(

@@ -1,4 +1,5 @@
 """No verb loads a damaged checkpoint in silence: it says which one it passes over and takes the one before, or refuses.
+So it is with the other files of a run that it reads again.
 
 What is taken is compared: the numbers of each verb are those of a run that never had the damaged checkpoint.
 """
@@ -6,6 +7,7 @@ What is taken is compared: the numbers of each verb are those of a run that neve
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +16,17 @@ from typing import NamedTuple
 import pyarrow.parquet as pq
 import pytest
 
+from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.core.files import publish
+from lookalike.recipes.modality import load_tokenizer
+from lookalike.recipes.text import simcse
 from tests.faults.conftest import ALL
 from tests.faults.kit import every
-from tests.support.damage import DAMAGE, Damage, drawn
+from tests.support.damage import DAMAGE, Damage, drawn, flip
 from tests.support.forks import Ended, Forks, digest
 from tests.support.runs import TINY, command, done
 
+NAMED = ("recipe.json", "environment.json", "hashes.json")
 NEWEST = "step-000000002"
 QUIETLY = [word for word in TINY if word != "--quiet"]  # --quiet leaves out warnings, too
 
@@ -153,6 +160,56 @@ def test_no_damage_is_loaded_in_silence(
     damages = DAMAGE | drawn(thorough(0, 90))
     chosen = list(damages)[sum(map(ord, name)) % 5 :: thorough(19, 1) * verb.long]
     every(f"{name}: damage", chosen, damaged, tmp_path)
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_no_other_file_of_a_run_is_damaged_in_silence(
+    forks: Forks, pictures: Path, run: Path, tmp_path: Path, thorough: Callable[[int, int], int], name: str
+) -> None:
+    """One bit of them: most of such files can still be read, as another recipe, say."""
+    verb, chance = VERBS[name], random.Random(name)
+
+    def damaged(case: tuple[str, float, int], out: Path) -> None:
+        file, share, bit = case
+        copy = copied(run, out, lambda _: None)
+        flip(copy / file, share, bit)
+        ended = carried_out(forks, verb, copy, pictures, out)
+        assert "Traceback" not in ended.errors
+        assert ended.code in (0, 65), ended.errors
+        if file == "recipe.json":
+            assert (ended.code, ended.errors.count("\n")) == (65, 1), ended.errors
+        if file == "hashes.json" and file not in ended.errors:  # of a name in it, or beside the names
+            assert ended.code == 0, ended.errors
+        else:
+            assert str(copy / file) in ended.errors or "not as it was written" in ended.errors
+
+    some = [(file, chance.random(), chance.randrange(8)) for file in NAMED for _ in range(thorough(1, 12))]
+    every(f"{name}: damage of {', '.join(NAMED)}", some[:: verb.long], damaged, tmp_path)
+
+
+@pytest.mark.parametrize("file", ["start.safetensors", "result.json", "result.safetensors"])
+def test_nor_is_what_a_run_began_with_and_what_was_kept(
+    forks: Forks, pictures: Path, run: Path, tmp_path: Path, file: str
+) -> None:
+    out = tmp_path / "adapted"
+    began = [*beginning(pictures, tmp_path), "--init-from", run, "--held-out", 0.25]
+    began[began.index("--out") + 1] = out
+    done(forks.run(began))
+    measure = ["evaluate", "knn", out, pictures, "--workers", 0]
+    done(forks.run(measure))
+    flip(out / file, 0.99 if file.endswith("safetensors") else 0.1, bit=0)
+    ended = forks.run(measure)
+    assert (ended.code, ended.errors.count("\n")) == (65, 1), ended.errors
+    assert file in ended.errors
+
+
+def test_nor_is_a_tokenizer(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    publish(tmp_path, {"tokenizer.json": b'{"a": 1}'})
+    flip(tmp_path / "tokenizer.json", 0.6, bit=0)
+    with pytest.raises(UserError, match=r"tokenizer\.json is not as it was written") as refused:
+        load_tokenizer(tmp_path, simcse)
+    assert refused.value.code == BAD_DATA
 
 
 @pytest.mark.parametrize("name", VERBS)

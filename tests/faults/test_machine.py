@@ -1,5 +1,5 @@
-"""Saves, kills, damage and resumes in any order: there is always a checkpoint whose every byte is as it was written,
-unless all were damaged; nothing damaged is loaded, and what is passed over is said.
+"""Saves, kills, damage, resumes and new starts in any order: there is always a checkpoint whose every byte is as it was
+written, unless all were damaged; nothing damaged is loaded, and what is passed over is said.
 
 A kill is an exception that nothing in the package catches, raised where Python touches the run folder.
 """
@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ from torch import nn
 
 from lookalike.core.errors import BAD_DATA, IO, LOCKED, UserError
 from lookalike.train import checkpoint
-from lookalike.train.run import Run
+from lookalike.train.run import OURS, Run
 from tests.faults.conftest import ALL
 from tests.support.damage import DAMAGE, Damage, swap
 
 _TOUCHES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.scandir", "os.listdir", "shutil.rmtree"}
+RECIPE = "recipe.json"
 FILES = {name: damage for name, damage in DAMAGE.items() if name != "another step under its name"}
 
 
@@ -70,13 +72,14 @@ class Checkpoints(RuleBasedStateMachine):
         self.run: Run | None = None
         self.saved: dict[str, str] = {}  # the hash of what was published, by its name
         self.harmed: set[str] = set()  # checkpoints that this machine has damaged or taken away
-        self.said: list[str] = []
+        self.aside: dict[Path, tuple[dict[str, str], set[str]]] = {}  # runs that were moved, as they were then
         self.learner, self.step = nn.Linear(3, 2), 0
         self.optimizer = torch.optim.SGD(self.learner.parameters(), lr=0.1)
 
     def teardown(self) -> None:
         self.gone()
-        shutil.rmtree(self.folder)
+        for folder in (self.folder, *self.aside):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def gone(self) -> None:
         """The process is no more: the system closes its files."""
@@ -101,11 +104,9 @@ class Checkpoints(RuleBasedStateMachine):
     @rule()
     def resumes(self) -> None:
         """The newest whole checkpoint, and what was logged up to it; others are named."""
-        run = Run(self.folder)
+        self.run = run = Run(self.folder)
         run.__enter__()
-        self.run = run
-        self.learner, self.step = nn.Linear(3, 2), 0
-        self.optimizer = torch.optim.SGD(self.learner.parameters(), lr=0.1)
+        self.begins()
         if self.names and not self.left:
             with pytest.raises(UserError, match="no whole checkpoint is left") as refused:
                 run.resume(self.learner, self.optimizer)
@@ -122,6 +123,55 @@ class Checkpoints(RuleBasedStateMachine):
             assert hashed(self.learner) == self.saved[self.left[0]]
         logged = [json.loads(line)["step"] for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
         assert logged == list(range(1, self.step + 1))
+
+    def begins(self) -> None:
+        (self.folder / RECIPE).touch()  # which makes the folder one of a run
+        self.learner, self.step = nn.Linear(3, 2), 0
+        self.optimizer = torch.optim.SGD(self.learner.parameters(), lr=0.1)
+
+    @precondition(lambda self: self.run is None)
+    @rule(touch=st.integers(0, 12))
+    def starts_over(self, touch: int) -> None:
+        """``--overwrite``: the run that is there is moved aside, whole; killed at some touch, it is there or here."""
+        was_run = (self.folder / RECIPE).is_file()
+        self.run = Run(self.folder, overwrite=True)
+        self.fault(touch, Killed(), self.folder)
+        try:
+            self.run.__enter__()
+            Fault.left = 0
+            self.moved(was_run)
+            self.begins()
+            self.run.rewind(0)
+        except Killed:
+            self.moved(was_run)
+            self.gone()
+
+    def moved(self, was_run: bool) -> None:
+        """Note where the run went that was there, if it did."""
+        number = len(self.aside) + 1
+        if (place := self.folder.with_name(f"{self.folder.name}.old-{number}")).exists():
+            assert was_run
+            self.aside[place] = self.saved, self.harmed
+            self.saved, self.harmed = {}, set()
+        elif was_run and self.run is not None:
+            assert (self.folder / RECIPE).is_file()  # killed before it was moved
+
+    @precondition(lambda self: self.run is not None)
+    @rule(touch=st.integers(0, 12))
+    def ends_with_an_error(self, touch: int) -> None:
+        """Before a step is saved it takes away its own, and what it has moved aside comes back; or it is killed."""
+        assert self.run is not None
+        place, begun = self.run._aside, self.run.saved()
+        self.fault(touch, Killed(), self.folder)
+        with suppress(Killed):
+            self.run.__exit__(None, UserError("no", BAD_DATA))
+            Fault.left = 0
+            assert place is None or begun or not place.exists()
+        if place is not None and not place.exists():
+            self.saved, self.harmed = self.aside.pop(place)
+        self.gone()
+        if not begun and self.folder.exists():  # the same command is not refused
+            assert (self.folder / RECIPE).is_file() or set(os.listdir(self.folder)) <= OURS
 
     @precondition(lambda self: self.run is not None)
     @rule()
@@ -183,8 +233,8 @@ class Checkpoints(RuleBasedStateMachine):
             assert ended.value.code == IO
             assert self.left == before or self.named in self.names  # published, but the folder could not be synced
 
-    def fault(self, touch: int, error: BaseException) -> None:
-        Fault.folder, Fault.left, Fault.error = str(self.folder / "checkpoints"), touch, error
+    def fault(self, touch: int, error: BaseException, below: Path | None = None) -> None:
+        Fault.folder, Fault.left, Fault.error = str(below or self.folder / "checkpoints"), touch, error
 
     def save_and_end(self) -> None:
         assert self.run is not None
@@ -239,6 +289,13 @@ class Checkpoints(RuleBasedStateMachine):
     def what_is_whole_is_what_was_not_damaged(self) -> None:
         folder = self.folder / "checkpoints"
         assert [name for name in self.names if checkpoint.damage(folder / name) is None] == self.left
+
+    @invariant()
+    def what_was_moved_aside_is_as_it_was(self) -> None:
+        for place, (saved, harmed) in self.aside.items():
+            found = checkpoint.published(place / "checkpoints")
+            assert {path.name for path in found} >= set(saved)
+            assert all(path.name in harmed or checkpoint.damage(path) is None for path in found)
 
     @invariant()
     def one_is_left(self) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import lookalike
 from lookalike.core.errors import BAD_DATA, UserError
+from lookalike.curate.diagnosis import diagnose
 from lookalike.learn.learner import Learner, Outcome
 from lookalike.train import checkpoint, guard
 from lookalike.train.guard import Collapse, spread_of
@@ -102,6 +103,9 @@ def test_it_ends_before_it_is_saved_and_the_same_command_ends_as_if_it_had_not_b
         "step-000000002",
     ]
     assert bad_tensors(tmp_path / "run") == []
+    advice = next(line for line in diagnose(tmp_path / "run").lines() if line.startswith("next: "))
+    assert "a lower --optimizer.lr and --overwrite" in advice
+    assert ("--skip-bad-steps 10" in advice) == (what not in STATES)
     train(tmp_path / "run")
     assert digest(tmp_path / "run") == digest(tmp_path / "sound")
 
@@ -143,6 +147,9 @@ def test_weights_that_run_away_leave_the_last_good_checkpoint(say: Say, tmp_path
     code, out, err = say("evaluate", "knn", run, "digits", "--baselines", "none")
     assert code == 0, err
     assert float(out.split("kNN accuracy ")[1].split("%")[0]) > 50, out
+    code, out, err = say("doctor", run, "--out", tmp_path / "sheet")
+    assert code == 0, err
+    assert ": give it with a lower --optimizer.lr and --overwrite:" in out.split("next: ")[1]
 
 
 def test_the_batch_is_kept_and_the_examples_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

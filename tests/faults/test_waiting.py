@@ -15,7 +15,7 @@ import pytest
 import lookalike.cli.verbs
 from lookalike.core import dist
 from lookalike.core.errors import IO, UserError
-from lookalike.core.waiting import TIMEOUT
+from lookalike.core.waiting import TIMEOUT, end_where_it_hangs
 from lookalike.data.pool import ordered, stopped
 from tests.invariants.test_torchrun import Start, pictures, ranks_of, start, steps_done  # noqa: F401  (a fixture)
 from tests.invariants.test_torchrun import command as under_torchrun
@@ -155,6 +155,78 @@ def test_a_worker_that_hangs_in_a_read_is_named_with_what_it_reads(
     assert named
     with pytest.raises(ProcessLookupError):  # it is gone
         os.kill(int(named[1]), 0)
+
+
+def reads_what_never_comes(folder: Path) -> None:
+    """Without workers."""
+    tasks = [["some"], ["some", "some", "never"], ["some"]]
+
+    def read(names: list[str]) -> int:
+        return sum(len((folder / name).read_bytes()) for name in names if not stopped())
+
+    list(ordered(read, tasks, 0, part=lambda names, number: f"{names[number]} at {number}"))
+
+
+@pytest.fixture
+def never(tmp_path: Path) -> Path:
+    os.mkfifo(tmp_path / "never")  # as a file on a disk that does not answer: opening it does not return
+    (tmp_path / "some").write_bytes(b"123")
+    return tmp_path
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_rank_that_hangs_in_a_read_without_workers_is_named_with_what_it_reads(number: int, never: Path) -> None:
+    def rank() -> None:
+        os.environ[TIMEOUT] = "1"
+        with dist.together():
+            if dist.rank() == number:
+                reads_what_never_comes(never)
+            dist.agree(1, number)
+
+    began = time.monotonic()
+    with launched(*[lambda: refusing(rank)] * 2) as processes:
+        ended = processes.ended()
+    assert time.monotonic() - began < SOON
+    assert [one.code for one in ended] == [IO, IO]
+    words = f"rank {number} (process {processes.pids[number]} on "
+    assert all(words in one.line and "has not answered for 1 s, at never at 2: look" in one.line for one in ended)
+
+
+def refusing(work: Callable[[], None]) -> None:
+    """As the command line does."""
+    try:
+        work()
+    except UserError as error:
+        print(f"lookalike: {error}", file=sys.stderr)
+        sys.exit(error.code)
+
+
+def test_a_command_that_hangs_in_a_read_without_workers_ends(never: Path) -> None:
+    def alone() -> None:
+        os.environ[TIMEOUT] = "0.5"
+        end_where_it_hangs()
+        reads_what_never_comes(never)
+
+    with launched(alone) as processes:
+        (ended,) = processes.ended()
+    assert ended.code == IO
+    assert f"process {processes.pids[0]} on " in ended.line
+    assert "has not answered for 0.5 s, at never at 2: look whether its disk does" in ended.line
+
+
+def test_who_was_stopped_together_with_his_watch_does_not_hang(never: Path) -> None:
+    def alone() -> None:
+        os.environ[TIMEOUT] = "1"
+        end_where_it_hangs()
+        (never / "ready").touch()
+        list(ordered(lambda _: time.sleep(0.4), range(6), 0))
+
+    with launched(alone) as processes:
+        processes.until((never / "ready").exists)
+        os.kill(processes.pids[0], signal.SIGSTOP)
+        time.sleep(2)
+        os.kill(processes.pids[0], signal.SIGCONT)
+        assert processes.ended()[0].code == 0
 
 
 def test_work_that_goes_on_may_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,12 +212,12 @@ def filesystem() -> dict[str, Given]:
         "nothing": Given(void, "", new=True),
         "blank": Given(void, " ", new=True),
         "dash": Given(void, "-", new=True),
-        "colon": Given(void, "hf:"),
-        "timm": Given(void, "timm:nothing/../x"),
-        "torchvision": Given(void, "torchvision:"),
-        "hub": Given(void, "hub:../../x"),
-        "address": Given(void, "file:///etc"),
-        "frames": Given(void, "frames@nan:x"),
+        "colon": Given(void, "hf:", new=True),
+        "timm": Given(void, "timm:nothing/../x", new=True),
+        "torchvision": Given(void, "torchvision:", new=True),
+        "hub": Given(void, "hub:../../x", new=True),
+        "address": Given(void, "file:///etc", new=True),
+        "frames": Given(void, "frames@nan:x", new=True),
     }
 
 

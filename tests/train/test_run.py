@@ -352,6 +352,7 @@ def test_a_metric_that_was_written_in_part_is_dropped_with_all_after_the_checkpo
     run.metrics.write_text('{"step": 1, "loss": 1}\n{"step": 2, "loss": 2}\n{"step": 3, "loss": 3}\n{"step": 2')
     run.rewind(2)
     assert run.metrics.read_text() == '{"step": 1, "loss": 1}\n{"step": 2, "loss": 2}\n'
+    assert "goes on from step 2, the newest that is saved: steps up to 3" in (tmp_path / "train.log").read_text()
     run.rewind(0)
     assert run.metrics.read_text() == ""
 

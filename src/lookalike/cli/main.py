@@ -19,7 +19,7 @@ import lookalike
 from lookalike.cli.arguments import Verb, answered
 from lookalike.cli.flags import VERBS, verbs
 from lookalike.core.errors import IO, UserError, meant, refuse_platform, visible
-from lookalike.core.waiting import TIMEOUT, end_on_second_interrupt
+from lookalike.core.waiting import TIMEOUT, end_on_second_interrupt, end_where_it_hangs
 from lookalike.evaluation.settings import evaluation_named
 
 DEVICE = "LOOKALIKE_DEVICE"
@@ -118,7 +118,7 @@ def notice(message: Warning | str, category: type[Warning], filename: str, linen
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, run the verb, and exit with its code; an error is one line unless ``--debug``."""
     began = time.perf_counter()  # before torch is imported, for which a person waits, too
-    if arguments is None:  # the process is this command's own
+    if own := arguments is None:  # the process is this command's own
         end_on_second_interrupt()
     arguments = sys.argv[1:] if arguments is None else arguments
     ready_streams()
@@ -140,6 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if command.timeout is not None:
             os.environ[TIMEOUT] = str(command.timeout)
         refuse_platform()
+        if own and int(os.environ.get("WORLD_SIZE", "1")) == 1:  # of several ranks one hears of it from the others
+            end_where_it_hangs()
         with shown():
             code = importlib.import_module("lookalike.cli.verbs").run(command, rest, began)
         drain()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import glob
+import hashlib
 import io
 import json
 import os
@@ -12,8 +13,9 @@ import shutil
 import socket
 import stat
 import tempfile
+import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +27,9 @@ UNFINISHED = ".tmp"
 
 NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOOP)
 """The errors of a path that is no file, or no ordinary one (``opened``); others may be gone at the next try."""
+
+HASHES = "hashes.json"
+"""The sha256 of files that lie beside it, by name: of one that is being replaced, of the old one and the new one."""
 
 _COMPUTED = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "\t", "\r", "\n", "'")
 
@@ -38,11 +43,10 @@ def write_atomically(path: Path, data: bytes) -> None:
 @contextmanager
 def publishing(path: Path) -> Iterator[BinaryIO]:
     """The same of what is written to the file inside; nothing is published where an error leaves."""
-    short = os.fsencode(path.name)[:200].decode("utf-8", "ignore")  # of a name that is itself as long as can be
-    prefix = f".{short}.{zlib.crc32(socket.gethostname().encode()):08x}-"
-    temporary = path.with_name(f"{prefix}{os.getpid()}{UNFINISHED}")
+    temporary, left = unfinished(path)
     try:
-        _take_away(path.parent, prefix)
+        for dead in left:
+            dead.unlink(missing_ok=True)
         with temporary.open("wb") as file:
             yield file
             file.flush()
@@ -54,16 +58,63 @@ def publishing(path: Path) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
-def _take_away(folder: Path, prefix: str) -> None:
-    """What processes of this machine left under the prefix that were killed before they could publish it."""
-    for left in folder.glob(f"{glob.escape(prefix)}*{UNFINISHED}"):
-        pid = left.name.removeprefix(prefix).removesuffix(UNFINISHED)
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            left.unlink(missing_ok=True)
-        except (ValueError, OSError):
-            pass  # it is not ours, or its process lives
+def publish(folder: Path, files: Mapping[str, bytes]) -> None:
+    """``write_atomically`` each, and before that their hashes, so that at any moment what is there is known by one."""
+    before = _hashes(folder)
+    now = {name: [*_accepted(folder / name, before.get(name)), _sha256(data)] for name, data in files.items()}
+    write_json(folder / HASHES, before | now)
+    for name, data in files.items():
+        write_atomically(folder / name, data)
+
+
+def known(path: Path) -> bytes:
+    """All of a file that is as it was published, if it was; raises OSError, and UserError for a damaged one."""
+    data, hashes = whole(path), _hashes(path.parent).get(path.name)
+    if hashes is not None and _sha256(data) not in hashes:
+        advice = f"bring it back, or, if it shall be so, remove {HASHES} beside it"
+        raise UserError(f"{path} is not as it was written: {advice}", BAD_DATA)
+    return data
+
+
+def _accepted(path: Path, hashes: Sequence[str] | None) -> list[str]:
+    """The hash of a file that is there, unless it is damaged."""
+    found = [_sha256(whole(path))] if path.is_file() else []
+    return [one for one in found if hashes is None or one in hashes]
+
+
+def _hashes(folder: Path) -> dict[str, list[str]]:
+    """Those of a folder; none of one that older versions wrote."""
+    path = folder / HASHES
+    with suppress(OSError, ValueError):
+        found = json_in(whole(path)) if path.exists() else {}
+        if isinstance(found, dict) and all(isinstance(hashes, list) for hashes in found.values()):
+            return found
+    warnings.warn(f"{path} is damaged: whether files beside it are as they were written is not known", stacklevel=3)
+    return {}
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def unfinished(path: Path) -> tuple[Path, list[Path]]:
+    """What this process calls ``path`` until it is published, and what others that are dead have left of it here."""
+    short = os.fsencode(path.name)[:200].decode("utf-8", "ignore")  # of a name that is itself as long as can be
+    prefix = f".{short}.{zlib.crc32(socket.gethostname().encode()):08x}-"
+    found = path.parent.glob(f"{glob.escape(prefix)}*{UNFINISHED}")
+    own = path.with_name(f"{prefix}{os.getpid()}{UNFINISHED}")
+    return own, [left for left in found if _is_dead(left.name.removeprefix(prefix).removesuffix(UNFINISHED))]
+
+
+def _is_dead(pid: str) -> bool:
+    """Whether there is no process of that number, if it is one."""
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except (ValueError, OSError):
+        pass  # it is not ours, or its process lives
+    return False
 
 
 def sync_folder(folder: Path) -> None:
@@ -77,7 +128,12 @@ def sync_folder(folder: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Indented JSON, published by rename."""
-    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+    write_atomically(path, as_json(value))
+
+
+def as_json(value: Any) -> bytes:
+    """Indented JSON."""
+    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -139,7 +195,7 @@ def json_in(data: str | bytes) -> Any:
 def read_json(path: Path) -> Any:
     """What a JSON file holds; a damaged file is UserError."""
     try:
-        return json_in(whole(path))
+        return json_in(known(path))
     except OSError as error:
         missing = error.errno in NOT_THERE
         hint = "is this a run folder of lookalike?" if missing else "let this user read it, or look at its disk"

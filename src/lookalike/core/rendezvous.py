@@ -5,7 +5,8 @@ by the next one: a rank that starts sooner than its peer dials the address of a 
 waits for ever. So ranks first agree on a name that no earlier attempt can know, and keep their keys under it.
 
 A collective waits as long as the first rank evaluates, say, so how long it takes tells nothing. That a rank is alive is
-told by a thread of its own, which a stopped process does not have either.
+told by a thread of its own, which a stopped process does not have either. That thread also sees where the main thread
+hangs in a read that no worker does.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch.distributed import DistStoreError
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from lookalike.core.errors import IO, UserError
-from lookalike.core.waiting import Process, end_at_once
+from lookalike.core.waiting import Hang, Process, end_at_once
 
 POLL = 0.02  # seconds between two looks
 _BEAT = 1.0  # seconds between two signs of life, which take a rank four requests
@@ -179,11 +180,13 @@ class Heartbeat:
 
     def _watch(self) -> None:
         """The one thread that never waits for the store, which may lie in a process that is stopped."""
-        looked = time.monotonic()
+        looked, hang = time.monotonic(), Hang(self._patience, self._every / 2)
         while not self._left.wait(self._every / 2):
             gap, looked = time.monotonic() - looked, time.monotonic()
             if gap > 4 * self._every:  # this process was stopped itself, perhaps with all others
                 self._heard, self._since, self._asked = self._heard + gap, self._since + gap, None
+            if (words := hang.seen()) is not None:
+                self._judge(Verdict(f"rank {self._rank} ({self._own}) {words}", IO))
             self._look(looked)
 
     def _look(self, now: float) -> None:

@@ -7,11 +7,12 @@ import signal
 import socket
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from lookalike.core.errors import UserError, visible
+from lookalike.core.errors import IO, UserError, visible
 
 TIMEOUT = "LOOKALIKE_TIMEOUT"
 """Environment variable: seconds after which a process that gives no sign of life is given up; ``--timeout``."""
@@ -57,6 +58,71 @@ def _count_interrupts(reader: int) -> None:
             pass
     time.sleep(_HURRY)
     end_at_once("stopped at once; what was saved before is whole", 128 + signal.SIGINT)
+
+
+# ---- where this process hangs ----
+
+_task: Callable[[int], str] | None = None
+_begun = 0  # parts of it
+
+
+@contextmanager
+def working(name: Callable[[int], str]) -> Iterator[None]:
+    """While this process itself does a task, of whose parts ``name`` knows what each reads."""
+    global _task, _begun
+    _task, _begun = name, 0
+    try:
+        yield
+    finally:
+        _task = None
+
+
+def next_part() -> None:
+    """The task goes on."""
+    global _begun
+    _begun += 1
+
+
+class Hang:
+    """Whether this process stays at one part of a task, for another thread that looks ``every`` so many seconds.
+
+    Looks are counted, not the time, so nobody is blamed who was stopped together with his watch.
+    """
+
+    def __init__(self, seconds: float, every: float) -> None:
+        self._seconds, self._every = seconds, every
+        self._seen: tuple[Callable[[int], str] | None, int] = (None, 0)
+        self._looks = 0
+
+    def seen(self) -> str | None:
+        """What is wrong, in words that follow the name of this process, if it is."""
+        now = _task, _begun
+        self._looks, self._seen = self._looks + 1 if now == self._seen else 0, now
+        if _task is None or self._looks * self._every < self._seconds:
+            return None
+        return silent(self._seconds, _task(max(0, _begun - 1)))
+
+
+def silent(seconds: float, part: str) -> str:
+    """What is said of somebody who reads and gives no sign of life, after his name."""
+    where = f", at {part}" if part else ""
+    return (
+        f"has not answered for {seconds:g} s{where}: look whether its disk does, or allow more with --timeout; "
+        "what was saved is whole, and the same command continues"
+    )
+
+
+def end_where_it_hangs() -> None:
+    """From now on this process ends where it hangs in a part of a task; for a command line. Raises UserError."""
+    seconds = patience()
+
+    def watch() -> None:
+        hang = Hang(seconds, every := min(1.0, seconds / 10))
+        while (words := hang.seen()) is None:
+            time.sleep(every)
+        end_at_once(f"{Process.own()} {words}", IO)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Process(NamedTuple):

@@ -28,7 +28,7 @@ from lookalike.models.encoder import embed, raw, width
 from lookalike.train import checkpoint
 from lookalike.train.embeddings import preprocessing
 from lookalike.train.history import History, Point, collect
-from lookalike.train.run import Run
+from lookalike.train.run import BAD_STEP, Run
 from lookalike.train.trained import VERDICT, Trained, load
 
 _MOST = 500  # pictures whose features are looked at
@@ -125,7 +125,17 @@ class Diagnosis(NamedTuple):
             )
         if self.checkpoints and self.whole is None:
             return f"start again, because no checkpoint is intact: {command} --overwrite"
-        return f"continue with {command}{' --allow-data-change' if self.changed else ''}"
+        command += " --allow-data-change" if self.changed else ""
+        return f"{self._went_wrong() or 'continue with'} {command}"
+
+    def _went_wrong(self) -> str:
+        """What is known of a step after all that is saved, which the same command may meet again."""
+        file = self.history.folder / f"{BAD_STEP}.json"
+        record = read_json(file) if file.is_file() else None
+        if not isinstance(record, dict) or not isinstance(step := record.get("step"), int) or step <= (self.whole or 0):
+            return ""
+        passing = ", or, to pass over such steps, with --skip-bad-steps 10" if record.get("rows") else ""
+        return visible(f"{record.get('what')}: give it with a lower --optimizer.lr and --overwrite{passing}:")
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""

@@ -224,7 +224,7 @@ def _write_shard(out: Path, number: int, parts: Iterable[_Part]) -> None:
     beside = {"bytes": str(length), "sha256": digest.hexdigest()}
     sink = pa.BufferOutputStream()
     table = pa.table(list(map(list, zip(*index))), schema=INDEX.with_metadata(beside))
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     write_atomically(out / "index" / f"{number:05}.parquet", sink.getvalue().to_pybytes())
 
 

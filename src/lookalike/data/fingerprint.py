@@ -130,14 +130,17 @@ def to_table(stamps: Stamps) -> bytes:
     """The stamps as a parquet file, about 20 bytes a file."""
     table = pa.table({"name": stamps.names, "bytes": stamps.sizes, "token": stamps.tokens})
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", use_dictionary=False)
+    pq.write_table(table, sink, compression="zstd", use_dictionary=False, write_page_checksum=True)
     return bytes(sink.getvalue().to_pybytes())
 
 
 def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
-    """A parquet file, which pyarrow would not find where its name is no Unicode; raises OSError, ArrowException."""
+    """A parquet file, which pyarrow would not find where its name is no Unicode; raises OSError, ArrowException.
+
+    Where its pages have checksums, a damaged one is OSError.
+    """
     with opened(path) as file:
-        return pq.read_table(file, schema=schema, partitioning=None)
+        return pq.read_table(file, schema=schema, partitioning=None, page_checksum_verification=True)
 
 
 def from_table(path: Path) -> Stamps:

@@ -23,7 +23,7 @@ import torch
 
 from lookalike.core.devices import device
 from lookalike.core.errors import IO, UserError
-from lookalike.core.waiting import patience, state_of
+from lookalike.core.waiting import next_part, patience, silent, state_of, working
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -74,7 +74,10 @@ def ordered(
     with the ``part(task, number)`` of its task, for which it has called ``stopped`` last. Raises UserError.
     """
     if not (workers := worker_count(workers)):
-        yield from ((task, work(task)) for task in tasks)
+        for own in tasks:
+            with working(partial(part, own)):
+                done = work(own)
+            yield own, done
         return
     waiting, unfinished, deaths = iter(tasks), deque[T](), 0
     ahead = ahead or workers * _AHEAD
@@ -101,11 +104,12 @@ def ordered(
 
 
 def stopped() -> bool:
-    """Whether the parent of this worker wants no more: work asks before each of its parts.
+    """Whether the parent of this worker wants no more, never without workers: work asks before each of its parts.
 
     So nobody waits for it long, and where it does not ask any more it hangs.
     """
     if _job is None:
+        next_part()
         return False
     _job.board[2 * _slot + 1] += 1
     return bool(_job.stop.value)
@@ -146,11 +150,7 @@ class _Pool:
     def _hang(self, worker: int, part: str) -> str:
         pids = [process.pid for process in self._processes if process.pid]
         still = [pid for pid in pids if state_of(pid)[0] == "T"] or ([worker] if worker else pids)
-        names, where = ", ".join(map(str, still)), f", at {part}" if part else ""
-        return (
-            f"worker {names} on {socket.gethostname()} has not answered for {self._patience:g} s{where}: look whether "
-            "its disk does, or allow more with --timeout; what was saved is whole, and the same command continues"
-        )
+        return f"worker {', '.join(map(str, still))} on {socket.gethostname()} {silent(self._patience, part)}"
 
     def _kill(self) -> None:
         for process in self._processes:

@@ -6,7 +6,7 @@ What a library wants is a ``Target``: see targets.py and onnx.py. A mismatch is 
 from __future__ import annotations
 
 import os
-import tempfile
+import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lookalike.core.errors import BAD_DATA, IO, UserError
-from lookalike.core.files import UNFINISHED, refuse_unwritable, sync_folder, write_json
+from lookalike.core.files import refuse_unwritable, sync_folder, unfinished, write_json
 from lookalike.exchange.card import Facts, Shown, card
 from lookalike.models.encoder import Encoder, evaluating
 from lookalike.recipes.recipe import Recipe
@@ -131,7 +131,8 @@ def refuse(recipe: Recipe, target: Target, others: Collection[Target]) -> None:
 def refuse_filled(out: Path) -> None:
     """Raise UserError where something lies in the folder already, or it cannot be written."""
     refuse_unwritable(out, folder=True)
-    if held := sorted(out.iterdir()) if out.is_dir() else []:
+    held = sorted(out.iterdir()) if out.is_dir() else []
+    if held := [path for path in held if path not in unfinished(out / "export")[1]]:
         raise UserError(f"{out} is not empty, it holds {held[0].name}: choose another --out")
 
 
@@ -152,18 +153,27 @@ def _remark(subject: Subject, target: Target) -> str:
 def _filling(out: Path) -> Iterator[Path]:
     """A folder whose files are those of ``out`` at the end; after an error nothing is left. Raises UserError."""
     refuse_filled(out)
-    made = [path for path in (out, *out.parents) if not path.exists()]
+    made, there = [path for path in (out, *out.parents) if not path.exists()], out.is_dir()
+    inner, left = unfinished(out / "export" if there else out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out, prefix=".", suffix=UNFINISHED) as inner:
-            yield Path(inner)
-            for file in _files(Path(inner)):
-                with file.open("rb") as written:
-                    os.fsync(written.fileno())
-            for entry in sorted(Path(inner).iterdir(), key=lambda entry: entry.name == "config.json"):
+        for folder in left:
+            shutil.rmtree(folder)
+        inner.mkdir(parents=True)
+        yield inner
+        for file in _files(inner):
+            file.chmod(inner.stat().st_mode & 0o666)  # safetensors lets nobody else read its own
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        if there:  # which may be a disk of its own, or another's
+            for entry in sorted(inner.iterdir(), key=lambda entry: entry.name == "config.json"):
                 entry.replace(out / entry.name)  # config.json last, by which others know the folder
+            inner.rmdir()
+        else:
+            inner.rename(out)
+            sync_folder(out.parent)
         sync_folder(out)
     except BaseException as error:
+        shutil.rmtree(inner, ignore_errors=True)
         for path in made:
             with suppress(OSError):
                 path.rmdir()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lookalike.core.devices import material_to_device, view_to_device
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.core.files import whole
+from lookalike.core.files import known, whole
 from lookalike.data.decode import Unreadable, cropped, decode
 from lookalike.data.example import Source, TextSource, as_pictures
 from lookalike.data.loader import GIB, Loader, Loads
@@ -146,7 +146,7 @@ def load_tokenizer(folder: Path, recipe: Recipe) -> Tokenizer | None:
     if not modality_of(recipe).tokenizes:
         return None
     try:
-        return Tokenizer(whole(folder / TOKENIZER).decode())
+        return Tokenizer(known(folder / TOKENIZER).decode())
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / TOKENIZER} cannot be read ({error}): a run of text needs it", BAD_DATA) from None
 

@@ -76,7 +76,11 @@ class Guard:
             self.spoiled(rank)
         reason = next(self._wrong(step), None)
         if rank := int(dist.largest([dist.rank() + 1 if reason else 0])[0]):
-            raise Diverged(f"{dist.agree(reason, rank - 1)}: {self._advice}", BAD_DATA)
+            self.unsound(step, dist.agree(reason, rank - 1) or "")
+
+    def unsound(self, step: int, told: str) -> None:
+        """On all ranks, for a state that may not be kept. Raises Diverged."""
+        raise Diverged(f"{told}: {self._advice}", BAD_DATA)
 
     def _told(self, rank: int) -> str:
         """What the rank of that number, from 1, says of its step."""
@@ -155,6 +159,15 @@ class StepGuard(Guard):
         self._run.note(f"skipped a step, {self._left} more may be: {told}; its examples are named in {BAD_STEP}.json")
         self._run.log(step, skipped=1.0)
 
+    def unsound(self, step: int, told: str) -> None:
+        """As that of ``Guard``, but ``bad_step.json`` tells of it: no examples, since many steps have led there."""
+        self._note({"what": told, "step": step, "rows": [], "examples": []})
+        super().unsound(step, told)
+
+    def _note(self, record: dict[str, object]) -> None:
+        if self._run.writes:
+            write_json(self._run.folder / f"{BAD_STEP}.json", record)
+
     def _norm(self) -> float:
         return float(nn.utils.get_total_norm([part.detach() for part in self._parameters]))
 
@@ -173,8 +186,7 @@ class StepGuard(Guard):
         content, (step, rows) = dist.bytes_of(content, rank - 1), dist.agree(about, rank - 1)
         if self._run.writes:
             names = [self._paths[row] for row in rows]
-            record = {"what": told, "step": step, "rows": rows, "examples": names}
-            write_json(self._run.folder / f"{BAD_STEP}.json", record)
+            self._note({"what": told, "step": step, "rows": rows, "examples": names})
             write_atomically(self._run.folder / f"{BAD_STEP}.safetensors", content)
         return step
 

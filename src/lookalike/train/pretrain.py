@@ -19,7 +19,7 @@ from torch import nn
 from lookalike.core import dist
 from lookalike.core.devices import Precision, computes_in_bf16, device, isolated, named_precision
 from lookalike.core.errors import BAD_DATA, POSITIVE, Limit, UserError, check_limits
-from lookalike.core.files import UNFINISHED, refuse_unwritable, write_atomically
+from lookalike.core.files import UNFINISHED, publish, refuse_unwritable
 from lookalike.core.progress import counted
 from lookalike.data.example import Rows, Source, facts, remarks, unreadable
 from lookalike.data.fingerprint import changes, from_table, to_table
@@ -365,7 +365,7 @@ def tokenizer_of(request: Request, recipe: Recipe, source: Source, run: Run, new
         tokenizer = load_tokenizer(Path(folder), recipe) if folder is not None else new_tokenizer(recipe, source)
         assert tokenizer is not None
         if new:
-            write_atomically(run.folder / TOKENIZER, tokenizer.json.encode())
+            publish(run.folder, {TOKENIZER: tokenizer.json.encode()})
         return tokenizer.json
 
     return Tokenizer(dist.on_first_rank(kept))

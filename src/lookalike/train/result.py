@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
-from lookalike.core.files import write_atomically, write_json
+from lookalike.core.files import as_json, publish
 from lookalike.core.progress import Progress, counted
 from lookalike.data.example import Rows, Source
 from lookalike.data.order import some_rows
@@ -29,7 +29,7 @@ from lookalike.metrics.unlabelled import neighbours, shared
 from lookalike.models.encoder import Encoder, Whitening, unit, unwhitened
 from lookalike.recipes.recipe import Recipe
 from lookalike.train.start import flipped, sights
-from lookalike.train.trained import RESULT, START, VERDICT, Trained, in_parts
+from lookalike.train.trained import RESULT, VERDICT, Trained, begun_as, in_parts
 
 HELD_OUT = "held-out pictures"
 LABELLED, UNLABELLED = "kNN accuracy with their labels", "the neighbours that the start sees in larger pictures"
@@ -129,18 +129,17 @@ def conclude(
     """Keep the best candidate as the result of a run, and say which it is and why."""
     encoder.evaluated_in = encoder.precision  # which decides nothing here, and is faster
     merge(encoder.backbone)
-    judge, start = Judge(recipe, source, held_out, progress), load_file(folder / START)
+    judge, start = Judge(recipe, source, held_out, progress), begun_as(folder)
     found = list(candidates(recipe, judge, start, encoder))
     best, first = judge.best(found), found[0]
     kept = {name: part.contiguous() for name, part in encoder.state_dict().items()}
     kept |= {f"backbone.{name}": part for name, part in mixed(start, encoder.backbone.state_dict(), best.share).items()}
     kept |= {f"whitening.{name}": part for name, part in best.whitening.state_dict().items()}
     data = save({name: part.contiguous() for name, part in kept.items()})
-    write_atomically(folder / RESULT, data)
     scores = {one.name: one.score.mean for one in found}
     by = LABELLED if judge.by_labels else UNLABELLED
     verdict = {"step": step, "kept": best.name, "by": by, "scores": scores, "sha256": sha256(data).hexdigest()}
-    write_json(folder / VERDICT, verdict)
+    publish(folder, {RESULT: data, VERDICT: as_json(verdict)})
     yield f"compared on {len(held_out):,} {HELD_OUT} by {by}:"
     yield "; ".join(f"{one.name} {one.score.mean:.1%}" for one in found)
     yield f"kept: {best.name}{said(folder, judge.by_labels, best, first)}"

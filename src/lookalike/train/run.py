@@ -23,15 +23,17 @@ from lookalike.core.devices import accelerator, processor
 from lookalike.core.errors import BAD_DATA, USAGE, UserError, visible
 from lookalike.core.errors import IO as IO_ERROR
 from lookalike.core.files import (
+    HASHES,
     UNFINISHED,
+    as_json,
     cannot_write,
     json_in,
+    publish,
     read_json,
     refuse_unwritable,
     sync_folder,
     write_atomically,
     write_csv,
-    write_json,
 )
 from lookalike.core.lock import LOCK, Lock
 from lookalike.data.fingerprint import from_table
@@ -44,6 +46,7 @@ from lookalike.train.tensorboard import Board
 BAD_FILES, BAD_STEP = "bad_files.csv", "bad_step"
 OURS = {
     LOCK,
+    HASHES,
     BAD_FILES,
     f"{BAD_STEP}.json",
     f"{BAD_STEP}.safetensors",
@@ -132,7 +135,9 @@ class Run:
             return  # a run that was begun earlier, or no run: lookalike prepare keeps its shards
         spoken_of = {BAD_FILES} if BAD_FILES in reason and self._aside is None else set()
         spoken_of |= {name for name in new if name.startswith(BAD_STEP)} if BAD_STEP in reason else set()
-        for path in (self.folder / name for name in new - spoken_of):
+        # What says that a run is here comes before what it needs: killed in between, the same command is not refused.
+        for name in sorted(new - spoken_of, key=lambda name: (name in OURS, name == "recipe.json")):
+            path = self.folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         with suppress(OSError):  # one of them holds something
             for path in self._new:
@@ -166,10 +171,11 @@ class Run:
             "examples": len(from_table(self.data_table).names)
         }  # without which whole checkpoints would be of no use
 
-    def accept(self, data: dict[str, Any], table: bytes) -> None:
-        """Record what the data is: the table last, which decides whether it has changed."""
-        write_json(self._environment, environment() | {"data": data, "earlier": self._recorded().get("earlier", [])})
-        write_atomically(self.data_table, table)
+    def accept(self, data: dict[str, Any], table: bytes, recipe: Recipe | None = None) -> None:
+        """Record what the data is: the table last, which decides whether it has changed; then a new run's recipe."""
+        about = environment() | {"data": data, "earlier": self._recorded().get("earlier", [])}
+        files = {self._environment.name: as_json(about), self.data_table.name: table}
+        publish(self.folder, files | ({} if recipe is None else {"recipe.json": as_json(to_plain(recipe))}))
 
     def go_on(self, recipe: Recipe) -> None:
         """Record under what the run goes on, and say what has changed: equal bytes are promised for equal ones only."""
@@ -185,7 +191,8 @@ class Run:
         if changed:
             self.note(f"goes on under other conditions, so its bytes are its own: {', '.join(changed)}")
             earlier = {name: old.get(name) for name in ("command", *DECIDES)}
-            write_json(self._environment, old | now | {"earlier": [*old.get("earlier", []), earlier]})
+            about = old | now | {"earlier": [*old.get("earlier", []), earlier]}
+            publish(self.folder, {self._environment.name: as_json(about)})
 
     def _recorded(self) -> dict[str, Any]:
         """What environment.json holds, if it is there."""
@@ -193,12 +200,11 @@ class Run:
 
     def begin(self, recipe: Recipe, data: dict[str, Any], table: bytes) -> None:
         """Record a new run: its recipe, where it runs, and on what."""
-        self.accept(data, table)
-        self.write_recipe(recipe)
+        self.accept(data, table, recipe)
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Publish what the run is: from here on it is begun, or of another length."""
-        write_json(self.folder / "recipe.json", to_plain(recipe))
+        publish(self.folder, {"recipe.json": as_json(to_plain(recipe))})
 
     def resume(self, learner: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         """Restore the newest whole checkpoint, if there is one, and its logs; the steps that are done."""
@@ -225,6 +231,8 @@ class Run:
             return
         self._close_logs()  # which belong to the file that is replaced
         kept = [line for line in self._lines() if _step_of(line) <= step]
+        if later := [done for line in self._lines() if step < (done := _step_of(line)) < float("inf")]:
+            self.note(f"goes on from step {step}, the newest that is saved: steps up to {max(later):g} are made again")
         write_atomically(self.metrics, b"".join(line + b"\n" for line in kept))
         self._board = Board.open(self.folder / "tb", step)
 

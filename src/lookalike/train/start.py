@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lookalike.core import dist
 from lookalike.core.devices import module_to_device
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.core.files import write_atomically
+from lookalike.core.files import publish
 from lookalike.core.progress import Progress, counted
 from lookalike.data.example import Rows, Source
 from lookalike.data.loader import Loads
@@ -163,7 +163,7 @@ def save_beginning(recipe: Recipe, start: Beginning, loader: Loads, run: Run, pr
     learner = begun(recipe, start, loader, progress)
     if start.init is not None and start.held_out is not None:
         backbone = {name: part.contiguous() for name, part in start.init.encoder.backbone.state_dict().items()}
-        dist.on_first_rank(lambda: write_atomically(run.folder / START, save(backbone)))
+        dist.on_first_rank(lambda: publish(run.folder, {START: save(backbone)}))
     checkpoint.save(run.checkpoints, 0, learner, recipe.optimizer_of(learner))
 
 

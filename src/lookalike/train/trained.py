@@ -14,13 +14,12 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lookalike.core import dist
 from lookalike.core.devices import Precision, isolated, material_to_device, module_to_device, view_to_device
 from lookalike.core.errors import BAD_DATA, UserError
-from lookalike.core.files import read_json
+from lookalike.core.files import known, read_json
 from lookalike.core.progress import Progress, counted, silent
 from lookalike.data.example import Rows, Source, facts, inner_folder, unreadable
 from lookalike.data.loader import GIB, Loads
@@ -194,12 +193,20 @@ def restore(folder: Path, step: int, encoder: Encoder) -> bool:
 
 def as_begun(model: Trained) -> Trained | None:
     """A run's network with the weights of the model that it began with, not whitened; None where it began with none."""
-    if not model.run or not (file := Path(model.run) / START).is_file():
+    if not model.run or not (Path(model.run) / START).is_file():
         return None
     encoder = initial(model.recipe)
-    encoder.backbone.load_state_dict(load_file(file))
+    encoder.backbone.load_state_dict(begun_as(Path(model.run)))
     encoder.whitening, encoder.evaluated_in = None, model.encoder.evaluated_in
     return model._replace(encoder=encoder)
+
+
+def begun_as(folder: Path) -> dict[str, Tensor]:
+    """The backbone that a run began with. Raises UserError for a damaged one."""
+    try:
+        return from_bytes(known(folder / START))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder / START} cannot be read ({error}): without it nothing compares", BAD_DATA) from None
 
 
 def initial(recipe: Recipe) -> Encoder:

@@ -210,7 +210,7 @@ def indexes(disk: Disk, names: Sequence[str]) -> list[FrameIndex | str]:
             table = pa.table({name: [row.get(name) for row in rows] for name in columns}, metadata=_VERSION)
             file.parent.mkdir(parents=True, exist_ok=True)
             sink = pa.BufferOutputStream()
-            pq.write_table(table, sink, compression="zstd")
+            pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
             write_atomically(file, sink.getvalue().to_pybytes())
     return [_index(row) for row in rows]
 
