@@ -150,6 +150,14 @@ def test_a_network_without_attention_is_refused(photos: Path, say: Callable[...,
     assert err.count("\n") == 1
 
 
+def test_norms_may_move_beside_the_updates() -> None:
+    net, _ = ViT(width=16, depth=2, heads=2, patch=8).build(2)
+    Movement(lora=2, weights="norms", share=0.5).settle(net)
+    names = {name.removeprefix("blocks.1.") for name, part in net.named_parameters() if part.requires_grad}
+    updates = {f"attn.{layer}.parametrizations.weight.0.{part}" for layer in ("qkv", "proj") for part in ("up", "down")}
+    assert names == updates | {f"{norm}.{part}" for norm in ("norm1", "norm2", "norm") for part in ("weight", "bias")}
+
+
 def test_torchvision_s_attention_is_updated_too() -> None:
     net: nn.Module = VisionTransformer(32, 8, 2, 2, 16, 32).eval()
     nn.init.normal_(net.heads.head.weight)  # type: ignore[union-attr, arg-type]

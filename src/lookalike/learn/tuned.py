@@ -26,7 +26,7 @@ class Movement(Bounded):
     statistics: Literal["batch", "kept"] = "batch"  # kept: BatchNorm stays as it was, by its running statistics
     share: Probability = 1.0  # of the stages that learn, the last ones; their gradients alone cost time
     weights: Literal["all", "norms"] = "all"  # norms: scale and shift of the norms alone (TENT, arXiv 2006.10726)
-    lora: Annotated[int, Limit(0, 4096)] = 0  # rank of what attention's matrices learn, alone (arXiv 2106.09685)
+    lora: Annotated[int, Limit(0, 4096)] = 0  # rank of what attention learns, in place of all (LoRA, arXiv 2106.09685)
     fall: Factor = 1.0  # the rate of a stage, over that of the next (ULMFiT, arXiv 1801.06146)
     rest: Probability = 0.0  # share of the run in which the head learns alone (arXiv 2202.10054)
 
@@ -42,7 +42,8 @@ class Movement(Bounded):
             for parameter in backbone.parameters():
                 parameter.requires_grad_(id(parameter) in learning)
         if self.lora:
-            backbone.requires_grad_(False)
+            if self.weights == "all":
+                backbone.requires_grad_(False)
             self._lower(parts[len(parts) - round(self.share * len(parts)) :])
 
     def _lower(self, parts: list[nn.Module]) -> None:
