@@ -24,7 +24,6 @@ LATE = {  # what a function may import: packages of extras, and those whose impo
     "av": "[video]",
     "faster_coco_eval": "[detect]",
     "fsspec": "[remote]",
-    "huggingface_hub": "only where the Hub is asked",
     "onnxruntime": "[export]",
     "pillow_heif": "[heif]",
     "pillow_jxl": "[jxl]",
@@ -64,6 +63,10 @@ def test_the_rooms_are_few() -> None:
     (contract,) = tomllib.loads(PYPROJECT.read_text("utf-8"))["tool"]["importlinter"]["contracts"]
     assert len(contract["layers"]) <= 12
     assert contract["exhaustive"]
+
+
+def test_the_packages_that_everybody_needs_are_few() -> None:
+    assert len(tomllib.loads(PYPROJECT.read_text("utf-8"))["project"]["dependencies"]) <= 10
 
 
 def test_functions_are_short() -> None:

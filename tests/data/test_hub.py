@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pytest
 
-from lookalike.core.errors import BAD_DATA, IO, USAGE, UserError
+from lookalike.core.errors import BAD_DATA, IO, USAGE, UserError, of_timm
 from lookalike.data.source import open_source, splits
 from tests.support.packs import columns, pack, pictures
 
@@ -168,3 +168,8 @@ def test_damaged_arrow(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text("{}")
     with pytest.raises(UserError, match=r"state\.json cannot be read"):
         open_source(tmp_path)
+
+
+def test_a_package_that_is_missing_is_named() -> None:
+    with pytest.raises(UserError, match="needs the package nothing_such, which timm brings: pip install nothing_such"):
+        of_timm("nothing_such")

@@ -119,6 +119,7 @@ class Scene(NamedTuple):
     command: Callable[[Path], list[object]]
     left: Callable[[Path], object]  # what must be equal to the same of a command that met no fault
     whole: Callable[[Path], None]  # raises where the old state was lost
+    once: bool = False  # whether it is refused where all is done
 
 
 def every(what: str, cases: Sequence[Case], check: Callable[[Case, Path], None], folder: Path) -> None:

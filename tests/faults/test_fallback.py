@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from lookalike.core.errors import IO
-from lookalike.core.files import as_json, cannot_write, publish, write_atomically
+from lookalike.core.files import as_json, cannot_write, of_system, publish, write_atomically
 from lookalike.train import checkpoint
 from lookalike.train.tensorboard import Board
 from tests.conftest import Said
@@ -188,7 +188,9 @@ def test_why_a_file_cannot_be_written_decides_the_advice(tmp_path: Path) -> None
     assert "free some space" not in closed
     assert "Read-only file system" in closed
     of_safetensors = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-    assert checkpoint._of_system(of_safetensors).errno == errno.ENOSPC
+    failed = of_system(of_safetensors)
+    assert failed
+    assert failed.errno == errno.ENOSPC
 
 
 def test_doctor_gives_the_command_for_where_a_run_lies_now(place: Path, say: Say) -> None:

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, wraps
+from importlib import import_module
 from importlib.util import find_spec
 from numbers import Real
 from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
@@ -33,6 +34,18 @@ class UserError(Exception):
 def visible(text: str) -> str:
     """One line of text whose letters only show: what a terminal would obey, as names of files may hold, is escaped."""
     return _ACTS.sub(lambda letter: letter[0].encode("unicode_escape").decode(), text)
+
+
+def of_timm(module: str) -> Any:
+    """``huggingface_hub`` or ``yaml``: timm needs and brings them, and here they are needed for little.
+
+    Raises UserError where it is missing.
+    """
+    try:
+        return import_module(module)
+    except ImportError:
+        package = {"yaml": "pyyaml"}.get(module, module)
+        raise UserError(f"this needs the package {package}, which timm brings: pip install {package}") from None
 
 
 def meant(word: str, names: Iterable[str], otherwise: str | None = None) -> str:

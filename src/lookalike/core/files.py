@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import stat
@@ -162,6 +163,14 @@ def cannot_write(path: str | Path, error: OSError, needed: int = 0) -> str:
         case errno.EROFS:
             return f"cannot write {path} ({error.strerror}): its disk takes no writing now: mount it to be written"
     return f"cannot write {path} ({error.strerror or error})"
+
+
+def of_system(error: Exception) -> OSError | None:
+    """The error of the system, if it is one, or one in the words of safetensors, which has its number there."""
+    if isinstance(error, OSError):
+        return error
+    found = re.search(r"os error (\d+)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
 
 
 def true_cell(text: str) -> str:

@@ -6,13 +6,11 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 from urllib.request import urlopen
 
-import huggingface_hub
 import torch
 
-from lookalike.core.errors import IO, UserError
+from lookalike.core.errors import IO, UserError, of_timm
 
 Say = Callable[[str], None]
 
@@ -37,11 +35,12 @@ def web_file(model: str, url: str, download: bool, say: Say) -> Path:
 
 def hub_file(model: str, repo: str, names: Sequence[str], download: bool, say: Say) -> Path:
     """The first of these files that the Hub has of ``repo``, checked by the hash that it states."""
+    hub = of_timm("huggingface_hub")
     for name in names:
-        if isinstance(path := huggingface_hub.try_to_load_from_cache(repo, name), str):
+        if isinstance(path := hub.try_to_load_from_cache(repo, name), str):
             return Path(path)
     if not download:
-        place = huggingface_hub.constants.HF_HUB_CACHE
+        place = hub.constants.HF_HUB_CACHE
         raise UserError(
             f"{model} is not on this machine: add --download, or put huggingface.co/{repo} into {place} "
             f"(hf download {repo}), or name a file with --model {model}"
@@ -50,11 +49,12 @@ def hub_file(model: str, repo: str, names: Sequence[str], download: bool, say: S
 
 
 def _from_hub(repo: str, names: Sequence[str], say: Say) -> Path:
+    hub = of_timm("huggingface_hub")
     try:
-        name = next((name for name in names if huggingface_hub.file_exists(repo, name)), names[-1])
-        about: Any = huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repo, name))
+        name = next((name for name in names if hub.file_exists(repo, name)), names[-1])
+        about = hub.get_hf_file_metadata(hub.hf_hub_url(repo, name))
         say(f"huggingface.co/{repo}, {name}: {_size(about.size)}")
-        path = Path(huggingface_hub.hf_hub_download(repo, name))
+        path = Path(hub.hf_hub_download(repo, name))
         _check(path, about.etag)
     except Exception as error:  # of HTTP, of the Hub and of the cache, as in models/hugging_face.py
         raise UserError(f"huggingface.co/{repo} cannot be fetched ({_reason(error)})", IO) from None

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lookalike.core.errors import BAD_DATA, IO, UserError
-from lookalike.core.files import refuse_unwritable, sync_folder, unfinished, write_json
+from lookalike.core.files import of_system, refuse_unwritable, sync_folder, unfinished, write_json
 from lookalike.exchange.card import Facts, Shown, card
 from lookalike.models.encoder import Encoder, evaluating
 from lookalike.recipes.recipe import Recipe
@@ -100,6 +100,8 @@ def export(subject: Subject, target: Target, out: Path) -> Exported:
         except (UserError, OSError):
             raise
         except Exception as error:  # whatever another library raises of a network or of a file
+            if (failed := of_system(error)) is not None:
+                raise failed from None
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             raise UserError(f"{target.name} does not take this model ({reason}): nothing was kept", BAD_DATA) from error
         if not worst <= LIMIT:  # NaN, too

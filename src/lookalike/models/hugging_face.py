@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from lookalike.core.errors import BAD_DATA, IO, USAGE, Bounded, Limit, UserError
+from lookalike.core.errors import BAD_DATA, IO, USAGE, Bounded, Limit, UserError, of_timm
 from lookalike.core.files import whole
 from lookalike.models.norm import group_norms
 from lookalike.models.text import CounterDropout, Packing, Pool, pooled
@@ -163,10 +163,9 @@ def located(folder: str) -> Path:
 
 def _fetched(name: str) -> Path:
     """A snapshot of a model on the Hub in the Hub's own cache: weights as safetensors, nothing that could run."""
-    from huggingface_hub import snapshot_download
-
+    hub = of_timm("huggingface_hub")
     try:
-        return Path(snapshot_download(name, allow_patterns=list(FILES)))
+        return Path(hub.snapshot_download(name, allow_patterns=list(FILES)))
     except Exception as error:  # of HTTP, of the Hub and of the cache: a dozen classes that change with its versions
         reason = (str(error).splitlines() or [""])[0][:200]
         raise UserError(f"{HUB}{name} cannot be fetched ({type(error).__name__}: {reason})", IO) from None

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from lookalike.core import dist
 from lookalike.core.errors import BAD_DATA, IO, UserError
-from lookalike.core.files import NOT_THERE, UNFINISHED, cannot_write, json_in, read_json, sync_folder, whole
+from lookalike.core.files import NOT_THERE, UNFINISHED, cannot_write, json_in, of_system, read_json, sync_folder, whole
 from lookalike.learn.dictionary import Dictionary, RowBlock
 from lookalike.recipes.recipe import Recipe
 
@@ -119,7 +119,7 @@ def _publish(final: Path, step: int, state: dict[str, Tensor], optimizer: torch.
         sync_folder(folder.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        reason = cannot_write(final, _of_system(error), _bytes(state, optimizer))
+        reason = cannot_write(final, of_system(error) or OSError(0, str(error)), _bytes(state, optimizer))
         raise UserError(f"{reason}; the checkpoints before it are whole", IO) from None
     kept = [path for path in published(folder) if path <= final][:KEPT]  # a later one is damaged: it was passed over
     for path in published(folder):
@@ -205,14 +205,6 @@ def _not_finite(path: Path) -> str | None:
                 if part.is_floating_point() and not bool(part.isfinite().all()):
                     return f"{tensor} in it is not finite"
     return None
-
-
-def _of_system(error: OSError | SafetensorError) -> OSError:
-    """The error of the system in one of safetensors, which gives its number in words."""
-    if isinstance(error, OSError):
-        return error
-    found = re.search(r"os error (\d+)", str(error))
-    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else OSError(0, str(error))
 
 
 def load(path: Path, learner: nn.Module, optimizer: torch.optim.Optimizer) -> int:

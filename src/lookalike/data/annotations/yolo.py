@@ -9,10 +9,11 @@ import codecs
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import yaml
 
+from lookalike.core.errors import of_timm
 from lookalike.core.files import whole
 from lookalike.data.annotations.masks import Polygons
 from lookalike.data.annotations.pictures import Pictures, one_file_each
@@ -92,9 +93,8 @@ def _yolo_points(shares: Sequence[float], shape: tuple[int, int], height: int, w
 def points_shape(file: Path) -> tuple[int, int]:
     """``kpt_shape`` of a data.yaml: points of an object, and numbers of a point; (0, 3) where there is none."""
     try:
-        content = yaml.load(plain_text(whole(file)), yaml.BaseLoader)
-        count, numbers = map(int, content["kpt_shape"])
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError):
+        count, numbers = map(int, _content(plain_text(whole(file)))["kpt_shape"])
+    except (KeyError, TypeError, ValueError):
         return 0, 3
     return (count, numbers) if 0 < count < 1000 and numbers in (2, 3) else (0, 3)
 
@@ -107,14 +107,20 @@ def names_in(file: Path) -> list[str]:
     text = plain_text(whole(file))
     if file.suffix not in YAML:
         return _by_number(dict(enumerate(line.strip() for line in text.rstrip().splitlines())))
-    try:
-        content = yaml.load(text, yaml.BaseLoader)  # which knows strings, lists and dictionaries alone
-    except yaml.YAMLError:
-        return []
+    content = _content(text)
     names = content.get("names") if isinstance(content, dict) else None
     if isinstance(names, dict):
         return _by_number({int(key): name for key, name in names.items() if str(key).isdecimal() and len(key) < 6})
     return _by_number(dict(enumerate(names))) if isinstance(names, list) else []
+
+
+def _content(text: str) -> Any:
+    """What YAML says, of strings, lists and dictionaries alone; None for what is none."""
+    yaml = of_timm("yaml")
+    try:
+        return yaml.load(text, yaml.BaseLoader)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None
 
 
 def _by_number(names: Mapping[int, object]) -> list[str]:

@@ -12,9 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
-from huggingface_hub import snapshot_download
-
-from lookalike.core.errors import BAD_DATA, IO, USAGE, UserError
+from lookalike.core.errors import BAD_DATA, IO, USAGE, UserError, of_timm
 from lookalike.data.decode import SUFFIXES, one_line
 from lookalike.data.example import PictureSource, Source
 from lookalike.data.fingerprint import LONG_PIECE, stamps_of_files
@@ -313,10 +311,10 @@ def snapshot(data: str, suffixes: Sequence[str]) -> Path:
         raise UserError(
             f"{data}: no name of a dataset; write hub:owner/name, hub:owner/name/folder or ...@revision", USAGE
         )
-    folder = match["folder"].strip("/")
+    folder, hub = match["folder"].strip("/"), of_timm("huggingface_hub")
     patterns = [f"{folder}/*{suffix}" if folder else f"*{suffix}" for s in suffixes for suffix in (s, s.upper())]
     try:
-        fetched = snapshot_download(
+        fetched = hub.snapshot_download(
             match["name"], repo_type="dataset", revision=match["revision"], allow_patterns=patterns
         )
     except Exception as error:  # of HTTP, of the Hub and of the cache: a dozen classes that change with its versions
