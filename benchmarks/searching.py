@@ -101,7 +101,7 @@ def by_groups(path: Path, queries: torch.Tensor) -> list[set[int]]:
 def compare_all(path: Path, queries: torch.Tensor, truth: list[set[int]]) -> None:
     began = time.perf_counter()
     with opened_table(path) as file:
-        vectors = torch.from_numpy(vectors_of(file))
+        vectors = torch.from_numpy(vectors_of(file, path))
     tell("exact: opened", seconds=time.perf_counter() - began)
     one = [took(lambda q=q: list(exact(vectors, q[None], [[]], TOP))) for q in queries[:30]]
     tell("exact: a query", milliseconds=1e3 * statistics.median(one), best=1e3 * min(one), n=len(one))
@@ -145,7 +145,7 @@ def measure(name: str, ask: Callable[[torch.Tensor], list[int]], queries: torch.
 
 def rivals(path: Path, queries: torch.Tensor, truth: list[set[int]], graph: int) -> None:
     with opened_table(path) as file:
-        vectors = vectors_of(file)
+        vectors = vectors_of(file, path)
     try:
         import faiss
     except ImportError:

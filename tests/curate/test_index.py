@@ -158,9 +158,27 @@ def test_a_table_that_others_wrote_is_told_by_all_its_bytes(table: Path, tmp_pat
 
 
 def test_of_equal_rows_the_earlier_leads() -> None:
-    vectors = torch.eye(4).repeat(50, 1)
-    ((values, rows),) = exact(vectors, torch.eye(4)[:1], [[8]], 10)
-    assert rows.tolist() == [0, 4, *range(12, 44, 4)]
-    assert set(values.tolist()) == {1.0}
-    ((values, rows),) = exact(vectors, torch.eye(4)[:1], [[0]], 10, torch.arange(200) < 6)
-    assert rows.tolist() == [4, 1, 2, 3, 5]
+    vectors = torch.eye(4).repeat(5000, 1)
+    for count in (1, 9):  # one by one, and in blocks
+        for values, rows in exact(vectors, torch.eye(4)[:1].repeat(count, 1), [[8]] * count, 10):
+            assert rows.tolist() == [0, 4, *range(12, 44, 4)]
+            assert set(values.tolist()) == {1.0}
+        for _, rows in exact(vectors, torch.eye(4)[:1].repeat(count, 1), [[0]] * count, 10, torch.arange(20000) < 6):
+            assert rows.tolist() == [4, 1, 2, 3, 5]
+
+
+def test_blocks_find_what_a_sort_of_all_finds() -> None:
+    vectors = torch.from_numpy(clustered(3, 20_000))
+    queries, own = vectors[:50], [[row, row + 9000] for row in range(50)]
+    mask = torch.arange(len(vectors)) % 3 > 0
+    for top in (1, 10, 9000, 30_000):
+        for some, chosen in ((queries, None), (queries, mask), (queries[:2], mask)):
+            for number, (values, rows) in enumerate(exact(vectors, some, own, top, chosen)):
+                cosines = vectors @ some[number]
+                cosines[own[number]] = -torch.inf
+                cosines = cosines if chosen is None else cosines.masked_fill(~chosen, -torch.inf)
+                truth = cosines.sort(descending=True).values[:top]
+                truth = truth[truth > -torch.inf]
+                torch.testing.assert_close(values, truth, atol=1e-6, rtol=0)
+                torch.testing.assert_close(cosines[rows], truth, atol=1e-6, rtol=0)
+                assert len(set(rows.tolist())) == len(truth)

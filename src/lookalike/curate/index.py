@@ -127,7 +127,8 @@ class _Work(NamedTuple):
 
     def kept(self, name: str) -> npt.NDArray[Any] | None:
         try:
-            return np.load(self.folder / f"{name}.npy", mmap_mode="r")
+            found: npt.NDArray[Any] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
+            return found
         except (OSError, ValueError):
             return None
 
@@ -143,7 +144,7 @@ class _Work(NamedTuple):
         told = counted(self.progress, "centres", _ROUNDS * len(sample))
         for _ in range(_ROUNDS):
             sums = torch.zeros_like(centres)
-            for part in sample.split(_BLOCK):
+            for part in torch.split(sample, _BLOCK):
                 sums.index_add_(0, nearest_centre(part, centres), part)
                 told(len(part))
             empty = sums.norm(dim=1) < 1e-6
@@ -197,7 +198,7 @@ class _Work(NamedTuple):
 @full_precision()
 def nearest_centre(rows: Tensor, centres: Tensor) -> Tensor:
     """(R,) the number of the centre that is nearest to each row (R, F)."""
-    return torch.cat([(part @ centres.T).argmax(1) for part in rows.split(4096)])
+    return torch.cat([(part @ centres.T).argmax(1) for part in torch.split(rows, 4096)])
 
 
 def _built(path: Path, folder: Path, identity: str, progress: Progress, say: Say) -> dict[str, Any]:
