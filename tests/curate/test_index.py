@@ -19,7 +19,7 @@ from lookalike.core.errors import UserError
 from lookalike.core.progress import silent
 from lookalike.curate import index as indexing
 from lookalike.curate.index import index_of
-from lookalike.curate.mapped import Mapped
+from lookalike.curate.on_disk import OnDisk
 from lookalike.curate.search import exact
 from lookalike.train.embeddings import identity_of, read_embeddings, write_embeddings
 from lookalike.types import Embeddings
@@ -131,7 +131,7 @@ def interrupts(what: str, count: int) -> Callable[[str, int, int], None]:
 
 def test_rows_are_read_where_they_lie_or_decoded_where_they_do_not_lie_plainly(table: Path, tmp_path: Path) -> None:
     vectors, numbers = read_embeddings(table).vectors, np.array([4999, 0, 2000, 1999, 2000])
-    plain = Mapped(table)
+    plain = OnDisk(table)
     assert plain.plain
     assert sum(len(rows) for _, rows in plain.groups()) == ROWS
     assert plain.plain  # the groups are the same as decoded
@@ -141,7 +141,7 @@ def test_rows_are_read_where_they_lie_or_decoded_where_they_do_not_lie_plainly(t
     small_pages = {"data_page_size": 5000, "compression": "none", "use_dictionary": False}
     for other, how in ((held, {"compression": "zstd"}), (lists, {}), (held, small_pages)):
         pq.write_table(other, tmp_path / "b.parquet", row_group_size=700, **how)
-        mapped = Mapped(tmp_path / "b.parquet")
+        mapped = OnDisk(tmp_path / "b.parquet")
         for start, rows in mapped.groups():
             np.testing.assert_array_equal(rows, vectors[start : start + len(rows)])
         assert not mapped.plain

@@ -19,7 +19,7 @@ Vectors = npt.NDArray[np.float32]
 _GROUPS = 8  # row groups that are kept where the file has to be decoded
 
 
-class Mapped:
+class OnDisk:
     """(N, F) float32 vectors of a parquet file that stays on the disk; N and F are ``len`` and ``width``."""
 
     def __init__(self, path: Path) -> None:
@@ -66,7 +66,7 @@ class Mapped:
         """Whether no row has to be decoded, as far as is known."""
         return None not in self._places
 
-    def decoded(self) -> Mapped:
+    def decoded(self) -> OnDisk:
         """The same, every row of which is decoded when it is asked for."""
         self._places = [None] * len(self._places)
         return self
