@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -16,6 +17,7 @@ from lookalike.core.errors import UserError
 from lookalike.models.image import ResNet
 from lookalike.recipes import tiny
 from lookalike.recipes.parts import PARTS
+from lookalike.train.embeddings import write_embeddings
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 OWN = ["own_backbone", "own_view", "own_objective", "own_data", "notebook"]
@@ -109,6 +111,19 @@ def test_an_export_searches_by_onnx_alone_as_the_run_does(digits: Path) -> None:
     cosines = dict(zip(table.path, table.vectors @ table.vectors[table.path.index("3/3.png")]))
     # Pillow rounds pixels after each of the two resizes.
     assert all(abs(cosines[path] - cosine) < 0.03 for path, cosine in hits.items())
+
+
+def test_a_table_goes_to_qdrant_and_is_searched_there_as_here(digits: Path, tmp_path: Path) -> None:
+    pytest.importorskip("qdrant_client", reason="qdrant-client is not installed")
+    run, table = tmp_path / "run", tmp_path / "table.parquet"
+    lookalike.pretrain(digits, run, recipe="tiny", steps=1, workers=0, quiet=True)
+    write_embeddings(lookalike.embed(run, digits, workers=0), table)
+    *lines, _ = script("to_qdrant", table)
+    first = pq.read_table(table)["path"][0].as_py()
+    assert lines[0] == f"1.0000  {first}"
+    hits = lookalike.search(table, [first], 4)[0]
+    scores = {line.split("  ")[1]: float(line.split("  ")[0]) for line in lines[1:]}
+    assert scores == pytest.approx({hit.path: hit.cosine for hit in hits}, abs=1e-4)
 
 
 def test_every_other_script_is_checked_for_syntax() -> None:

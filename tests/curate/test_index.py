@@ -19,7 +19,7 @@ from lookalike.core.errors import UserError
 from lookalike.core.progress import silent
 from lookalike.curate import index as indexing
 from lookalike.curate.index import index_of
-from lookalike.curate.mapped import Mapped
+from lookalike.curate.on_disk import OnDisk
 from lookalike.curate.search import exact
 from lookalike.train.embeddings import identity_of, read_embeddings, write_embeddings
 from lookalike.types import Embeddings
@@ -131,7 +131,7 @@ def interrupts(what: str, count: int) -> Callable[[str, int, int], None]:
 
 def test_rows_are_read_where_they_lie_or_decoded_where_they_do_not_lie_plainly(table: Path, tmp_path: Path) -> None:
     vectors, numbers = read_embeddings(table).vectors, np.array([4999, 0, 2000, 1999, 2000])
-    plain = Mapped(table)
+    plain = OnDisk(table)
     assert plain.plain
     assert sum(len(rows) for _, rows in plain.groups()) == ROWS
     assert plain.plain  # the groups are the same as decoded
@@ -141,7 +141,7 @@ def test_rows_are_read_where_they_lie_or_decoded_where_they_do_not_lie_plainly(t
     small_pages = {"data_page_size": 5000, "compression": "none", "use_dictionary": False}
     for other, how in ((held, {"compression": "zstd"}), (lists, {}), (held, small_pages)):
         pq.write_table(other, tmp_path / "b.parquet", row_group_size=700, **how)
-        mapped = Mapped(tmp_path / "b.parquet")
+        mapped = OnDisk(tmp_path / "b.parquet")
         for start, rows in mapped.groups():
             np.testing.assert_array_equal(rows, vectors[start : start + len(rows)])
         assert not mapped.plain
@@ -158,9 +158,27 @@ def test_a_table_that_others_wrote_is_told_by_all_its_bytes(table: Path, tmp_pat
 
 
 def test_of_equal_rows_the_earlier_leads() -> None:
-    vectors = torch.eye(4).repeat(50, 1)
-    ((values, rows),) = exact(vectors, torch.eye(4)[:1], [[8]], 10)
-    assert rows.tolist() == [0, 4, *range(12, 44, 4)]
-    assert set(values.tolist()) == {1.0}
-    ((values, rows),) = exact(vectors, torch.eye(4)[:1], [[0]], 10, torch.arange(200) < 6)
-    assert rows.tolist() == [4, 1, 2, 3, 5]
+    vectors = torch.eye(4).repeat(5000, 1)
+    for count in (1, 9):  # one by one, and in blocks
+        for values, rows in exact(vectors, torch.eye(4)[:1].repeat(count, 1), [[8]] * count, 10):
+            assert rows.tolist() == [0, 4, *range(12, 44, 4)]
+            assert set(values.tolist()) == {1.0}
+        for _, rows in exact(vectors, torch.eye(4)[:1].repeat(count, 1), [[0]] * count, 10, torch.arange(20000) < 6):
+            assert rows.tolist() == [4, 1, 2, 3, 5]
+
+
+def test_blocks_find_what_a_sort_of_all_finds() -> None:
+    vectors = torch.from_numpy(clustered(3, 20_000))
+    queries, own = vectors[:50], [[row, row + 9000] for row in range(50)]
+    mask = torch.arange(len(vectors)) % 3 > 0
+    for top in (1, 10, 9000, 30_000):
+        for some, chosen in ((queries, None), (queries, mask), (queries[:2], mask)):
+            for number, (values, rows) in enumerate(exact(vectors, some, own, top, chosen)):
+                cosines = vectors @ some[number]
+                cosines[own[number]] = -torch.inf
+                cosines = cosines if chosen is None else cosines.masked_fill(~chosen, -torch.inf)
+                truth = cosines.sort(descending=True).values[:top]
+                truth = truth[truth > -torch.inf]
+                torch.testing.assert_close(values, truth, atol=1e-6, rtol=0)
+                torch.testing.assert_close(cosines[rows], truth, atol=1e-6, rtol=0)
+                assert len(set(rows.tolist())) == len(truth)

@@ -22,7 +22,7 @@ from lookalike.core.errors import BAD_DATA, IO, UserError
 from lookalike.core.files import cannot_write, json_in, publishing, whole, write_json
 from lookalike.core.lock import Lock
 from lookalike.core.progress import Progress, counted
-from lookalike.curate.mapped import Mapped
+from lookalike.curate.on_disk import OnDisk
 from lookalike.data.source import Say
 from lookalike.metrics.knn import leading
 from lookalike.train.embeddings import identity_of
@@ -40,7 +40,7 @@ _FEW = 50_000  # rows of a condition that are compared one by one
 class Index:
     """Opened, its parts mapped into memory; bound to the table by what identifies it."""
 
-    def __init__(self, folder: Path, vectors: Mapped, probes: int, recall: float) -> None:
+    def __init__(self, folder: Path, vectors: OnDisk, probes: int, recall: float) -> None:
         self._vectors, self.probes, self.recall = vectors, probes, recall
         self._centres = torch.from_numpy(np.load(folder / "centres.npy"))
         self._starts: list[int] = np.load(folder / "starts.npy").tolist()
@@ -97,7 +97,7 @@ def index_of(path: Path, progress: Progress, say: Say) -> Index:
         if about is not None:
             say(f"{folder} is of another table: built anew")
         about = _built(path, folder, identity, progress, say)
-    vectors = Mapped(path)
+    vectors = OnDisk(path)
     try:
         return Index(folder, vectors if about["plain"] else vectors.decoded(), int(about["probes"]), about["recall"])
     except (OSError, ValueError, KeyError) as error:
@@ -117,7 +117,7 @@ class _Work(NamedTuple):
     """What is there of an index that is being built, in the order of its building: each file is whole or not there."""
 
     folder: Path
-    vectors: Mapped
+    vectors: OnDisk
     progress: Progress
 
     def saved(self, name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -127,7 +127,8 @@ class _Work(NamedTuple):
 
     def kept(self, name: str) -> npt.NDArray[Any] | None:
         try:
-            return np.load(self.folder / f"{name}.npy", mmap_mode="r")
+            found: npt.NDArray[Any] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
+            return found
         except (OSError, ValueError):
             return None
 
@@ -143,7 +144,7 @@ class _Work(NamedTuple):
         told = counted(self.progress, "centres", _ROUNDS * len(sample))
         for _ in range(_ROUNDS):
             sums = torch.zeros_like(centres)
-            for part in sample.split(_BLOCK):
+            for part in torch.split(sample, _BLOCK):
                 sums.index_add_(0, nearest_centre(part, centres), part)
                 told(len(part))
             empty = sums.norm(dim=1) < 1e-6
@@ -197,7 +198,7 @@ class _Work(NamedTuple):
 @full_precision()
 def nearest_centre(rows: Tensor, centres: Tensor) -> Tensor:
     """(R,) the number of the centre that is nearest to each row (R, F)."""
-    return torch.cat([(part @ centres.T).argmax(1) for part in rows.split(4096)])
+    return torch.cat([(part @ centres.T).argmax(1) for part in torch.split(rows, 4096)])
 
 
 def _built(path: Path, folder: Path, identity: str, progress: Progress, say: Say) -> dict[str, Any]:
@@ -210,7 +211,7 @@ def _built(path: Path, folder: Path, identity: str, progress: Progress, say: Say
                 for left in [*folder.glob("*.npy"), folder / "index.json"]:
                     left.unlink(missing_ok=True)
                 write_json(begun, {"table": identity, "version": VERSION})
-            vectors = Mapped(path)
+            vectors = OnDisk(path)
             work = _Work(folder, vectors, progress)
             centres = work.centres()
             work.codes(work.lists(centres), len(centres))
@@ -228,7 +229,7 @@ def _built(path: Path, folder: Path, identity: str, progress: Progress, say: Say
         raise UserError(f"{cannot_write(folder, error)}; or search without --index", IO) from None
 
 
-def _measured(index: Index, vectors: Mapped, progress: Progress) -> tuple[int, float]:
+def _measured(index: Index, vectors: OnDisk, progress: Progress) -> tuple[int, float]:
     """How many lists reach the goal, twice as many at a time, and the recall there: rows are the queries."""
     numbers = np.sort(np.random.default_rng(1).choice(len(vectors), min(QUERIES, len(vectors)), replace=False))
     queries, own = torch.from_numpy(vectors.rows(numbers)), [[int(number)] for number in numbers]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lookalike.core.devices import isolated
+from lookalike.core.devices import full_precision, isolated
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.progress import Progress, silent
 from lookalike.curate.index import Index, index_of
@@ -23,7 +23,7 @@ from lookalike.curate.table import data_of, rows_of
 from lookalike.curate.where import NUMBERS, TEXTS, selected
 from lookalike.data.source import Data, Say, name_of
 from lookalike.exchange.named import is_named
-from lookalike.metrics.knn import leading, products
+from lookalike.metrics.knn import largest, leading
 from lookalike.models.encoder import Layer, embed
 from lookalike.recipes.modality import crop_of, modality_of, query_view
 from lookalike.train.embeddings import about_in, described, opened_table, origin_of, place_for, vectors_of
@@ -33,6 +33,8 @@ from lookalike.types import Embeddings, Origin
 
 MANY = 1 << 20
 """Rows beyond which a table is searched by an index, unless told otherwise."""
+_TOGETHER, _WORTH = 256, 4  # queries that are compared at a time, and how many pay for it
+_BLOCK = 1 << 13  # rows that they are compared with at a time
 
 
 class Hit(NamedTuple):
@@ -69,7 +71,7 @@ class _Searched(NamedTuple):
             if index or (index is None and len(columns) > MANY):
                 vectors: Tensor | Index = index_of(path, progress, say)
             else:
-                vectors = torch.from_numpy(vectors_of(file))
+                vectors = torch.from_numpy(vectors_of(file, path))
         return cls(columns, vectors, about["layer"], about["origin"])
 
     def row(self, path: str) -> int | None:
@@ -247,15 +249,59 @@ def _hits(
 
 def exact(
     vectors: Tensor, queries: Tensor, own: Sequence[Sequence[int]], top: int, mask: Tensor | None = None
-) -> Iterable[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Tensor, Tensor]]:
     """For each query (Q, F) the cosines and the rows of at most ``top`` vectors (N, F), by comparing with each."""
-    hidden, number = None if mask is None else ~mask, 0
-    for cosines in products(queries, vectors):
-        if hidden is not None:
-            cosines.masked_fill_(hidden, -torch.inf)
-        for row, some in zip(cosines, own[number:]):
-            row[list(some)] = -torch.inf
-        number += len(cosines)
-        for values, rows in zip(*leading(cosines, min(top, len(vectors)))):
-            count = int((values > -torch.inf).sum())
-            yield values[:count], rows[:count]
+    hidden = torch.zeros(0, dtype=torch.bool) if mask is None else ~mask
+    for start in range(0, len(queries), _TOGETHER):
+        some, theirs = queries[start : start + _TOGETHER], own[start : start + _TOGETHER]
+        if len(some) < _WORTH:
+            yield from (_compared(vectors, query, itself, top, hidden) for query, itself in zip(some, theirs))
+        else:
+            yield from _in_blocks(vectors, some, theirs, top, hidden)
+
+
+def _compared(vectors: Tensor, query: Tensor, itself: Sequence[int], top: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """One query with all rows. numpy reads them at two thirds of the time of torch."""
+    cosines = torch.from_numpy(vectors.numpy() @ query.numpy())
+    if len(hidden):
+        cosines.masked_fill_(hidden, -torch.inf)
+    cosines[list(itself)] = -torch.inf
+    return _told(*(part[0] for part in leading(cosines[None], min(top, len(vectors)))))
+
+
+@full_precision()
+def _in_blocks(
+    vectors: Tensor, queries: Tensor, own: Sequence[Sequence[int]], top: int, hidden: Tensor
+) -> list[tuple[Tensor, Tensor]]:
+    """Many queries with some rows at a time, whose products stay in the processor's cache: half the time."""
+    values, rows, least = list[Tensor](), list[Tensor](), list[Tensor]()
+    mine = [(number, row) for number, some in enumerate(own) for row in some]
+    for start in range(0, len(vectors), _BLOCK):
+        part = vectors[start : start + _BLOCK]
+        cosines = queries @ part.T
+        if len(hidden):
+            cosines.masked_fill_(hidden[start : start + _BLOCK], -torch.inf)
+        for number, row in mine:
+            if start <= row < start + len(part):
+                cosines[number, row - start] = -torch.inf
+        best, columns = largest(cosines, min(top, len(part)))
+        columns, order = columns.sort(dim=1)  # so that of equal ones the earlier leads
+        values.append(best.gather(1, order))
+        rows.append(columns + start)
+        if top < len(part):
+            least.append(best.amin(1))
+    best, order = torch.cat(values, 1).sort(dim=1, descending=True, stable=True)
+    found = torch.cat(rows, 1).gather(1, order[:, :top])
+    last = best[:, min(top, best.shape[1]) - 1]
+    # A block may have left out rows that are equal to the last one.
+    unsure = (torch.stack(least) == last).any(0) & (last > -torch.inf) if least else torch.zeros(len(queries))
+    return [
+        _compared(vectors, query, some, top, hidden) if doubt else _told(value, row)
+        for query, some, doubt, value, row in zip(queries, own, unsure.tolist(), best[:, :top], found)
+    ]
+
+
+def _told(values: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Without those that are hidden."""
+    count = int((values > -torch.inf).sum())
+    return values[:count], rows[:count]

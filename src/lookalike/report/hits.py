@@ -72,7 +72,7 @@ def _of_paths(source: PictureSource, paths: set[str], side: int) -> Iterator[tup
 def _section(name: str, answer: Answer, album: Mapping[str, _Shown], classes: Sequence[str]) -> str:
     """A query and its hits. Of several queries a mark means the label of any."""
     labels = {album[query].label for query in answer.queries if query in album} - {-1}
-    asked = [_asked(f"{name}-{number}", query, album) for number, query in enumerate(answer.queries)]
+    asked = [_asked(f"{name}-{number}", query, album, classes) for number, query in enumerate(answer.queries)]
     hits = [_hit(f"{name}h{number}", hit, album, labels, classes) for number, hit in enumerate(answer.hits)]
     return (
         f'<h2>{shown(answer.name)}</h2>\n<div class="answer"><div class="asked">{"".join(asked)}</div>\n'
@@ -80,10 +80,12 @@ def _section(name: str, answer: Answer, album: Mapping[str, _Shown], classes: Se
     )
 
 
-def _asked(name: str, query: str, album: Mapping[str, _Shown]) -> str:
+def _asked(name: str, query: str, album: Mapping[str, _Shown], classes: Sequence[str]) -> str:
     if query not in album:
         return f"<blockquote>{shown(query)}</blockquote>"
-    return _tile(name, query, album, "<b>query</b>")
+    label = album[query].label
+    kind = f" {shown(classes[label])}" if 0 <= label < len(classes) else ""
+    return _tile(name, query, album, f"<b>query</b>{kind}")
 
 
 def _hit(name: str, hit: Hit, album: Mapping[str, _Shown], labels: set[int], classes: Sequence[str]) -> str:

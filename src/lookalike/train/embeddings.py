@@ -40,7 +40,12 @@ VERSION = 2
 ROWS = 4 * CHUNK
 """Of a row group: what is held in memory while a table is made, and done again after a kill."""
 _ABOUT, _LAYER = b"lookalike", b"lookalike.layer"  # keys of a file's metadata: the second is all that older ones have
-_CONTENT = "lookalike.content"
+_CONTENT = "lookalike.embeddings"  # of a file's metadata: sha256 of the bytes of all features
+_PLAIN = {
+    "PLAIN",
+    "RLE",
+    "BIT_PACKED",
+}  # encodings; the last two are those of levels, which say that nothing is missing
 
 # ---- made ----
 
@@ -201,7 +206,7 @@ def arrow(table: Embeddings) -> pa.Table:
 class Writer:
     """Writes such tables: pages with checksums, features, which no codec makes smaller, in one page a group.
 
-    A hash of paths and features is among the metadata, which tells a table by its last bytes.
+    A hash of the features is among the metadata: so the last bytes of a file tell it from any other.
     """
 
     def __init__(self, file: Any, schema: pa.Schema) -> None:
@@ -212,8 +217,7 @@ class Writer:
 
     def write(self, table: pa.Table) -> None:
         """Rows, in groups of ``ROWS``."""
-        self._digest.update("\n".join(table["path"].to_pylist()).encode())
-        self._digest.update(np.ascontiguousarray(vectors_in(table["embedding"].combine_chunks())))
+        self._digest.update(np.ascontiguousarray(vectors_in(table["embedding"].combine_chunks())).data)
         self._writer.write_table(table, ROWS)
 
     def close(self) -> None:
@@ -274,15 +278,21 @@ def read_embeddings(path: Path) -> Embeddings:
     Columns that others have added are not looked at.
     """
     with opened_table(path) as file:
-        return Embeddings(**columns_of(file), vectors=vectors_of(file), **about_in(file))
+        return Embeddings(**columns_of(file), vectors=vectors_of(file, path), **about_in(file))
 
 
 @contextmanager
 def opened_table(path: Path) -> Iterator[pq.ParquetFile]:
     """A table in parquet; what goes wrong inside leaves as UserError."""
+    with refusing(path), opened(path) as file:
+        yield pq.ParquetFile(file, page_checksum_verification=True)
+
+
+@contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """What goes wrong with a table leaves as UserError."""
     try:
-        with opened(path) as file:
-            yield pq.ParquetFile(file, page_checksum_verification=True)
+        yield
     except (OSError, KeyError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:
         reason = (str(error).splitlines() or [""])[0][:100]
         where = f"{path}: neither a run nor a table that lookalike embed wrote in parquet"
@@ -307,8 +317,49 @@ def columns_of(file: pq.ParquetFile) -> dict[str, Any]:
     return columns | {"label": numbers("label").fill_null(-1).to_numpy(), "size": size}
 
 
-def vectors_of(file: pq.ParquetFile) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """(N, F), read some rows at a time; raises ValueError for lists that differ in length."""
+def plain_places(file: pq.ParquetFile) -> list[int | None]:
+    """Where in the file the numbers of each row group begin, if they can be one page as they are in memory.
+
+    A page ends with its numbers, which levels precede; None of what is compressed, or coded in any other way.
+    """
+    number = next((i for i, column in enumerate(file.schema) if column.path.split(".")[0] == "embedding"), -1)
+    places, width = list[int | None](), 0
+    for i in range(file.num_row_groups if number >= 0 else 0):
+        group = file.metadata.row_group(i)
+        column = group.column(number)
+        width = width or column.num_values // max(1, group.num_rows)
+        size = 4 * column.num_values
+        plain = column.compression == "UNCOMPRESSED" and not column.has_dictionary_page
+        plain = plain and column.physical_type == "FLOAT" and set(column.encodings) <= _PLAIN
+        even = column.num_values == group.num_rows * width and column.total_compressed_size > size
+        places.append(column.data_page_offset + column.total_compressed_size - size if plain and even else None)
+    return places
+
+
+def vectors_of(file: pq.ParquetFile, path: Path) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """(N, F): as they lie in the file, if their hash is what ``Writer`` says, in a twentieth of the time of decoding.
+
+    Raises ValueError for lists that differ in length.
+    """
+    told, places = (file.metadata.metadata or {}).get(_CONTENT.encode()), plain_places(file)
+    if told is not None and places and None not in places:
+        groups = [file.metadata.row_group(i) for i in range(len(places))]
+        width = file.schema_arrow.field("embedding").type.list_size
+        rows, digest, at = np.empty((file.metadata.num_rows, width), np.float32), hashlib.sha256(), 0
+        with opened(path) as whole:
+            for place, group in zip(places, groups):
+                part = rows[at : at + group.num_rows]
+                whole.seek(place or 0)
+                whole.readinto(part.data.cast("B"))
+                digest.update(part.data)
+                at += len(part)
+        if digest.hexdigest().encode() == told:
+            return rows
+    return _decoded(file)
+
+
+def _decoded(file: pq.ParquetFile) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """(N, F), read some rows at a time."""
     rows, at = None, 0
     for batch in file.iter_batches(ROWS, columns=["embedding"]):
         part = vectors_in(batch["embedding"])

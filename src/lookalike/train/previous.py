@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import lru_cache
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from lookalike.core.errors import USAGE, UserError
-from lookalike.core.files import opened
 from lookalike.models.encoder import Layer
-from lookalike.train.embeddings import about_in, columns_of, made_by, opened_table, vectors_in
+from lookalike.train.embeddings import about_in, columns_of, identity_of, made_by, opened_table, refusing, vectors_in
 from lookalike.types import Origin
 
 _OURS = ("path", "split", "label", "class", "text", "embedding", "width", "height", "sha256")
@@ -35,9 +34,9 @@ class Old(NamedTuple):
 class Previous:
     """A table by the same model; some 300 bytes a row are held."""
 
-    def __init__(self, path: Path, file: pq.ParquetFile, digest: str, same_data: bool) -> None:
+    def __init__(self, path: Path, file: pq.ParquetFile, digest: str, same_data: bool, open_: ExitStack) -> None:
         columns = columns_of(file)
-        self.digest, self._path, self._same_data = digest, path, same_data
+        self.digest, self._path, self._file, self._same_data, self._open = digest, path, file, same_data, open_
         self._numbers = {where: row for row, where in enumerate(zip(columns["split"], columns["path"]))}
         self._sha256: list[str] = columns.get("sha256") or [""] * len(columns["path"])
         self._texts: list[str] | None = columns.get("text")
@@ -49,16 +48,16 @@ class Previous:
     @classmethod
     def of(cls, path: Path, layer: Layer, origin: Origin) -> Previous:
         """The table at ``path``; raises UserError where another model made it, or other settings."""
-        with opened_table(path) as file:
-            about = about_in(file)
-            made = about["origin"]
-            if not made_by(about, layer, origin):
-                by = "an older version, which does not say what made it" if made is None else f"{made}"
-                reason = f"{path} was made by {by}, layer {about['layer']}, and this is {origin}, layer {layer}"
-                raise UserError(f"{reason}: leave out --update to make it anew, or choose another --out", USAGE)
-            with opened(path) as whole:
-                digest = file_digest(whole, "sha256").hexdigest()
-            return cls(path, file, digest, made.data_digest == origin.data_digest)
+        stack = ExitStack()  # open until this is gone
+        file = stack.enter_context(opened_table(path))
+        about = about_in(file)
+        made = about["origin"]
+        if not made_by(about, layer, origin):
+            stack.close()
+            by = "an older version, which does not say what made it" if made is None else f"{made}"
+            reason = f"{path} was made by {by}, layer {about['layer']}, and this is {origin}, layer {layer}"
+            raise UserError(f"{reason}: leave out --update to make it anew, or choose another --out", USAGE)
+        return cls(path, file, identity_of(path), made.data_digest == origin.data_digest, stack)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -100,6 +99,6 @@ class Previous:
 
     def _read(self, group: int) -> pa.Table:
         names = ["embedding", *(field.name for field in self._others)]
-        with opened_table(self._path) as file:
-            table: Any = file.read_row_group(group, columns=names)
+        with refusing(self._path):
+            table: Any = self._file.read_row_group(group, columns=names)
             return table

@@ -4,35 +4,33 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
 from lookalike.core.files import opened
-from lookalike.train.embeddings import opened_table, vectors_in
+from lookalike.train.embeddings import opened_table, plain_places, refusing, vectors_in
 
 Vectors = npt.NDArray[np.float32]
 _GROUPS = 8  # row groups that are kept where the file has to be decoded
-_PLAIN = {"PLAIN", "RLE", "BIT_PACKED"}  # the last two are those of levels, which say that nothing is missing
 
 
-class Mapped:
+class OnDisk:
     """(N, F) float32 vectors of a parquet file that stays on the disk; N and F are ``len`` and ``width``."""
 
     def __init__(self, path: Path) -> None:
         """Raises UserError."""
         self._path = path
-        with opened_table(path) as file:
-            meta, names = file.metadata, [column.path for column in file.schema]
-            groups = [meta.row_group(number) for number in range(meta.num_row_groups)]
-            number = next(i for i, name in enumerate(names) if name.split(".")[0] == "embedding")
-            self.starts = np.cumsum([0, *(group.num_rows for group in groups)])
-            self.width = groups[0].column(number).num_values // groups[0].num_rows if groups else 0
-            self._places = [self._place(group.column(number), group.num_rows) for group in groups]
+        self._open = ExitStack()  # until this is gone
+        self._file = self._open.enter_context(opened_table(path))
+        rows = [self._file.metadata.row_group(number).num_rows for number in range(self._file.num_row_groups)]
+        self._places, self._checked = plain_places(self._file), 0
+        self.starts = np.cumsum([0, *rows])
+        self.width = self.group(0).shape[1] if rows else 0
         self._group = lru_cache(_GROUPS)(self.group)
         with opened(path) as whole:
             self._bytes = mmap.mmap(whole.fileno(), 0, access=mmap.ACCESS_READ)
@@ -40,29 +38,27 @@ class Mapped:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def _place(self, column: pq.ColumnChunkMetaData, rows: int) -> int | None:
-        """Where the numbers of a group begin, which end with it, if it can be one page of plain numbers."""
-        plain = column.compression == "UNCOMPRESSED" and not column.has_dictionary_page
-        if not plain or not set(column.encodings) <= _PLAIN or column.num_values != rows * self.width:
-            return None
-        return int(column.data_page_offset + column.total_compressed_size - 4 * column.num_values)
-
     def group(self, number: int) -> Vectors:
         """All of a row group, decoded. Raises UserError."""
-        with opened_table(self._path) as file:
-            return vectors_in(file.read_row_group(number, columns=["embedding"])["embedding"].combine_chunks())
+        with refusing(self._path):
+            return vectors_in(self._file.read_row_group(number, columns=["embedding"])["embedding"].combine_chunks())
 
     def groups(self, after: int = 0) -> Iterator[tuple[int, Vectors]]:
         """The first row of each group that holds rows from ``after`` on, and the group.
 
-        What does not lie as it seemed to is decoded from now on.
+        Each is decoded once, and what does not lie as it seemed to is decoded from then on.
         """
         for number, start in enumerate(self.starts[:-1].tolist()):
             if self.starts[number + 1] <= after:
                 continue
+            place, count = self._places[number], int(self.starts[number + 1]) - start
+            if place is not None and number < self._checked:
+                yield start, self._seen(place, count)
+                continue
             rows = self.group(number)
-            if (place := self._places[number]) is not None and not np.array_equal(rows, self._seen(place, len(rows))):
-                self._places = [None] * len(self._places)
+            if place is not None and not np.array_equal(rows, self._seen(place, count)):
+                self.decoded()
+            self._checked += number == self._checked
             yield start, rows
 
     @property
@@ -70,7 +66,7 @@ class Mapped:
         """Whether no row has to be decoded, as far as is known."""
         return None not in self._places
 
-    def decoded(self) -> Mapped:
+    def decoded(self) -> OnDisk:
         """The same, every row of which is decoded when it is asked for."""
         self._places = [None] * len(self._places)
         return self
