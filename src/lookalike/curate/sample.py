@@ -43,7 +43,7 @@ def sampled(table: Table, count: int, how: How) -> list[Finding]:
 
 
 def _typical(table: Table, rows: Numbers, count: int) -> list[Finding]:
-    vectors = torch.as_tensor(table.rows.vectors)[torch.from_numpy(rows)]
+    vectors = table.vectors[torch.from_numpy(rows)]
     near = nearest(vectors, _NEAR)
     density = torch.ones(len(rows))
     if near.shape[1]:
@@ -60,7 +60,7 @@ def _typical(table: Table, rows: Numbers, count: int) -> list[Finding]:
 
 
 def _diverse(table: Table, rows: Numbers, count: int) -> list[Finding]:
-    every, some = torch.as_tensor(table.rows.vectors), torch.from_numpy(rows)
+    every, some = table.vectors, torch.from_numpy(rows)
     vectors, known = every[some], every[torch.from_numpy(np.flatnonzero(table.rows.label >= 0))]
     covered = len(known) if len(rows) < len(every) else 0
     closest = torch.full((len(rows),), -1.0)
@@ -79,7 +79,7 @@ def _diverse(table: Table, rows: Numbers, count: int) -> list[Finding]:
 
 
 def _uncertain(table: Table, rows: Numbers, count: int) -> list[Finding]:
-    labels, vectors = torch.as_tensor(table.rows.label), torch.as_tensor(table.rows.vectors)
+    labels, vectors = torch.tensor(table.rows.label), table.vectors
     known, some = (labels >= 0).nonzero()[:, 0], torch.from_numpy(rows)
     classes, numbers = torch.unique(labels[known], return_inverse=True)
     if len(classes) < 2:
