@@ -7,9 +7,9 @@
 - label: a train picture that lies in the folder of another class, 5 % of train; ``other`` is its true class
 
 ``ours OUT TABLE`` writes what lookalike finds in a table of OUT to OUT.ours.json, and after it ``rival NAME OUT`` what
-another library finds, in an environment that has it; ``judge OUT FOUND.json`` compares either with the truth. A pair that
-was not planted counts as wrong, even where the pictures are the same by nature. ``many CIFAR OUT`` makes 100,000 pictures
-of CIFAR-10's 60,000 and edits of 40,000, with features, and times ``duplicates`` on them.
+another library finds, in an environment that has it; ``judge OUT FOUND.json`` compares either with the truth. A pair
+that was not planted counts as wrong, even where the pictures are the same by nature. ``many CIFAR OUT`` makes 100,000
+pictures of CIFAR-10's 60,000 and edits of 40,000, with features, and times ``duplicates`` on them.
 """
 
 from __future__ import annotations
@@ -262,7 +262,7 @@ def many(cifar: Path, out: Path, count: int = 100_000) -> None:
 
 
 def _make_many(cifar: Path, out: Path, count: int, pa: Any, pq: Any) -> None:
-    """A table of pictures in bytes, and features: 256 directions of most variance of small colours, mirrored and not."""
+    """A table of pictures in bytes, and features: 256 directions of most variance of small colours."""
     draw, images, looks = random.Random(0), [], []
     tables = [pq.read_table(path, columns=["image"]) for path in sorted(cifar.rglob("*.parquet"))]
     data = [row["bytes"] for table in tables for row in table["image"].to_pylist()]
