@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from lookalike.cli import data_flags, data_verbs, flags
+from lookalike.cli import cleaning_flags, cleaning_verbs, data_flags, data_verbs, flags
 from lookalike.cli.arguments import Verb, answered
 from lookalike.cli.checks import (
     LOADED,
@@ -78,6 +78,9 @@ def outputs(command: Verb) -> tuple[list[str], list[str]]:
             return [str(file) for file in files_of(Path(out))], []
         case data_flags.Preview(out=out):
             return [out], []
+        case cleaning_flags.Finds(out=out):
+            tree = getattr(command, "keep_tree", None)
+            return [*files, *([out] if out else [])], [tree] if tree else []
     return files, []
 
 
@@ -202,4 +205,5 @@ _ACTIONS: dict[type[Verb], Callable[[Any], int]] = {
     flags.Study: study,
     flags.Export: export,
     **data_verbs.ACTIONS,
+    **cleaning_verbs.ACTIONS,
 }
