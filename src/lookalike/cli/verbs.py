@@ -33,6 +33,7 @@ from lookalike.exchange.export import refuse_filled
 from lookalike.report.comparison import markdown
 from lookalike.report.comparison import write as write_comparison
 from lookalike.report.pictures import write_detections, write_segmentation
+from lookalike.report.run import report as write_report
 from lookalike.train.embeddings import files_of
 from lookalike.train.exported import export as export_model
 from lookalike.train.pretrain import Request, carry_out
@@ -73,7 +74,7 @@ def outputs(command: Verb) -> tuple[list[str], list[str]]:
             return files, [out]
         case data_flags.Embed(out=out):
             return [str(file) for file in files_of(Path(out))], []
-        case data_flags.Preview(out=out):
+        case data_flags.Preview(out=out) | flags.Report(out=out):
             return [out], []
     return files, []
 
@@ -107,6 +108,7 @@ def evaluate(command: flags.Evaluate[Evaluation]) -> int:
             screen.say(f"written: {page}")
     if result.numbers:  # which the first process of torchrun has
         about = picked(command, "untrained", "weights", "run", "model", "data", "precision")
+        about |= {"task": spec.NAME, "metric": result.metric}
         write_record(command.json, result.record() | about)
     return 0
 
@@ -118,14 +120,13 @@ def page_of(command: Verb) -> list[str]:
 
 def draw(page: Path, command: flags.Evaluate[Evaluation], result: Result) -> None:
     """The pictures, their annotations and the predictions."""
-    if isinstance(result.detail, Segmented):
-        write_segmentation(page, f"Segmentation of {command.data} by {command.run}", str(result), result.detail)
-        return
     about = {name: str(value) for name, value in result.settings.items()}
     about |= {"run": command.run, "data": command.data, "weights": command.weights or "its own"}
     title = f"{command.settings.NAME} · {Path(command.data).name}"
-    shown = result.detail.pictures, result.detail.detections
-    write_detections(page, title, str(result), *shown, about)
+    if isinstance(result.detail, Segmented):
+        write_segmentation(page, title, str(result), result.detail, about)
+        return
+    write_detections(page, title, str(result), result.detail.pictures, result.detail.detections, about)
 
 
 def compare(command: flags.Compare, rest: Sequence[str]) -> int:
@@ -168,9 +169,23 @@ def export(command: flags.Export) -> int:
     return 0
 
 
+def report(command: flags.Report) -> int:
+    """Writes the page."""
+    with Screen("report") as screen:
+        how = picked(command, "numbers", "data")
+        page = write_report(command.runs, command.out, progress=screen.work, **how)
+        screen.say(f"written: {page}; open it in a browser")
+    return 0
+
+
 def try_demo(command: flags.Demo) -> int:
     """Exit code 0, or 128 and the number of the signal that stopped it."""
     return demo(Path(command.out), command.overwrite)
 
 
-_ACTIONS: dict[type[Verb], Callable[[Any], int]] = {flags.Demo: try_demo, flags.Export: export, **data_verbs.ACTIONS}
+_ACTIONS: dict[type[Verb], Callable[[Any], int]] = {
+    flags.Demo: try_demo,
+    flags.Export: export,
+    flags.Report: report,
+    **data_verbs.ACTIONS,
+}
