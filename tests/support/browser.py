@@ -69,9 +69,10 @@ class Seen:
         assert str(self.evaluate("document.title")).strip()
 
     def widest(self) -> list[str]:
-        """What reaches out of the window, to be named where a test fails."""
+        """What reaches out of the window and cannot be moved by itself, to be named where a test fails."""
         script = (
-            "[...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1)"
+            "[...document.querySelectorAll('body *:not(svg *)')].filter(e => Math.max(e.getBoundingClientRect().right,"
+            " e.getBoundingClientRect().left + e.scrollWidth) > innerWidth + 1 && !e.closest('.wide'))"
             ".map(e => `${e.tagName}.${e.getAttribute('class')} ${Math.round(e.getBoundingClientRect().right)}`)"
         )
         return list(self.evaluate(script))[:10]
