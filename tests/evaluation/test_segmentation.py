@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -337,7 +338,11 @@ def test_the_command_draws_what_it_says(say: Callable[..., Said], tmp_path: Path
     assert found["miou"] == pytest.approx((found["iou_0"] + found["iou_1"]) / 2)
     assert (found["queries"], found["reference"], found["unmasked"]) == (2, 4, 1)
     page = Checked((tmp_path / "p" / "s.html").read_text())
-    assert sum(name == "src" and str(value).startswith("data:image/png") for name, value in page.attributes) == 2
+    assert sum(name == "src" and str(value).startswith("data:image/jpeg") for name, value in page.attributes) == 2
+    assert {"Classes", "Pictures", "Settings", "crop"} <= set(page.text)
+    shown = [float(share) for text in page.text for share in re.findall(r"val/images/\S+: ([\d.]+)%$", text)]
+    assert len(shown) == 2
+    assert shown == sorted(shown)  # the worst first
     table = compare([run], data, "segment", trials=1, steps=2, size=32, crop=32, width=8)
     assert table.rows[-1].values == [found["miou"]]
     assert table.settings["group"] == found["group"] == 8

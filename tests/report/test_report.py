@@ -19,11 +19,13 @@ from lookalike.metrics.fewshot import Interval
 from lookalike.recipes.images import tiny
 from lookalike.recipes.recipe import Length
 from lookalike.report import charts
+from lookalike.report.account import account
 from lookalike.report.charts import Chart, svg, ticks
-from lookalike.report.page import Accuracies, accuracies, bar, percent, sheet
+from lookalike.report.page import Accuracies, accuracies, bar, percent
 from lookalike.report.pictures import _COLOURS as COLOURS
 from lookalike.report.pictures import draw_body, drawing
-from lookalike.report.run import RIGHT, WRONG, agreement, nearest_others, picture_row, write_report
+from lookalike.report.run import report, write_account
+from lookalike.report.sample import agreement, flattened, free_places
 from lookalike.train.history import collect
 from lookalike.train.pretrain import pretrain
 
@@ -80,20 +82,21 @@ def hostile_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def page_of(run: Path, **options: object) -> str:
-    return write_report(run, **options).read_text()
+    return report(run, run.parent / "report.html", **options).read_text()
 
 
 def test_a_page_loads_nothing_runs_nothing_and_has_everything(hostile_run: Path) -> None:
     table = Accuracies(HOSTILE, [HOSTILE, "b"], {HOSTILE: [Interval(0.5, 0.1), Interval(0.7, math.nan)]}, HOSTILE)
-    text = page_of(hostile_run, tables=[table], lead=HOSTILE)
+    write_account(hostile_run.parent / "page.html", account(hostile_run), [table], HOSTILE)
+    text = (hostile_run.parent / "page.html").read_text()
     page = Checked(text)
     assert not page.tags & {"script", "link", "iframe", "object", "embed", "base", "form", "b"}
     assert "<script" not in text
     assert not re.search("https?://", text)
-    assert all(value.startswith("data:image/png;base64,") for name, value in page.attributes if name == "src" and value)
+    assert all(re.match("data:image/(png|jpeg);base64,", value) for name, value in page.attributes if name == "src")
     assert not any(name.startswith("on") or name in {"href", "style"} for name, _ in page.attributes)
     assert any(HOSTILE in part for part in page.text)
-    assert {"b&b", "first view", "second view", "Nearest neighbours"} <= set(page.text)
+    assert {"b&b", "Two views of each picture", "Nearest neighbours", "Map"} <= set(page.text)
     policy = next(value for name, value in page.attributes if name == "content" and value and "default-src" in value)
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
@@ -113,16 +116,23 @@ def test_the_same_run_gives_the_same_page(hostile_run: Path) -> None:
     assert page_of(hostile_run) == page_of(hostile_run)
 
 
+def test_a_report_touches_nothing_of_its_run(hostile_run: Path) -> None:
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in hostile_run.rglob("*") if path.is_file()}
+    page_of(hostile_run)
+    after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in hostile_run.rglob("*") if path.is_file()}
+    assert after == before
+
+
 def test_data_that_is_gone_costs_the_pictures_only(hostile_run: Path) -> None:
     text = page_of(hostile_run, data=str(hostile_run / "nowhere"))
     assert "None are shown" in text
     assert "Training curves" in text
-    assert "data:image/png" not in text
+    assert "data:image/" not in text
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError):
-        write_report(tmp_path)
+        page_of(tmp_path / "none")
 
 
 def test_what_is_torn_or_no_number_is_passed_over(hostile_run: Path, tmp_path: Path) -> None:
@@ -136,7 +146,9 @@ def test_what_is_torn_or_no_number_is_passed_over(hostile_run: Path, tmp_path: P
     assert history.last("top1") is None
     assert history.steps() == 9
     assert history.chance_loss() == pytest.approx(math.log(history.recipe.dictionary.size + 1))
-    Checked(write_report(tmp_path).read_text())  # it has no checkpoint either
+    text = page_of(tmp_path)  # it has no checkpoint either
+    Checked(text)
+    assert not re.search(r">\s*(nan|inf)\s*<", text, re.I)
 
 
 def drawn_points(picture: str, name: str) -> list[list[tuple[float, float]]]:
@@ -197,24 +209,28 @@ def test_tables_show_means_with_and_without_an_interval() -> None:
     assert 'x="60.00" y="2" width="40.00"' in text  # the whisker ends where the scale ends
 
 
-def test_neighbours_are_others_and_agreement_leaves_unlabelled_queries_out() -> None:
-    rows = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]]), dim=1)
-    nearest = nearest_others(rows, 1, chunk=3)
-    assert nearest.tolist() == [[1], [0], [3], [2]]
+def test_agreement_leaves_unlabelled_queries_out() -> None:
+    nearest = torch.tensor([[1], [0], [3], [2]])
     assert agreement(torch.tensor([0, 0, 1, 2]), nearest) == 0.5
     assert agreement(torch.tensor([0, 0, -1, 2]), nearest) == pytest.approx(2 / 3)
     assert agreement(torch.tensor([-1, -1, -1, -1]), nearest) is None
 
 
-def test_frames_tell_right_from_wrong() -> None:
-    gray = torch.full((3, 16, 16), 128, dtype=torch.uint8)
-    row = picture_row("a", [gray, gray, gray], "alt", [None, True, False])
-    image = row.image
-    step = image.height + 6
-    corners = [image.getpixel((i * step, 0)) for i in range(3)]
-    assert corners == [(0, 0, 0, 0), RIGHT, WRONG]
-    assert image.getpixel((2 * step + image.height // 2, image.height // 2)) == (128, 128, 128, 255)
-    assert f'width="{image.width}" height="{image.height}" alt="alt"' in sheet([row])
+def test_a_map_puts_together_what_is_alike_and_is_always_the_same() -> None:
+    noise = torch.Generator().manual_seed(0)
+    centres = torch.nn.functional.normalize(torch.randn(3, 16, generator=noise), dim=1)
+    owner = torch.arange(60) % 3
+    rows = torch.nn.functional.normalize(centres[owner] + 0.05 * torch.randn(60, 16, generator=noise), dim=1)
+    points = flattened(rows)
+    assert np.array_equal(points, flattened(rows))
+    apart = np.linalg.norm(points[:, None] - points, axis=2) + np.diag(np.full(60, np.inf))
+    assert (owner[apart.argmin(1)] == owner).all()
+    places, across = free_places(points)
+    assert len({tuple(place) for place in places.tolist()}) == 60
+    assert places.min() >= 0
+    assert places.max() < across
+    squeezed, _ = free_places(np.zeros((5, 2)))
+    assert len({tuple(place) for place in squeezed.tolist()}) == 5
 
 
 def test_objects_are_drawn_where_they_are() -> None:

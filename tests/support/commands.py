@@ -111,7 +111,7 @@ class World(NamedTuple):
             "QUERY": "bright/00.png",
             "TASK": "knn",
             "LIBRARY": "timm",
-        }
+        } | ({"RUN": self.run} if argument.words == ("report",) else {})
         suffix = ".parquet" if argument.metavar == "FILE" else ""
         return str(known.get(argument.metavar, fresh / f"fresh{suffix}"))
 

@@ -15,8 +15,9 @@ from lookalike.data.source import DIGITS, open_source, reference_and_query
 from lookalike.metrics.fewshot import Interval, by_means
 from lookalike.recipes.images import digits
 from lookalike.recipes.recipe import Recipe
+from lookalike.report.account import account
 from lookalike.report.page import Accuracies, percent
-from lookalike.report.run import write_report
+from lookalike.report.run import write_account
 from lookalike.train.pretrain import Request, carry_out
 from lookalike.train.screen import Screen
 from lookalike.train.trained import Trained, load, whiten_untrained
@@ -37,7 +38,8 @@ def demo(out: Path, overwrite: bool = False, recipe: Recipe | None = None) -> in
         table = compared(out)
         screen.console.print(as_text(table))
         screen.say(table.caption)
-        page = write_report(out, tables=[table], lead=LEAD, progress=screen.work)
+        page = out / "report.html"
+        write_account(page, account(out, progress=screen.work), [table], LEAD)
         screen.say(f"The report is {page}: open it in a browser.")
     return 0
 

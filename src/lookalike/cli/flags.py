@@ -209,9 +209,27 @@ class Export(OfModel):
     """Files that lookalike evaluate --json wrote, to quote in the model card."""
 
 
+@dataclass(frozen=True)
+class Report(Verb):
+    """Write a page on a run: what came of it in words, its curves, what its network sees, a map; or compare several.
+
+    lookalike report runs/first
+
+    One file that opens from disk and loads nothing. It says whether the run is finished, learned and is sound, and what
+    to do next; it shows loss, kNN, how old and how far drifted its keys are, both views, neighbours before and after,
+    and evaluations. The run is left as it is, and may still be going. Several runs stand beside each other.
+    """
+
+    runs: Positional[Annotated[tuple[str, ...], shown("RUN")]]  # Folders of runs.
+    out: Annotated[str, shown("FILE")] = "report.html"  # The page to write.
+    numbers: Annotated[tuple[str, ...], shown("FILE")] = ()
+    """Files that lookalike evaluate --json wrote; those in the folder of a run are found."""
+    data: Annotated[str | None, shown("DATA")] = None  # Where the data is that the runs learned from, if it has moved.
+
+
 VERBS: dict[str, type[Verb]] = {
     kind.__name__.lower(): kind
-    for kind in (Demo, Pretrain, Supervised, Evaluate, Compare, Study, Export, *OF_DATA, *OF_CLEANING)
+    for kind in (Demo, Pretrain, Supervised, Evaluate, Compare, Study, Report, Export, *OF_DATA, *OF_CLEANING)
 }
 """Every verb by its name."""
 

@@ -34,6 +34,7 @@ from lookalike.exchange.export import refuse_filled
 from lookalike.report.comparison import markdown
 from lookalike.report.comparison import write as write_comparison
 from lookalike.report.pictures import write_detections, write_segmentation
+from lookalike.report.run import report as write_report
 from lookalike.report.study import markdown as study_markdown
 from lookalike.report.study import write as write_study
 from lookalike.train.embeddings import files_of
@@ -76,7 +77,7 @@ def outputs(command: Verb) -> tuple[list[str], list[str]]:
             return files, [out]
         case data_flags.Embed(out=out):
             return [str(file) for file in files_of(Path(out))], []
-        case data_flags.Preview(out=out):
+        case data_flags.Preview(out=out) | flags.Report(out=out):
             return [out], []
         case cleaning_flags.Finds(out=out):
             tree = getattr(command, "keep_tree", None)
@@ -113,6 +114,7 @@ def evaluate(command: flags.Evaluate[Evaluation]) -> int:
             screen.say(f"written: {page}")
     if result.numbers:  # which the first process of torchrun has
         about = picked(command, "untrained", "weights", "run", "model", "data", "precision")
+        about |= {"task": spec.NAME, "metric": result.metric}
         write_record(command.json, result.record() | about)
     return 0
 
@@ -124,14 +126,13 @@ def page_of(command: Verb) -> list[str]:
 
 def draw(page: Path, command: flags.Evaluate[Evaluation], result: Result) -> None:
     """The pictures, their annotations and the predictions."""
-    if isinstance(result.detail, Segmented):
-        write_segmentation(page, f"Segmentation of {command.data} by {command.run}", str(result), result.detail)
-        return
     about = {name: str(value) for name, value in result.settings.items()}
     about |= {"run": command.run, "data": command.data, "weights": command.weights or "its own"}
     title = f"{command.settings.NAME} · {Path(command.data).name}"
-    shown = result.detail.pictures, result.detail.detections
-    write_detections(page, title, str(result), *shown, about)
+    if isinstance(result.detail, Segmented):
+        write_segmentation(page, title, str(result), result.detail, about)
+        return
+    write_detections(page, title, str(result), result.detail.pictures, result.detail.detections, about)
 
 
 def compare(command: flags.Compare, rest: Sequence[str]) -> int:
@@ -195,6 +196,15 @@ def export(command: flags.Export) -> int:
     return 0
 
 
+def report(command: flags.Report) -> int:
+    """Writes the page."""
+    with Screen("report") as screen:
+        how = picked(command, "numbers", "data")
+        page = write_report(command.runs, command.out, progress=screen.work, **how)
+        screen.say(f"written: {page}; open it in a browser")
+    return 0
+
+
 def try_demo(command: flags.Demo) -> int:
     """Exit code 0, or 128 and the number of the signal that stopped it."""
     return demo(Path(command.out), command.overwrite)
@@ -204,6 +214,7 @@ _ACTIONS: dict[type[Verb], Callable[[Any], int]] = {
     flags.Demo: try_demo,
     flags.Study: study,
     flags.Export: export,
+    flags.Report: report,
     **data_verbs.ACTIONS,
     **cleaning_verbs.ACTIONS,
 }

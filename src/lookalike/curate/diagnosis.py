@@ -24,7 +24,9 @@ from lookalike.data.example import Source
 from lookalike.data.fingerprint import changes, from_table
 from lookalike.data.loader import GIB
 from lookalike.data.pool import cores
-from lookalike.models.encoder import embed, raw, width
+from lookalike.learn.labelled import Labelled
+from lookalike.metrics.unlabelled import uniformity
+from lookalike.models.encoder import embed, raw, unit, width
 from lookalike.train import checkpoint
 from lookalike.train.embeddings import preprocessing
 from lookalike.train.history import History, Point, collect
@@ -40,17 +42,28 @@ class Spread(NamedTuple):
     """How features of different pictures differ: 1 where they fill the sphere evenly, 0 where all are one."""
 
     embedding: float  # the deviation of the head's output over that of even rows
+    uniformity: float  # of the same (arXiv 2005.10242): 0 where all are one, in many dimensions -4 where even
     rank: float  # of the backbone's features: as many directions as equally strong ones would be
     width: int  # of the backbone's features
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether nearly everything looks the same to it."""
+        return self.embedding < 0.1
+
+    @property
+    def narrow(self) -> bool:
+        """Whether very few dimensions are in use."""
+        return self.rank < max(2.0, 0.02 * self.width)
 
     def __str__(self) -> str:
         numbers = (
             f"standard deviation {self.embedding:.2f} (1 is uniform, 0 a single point), "
             f"{self.rank:.0f} of {self.width} dimensions in use"
         )
-        if self.embedding < 0.1:
+        if self.collapsed:
             return f"collapsed, all pictures look the same to it: {numbers}; start again with a lower learning rate"
-        if self.rank < max(2.0, 0.02 * self.width):
+        if self.narrow:
             return f"nearly collapsed to a few dimensions: {numbers}"
         return f"well spread: {numbers}"
 
@@ -86,7 +99,7 @@ class Diagnosis(NamedTuple):
             f"of {about.get('data', 'unknown data')}, in batches of {recipe.batch}"
         )
         if isinstance(begun := about.get("start"), dict):
-            yield self._begun(str(begun.get("model") or begun.get("run")))
+            yield self.begun(str(begun.get("model") or begun.get("run")))
         yield self._state()
         yield from (f"checkpoint of step {step:,}: {reason or 'intact'}" for step, reason in self.checkpoints)
         yield f"loss: {describe_loss(self.history)}"
@@ -97,13 +110,19 @@ class Diagnosis(NamedTuple):
         yield f"data: {f'not examined: {self.unseen}' if self.changed is None else changed}"
         if self.bad:
             yield f"unreadable or left out: {self.bad:,}, with the reasons in {self.history.folder / 'bad_files.csv'}"
-        yield f"next: {self._next()}"
+        yield f"next: {self.next_step()}"
 
-    def _begun(self, start: str) -> str:
+    def begun(self, start: str) -> str:
+        """What came of a model that it began with."""
+        came = f"kept: {self.kept}" if self.kept else "the end has not been compared with it"
+        return visible(f"began as {start}; {came}")
+
+    @property
+    def kept(self) -> str | None:
+        """What was kept at the end of a run that began with a model."""
         file = self.history.folder / VERDICT
         verdict = read_json(file) if file.is_file() else None
-        kept = f"kept: {verdict.get('kept')}" if isinstance(verdict, dict) else "the end has not been compared with it"
-        return visible(f"began as {start}; {kept}")
+        return str(verdict.get("kept")) if isinstance(verdict, dict) else None
 
     def _state(self) -> str:
         of, logged = "" if self.total is None else f" of {self.total:,}", self.history.steps()
@@ -115,7 +134,8 @@ class Diagnosis(NamedTuple):
             return f"unfinished, without an intact checkpoint: the last logged step is {logged:,}{of}"
         return f"unfinished: step {self.whole:,}{of} is saved, the last logged step is {logged:,}"
 
-    def _next(self) -> str:
+    def next_step(self) -> str:
+        """What to do now."""
         folder, command = shlex.quote(str(self.history.folder)), original_command(self.history)
         if self.busy:
             return "nothing to do, it is still running"
@@ -155,8 +175,10 @@ class Diagnosis(NamedTuple):
         }
 
 
-def diagnose(folder: Path, workers: int | None = None) -> Diagnosis:
-    """Look at a run folder and write nothing. Raises UserError where it is none."""
+def diagnose(folder: Path, workers: int | None = None, features: bool = True) -> Diagnosis:
+    """Look at a run folder, and at the ``features`` of its network, and write nothing. Raises UserError where it is
+    none.
+    """
     history, run = collect(folder), Run(folder)
     examples = int(run.data()["examples"])
     states = [(checkpoint.step_of(path), state_of(path)) for path in checkpoint.published(run.checkpoints)]
@@ -165,7 +187,7 @@ def diagnose(folder: Path, workers: int | None = None) -> Diagnosis:
         source = history.source()
         change = changes(from_table(run.data_table), source.stamps())
         changed = str(change) if change else ""
-        spread = spread_of(folder, source, workers)
+        spread = spread_of(load(folder), source, workers) if features else None
     except UserError as error:
         unseen = str(error)
     total = history.recipe.length.total(max(1, examples // history.recipe.batch))
@@ -180,15 +202,15 @@ def state_of(path: Path) -> str | None:
         return str(error)
 
 
-def spread_of(folder: Path, source: Source, workers: int | None) -> Spread:
-    """Of some training pictures, by the newest whole checkpoint; raises UserError where there is none."""
-    trained = load(folder)
+def spread_of(trained: Trained, source: Source, workers: int | None) -> Spread:
+    """Of some examples, whole; of a network whose head is not trained by contrast, the backbone's features count."""
     rows = random_rows(len(source), _MOST)
     loader = trained.loader(source, workers, budget=0)  # so few rows need no cache
-    head = embed(trained.encoder, trained.views(loader, rows), "head")
     features = raw(trained.encoder, trained.views(loader, rows)).cpu()
+    contrasts = trained.recipe.keys.directions and not isinstance(trained.recipe.keys, Labelled)
+    head = embed(trained.encoder, trained.views(loader, rows), "head") if contrasts else unit(features)
     good = torch.tensor([row not in loader.bad_rows for row in rows.tolist()])
-    return Spread(deviation(head[good]), rank(features[good]), features.shape[1])
+    return Spread(deviation(head[good]), uniformity(head[good]), rank(features[good]), features.shape[1])
 
 
 def deviation(rows: Tensor) -> float:
@@ -205,17 +227,23 @@ def rank(rows: Tensor) -> float:
     return float(torch.special.entr(shares).sum().exp())
 
 
+def losses(history: History) -> tuple[list[float], int]:
+    """Those that are finite, from when no key is random any more, and how many are a tenth of them."""
+    points = history.after_filling(history.curves.get("loss", []))
+    values = [value for _, value in points if math.isfinite(value)]
+    return values, max(1, len(values) // 10)
+
+
 def describe_loss(history: History) -> str:
     """The last loss, the loss at chance level, and the trend."""
-    points = history.after_filling(history.curves.get("loss", []))
-    values, chance = [value for _, value in points if math.isfinite(value)], history.chance_loss()
+    (values, tenth), chance = losses(history), history.chance_loss()
     if not values:
         return "nothing was logged"
-    tenth = max(1, len(values) // 10)
     last = fmean(values[-tenth:])
     words = f"{fmean(values[:tenth]):.3f} at first, {last:.3f} at the end, {chance:.3f} at chance level"
     if not history.filled():
         return f"{last:.3f} at the end, too early to tell: some keys are still the random ones that a run starts with"
+    points = history.after_filling(history.curves.get("loss", []))
     if len(values) < len(points):
         words += f"; {len(points) - len(values)} logged values are not finite"
     return f"{words}; {'nothing learned so far' if last >= (1 - _FLAT) * chance else trend(values, tenth)}"

@@ -249,7 +249,7 @@ class TrialPlan(NamedTuple):
     ) -> list[Trial]:
         """Every trial of a model, the ``number``-th of ``count``, kept from before or measured now."""
         marks = {"start": fingerprint(model), "data": data, "task": self.spec.NAME}
-        trials, shared = list[Trial](), {}
+        trials, shared = list[Trial](), dict[Any, Any]()
         if self.cache is not None:
             shared = self.cache.setdefault((marks["start"], data), shared)
         for trial in range(self.trials):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -66,6 +67,7 @@ class Prediction(NamedTuple):
     row: int
     truth: Tensor
     guess: Tensor
+    iou: float = math.nan  # the mean over the classes of its mask; NaN where all of it is void
 
 
 class Scores(NamedTuple):
@@ -78,7 +80,7 @@ class Scores(NamedTuple):
 
 
 class Segmented(NamedTuple):
-    """What was measured, and some predictions with their photos."""
+    """What was measured, and the worst predictions with their photos, the worst first."""
 
     scores: Scores
     classes: MaskClasses
@@ -115,11 +117,13 @@ def segmented(spec: Segment, model: Trained, data: Data, resources: Resources) -
     origin = {"start": weights_digest(model.encoder.backbone), "data": digest(scenes.reference, classes)}
     training, test = (Photos(spec, photos, classes, view) for photos in (scenes.reference, scenes.query))
     network = training.fitted(model.encoder, resources, spec.settings() | origin)
-    confusion, shown = Confusion(classes, spec.void), list[tuple[Prediction, Example]]()
+    confusion, worst = Confusion(classes, spec.void), list[Prediction]()
     for one in test.predictions(network, partial(progress, "testing")):
         confusion.add(one.truth, one.guess)
-        if len(shown) < _SHOWN:
-            shown.append((one, scenes.query.source.example(one.row, _SIDE)))
+        own = Confusion(classes, spec.void)
+        own.add(one.truth, one.guess)
+        worst = sorted([*worst, one._replace(iou=own.mean())], key=lambda one: (math.isnan(one.iou), one.iou))[:_SHOWN]
+    shown = [(one, scenes.query.source.example(one.row, _SIDE)) for one in worst]
     counts = (len(scenes.reference), len(scenes.query))
     return Segmented(confusion.scores(), classes, *counts, scenes.unmasked, scenes.notes, shown)
 
@@ -275,6 +279,10 @@ class Confusion:
         counted = self._counted[truth]
         numbers = truth[counted] * len(self.classes.ids) + guess[counted]
         self.counts += torch.bincount(numbers, minlength=self.counts.numel()).view_as(self.counts)
+
+    def mean(self) -> float:
+        """The mean intersection over union, NaN where no pixel counts."""
+        return self.scores().miou if bool(self.counts.any()) else math.nan
 
     def scores(self) -> Scores:
         """Raises UserError where no pixel counts."""

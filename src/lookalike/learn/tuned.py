@@ -55,7 +55,7 @@ class Movement(Bounded):
             )
         for layer, name in found:
             weight = getattr(layer, name)
-            parametrize.register_parametrization(layer, name, LowRank(*weight.shape, rank=self.lora))
+            parametrize.register_parametrization(layer, name, LowRank(weight.shape[0], weight.shape[1], self.lora))
 
     def spread(self, optimizer: torch.optim.Optimizer, backbone: nn.Module) -> torch.optim.Optimizer:
         """The same optimizer with a group for each stage, in whose rate and rest it differs."""

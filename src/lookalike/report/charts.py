@@ -13,15 +13,17 @@ from lookalike.train.history import Point
 WIDTH, HEIGHT = 320, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 56, 12, 40  # around the plot; the last value stands in the right margin
 _MANY = 60  # points from which a running mean is drawn over them
+COLOURS = 6  # of curves, in the style sheet
 
 
 class Chart(NamedTuple):
-    """One metric over the steps of a run."""
+    """One metric over the steps of a run, or of several."""
 
     title: str
     points: Sequence[Point]
     guide: tuple[str, float] | None = None  # name and value of a level to compare with
     percent: bool = False  # values are shares, shown as percent, from zero
+    beside: Sequence[Sequence[Point]] = ()  # the same of other runs
 
 
 class Axis(NamedTuple):
@@ -72,22 +74,33 @@ def axes(chart: Chart, points: Sequence[Point]) -> tuple[Axis, Axis, list[float]
 
 def svg(chart: Chart) -> str:
     """The chart; a sentence in its place where nothing can be drawn."""
-    by_finite = groupby(chart.points, lambda point: all(map(math.isfinite, point)))
-    pieces = [list(piece) for finite, piece in by_finite if finite]  # a value that is not finite leaves a gap
-    if not pieces:
+    curves = [list(pieces(points)) for points in (chart.points, *chart.beside)]
+    if not (points := [point for curve in curves for piece in curve for point in piece]):
         return f'<p class="quiet">{escape(chart.title)}: nothing was logged.</p>'
-    points = [point for piece in pieces for point in piece]
     x_axis, y_axis, xs, ys = axes(chart, points)
     last = number(points[-1][1], chart.percent)
+    said = f"of {len(curves)} runs" if chart.beside else f"at the end {last}"
     parts = (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}, at the end {last}">',
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}, {said}">',
         *_grid(x_axis, y_axis, xs, ys, chart.percent),
         *_guide(chart.guide, x_axis, y_axis),
-        *(part for piece in pieces for part in _curve(piece, x_axis, y_axis, len(chart.points) > _MANY)),
-        _text(x_axis.at(points[-1][0]) + 6, y_axis.at(points[-1][1]), last, "start", "last"),
+        *(part for part in _curves(curves, x_axis, y_axis, len(chart.points) > _MANY)),
+        "" if chart.beside else _text(x_axis.at(points[-1][0]) + 6, y_axis.at(points[-1][1]), last, "start", "last"),
         "</svg>",
     )
     return "\n".join(parts)
+
+
+def pieces(points: Sequence[Point]) -> Iterator[list[Point]]:
+    """The points between those that are not finite, which leave a gap."""
+    by_finite = groupby(points, lambda point: all(map(math.isfinite, point)))
+    return (list(piece) for finite, piece in by_finite if finite)
+
+
+def dash(number: int) -> str:
+    """A piece of the line of a run, for a legend."""
+    line = f'<path class="line c{number % COLOURS}" d="M0,5L30,5"/>'
+    return f'<svg width="30" height="10" viewBox="0 0 30 10" aria-hidden="true">{line}</svg>'
 
 
 def _text(x: float, y: float, words: str, anchor: str = "middle", kind: str = "tick") -> str:
@@ -114,14 +127,22 @@ def _guide(guide: tuple[str, float] | None, x_axis: Axis, y_axis: Axis) -> Itera
         yield _text(x_axis.stop, y + 10, guide[0], "end")  # above the line it could leave the picture
 
 
-def _curve(points: Sequence[Point], x_axis: Axis, y_axis: Axis, many: bool) -> Iterator[str]:
+def _curves(curves: Sequence[Sequence[Sequence[Point]]], x_axis: Axis, y_axis: Axis, many: bool) -> Iterator[str]:
+    """One curve with its points, or the smooth lines of several."""
+
     def line(points: Sequence[Point], kind: str) -> str:
         corners = "L".join(f"{x_axis.at(x):.2f},{y_axis.at(y):.2f}" for x, y in points)
         return f'<path class="{kind}" d="M{corners}"/>'
 
-    yield line(points, "faint" if many else "line")
-    if many:
-        yield line(running_mean(points), "line")
-    for x, y in () if many else points:
-        at = f'cx="{x_axis.at(x):.2f}" cy="{y_axis.at(y):.2f}"'
-        yield f'<circle class="dot" {at} r="2.5"><title>step {number(x)}: {number(y)}</title></circle>'
+    if len(curves) > 1:
+        for i, curve in enumerate(curves):
+            for piece in curve:
+                yield line(running_mean(piece) if len(piece) > _MANY else piece, f"line c{i % COLOURS}")
+        return
+    for piece in curves[0]:
+        yield line(piece, "faint" if many else "line")
+        if many:
+            yield line(running_mean(piece), "line")
+        for x, y in () if many else piece:
+            at = f'cx="{x_axis.at(x):.2f}" cy="{y_axis.at(y):.2f}"'
+            yield f'<circle class="dot" {at} r="2.5"><title>step {number(x)}: {number(y)}</title></circle>'

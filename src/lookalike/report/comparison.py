@@ -12,7 +12,7 @@ from lookalike.evaluation.evaluation import plain
 from lookalike.evaluation.settings import EVALUATIONS
 from lookalike.metrics.fewshot import Interval
 from lookalike.report.charts import Axis, number, ticks
-from lookalike.report.page import CSS, facts, page, shown, table
+from lookalike.report.page import CSS, facts, page, shown, table, wide
 
 _LEFT, _PANEL, _GAP, _RIGHT, _TOP, _ROW, _BOTTOM = 190, 300, 40, 24, 30, 34, 44
 
@@ -46,23 +46,24 @@ def comparison_page(comparison: Comparison) -> str:
     title = f"{comparison.task} on {comparison.data}"
     parts = [
         f"<h1>{shown(title)}</h1>",
-        _table("accuracies", *cells_of(comparison)),
+        _table("accuracies", comparison.metric, *cells_of(comparison)),
         f'<p class="quiet">{shown(comparison.caption())}</p>',
-        f'<div class="panel">{plot(comparison)}</div>',
+        f'<div class="panel plot">{wide(plot(comparison), "plot")}</div>',
         '<p class="quiet">Left: small dots are trials, the large one their mean with its interval. '
         "Right: the same of the differences, trial by trial; an interval that crosses the line is a tie.</p>",
         f"<h2>Settings</h2>{facts(comparison.settings)}",
     ]
     if names := list(dict.fromkeys(name for row in comparison.rows for name in row.others)):
         others = [[name, *(_either(row.others.get(name)) for row in comparison.rows)] for name in names]
-        parts += ["<h2>Other numbers</h2>", _table("facts", ["", *(row.name for row in comparison.rows)], *others)]
+        models = ["", *(row.name for row in comparison.rows)]
+        parts += ["<h2>Other numbers</h2>", _table("numbers", "other numbers", models, *others)]
     return page(title, parts)
 
 
-def _table(kind: str, *rows: Sequence[str]) -> str:
+def _table(kind: str, name: str, *rows: Sequence[str]) -> str:
     """The first row is the head, the first cell of each other row names it."""
     head, *body = ([shown(cell) for cell in row] for row in rows)
-    return table(kind, body, head[1:])
+    return table(kind, body, head[1:], name)
 
 
 def _either(cell: Interval | None) -> str:

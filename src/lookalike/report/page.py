@@ -31,33 +31,30 @@ class Accuracies(NamedTuple):
     caption: str
 
 
-class PictureRow(NamedTuple):
-    """One row of pictures on a page, drawn as a single image."""
-
-    name: str
-    image: Image.Image
-    alt: str
-
-
 def page(title: str, parts: Iterable[str]) -> str:
-    """A whole document that may load nothing: only its own style sheet, by its hash, and pictures inside the file."""
+    """A whole document that may load nothing: only its own style sheet, by its hash, and pictures inside the file.
+
+    The first of ``parts`` is the head of the page, for people who jump from landmark to landmark.
+    """
     digest = base64.b64encode(hashlib.sha256(CSS.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
-    body = "\n".join(parts)
+    head, *rest = parts
+    body = "\n".join(rest)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{shown(title)}</title>\n<style>{CSS}</style>\n</head>\n<body><main>\n{body}\n</main></body>\n</html>\n"
+        f"<title>{shown(title)}</title>\n<style>{CSS}</style>\n</head>\n"
+        f"<body>\n<header>{head}</header>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
 
 def write(path: Path, title: str, lead: str, parts: Iterable[str]) -> None:
     """Publish a page below its title and a sentence, if any. Raises UserError where it cannot be written."""
-    head = [f"<h1>{shown(title)}</h1>", f'<p class="lead">{shown(lead)}</p>' if lead else ""]
+    head = f"<h1>{shown(title)}</h1>" + (f'<p class="lead">{shown(lead)}</p>' if lead else "")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, page(title, [*head, *parts]).encode("utf-8", "replace"))
+        write_atomically(path, page(title, [head, *parts]).encode("utf-8", "replace"))
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror}): choose another place", IO) from None
 
@@ -70,43 +67,47 @@ def shown(text: object) -> str:
     return escape(plain)
 
 
-def picture(image: Image.Image, alt: str, kind: Literal["jpeg", "png"] = "jpeg") -> str:
-    """A picture inside the page; PNG keeps what is transparent."""
+def picture(image: Image.Image, alt: str, kind: Literal["jpeg", "png"] = "jpeg", frame: str = "") -> str:
+    """A picture inside the page; PNG keeps what is transparent, ``frame`` is a class of the CSS."""
     file = io.BytesIO()
     image.save(file, kind, quality=85, optimize=True)
     uri = f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode()
-    return f'<img src="{uri}" width="{image.width}" height="{image.height}" alt="{shown(alt)}">'
+    of = f' class="{frame}"' if frame else ""
+    return f'<img{of} src="{uri}" width="{image.width}" height="{image.height}" alt="{shown(alt)}">'
 
 
-def side_by_side(images: Sequence[Image.Image], apart: int = 0, ground: str | None = None) -> Image.Image:
-    """Images of one height in a row on a ground, transparent without one; ``apart`` more pixels set the first off."""
-    lefts = [sum(image.width + GAP for image in images[:i]) + (apart if i else 0) for i in range(len(images))]
-    row = Image.new("RGB" if ground else "RGBA", (lefts[-1] + images[-1].width, images[0].height), ground or 0)
+def side_by_side(images: Sequence[Image.Image], ground: str) -> Image.Image:
+    """Images of one height in a row on a ground."""
+    lefts = [sum(image.width + GAP for image in images[:i]) for i in range(len(images))]
+    row = Image.new("RGB", (lefts[-1] + images[-1].width, images[0].height), ground)
     for left, image in zip(lefts, images):
         row.paste(image, (left, 0))
     return row
 
 
-def table(kind: str, rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
-    """An HTML table of cells that are HTML already, the first of each row its name; ``kind`` is a class of the CSS."""
+def table(kind: str, rows: Iterable[Sequence[str]], head: Sequence[str] = (), title: str = "table") -> str:
+    """An HTML table of cells that are HTML already, the first of each row its name; ``kind`` is a class of the CSS.
+
+    One that is wider than the window is moved by itself, with the keyboard, too: ``title`` says what has the focus.
+    """
     columns = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     top = f"<thead><tr><td></td>{columns}</tr></thead>\n" if head else ""
     body = "".join(
         f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>\n'
         for name, *cells in rows
     )
-    return f'<div class="wide"><table class="{kind}">{top}<tbody>{body}</tbody></table></div>'
+    return wide(f'<table class="{kind}">{top}<tbody>{body}</tbody></table>', title)
 
 
-def sheet(rows: Sequence[PictureRow], heading: str = "") -> str:
-    """Rows of pictures below each other, with their names."""
-    cells = [(shown(row.name), picture(row.image, row.alt, "png")) for row in rows]
-    return table("sheet", cells, [shown(heading)] if heading else [])
+def wide(inner: str, title: str) -> str:
+    """What may be wider than the window, to be moved sideways by itself."""
+    return f'<div class="wide" role="region" aria-label="{shown(title)}" tabindex="0">{inner}</div>'
 
 
 def facts(values: Mapping[str, Any]) -> str:
-    """Names and values in two columns."""
-    return table("facts", [(shown(name), shown(value)) for name, value in values.items()])
+    """Names and values in two columns, or below each other where the window is narrow."""
+    pairs = "".join(f"<div><dt>{shown(name)}</dt><dd>{shown(value)}</dd></div>\n" for name, value in values.items())
+    return f'<dl class="facts">{pairs}</dl>'
 
 
 def accuracies(results: Accuracies) -> str:
@@ -118,7 +119,7 @@ def accuracies(results: Accuracies) -> str:
         for name, cells in results.rows.items()
     )
     head = [shown(column) for column in results.columns]
-    return f'{table("accuracies", rows, head)}\n<p class="quiet">{shown(results.caption)}</p>'
+    return f'{table("accuracies", rows, head, results.title)}\n<p class="quiet">{shown(results.caption)}</p>'
 
 
 def _accuracy(cell: Interval, best: bool) -> str:

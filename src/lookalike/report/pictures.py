@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from lookalike.curate.survey import upright
 from lookalike.data.annotations.record import Annotated, Scene
 from lookalike.data.decode import Unreadable, decode
+from lookalike.data.example import Example
 from lookalike.data.formats.disk import Local
 from lookalike.evaluation.detector import Detections, pasted
-from lookalike.evaluation.segment import Segmented
-from lookalike.report.page import PictureRow, facts, picture, sheet, shown, side_by_side, table, write
+from lookalike.evaluation.segment import Prediction, Segmented
+from lookalike.metrics.fewshot import Interval
+from lookalike.report.page import bar, facts, picture, shown, side_by_side, table, write
 
 _SIDE = 236  # pixels of the longer side of a picture on the page
 _MOST = 24  # pictures on a page of objects
@@ -137,16 +140,34 @@ def _side(joint: str) -> tuple[int, int, int]:
     return _LEFT if "left" in joint.lower() else _RIGHT if "right" in joint.lower() else _MIDDLE
 
 
-def write_segmentation(path: Path, title: str, lead: str, result: Segmented) -> None:
-    """Photo, true mask and predicted mask of some pictures. Raises UserError where it cannot be written."""
-    ids, rows = np.array(result.classes.ids), []
-    for one, example in result.predictions:
-        photo = upright(example.pixels, example.height, example.width, _LARGE)
-        masks = (one.truth.numpy(), ids[one.guess.numpy()])
-        panels = [photo, *(painted(mask, result.classes.ids, photo) for mask in masks)]
-        rows.append(PictureRow("", side_by_side(panels), f"{example.path}: photo, true mask, predicted mask"))
-    pictures = sheet(rows, "photo, true mask, predicted mask")
-    write(path, title, lead, ["<h2>Classes</h2>", legend(result), "<h2>Pictures</h2>", pictures])
+def write_segmentation(path: Path, title: str, lead: str, result: Segmented, settings: Mapping[str, str]) -> None:
+    """Photo, true mask and predicted mask of the worst pictures, below the scores of the classes.
+
+    Raises UserError where it cannot be written.
+    """
+    shown_ones = result.predictions
+    choice = "All" if len(shown_ones) == result.queries else f"The {len(shown_ones)} worst of the"
+    parts = [
+        f'<h2>Classes</h2><p class="quiet">Intersection over union: of the pixels that are a class or are taken for '
+        f"it, the share that is both. Gray in a mask is not tested.</p>{legend(result)}",
+        f'<h2>Pictures</h2><p class="quiet">{choice} {result.queries} test pictures, the worst first, each with the '
+        "mean intersection over union of its classes. Left: the photo. Middle: its true mask. Right: the predicted "
+        "mask.</p>",
+        f'<div class="pairs">{"".join(_masks(result, *one) for one in shown_ones)}</div>',
+        f"<h2>Settings</h2>{facts(settings)}",
+    ]
+    write(path, title, lead, parts)
+
+
+def _masks(result: Segmented, one: Prediction, example: Example) -> str:
+    """The three pictures side by side, with their score for those who do not see them."""
+    photo = upright(example.pixels, example.height, example.width, _SIDE)
+    masks = (one.truth.numpy(), np.array(result.classes.ids)[one.guess.numpy()])
+    panels = [photo, *(painted(mask, result.classes.ids, photo) for mask in masks)]
+    score = "not tested" if math.isnan(one.iou) else f"{one.iou:.1%}"
+    words = f"{example.path}: {score}"
+    image = picture(side_by_side(panels, ground="white"), f"photo, true mask and predicted mask of {words}")
+    return f'<div class="panel">{image}<p class="quiet">{shown(words)}</p></div>'
 
 
 def colour(place: int) -> tuple[int, int, int]:
@@ -165,11 +186,16 @@ def painted(numbers: npt.NDArray[np.int64], ids: Sequence[int], like: Image.Imag
 
 
 def legend(result: Segmented) -> str:
-    """Colour, number and intersection over union of each class."""
-    cells = []
+    """Colour, number and intersection over union of each class, the worst first."""
+    rows = []
     for place, number in sorted(enumerate(result.classes.ids), key=lambda pair: pair[1]):
-        value = result.scores.iou.get(number)
-        fill = f'<rect width="14" height="14" fill="rgb{colour(place)}"/>'
-        patch = f'<svg width="14" height="14" aria-hidden="true">{fill}</svg>'
-        cells.append((f"{patch} class {number}", "not in the test pictures" if value is None else f"{value:.1%}"))
-    return table("facts", cells)
+        value = result.scores.iou.get(number, math.nan)
+        said = "not in the test pictures" if math.isnan(value) else f"{value:.1%}{bar(Interval(value, 0), False)}"
+        rows.append((math.isnan(value), value, (f"{swatch(place)} class {number}", said)))
+    return table("accuracies", [cells for *_, cells in sorted(rows)], ["intersection over union"], "classes")
+
+
+def swatch(place: int) -> str:
+    """A square in the colour of a class."""
+    fill = f'<rect width="14" height="14" fill="rgb{colour(place)}"/>'
+    return f'<svg width="14" height="14" aria-hidden="true">{fill}</svg>'

@@ -1,75 +1,116 @@
-"""The report of a run: one page with its curves, its views, nearest neighbours, its recipe and where it ran."""
+"""The report of a run: what came of it in words, how it learned, what its network sees, and what it was."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import fmean
 
-import torch
-from PIL import Image, ImageDraw
-from torch import Tensor
-
-from lookalike.core.errors import UserError
+from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.progress import Progress, silent
-from lookalike.curate.survey import random_rows, upright
-from lookalike.data.example import PictureSource, as_pictures
-from lookalike.data.loader import Loader
+from lookalike.curate.diagnosis import losses
 from lookalike.data.source import Data
-from lookalike.metrics.knn import products
+from lookalike.learn.dictionary import MemoryBank
+from lookalike.learn.keys import EndToEnd, Momentum, Stored
 from lookalike.models.decoder import Decoder
+from lookalike.pretext.image import ViewPair
+from lookalike.recipes.modality import modality_of
+from lookalike.recipes.recipe import Recipe
 from lookalike.recipes.serialize import flat
-from lookalike.report.charts import Chart, svg
-from lookalike.report.page import GAP, Accuracies, PictureRow, accuracies, facts, sheet, shown, side_by_side, write
-from lookalike.train.history import History, collect
-from lookalike.train.loop import views_at
-from lookalike.train.trained import Trained, load
+from lookalike.report import ages
+from lookalike.report.account import Account, account, cell, is_of, moments_table, record_in, records_table
+from lookalike.report.charts import Chart, dash, svg
+from lookalike.report.page import Accuracies, accuracies, facts, shown, table, write
+from lookalike.report.sample import map_of, neighbours, views
+from lookalike.report.verdict import verdict
+from lookalike.train.history import History
+from lookalike.train.run import is_run
 
-RIGHT, WRONG = (0, 158, 115, 255), (213, 94, 0, 255)  # told apart by people who see no green, too
-_TILE, _FRAME = 64, 4  # px
-_BYTES = 100_000_000  # of canvases that a report decodes
-_MOST = 2000  # pictures among which it looks for neighbours
+_PICTURED = 6  # runs beside each other whose neighbours are shown: a page stays small enough to open
 
 
-def write_report(
-    run: Path, data: Data | None = None, tables: Sequence[Accuracies] = (), lead: str = "", progress: Progress = silent
+def report(
+    runs: str | Path | Sequence[str | Path],
+    out: str | Path = "report.html",
+    *,
+    numbers: Sequence[str | Path] = (),
+    data: Data | None = None,
+    progress: Progress = silent,
 ) -> Path:
-    """Write ``report.html`` into a run folder; ``tables`` and a sentence ``lead`` stand at its top.
+    """Write one self-contained page on a run, or on several beside each other, and say where it is.
 
-    Data that is gone, or a run without a checkpoint, costs the pictures and not the page. Raises UserError.
+    ``numbers`` are files that ``evaluate --json`` wrote; those in a run's folder are found. ``data`` is what a run
+    learned from, where that has moved. Nothing of a run is touched, and one that is still going may be reported. Data
+    that is gone, or a run without a checkpoint, costs the pictures and not the page. Raises UserError.
     """
-    history = collect(run)
-    try:
-        sample = Sample(load(run), as_pictures(history.source(data)), progress)
-        pictures = list(pictures_section(sample))
-    except UserError as error:
-        pictures = [f'<h2>Pictures</h2><p class="quiet">None are shown: {shown(error)}.</p>']
-    headings = [part for table in tables for part in (f"<h2>{shown(table.title)}</h2>", accuracies(table))]
-    parts = [summary(history), *headings, *curves_section(history), *pictures, *recipe_section(history)]
+    folders = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
+    given = {file: record_in(Path(file)) for file in numbers}
+    if not folders:
+        raise UserError("name at least one run: lookalike report RUN")
+    for folder in folders:
+        if not is_run(folder):
+            page = next(iter(sorted(folder.glob("*.html"))), None)
+            hint = f"of a comparison, open {page}" if page else f"lookalike pretrain DATA --out {folder} makes one"
+            raise UserError(f"{folder} is not a run, it holds no recipe.json: {hint}", BAD_DATA)
+    for file, record in given.items():
+        if not any(is_of(record, folder) for folder in folders):
+            raise UserError(
+                f"{file} has the numbers of {record.run}, which is not reported here: name it, too", BAD_DATA
+            )
+    found = [account(folder, list(given.values()), data, progress) for folder in folders]
+    if len(found) == 1:
+        write_account(Path(out), found[0])
+    else:
+        write(Path(out), f"{len(found)} runs beside each other", "", several(found))
+    return Path(out)
+
+
+def write_account(out: Path, found: Account, tables: Sequence[Accuracies] = (), lead: str = "") -> None:
+    """The page of one run; ``tables`` and a sentence ``lead`` stand at its top. Raises UserError."""
+    history = found.history
+    headings = (part for table in tables for part in (f"<h2>{shown(table.title)}</h2>", accuracies(table)))
+    parts = [
+        verdict(found),
+        summary(history),
+        *headings,
+        *curves_section(history),
+        *moments_table(found.moments),
+        *keys_section(found),
+        *pictures_section(found),
+        *records_table([found]),
+        *recipe_section(history),
+    ]
     titles = dict.fromkeys([history.folder.resolve().name, history.recipe.name])
-    write(run / "report.html", " · ".join(titles), lead, parts)
-    return run / "report.html"
+    write(out, " · ".join(titles), lead, parts)
 
 
 def summary(history: History) -> str:
     """The run in a line."""
     recipe = history.recipe
-    size = recipe.pictures.first.size
     labels = "with" if recipe.objective.supervised else "without"
     temperature = flat(recipe).get("objective.temperature") if recipe.keys.directions else None
     return (
-        f'<p class="quiet">{history.examples():,} examples {labels} labels · {history.steps():,} steps of '
-        f"{recipe.batch} · views of {size} × {size} pixels · {recipe.contrast()}"
+        f'<p class="quiet">{history.examples():,} {modality_of(recipe).examples} {labels} labels · '
+        f"{history.steps():,} steps of {recipe.batch} · {shown(recipe.pretext.shown())} · {shown(recipe.contrast())}"
         f"{f' · temperature {temperature:g}' if temperature else ''}</p>"
     )
+
+
+# ---- how it learned ----
 
 
 def curves_section(history: History) -> Iterator[str]:
     """A chart for each metric that was logged."""
     yield "<h2>Training curves</h2>"
     yield f"<p>{' '.join(tasks(history))}</p>"
-    boxes = [f'<div class="panel"><h3>{shown(chart.title)}</h3>{svg(chart)}</div>' for chart in charts(history)]
-    yield f'<div class="curves">{"".join(boxes)}</div>'
+    yield panels(charts(history))
+
+
+def panels(charts: Sequence[Chart]) -> str:
+    """Charts in boxes."""
+    boxes = (f'<div class="panel"><h3>{shown(chart.title)}</h3>{svg(chart)}</div>' for chart in charts)
+    return f'<div class="curves">{"".join(boxes)}</div>'
 
 
 def tasks(history: History) -> Iterator[str]:
@@ -78,22 +119,35 @@ def tasks(history: History) -> Iterator[str]:
     if recipe.objective.supervised:
         yield "The network learned from labels."
     elif recipe.keys.directions:
-        yield "For each query, the network has to pick the key of the same picture among many others."
+        yield contest(recipe)
+    random = "rows" if isinstance(recipe.dictionary, MemoryBank) else "keys"
     if not history.filled():
-        yield "Some keys are still the random ones that a run starts with: the loss looks better than it is."
+        yield f"Some {random} are still the random ones that a run starts with: the loss looks better than it is."
     elif history.filling():
-        yield "A run starts with random keys, so the curves begin when real ones have replaced them."
+        yield f"A run starts with random {random}, so the curves begin when real ones have replaced them."
     if isinstance(recipe.reconstruction, Decoder):
         yield "A decoder has to paint the patches that the first view hides; an error of 1 is that of painting nothing."
     if not recipe.objective.supervised:
         yield "Labels, where there are any, are used only to measure kNN accuracy."
 
 
+def contest(recipe: Recipe) -> str:
+    """What a query is scored against and who made it, as the recipe's dictionary and keys are."""
+    makers = {
+        Momentum: "The keys are made by the twin, a copy of the network that follows it slowly.",
+        EndToEnd: "The keys are made by the network itself, in the same step.",
+        Stored: "The keys are the rows that are stored, one for each example.",
+    }
+    return (
+        "For each query, a view of an example, the network has to pick the key of the same example among others "
+        f"({shown(recipe.contrast())}). {makers.get(type(recipe.keys), '')}"
+    )
+
+
 def charts(history: History) -> list[Chart]:
     """Loss, top-1 and kNN first, then whatever else was logged but the learning rate."""
     curves = {name: history.after_filling(points) for name, points in history.curves.items()}
-    chance = "chance, log(K + 1)" if history.recipe.reconstruction is None else "chance"
-    first = [Chart("Loss", curves.get("loss", []), (chance, history.chance_loss()))]
+    first = [Chart("Loss", curves.get("loss", []), ("guessing", history.chance_loss()))]
     named = {
         "top1": "Queries that pick their own key",
         "pixels": "Squared error of hidden pixels",
@@ -105,136 +159,112 @@ def charts(history: History) -> list[Chart]:
     return first + [Chart(name, curves[name]) for name in curves if name not in {"loss", "lr", *named}]
 
 
-def pictures_section(sample: Sample) -> Iterator[str]:
-    """Examples beside their views, and queries beside their neighbours."""
-    yield "<h2>Two views of each picture</h2>"
-    yield "<p>As the first epoch drew them. The network learns only that both views in a column show one picture.</p>"
-    yield sheet(views(sample))
-    rows, share = neighbours(sample)
+def keys_section(found: Account) -> Iterator[str]:
+    """How old what queries are scored against is, and how far the network has moved since."""
+    recipe = found.history.recipe
+    if recipe.objective.supervised or not recipe.keys.directions:
+        return
+    yield "<h2>What queries are scored against</h2>"
+    yield f"<p>{shown(' '.join([ages.ages(recipe, found.history.examples()), *ages.words(found.drift, recipe)]))}</p>"
+    if not found.drift and ages.oldest(recipe, found.history.examples()) and found.unmade:
+        yield f'<p class="quiet">How far they have drifted was not measured: {shown(found.unmade)}.</p>'
+
+
+# ---- what it sees ----
+
+
+def pictures_section(found: Account) -> Iterator[str]:
+    """Examples beside their views, beside their neighbours before and after, and on a map."""
+    if found.sample is None or found.training is None:
+        yield f'<h2>Pictures</h2><p class="quiet">None are shown: {shown(found.unseen)}.</p>'
+        return
+    if isinstance(found.history.recipe.pretext, ViewPair):
+        yield from views(found.sample, found.moments[-1].trained, found.training)
     yield "<h2>Nearest neighbours</h2>"
-    yield (
-        f"<p>Random pictures (not hand-picked), each with the nearest of {len(sample.rows) - 1:,} others by the cosine "
-        "of their features.</p>"
-    )
-    if share is not None:
-        yield (
-            '<p>Frames mark neighbours of <span class="key right"></span> the same label and of <span class="key '
-            f'wrong"></span> another one. Over all pictures, {share:.1%} of the neighbours have the same label.</p>'
-        )
-    yield sheet(rows, "picture, then the others, nearest first")
+    yield from neighbours(found.sample)
+    yield from map_of(found.sample)
+
+
+# ---- what it was ----
 
 
 def recipe_section(history: History) -> Iterator[str]:
     """Everything that the run depends on."""
     yield "<h2>Recipe</h2>"
     yield "<p>With this recipe, the same data and the same machine, the run repeats to the bit.</p>"
-    fields = [(name, _brief(value)) for name, value in flat(history.recipe).items()]
+    fields = [(name, brief(value)) for name, value in flat(history.recipe).items()]
     half = math.ceil(len(fields) / 2)
     yield f'<div class="columns">{facts(dict(fields[:half]))}{facts(dict(fields[half:]))}</div>'
     data = {"data" if name == "data" else f"data: {name}": value for name, value in history.about().items()}
     environment = {name: value for name, value in history.environment.items() if name != "data"} | data
-    yield f"<h2>Environment</h2>{facts({name: _brief(value) for name, value in environment.items()})}"
+    yield f"<h2>Environment</h2>{facts({name: brief(value) for name, value in environment.items()})}"
 
 
-def _brief(value: object) -> str:
+def brief(value: object) -> str:
     """A field as text: numbers short, lists by commas or, of a command, by spaces."""
     if value in (None, [], ()):
         return "–"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {brief(part)}" for name, part in value.items())
     if isinstance(value, list | tuple):
-        return (" " if all(isinstance(item, str) for item in value) else ", ").join(map(_brief, value))
+        return (" " if all(isinstance(item, str) for item in value) else ", ").join(map(brief, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-class Sample:
-    """Readable pictures of a source with the features of a run; the draw depends on the number of rows alone."""
-
-    def __init__(self, trained: Trained, source: PictureSource, progress: Progress) -> None:
-        canvas = trained.recipe.canvas
-        rows = random_rows(len(source), min(_MOST, max(16, _BYTES // (3 * canvas**2))))
-        self.trained = trained
-        self.loader = Loader(source, canvas, 0, workers=0, max_bad=1.0)  # all rows: a view may read others
-        self.whole = trained.loader(source, 0, 0)
-        features = trained.features(self.whole, rows, "backbone", progress, "embedding for the report")
-        good = torch.tensor([row not in self.whole.bad_rows for row in rows.tolist()], dtype=torch.bool)
-        self.rows, self.labels, self.classes = rows[good], source.labels[rows[good]], source.classes
-        self.features = features[good]
-
-    def name(self, i: int) -> str:
-        """The class of picture ``i``, or an empty text."""
-        label = int(self.labels[i])
-        return (self.classes[label] if label < len(self.classes) else str(label)) if label >= 0 else ""
-
-    def pictures(self, chosen: Tensor) -> list[Tensor]:
-        """Each uint8 (3, S, S): the examples ``chosen`` (N,) as evaluations encode them."""
-        displayable = self.trained.recipe.pictures.displayable
-        views = self.trained.views(self.whole, self.rows[chosen])
-        return [pixels.cpu() for view in views for pixels in displayable(view, view)[0]]
-
-    def some(self, count: int) -> Tensor:
-        """``count`` pictures: of each class in turn if there are labels, else the first; the order is random."""
-        labels = self.labels.tolist()
-        if len(set(labels)) < 2:
-            return torch.arange(len(self.rows))[:count]
-        turns = [labels[:i].count(label) for i, label in enumerate(labels)]
-        return torch.tensor(sorted(range(len(self.rows)), key=lambda i: (turns[i], labels[i]))[:count])
+# ---- several runs ----
 
 
-def views(sample: Sample, count: int = 10) -> list[PictureRow]:
-    """Three rows: pictures as they are, and both views as the run's first epoch drew them."""
-    chosen = sample.some(count)
-    recipe = sample.trained.recipe
-    first, second = recipe.pictures.displayable(*views_at(sample.loader, recipe, sample.rows[chosen], 0))
-    rows = {"picture": sample.pictures(chosen), "first view": list(first.cpu()), "second view": list(second.cpu())}
-    return [picture_row(name, pixels, f"{name} of {len(chosen)} examples") for name, pixels in rows.items()]
+def several(accounts: Sequence[Account]) -> Iterator[str]:
+    """What came of each, their curves over each other, numbers, evaluations, settings that differ, and neighbours."""
+    folders = [found.history.folder.resolve() for found in accounts]
+    names = [
+        one.name if [f.name for f in folders].count(one.name) == 1 else "/".join(one.parts[-2:]) for one in folders
+    ]
+    for i, (name, found) in enumerate(zip(names, accounts)):
+        yield f"<h2>{dash(i)} {shown(name)}</h2>{verdict(found)}"
+    yield "<h2>Training curves</h2>"
+    yield "<p>Losses compare only where runs are scored against as much, in the same way: see the loss of guessing.</p>"
+    yield f'<ul class="legend">{"".join(f"<li>{dash(i)}{shown(name)}</li>" for i, name in enumerate(names))}</ul>'
+    drawn = [{chart.title: chart for chart in charts(found.history)} for found in accounts]
+    every = {title: chart for one in drawn for title, chart in one.items()}
+    curves = {title: [one[title].points if title in one else () for one in drawn] for title in every}
+    boxes = [Chart(title, first, None, every[title].percent, rest) for title, (first, *rest) in curves.items()]
+    yield panels(boxes)
+    numbers = [numbers_of(found) for found in accounts]
+    rows = [[name, *(one[name] for one in numbers)] for name in numbers[0]]
+    yield f"<h2>Numbers</h2>{_beside(names, [row for row in rows if set(row[1:]) != {'–'}])}"
+    yield from records_table(accounts, names)
+    settings = [{"data": found.history.about().get("data")} | flat(found.history.recipe) for found in accounts]
+    rows = [
+        [path, *(brief(one.get(path)) for one in settings)]
+        for path in dict.fromkeys(p for one in settings for p in one)
+    ]
+    differ = [row for row in rows if len(set(row[1:])) > 1]
+    yield f"<h2>Settings that differ</h2>{_beside(names, differ) if differ else '<p>None.</p>'}"
+    for name, found in list(zip(names, accounts))[:_PICTURED]:
+        if found.sample is not None:
+            yield f"<h2>Nearest neighbours: {shown(name)}</h2>"
+            yield from neighbours(found.sample, 4)
 
 
-def neighbours(sample: Sample, queries: int = 10, each: int = 8) -> tuple[list[PictureRow], float | None]:
-    """For some pictures of the sample the nearest others in it; and ``agreement`` over all of them."""
-    each = max(0, min(each, len(sample.rows) - 1))
-    nearest = nearest_others(sample.features, each)
-    rows = []
-    for i in sample.some(queries).tolist():
-        near = nearest[i]
-        agree = [None] * each if sample.labels[i] < 0 else (sample.labels[near] == sample.labels[i]).tolist()
-        names = ", ".join(name for name in map(sample.name, near.tolist()) if name)
-        alt = f"{sample.name(i) or 'a picture'} and its nearest: {names or 'unlabelled pictures'}"
-        pictures = sample.pictures(torch.cat([torch.tensor([i]), near]))
-        rows.append(picture_row(sample.name(i), pictures, alt, [None, *agree], apart=3 * GAP))
-    return rows, agreement(sample.labels, nearest)
+def numbers_of(found: Account) -> dict[str, str]:
+    """What a run came to, in the words of a table."""
+    history, (values, tenth) = found.history, losses(found.history)
+    last, shares = next(reversed(found.moments), None), found.sample.shares() if found.sample else []
+    return {
+        "steps": f"{history.steps():,}",
+        "examples": f"{history.examples():,}",
+        "loss": cell(fmean(values[-tenth:]) if values else None, ".3f"),
+        "loss of guessing": cell(history.chance_loss(), ".3f"),
+        "kNN in training": cell(history.last("knn"), ".1%"),
+        "found again from another view": cell(last.found.mean if last and last.found else None, ".1%"),
+        "neighbours of the same label": cell(shares[-1] if shares else None, ".1%"),
+        "alignment": cell(last.alignment if last else None, ".2f"),
+        "uniformity": cell(last.spread.uniformity if last else None, ".2f"),
+        "spread": cell(last.spread.embedding if last else None, ".2f"),
+        "dimensions in use": cell(last.spread.rank if last else None, ".1f"),
+    }
 
 
-def nearest_others(features: Tensor, each: int, chunk: int = 512) -> Tensor:
-    """(N, each) for unit rows (N, F) the nearest other rows, nearest first."""
-    nearest: list[Tensor] = []
-    for cosines in products(features, features, chunk):
-        cosines.diagonal(sum(map(len, nearest))).fill_(-torch.inf)
-        nearest.append(cosines.topk(each).indices)
-    return torch.cat(nearest)
-
-
-def agreement(labels: Tensor, nearest: Tensor) -> float | None:
-    """The share of neighbours that have the label of the row they are near to; None without labels."""
-    known = labels >= 0
-    if not bool(known.any()) or not nearest.numel():
-        return None
-    return float((labels[nearest] == labels[:, None])[known].double().mean())
-
-
-def picture_row(
-    name: str, pictures: Sequence[Tensor], alt: str, right: Sequence[bool | None] | None = None, apart: int = 0
-) -> PictureRow:
-    """Pictures uint8 (3, S, S) side by side, framed where ``right`` is a bool; ``apart`` pixels set the first off."""
-    marks = right or [None] * len(pictures)
-    return PictureRow(name, side_by_side([framed(*pair) for pair in zip(pictures, marks)], apart), alt)
-
-
-def framed(picture: Tensor, right: bool | None) -> Image.Image:
-    """One picture, enlarged by whole pixels or reduced to about ``_TILE``, with room for a frame around it."""
-    width = picture.shape[-1]
-    side = width * (_TILE // width) or _TILE
-    colour = (0, 0, 0, 0) if right is None else RIGHT if right else WRONG
-    tile = Image.new("RGBA", (side + 2 * _FRAME, side + 2 * _FRAME), colour)
-    tile.paste(upright(picture, width, width, side), (_FRAME, _FRAME))
-    if right is False:  # a corner, for whom colours are not enough
-        ImageDraw.Draw(tile).polygon([(0, 0), (side // 3, 0), (0, side // 3)], fill=WRONG)
-    return tile
+def _beside(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return table("numbers", [[shown(word) for word in row] for row in rows], [shown(name) for name in names], "runs")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -29,10 +30,10 @@ FEW = 1000
 _MOST, _LEAST, _SECONDS, _CHUNK = 1000, 100, 5.0, 50  # examples that are looked for again, and for how long
 _DRAW = 4
 _EPOCH = (1 << 31) - 1  # whose views no run has seen
-_EASY = 0.98  # a share that is found by any network
+EASY = 0.98  # a share that is found by any network
 _LOOKED, _SIDE, _EQUAL, _ALIKE = 500, 16, 0.02, 0.5  # pictures looked at, their side, how far apart, how many of them
 
-_FINDS = {
+FINDS = {
     "pictures": "finds a picture again from another view",
     "frames": "finds the video of a frame from another frame",
     "clips": "finds the video of a clip from another clip",
@@ -77,14 +78,14 @@ def nearly_equal(loader: Loads) -> float:
 def learned(recipe: Recipe, loader: Loads, encoder: Encoder) -> Iterator[str]:
     """How often an example is found again from another view, measured without labels, by the network and untrained."""
     names = modality_of(recipe).examples
-    if recipe.objective.supervised or names not in _FINDS:
+    if recipe.objective.supervised or names not in FINDS:
         return
     after, before = found_again(recipe, loader, encoder, initial(recipe))
     numbers = f"{after.mean:.1%} ({before.mean:.1%} untrained, chance {after.chance:.1%})"
-    finds, gain = f"{_FINDS[names]} among {len(after.each):,}", after.gain(before)
+    finds, gain = f"{FINDS[names]} among {len(after.each):,}", after.gain(before)
     if gain.mean > gain.half:
         yield f"learned: {finds}: {numbers}"
-    elif before.mean >= _EASY:
+    elif before.mean >= EASY:
         yield f"{finds}: {numbers}, which tells nothing here: it is too easy"
     elif recipe.keys.directions == 0:
         yield f"{finds}: {numbers}, which this recipe does not train: the loss and labels tell what it learned"
@@ -95,27 +96,39 @@ def learned(recipe: Recipe, loader: Loads, encoder: Encoder) -> Iterator[str]:
 def found_again(recipe: Recipe, loader: Loads, *encoders: Encoder) -> list[Evidence]:
     """For each encoder, which examples' first view is nearest to the second view of the same example, or video.
 
-    A thousand examples, or as many as five seconds allow, but a hundred; their views are those of an epoch that no run
-    has. Modes and random numbers stay as they were.
+    A thousand examples, or as many as five seconds allow, but a hundred. Modes and random numbers stay as they were.
+    """
+    rows, views = two_views(recipe, loader, encoders, _MOST, _SECONDS)
+    return [found_among(loader.source.paths, rows, *pair) for pair in views]
+
+
+def two_views(
+    recipe: Recipe, loader: Loads, encoders: Sequence[Encoder], most: int, seconds: float = math.inf
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Rows (N,) of some examples and, of each encoder, the heads' unit rows (N, D) of two views, of an epoch that no
+    run has. After so many ``seconds`` a hundred examples are enough.
     """
     views: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in encoders]
     began, done = time.perf_counter(), list[Tensor]()
-    for rows in torch.split(some_rows(len(loader), _MOST, _DRAW), _CHUNK):
+    for rows in torch.split(some_rows(len(loader), most, _DRAW), _CHUNK):
         first, second = views_at(loader, recipe, rows, _EPOCH)
         second = views_at(loader, recipe, rows, _EPOCH - 1)[0] if second is first else second
         for encoder, (ones, others) in zip(encoders, views):
             ones.append(embed(encoder, [first], "head"))
             others.append(embed(encoder, [second], "head"))
         done.append(rows)
-        if len(done) * _CHUNK >= _LEAST and time.perf_counter() - began > _SECONDS:
+        if len(done) * _CHUNK >= _LEAST and time.perf_counter() - began > seconds:
             break
-    every = torch.cat(done)
-    paths = [loader.source.paths[row] for row in every.tolist()]
-    videos = in_videos(paths)
-    owner = torch.arange(len(every)) if videos is None else videos
+    return torch.cat(done), [(torch.cat(ones), torch.cat(others)) for ones, others in views]
+
+
+def found_among(paths: Sequence[str], rows: Tensor, first: Tensor, second: Tensor) -> Evidence:
+    """Which rows (N, D) of first views are nearest to the second view of the same example, or video."""
+    videos = in_videos([paths[row] for row in rows.tolist()])
+    owner = torch.arange(len(rows)) if videos is None else videos
     guess = float((owner[:, None] == owner).double().mean())
-    found = ((torch.cat(ones) @ torch.cat(others).T).argmax(1) for ones, others in views)
-    return [Evidence((owner[nearest] == owner).double(), "examples", guess, videos) for nearest in found]
+    nearest = (first @ second.T).argmax(1)
+    return Evidence((owner[nearest] == owner).double(), "examples", guess, videos)
 
 
 def next_command(recipe: Recipe, source: Source, data: Data, run: Path) -> str:
