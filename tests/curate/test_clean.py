@@ -144,6 +144,8 @@ def test_all_equal_pictures_are_one_group(tmp_path: Path) -> None:
     found = all_findings(table, workers=0)
     assert [one.others for one in found["duplicates"]] == [(0,)] * 19
     assert found["outliers"] == []
+    for how in ("typical", "diverse"):
+        assert len(lookalike.sample(table, n=5, how=how)) == 5  # type: ignore[arg-type]
 
 
 def test_plain_pictures_are_the_same_only_where_they_are_equal(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 import torch
 from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from lookalike.core.devices import full_precision
@@ -49,7 +51,9 @@ def _typical(table: Table, rows: Numbers, count: int) -> list[Finding]:
     if near.shape[1]:
         density = torch.stack([(vectors[near[:, k]] * vectors).sum(1) for k in range(near.shape[1])]).mean(0)
     kind = MiniBatchKMeans if len(rows) > _MANY else KMeans
-    groups = kind(min(count, _CLUSTERS, len(rows)), n_init=1, random_state=0).fit_predict(vectors.numpy())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # where fewer rows differ than there are to be groups
+        groups = kind(min(count, _CLUSTERS, len(rows)), n_init=1, random_state=0).fit_predict(vectors.numpy())
     queues = [np.flatnonzero(groups == group) for group in np.argsort(-np.bincount(groups), kind="stable")]
     queues = [queue[np.argsort(-density.numpy()[queue], kind="stable")] for queue in queues]
     turns = [(turn, place, queue[turn]) for place, queue in enumerate(queues) for turn in range(len(queue))]
@@ -94,7 +98,7 @@ def _uncertain(table: Table, rows: Numbers, count: int) -> list[Finding]:
 def _by_margin(table: Table, rows: Numbers, shares: Tensor, classes: Tensor, count: int) -> list[Finding]:
     top, which = shares.topk(2, dim=1)
     margin = (top[:, 0] - top[:, 1]).double().numpy()
-    names = {int(label): table.rows.classes[label] if label < len(table.rows.classes) else label for label in classes}
+    names = {i: table.rows.classes[i] if i < len(table.rows.classes) else i for i in classes.tolist()}
     found = []
     for i in np.argsort(margin, kind="stable")[:count].tolist():
         first, second = (names[int(classes[place])] for place in which[i])
