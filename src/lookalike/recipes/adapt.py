@@ -54,7 +54,7 @@ adapt_instances = replace(adapt, name="adapt_instances", dictionary=MemoryBank(m
 adapt_neighbours = replace(
     adapt, name="adapt_neighbours", dictionary=MemoryBank(momentum=1.0, filled=True, neighbours=5)
 )
-"""The five pictures that the start finds nearest are positives, too (as NNCLR's idea, arXiv 2104.14548): no better."""
+"""The five pictures that the start finds nearest are positives, too (NNCLR's idea, arXiv 2104.14548)."""
 
 adapt_simclr = replace(
     adapt_moco,
