@@ -22,8 +22,9 @@ from lookalike.metrics.fewshot import Interval
 from lookalike.recipes.images import tiny
 from lookalike.report.account import account
 from lookalike.report.comparison import comparison_page
+from lookalike.report.hits import Answer, write_hits
 from lookalike.report.page import Accuracies
-from lookalike.report.pictures import write_detections, write_hits, write_segmentation
+from lookalike.report.pictures import write_detections, write_segmentation
 from lookalike.report.run import report, write_account
 from lookalike.train.pretrain import pretrain
 from tests.support import scenery
@@ -84,8 +85,8 @@ def pages(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     detections(folder / "detect.html", folder / "scenes")
     segmentation(folder / "segment.html")
     source = open_source(str(data))
-    hits = [[Hit(0.9, path, "train", 0, None) for path in source.paths[:6]]]
-    write_hits(folder / "hits.html", f"{HOSTILE}.parquet", [source], [source.paths[7]], hits)
+    hits = [Hit(0.9, path, "train", 0, None) for path in source.paths[:6]]
+    write_hits(folder / "hits.html", f"{HOSTILE}.parquet", [source], [Answer([source.paths[7]], hits)])
     mean, others = Interval(0.55, 0.05), {LONG: Interval(0.1, 0.0)}
     rows = [ModelScores(name, [0.5, 0.6], mean, mean, others) for name in (LONG, HOSTILE)]
     compared = Comparison("knn", HOSTILE, "accuracy", rows, LONG, False, 2, LONG, {"k": 3, LONG: LONG}, 0.1)
