@@ -32,7 +32,7 @@ def test_one_process_and_several_find_the_same(
     world: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(trained, "_CHUNK", 5)  # 32 and 16 pictures: seven chunks, and four
+    monkeypatch.setattr(trained, "CHUNK", 5)  # 32 and 16 pictures: seven chunks, and four
     for task in ("knn", "retrieve")[: 4 // world]:
         alone = measured(runs[0], str(pictures), task)
         first, *others = ranks(world, measured, runs[0], str(pictures), task)
@@ -52,7 +52,7 @@ def test_bad_pictures_are_left_out_whoever_meets_them(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(trained, "_CHUNK", 3)
+    monkeypatch.setattr(trained, "CHUNK", 3)
     data = noise(tmp_path, ["a", "b"])
     reference, _ = reference_and_query(str(data))
     for name in (reference.paths[1], *reference.paths[6:9], reference.paths[-1]):  # one, a whole chunk, the last

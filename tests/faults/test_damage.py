@@ -46,7 +46,7 @@ def vectors(_: Path, out: Path) -> object:
 def numbers(_: Path, out: Path) -> object:
     record = json.loads((out / "numbers.json").read_text())
     assert record["found"] if "found" in record else record["step"] == 1
-    return {name: record[name] for name in record if name not in ("run", "where")}
+    return {name: record[name] for name in record if name not in ("run", "table")}
 
 
 def trained(_: Path, out: Path) -> object:

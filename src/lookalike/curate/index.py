@@ -2,8 +2,8 @@
 
 The rows of a table are divided among lists by their nearest centre (an inverted file: Jégou et al. 2011, PAMI 33(1)).
 A query is compared with the centres, then with the rows of the nearest lists, which are kept as int8, then exactly
-with the best of those, out of the table. On two processor cores this is built ten times as fast as a graph of
-neighbours (docs/scale.md), and needs no more than numpy and torch.
+with the best of those, out of the table. This is built several times as fast as a graph of neighbours
+(docs/scale.md), and needs no more than numpy and torch.
 """
 
 from __future__ import annotations
