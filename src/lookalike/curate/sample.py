@@ -73,9 +73,8 @@ def _diverse(table: Table, rows: Numbers, count: int) -> list[Finding]:
     found, following = [], int(closest.argmin()) if covered else int((vectors @ vectors.mean(0)).argmax())
     for _ in range(count):
         cosine = float(closest[following])
-        found.append(
-            Finding(int(rows[following]), min(1.0, max(0.0, (1 - cosine) / 2)), f"nearest chosen: {cosine:.2f}")
-        )
+        words = "most in the middle" if cosine < -0.999 else f"cosine to the nearest of those before: {cosine:.2f}"
+        found.append(Finding(int(rows[following]), min(1.0, max(0.0, (1 - cosine) / 2)), words))
         closest = torch.maximum(closest, vectors @ vectors[following])
         closest[following] = torch.inf
         following = int(closest.argmin())
