@@ -1,0 +1,63 @@
+"""What is wrong with the pictures, as queues that a person works through; found in a thread, one after the other."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lookalike.core.errors import UserError
+from lookalike.core.progress import Progress
+from lookalike.curate.finding import Finding
+from lookalike.curate.table import Table
+
+Finder = Callable[[Table, Progress], list[Finding]]
+FINDERS: dict[str, Finder] = {}
+"""What is looked for, in the order of the page."""
+
+
+@dataclass
+class Queue:
+    """One of them, while it is looked for and after."""
+
+    state: str = "waiting"  # then "looking", "found" or "failed"
+    words: str = ""  # how far it is, or why it failed
+    findings: tuple[Finding, ...] = ()
+
+
+class Queues:
+    """All of them, of one table."""
+
+    def __init__(self, finders: Mapping[str, Finder] | None = None) -> None:
+        self._finders = FINDERS if finders is None else finders
+        self.of: dict[str, Queue] = {name: Queue() for name in self._finders}
+
+    def look(self, table: Table, ended: threading.Event) -> None:
+        """Fill them, until the end is wanted; one that fails says why, and the next begins."""
+        for name, queue in self.of.items():
+
+            def told(what: str, done: int, total: int, queue: Queue = queue) -> None:
+                if ended.is_set():
+                    raise InterruptedError
+                queue.words = f"{what} {done:,}/{total:,}"
+
+            queue.state = "looking"
+            try:
+                queue.findings = tuple(self._finders[name](table, told))
+                queue.state, queue.words = "found", ""
+            except InterruptedError:
+                return
+            except UserError as error:
+                queue.state, queue.words = "failed", str(error)
+            except Exception as error:  # of one finder; the page lives on
+                traceback.print_exc()
+                queue.state, queue.words = "failed", f"{type(error).__name__}: {error}"
+
+    def about(self) -> list[dict[str, Any]]:
+        """For the page."""
+        return [
+            {"name": name, "state": queue.state, "words": queue.words, "count": len(queue.findings)}
+            for name, queue in self.of.items()
+        ]
