@@ -214,7 +214,7 @@ def about(session: Session, _: Any) -> Answer:
         "page": PAGE,
         "sides": list(SIDES),
         "sentences": origin is not None and "tokenizer" in origin.preprocessing,
-        "model": "" if origin is None else str(origin),
+        "model": "" if origin is None else f"{Path(origin.run).name}{f', step {origin.step:,}' if origin.step else ''}",
         "decisions": str(session.decisions.path),
     }
 

@@ -161,7 +161,7 @@ export class MapView {
   }
 
   size() {  // px of a thumbnail: what the whole map has room for, growing with the zoom, at most 128
-    const room = Math.sqrt(this.width * this.height / Math.max(1, this.count)) * 0.9, zoom = this.scale / (this.whole || this.scale);
+    const room = Math.sqrt(this.width * this.height / Math.max(1, this.count)) * 1.4, zoom = this.scale / (this.whole || this.scale);
     return Math.min(128, Math.max(3, Math.min(room, 40) * zoom ** 0.75)) * 2 ** this.bias;
   }
 
@@ -201,7 +201,7 @@ export class MapView {
     }
     const near = tiles && size >= NEAR && visible.length <= KEPT / 2;
     let run = null;
-    const flush = () => { if (run) this.call(run.start, run.end, run.page, run.first, tiles ? size : Math.min(size, 9)); run = null; };
+    const flush = () => { if (run) this.call(run.start, run.end, run.page, run.first, size); run = null; };
     for (const [b, far] of visible) {
       const start = b * few, end = Math.min(this.count, start + few), big = Math.floor(start / many);
       let page = null;
@@ -221,7 +221,7 @@ export class MapView {
   call(start, end, page, first, size) {
     const gl = this.gl, loaded = page?.texture;
     gl.uniform1i(this.uniform.each, loaded ? this.about.page / page.side : 0);
-    gl.uniform1i(this.uniform.first, first); gl.uniform1f(this.uniform.size, loaded ? size : Math.min(size, 9));
+    gl.uniform1i(this.uniform.first, first); gl.uniform1f(this.uniform.size, loaded ? size : Math.min(size * 0.6, 8));
     gl.bindTexture(gl.TEXTURE_2D, loaded || this.blank);
     if (loaded) gl.uniform2f(this.uniform.stretch, 1, this.about.page / page.height);
     for (const [i, name, parts, kind, whole, bytes] of [[1, "place", 2, gl.FLOAT, false, 8], [2, "tint", 4, gl.UNSIGNED_BYTE, true, 4], [3, "shape", 1, gl.UNSIGNED_BYTE, false, 1]]) {
