@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lookalike.cli.main import main
+from tests.support.browser import Browser, started
 from tests.support.forks import Forks
 
 # Also where there is a GPU: many tests fork, and no process that uses one survives that.
@@ -45,6 +46,13 @@ def forks() -> Iterator[Forks]:
     """The command line in processes of their own: one server for all tests, since importing torch costs seconds."""
     with Forks() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium, for the tests of one module."""
+    with started() as chromium:
+        yield chromium
 
 
 @pytest.fixture
