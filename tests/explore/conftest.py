@@ -60,7 +60,8 @@ def table(photos: Path, run: Path) -> Path:
 def equal_bytes(table: Table, progress: Progress) -> list[Finding]:
     """The simplest finder: of pictures with equal bytes all but the first."""
     assert table.pictures is not None
-    assert (read := table.pictures.read) is not None
+    read = table.pictures.read
+    assert read is not None
     first: dict[bytes, int] = {}
     found = []
     for row in range(len(table)):
@@ -87,7 +88,7 @@ def reopen(table: Path, tmp_path: Path) -> Iterator[Callable[[], Session]]:
             held.pop().decisions.close()
         decisions = Decisions(tmp_path / "photos.decisions.jsonl")
         queues = Queues({"duplicates": equal_bytes, "outliers": odd})
-        held.append(Session(open_table(table), decisions, queues, tmp_path / "photos.explore"))
+        held.append(Session(open_table(table), decisions, queues, table.with_suffix(".explore")))  # drawn once for all
         held[0].draw()
         return held[0]
 

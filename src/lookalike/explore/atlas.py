@@ -58,7 +58,9 @@ class Atlas:
         for place, row in enumerate(rows.tolist()):
             example = self._example(row, side)
             top, left = place // each * side, place % each * side
-            planes = np.asarray(Image.fromarray(example.pixels.permute(1, 2, 0).contiguous().numpy()).resize((side,) * 2))
+            planes = np.asarray(
+                Image.fromarray(example.pixels.permute(1, 2, 0).contiguous().numpy()).resize((side,) * 2)
+            )
             sheet[top : top + side, left : left + side] = planes
             shapes[place] = round(min(255, max(1, 128 + _SHAPES * math.log2(example.width / example.height))))
         return shapes.tobytes() + _jpeg(Image.fromarray(sheet[: -(-len(rows) // each) * side]), 80)

@@ -45,7 +45,9 @@ class Decisions:
             text = path.read_bytes()
             sync_folder(path.parent)
         except BlockingIOError:
-            raise UserError(f"{path} is in use by another explore: end it, or name another --decisions", LOCKED) from None
+            raise UserError(
+                f"{path} is in use by another explore: end it, or name another --decisions", LOCKED
+            ) from None
         except OSError as error:
             raise UserError(f"{cannot_write(path, error)}; or name another --decisions", IO) from None
         self._torn, self._last = not text.endswith(b"\n") and bool(text), 0
@@ -111,7 +113,7 @@ class Decisions:
 
 def _entry(line: bytes) -> tuple[int, Decision | int] | None:
     """A number, and the decision, or the number of the one that is taken back; None of any other line."""
-    with suppress(ValueError, KeyError, TypeError):
+    with suppress(ValueError, KeyError, TypeError, OverflowError):
         entry = json_in(line)
         number = int(entry["id"])
         if "undo" in entry:

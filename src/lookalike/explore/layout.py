@@ -37,9 +37,7 @@ class Edges(NamedTuple):
 
 
 @isolated()
-def layout(
-    vectors: npt.NDArray[np.float32], start: Places | None = None, progress: Progress = silent
-) -> Places:
+def layout(vectors: npt.NDArray[np.float32], start: Places | None = None, progress: Progress = silent) -> Places:
     """(N, 2) places for unit rows (N, F), around 0; they and the ``start`` (N, 2) decide it, nothing is random.
 
     t-SNE (van der Maaten & Hinton 2008) with equal weights for the nearest rows, begun with principal components
@@ -47,16 +45,19 @@ def layout(
     Costs N² products of 50 numbers for the neighbours, then 400 rounds in N.
     """
     rows = torch.from_numpy(vectors)
-    if len(rows) < 4:
-        return np.asarray([[float(i), 0.0] for i in range(len(rows))], np.float32).reshape(-1, 2)
     axes = components(rows)
+    if len(rows) <= _NEIGHBOURS:
+        return np.asarray(axes[:, :2].numpy(), np.float32)
     edges = neighbours(F.normalize(axes, dim=1), progress)
     if start is None:
-        places, plan = axes[:, :2] * (1e-2 / axes[:, 0].std().clamp_min(1e-12)), [_EXAGGERATION] * _TIGHT + [1.0] * _LOOSE
+        places, plan = (
+            axes[:, :2] * (1e-2 / axes[:, 0].std().clamp_min(1e-12)),
+            [_EXAGGERATION] * _TIGHT + [1.0] * _LOOSE,
+        )
     else:
         places, plan = torch.from_numpy(start), [1.0] * _AGAIN
     places, speed, gains = places.contiguous(), torch.zeros_like(places), torch.ones_like(places)
-    rate = max(len(rows) / _EXAGGERATION, 50.0) / (1 if start is None else 4)
+    rate = max(len(rows) / _EXAGGERATION, 12.5) / (1 if start is None else 4)
     for done, exaggeration in enumerate(plan):
         force = exaggeration * attraction(places, edges) + repulsion(places)
         gains = torch.where(speed * force > 0, gains + 0.2, gains * 0.8).clamp_min(0.01)
@@ -69,6 +70,8 @@ def layout(
 @full_precision()
 def components(rows: Tensor) -> Tensor:
     """(N, 50 at most) principal components of rows (N, F), each axis signed so that its largest loading is positive."""
+    if len(rows) < 2:
+        return rows.new_zeros(len(rows), 2)
     some = rows[:: -(-len(rows) // _FITTED)]
     mean = some.mean(0)
     _, axes = torch.linalg.eigh(((some - mean).T @ (some - mean)).double())
@@ -118,7 +121,9 @@ def repulsion(places: Tensor) -> Tensor:
     share = torch.stack([(part[:, 0] - (1 - a)).abs() * (part[:, 1] - (1 - b)).abs() for a in (0, 1) for b in (0, 1)])
     density = np.bincount(index.flatten().numpy(), weights=share.flatten().numpy(), minlength=cells**2)
     field = _field(torch.from_numpy(density).float().view(cells, cells), step).flatten(1)
-    mass, forces = ((field[:, index] * share).sum(1)[0] - 1).sum(), (field[1:, index] * share).sum(1)
+    near = torch.tensor([[a, b] for a in (0, 1) for b in (0, 1)]) * step
+    own = (share * ((1 / (1 + torch.cdist(near, near).square())) @ share)).sum(0)  # of a row spread over cells on itself
+    mass, forces = ((field[0, index] * share).sum(0) - own).sum(), (field[1:, index] * share).sum(1)
     return -forces.T / mass.clamp_min(1e-12)
 
 

@@ -81,5 +81,7 @@ def _last(log: Path) -> dict[str, float]:
             with suppress(ValueError):
                 entry = json_in(line)
                 if isinstance(entry, dict):
-                    found |= {str(k)[:60]: v for k, v in entry.items() if isinstance(v, int | float) and math.isfinite(v)}
+                    found |= {
+                        str(k)[:60]: v for k, v in entry.items() if isinstance(v, int | float) and math.isfinite(v)
+                    }
     return found

@@ -137,7 +137,9 @@ async def body(request: Request, most: int) -> bytes:
 Answer = Response | dict[str, Any]
 
 
-def answering(session: Session, work: Callable[[Session, Any], Answer], most: int = MOST_ASKED, raw: bool = False) -> Any:
+def answering(
+    session: Session, work: Callable[[Session, Any], Answer], most: int = MOST_ASKED, raw: bool = False
+) -> Any:
     """The endpoint of work that takes what was sent: JSON, or bytes, or of a GET the numbers in its address."""
 
     async def endpoint(request: Request) -> Response:
@@ -153,9 +155,9 @@ def answering(session: Session, work: Callable[[Session, Any], Answer], most: in
             return JSONResponse({"error": f"more than {most >> 20} MB"}, 413)
         except UserError as error:
             return JSONResponse({"error": str(error)}, 400)
-        except (KeyError, IndexError, LookupError):
+        except LookupError:
             return JSONResponse({"error": "there is no such thing"}, 404)
-        except (ValueError, TypeError, RecursionError):
+        except (ValueError, TypeError, AttributeError, RecursionError):
             return JSONResponse({"error": "that means nothing"}, 400)
 
     return endpoint
@@ -302,7 +304,9 @@ def hits(found: Hits) -> Answer:
 
 def named(session: Session, asked: Mapping[str, Any]) -> Answer:
     """Kinds and scores of all rows, from a few that have names."""
-    given = {str(name)[:_MOST_WORDS]: rows_in(rows, len(session.table), least=1) for name, rows in asked["named"].items()}
+    given = {
+        str(name)[:_MOST_WORDS]: rows_in(rows, len(session.table), least=1) for name, rows in asked["named"].items()
+    }
     if not 0 < len(given) <= _MOST_NAMES:
         raise ValueError
     guess = session.guess(given)
@@ -334,7 +338,7 @@ def export(session: Session, asked: Mapping[str, Any]) -> Answer:
         with TemporaryDirectory(prefix="lookalike-") as folder:
             write_embeddings(subset(rows, chosen), out := Path(folder) / "selection.parquet")
             return Response(out.read_bytes(), media_type="application/vnd.apache.parquet")
-    decided = {row: one for row, one in session.decided()}
+    decided = dict(session.decided())
     out = io.StringIO()
     lines = csv.writer(out)
     lines.writerow(["path", "split", "class", "decision", "new class"])

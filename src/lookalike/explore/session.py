@@ -91,7 +91,7 @@ class Session:
                     return self._of(1, NAME, places)
             except (OSError, ValueError, EOFError):
                 pass  # damaged: it is made anew
-        axes = components(torch.from_numpy(self.table.rows.vectors))[:, :2] if len(self.table) else torch.zeros(0, 2)
+        axes = components(torch.from_numpy(self.table.rows.vectors))[:, :2]
         return Map(0, FIRST, axes.numpy(), np.arange(len(self.table))), None
 
     def _file(self) -> Path | None:
@@ -100,7 +100,9 @@ class Session:
         self._digest = digest(f"{VERSION} {vectors.shape}".encode(), memoryview(vectors).cast("B"))
         return None if self.folder is None else self.folder / f"map-{self._digest}.npy"
 
-    def _of(self, number: int, name: str, places: Places, order: npt.NDArray[np.int64] | None = None) -> tuple[Map, Atlas | None]:
+    def _of(
+        self, number: int, name: str, places: Places, order: npt.NDArray[np.int64] | None = None
+    ) -> tuple[Map, Atlas | None]:
         order = in_order(places) if order is None else order
         if self.table.pictures is None:
             return Map(number, name, places, order), None
@@ -121,7 +123,7 @@ class Session:
 
     def move(self, rows: Embeddings, places: Places) -> None:
         """The same pictures, embedded anew: the map moves, the pages of thumbnails stay."""
-        self.table = self.table._replace(rows=rows)
+        self.table = Table(self.table.name, rows, self.table.pictures, self.table.trained)
         if self.map.number == 0:
             self.map, self.atlas = self._of(1, NAME, places)
         else:
@@ -152,7 +154,9 @@ class Session:
         """What lies nearest to the mean of some rows, less the mean of others; these are no hits of their own."""
         vectors = torch.from_numpy(self.table.rows.vectors)
         query = vectors[list(rows)].mean(0) - (vectors[list(without)].mean(0) if without else 0)
-        return self._hits(query if len(rows) == 1 and not without else F.normalize(query, dim=0), [*rows, *without], top)
+        return self._hits(
+            query if len(rows) == 1 and not without else F.normalize(query, dim=0), [*rows, *without], top
+        )
 
     def near_query(self, query: str | bytes, top: int = 60) -> Hits:
         """What lies nearest to a sentence, or to the bytes of a picture's file; raises UserError."""
@@ -174,7 +178,9 @@ class Session:
     def _hits(self, query: Tensor, own: Sequence[int], top: int) -> Hits:
         vectors = torch.from_numpy(self.table.rows.vectors)
         if len(query) != vectors.shape[1]:
-            raise UserError(f"the query has {len(query)} features and the table {vectors.shape[1]}: it is of another model")
+            raise UserError(
+                f"the query has {len(query)} features and the table {vectors.shape[1]}: it is of another model"
+            )
         (cosines,) = next(iter(products(query[None], vectors))).clone()
         ranked = cosines.clone()
         ranked[list(own)] = -torch.inf
@@ -205,7 +211,9 @@ class Session:
             where = f" ({origin.run}, which is no longer there)" if origin and origin.run else ""
             raise UserError(f"what made this table is not here{where}, so nothing new can be looked for")
         precision = "bf16" if origin.precision == "bf16" else "fp32"
-        trained = load(origin.run, model=self._model or origin.model or None, download=self._download, precision=precision)
+        trained = load(
+            origin.run, model=self._model or origin.model or None, download=self._download, precision=precision
+        )
         if not origin.compares_with(other := origin_of(trained)):
             raise UserError(f"the table was made by {origin}, and this is {other}: their embeddings do not compare")
         return trained
@@ -228,6 +236,10 @@ class Session:
 def subset(rows: Embeddings, chosen: Sequence[int]) -> Embeddings:
     """Some rows of a table, as a table."""
     at = np.asarray(chosen, np.int64)
-    lists = {name: [value[i] for i in chosen] for name in ("path", "split", "text", "sha256") if (value := getattr(rows, name))}
+    lists = {
+        name: [value[i] for i in chosen]
+        for name in ("path", "split", "text", "sha256")
+        if (value := getattr(rows, name))
+    }
     arrays = {name: value[at] for name in ("label", "vectors", "size") if (value := getattr(rows, name)) is not None}
     return replace(rows, **lists, **arrays)

@@ -5,7 +5,7 @@ const $ = (id) => document.getElementById(id);
 
 export class Clean {
   constructor(state, page) {
-    Object.assign(this, { state, page, name: null, items: [], at: 0, busy: false });
+    Object.assign(this, { state, page, name: null, items: [], at: 0, last: Promise.resolve() });
     for (const verdict of ["keep", "drop"]) $(verdict).addEventListener("click", () => this.decide(verdict));
     $("relabel").addEventListener("click", () => this.ask());
     $("undo").addEventListener("click", () => this.undo());
@@ -67,30 +67,29 @@ export class Clean {
 
   ask() { $("anew").hidden = false; $("label").value = ""; $("label").focus(); }
 
-  async decide(decision, label) {
+  // one after the other, however fast the keys come
+  then(work) { this.last = this.last.then(work).catch((error) => this.page.trouble(error)); }
+  decide(decision, label) { this.then(() => this.take(decision, label)); }
+  undo() { this.then(() => this.takeBack()); }
+
+  async take(decision, label) {
     const item = this.items[this.at];
-    if (!item || this.busy) return;
-    this.busy = true;
-    try {
+    if (item) {
       this.page.took(await asked("decide", { queue: this.name, row: item.row, decision, ...(label ? { label } : {}) }));
       this.page.say(`${decision}${label ? ` as ${label}` : ""}; u takes it back`);
       const later = this.items.findIndex((each, i) => i > this.at && !this.of(each)), any = this.items.findIndex((each) => !this.of(each));
       if (later < 0 && any < 0) this.page.say("all of this queue is decided");
       await this.go(later >= 0 ? later : any >= 0 ? any : this.at);
       if (label) $("keep").focus();
-    } catch (error) { this.page.trouble(error); } finally { this.busy = false; }
+    }
   }
 
-  async undo() {
-    if (this.busy) return;
-    this.busy = true;
-    try {
-      const now = await asked("undo", {});
-      this.page.took(now);
-      if (!now.undone) { this.page.say("there is nothing to undo"); return; }
-      const [queue, row] = now.undone, at = queue === this.name ? this.items.findIndex((item) => item.row === row) : -1;
-      this.page.say(at < 0 ? `taken back: the last of ${queue}` : "taken back");
-      await this.go(at < 0 ? this.at : at);
-    } catch (error) { this.page.trouble(error); } finally { this.busy = false; }
+  async takeBack() {
+    const now = await asked("undo", {});
+    this.page.took(now);
+    if (!now.undone) return this.page.say("there is nothing to undo");
+    const [queue, row] = now.undone, at = queue === this.name ? this.items.findIndex((item) => item.row === row) : -1;
+    this.page.say(at < 0 ? `taken back: the last of ${queue}` : "taken back");
+    await this.go(at < 0 ? this.at : at);
   }
 }
