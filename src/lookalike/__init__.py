@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lookalike.core.errors import UserError
+    from lookalike.curate.clean import duplicates, labels, leaks, outliers, sample
     from lookalike.curate.search import search
     from lookalike.evaluation.compare import compare
     from lookalike.evaluation.evaluate import evaluate
@@ -29,13 +30,18 @@ __all__ = [
     "UserError",
     "__version__",
     "compare",
+    "duplicates",
     "embed",
     "evaluate",
     "export",
+    "labels",
+    "leaks",
     "load",
+    "outliers",
     "part",
     "pretrain",
     "recipe_named",
+    "sample",
     "search",
     "supervised",
 ]
@@ -45,13 +51,18 @@ _HOMES = {
     "Recipe": ("lookalike.recipes.recipe", "Recipe"),
     "UserError": ("lookalike.core.errors", "UserError"),
     "compare": ("lookalike.evaluation.compare", "compare"),
+    "duplicates": ("lookalike.curate.clean", "duplicates"),
     "embed": ("lookalike.train.embeddings", "embed_data"),
     "evaluate": ("lookalike.evaluation.evaluate", "evaluate"),
     "export": ("lookalike.train.exported", "export"),
+    "labels": ("lookalike.curate.clean", "labels"),
+    "leaks": ("lookalike.curate.clean", "leaks"),
     "load": ("lookalike.train.trained", "load"),
+    "outliers": ("lookalike.curate.clean", "outliers"),
     "part": ("lookalike.recipes.parts", "part"),
     "pretrain": ("lookalike.train.pretrain", "pretrain"),
     "recipe_named": ("lookalike.recipes", "recipe_named"),
+    "sample": ("lookalike.curate.clean", "sample"),
     "search": ("lookalike.curate.search", "search"),
     "supervised": ("lookalike.train.pretrain", "supervised"),
 }

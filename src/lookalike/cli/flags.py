@@ -9,6 +9,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from tyro.conf import Positional, arg
 
 from lookalike.cli.arguments import Data, File, Model, Name, OfModel, Precision, Verb, Workers, one_of, shown
+from lookalike.cli.cleaning_flags import OF_CLEANING
 from lookalike.cli.data_flags import OF_DATA
 from lookalike.core.errors import Limit
 from lookalike.evaluation.evaluation import Evaluation
@@ -182,7 +183,8 @@ class Export(OfModel):
 
 
 VERBS: dict[str, type[Verb]] = {
-    kind.__name__.lower(): kind for kind in (Demo, Pretrain, Supervised, Evaluate, Compare, Export, *OF_DATA)
+    kind.__name__.lower(): kind
+    for kind in (Demo, Pretrain, Supervised, Evaluate, Compare, Export, *OF_DATA, *OF_CLEANING)
 }
 """Every verb by its name."""
 

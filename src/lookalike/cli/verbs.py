@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from lookalike.cli import data_flags, data_verbs, flags
+from lookalike.cli import cleaning_flags, cleaning_verbs, data_flags, data_verbs, flags
 from lookalike.cli.arguments import Verb, answered
 from lookalike.cli.checks import (
     LOADED,
@@ -75,6 +75,10 @@ def outputs(command: Verb) -> tuple[list[str], list[str]]:
             return [str(file) for file in files_of(Path(out))], []
         case data_flags.Preview(out=out):
             return [out], []
+        case cleaning_flags.Finds():
+            named = (getattr(command, name, None) for name in ("csv", "out"))
+            tree = getattr(command, "keep_tree", None)
+            return [*files, *(path for path in named if path)], [tree] if tree else []
     return files, []
 
 
@@ -173,4 +177,9 @@ def try_demo(command: flags.Demo) -> int:
     return demo(Path(command.out), command.overwrite)
 
 
-_ACTIONS: dict[type[Verb], Callable[[Any], int]] = {flags.Demo: try_demo, flags.Export: export, **data_verbs.ACTIONS}
+_ACTIONS: dict[type[Verb], Callable[[Any], int]] = {
+    flags.Demo: try_demo,
+    flags.Export: export,
+    **data_verbs.ACTIONS,
+    **cleaning_verbs.ACTIONS,
+}

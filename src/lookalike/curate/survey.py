@@ -54,6 +54,7 @@ class Survey(NamedTuple):
     looks: Words  # (N,) dHash
     thumbs: Bytes  # (N, 8 * 8 * 3)
     gray: npt.NDArray[np.bool_]
+    canvases: Bytes  # (N, C, C) gray, of the side C that was asked for
     bad: dict[int, str]
 
     @property
@@ -62,22 +63,28 @@ class Survey(NamedTuple):
         return np.setdiff1d(np.arange(len(self.sizes)), np.fromiter(self.bad, np.int64, len(self.bad)))
 
 
-_Facts = tuple[str, tuple[int, int], int, int, int, Bytes, bool, str | None]
+_Facts = tuple[str, tuple[int, int], int, int, int, Bytes, bool, Bytes, str | None]
 """Of one picture, in the order of ``Survey``."""
 
 
-def survey(sources: Collection[PictureSource], workers: int | None, progress: Progress = silent) -> Survey:
-    """Look at every row of ``sources`` in turn, about 250 bytes of memory and the time to decode each."""
+def survey(
+    sources: Collection[PictureSource], workers: int | None, progress: Progress = silent, canvas: int = 0
+) -> Survey:
+    """Look at every row of ``sources`` in turn, about 250 bytes of memory and the time to decode each.
+
+    ``canvas`` is the side of the small gray pictures that are kept, none by default, up to 64 px.
+    """
     rows: list[_Facts] = []
     total = sum(map(len, sources))
-    refuse_unheld(f"the looks of {total:,} pictures", total * _ROW, "name some of the files alone, such as a shard")
+    size = total * (_ROW + 2 * canvas**2)
+    refuse_unheld(f"the looks of {total:,} pictures", size, "name some of the files alone, such as a shard")
     for source in sources:
         tasks = (range(i, min(i + _TASK, len(source))) for i in range(0, len(source), _TASK))
-        look = partial(_look_at, source, largest(source, _SIDE))
+        look = partial(_look_at, source, largest(source, _SIDE), canvas)
         for _, part in ordered(look, tasks, workers, part=partial(_path, source)):
             rows += part
             progress("looking at pictures", len(rows), total)
-    kinds, sizes, lengths, content, looks, thumbs, gray, bad = zip(*rows)
+    kinds, sizes, lengths, content, looks, thumbs, gray, canvases, bad = zip(*rows)
     return Survey(
         Counter(filter(None, kinds)),
         np.array(sizes, np.int64),
@@ -86,6 +93,7 @@ def survey(sources: Collection[PictureSource], workers: int | None, progress: Pr
         np.array(looks, np.uint64),
         np.stack(thumbs),
         np.array(gray, np.bool_),
+        np.stack(canvases),
         {row: reason for row, reason in enumerate(bad) if reason is not None},
     )
 
@@ -95,15 +103,15 @@ def largest(source: PictureSource, side: int) -> int:
     return min(side, source.own) if isinstance(source, Prepared) else side
 
 
-def _look_at(source: PictureSource, side: int, rows: range) -> list[_Facts]:
-    return [_facts(source, row, side) for row in rows if not stopped()]
+def _look_at(source: PictureSource, side: int, canvas: int, rows: range) -> list[_Facts]:
+    return [_facts(source, row, side, canvas) for row in rows if not stopped()]
 
 
 def _path(source: PictureSource, rows: range, number: int) -> str:
     return source.paths[rows[number]]
 
 
-def _facts(source: PictureSource, row: int, side: int) -> _Facts:
+def _facts(source: PictureSource, row: int, side: int, canvas: int) -> _Facts:
     """One picture; its file is read once."""
     kind, data = "", b""
     if source.read is not None:
@@ -121,7 +129,15 @@ def _facts(source: PictureSource, row: int, side: int) -> _Facts:
     spread = float((pixels.max(2).astype(np.int16) - pixels.min(2)).mean())
     thumb = np.asarray(Image.fromarray(pixels).resize((_THUMB, _THUMB), Resampling.BOX)).reshape(-1)
     number, size = int.from_bytes(content, "little"), (example.height, example.width)
-    return kind, size, len(data), number, look(pixels), thumb, spread <= _GRAY, example.bad
+    small = gray_canvas(pixels, canvas)
+    return kind, size, len(data), number, look(pixels), thumb, spread <= _GRAY, small, example.bad
+
+
+def gray_canvas(pixels: Bytes, side: int) -> Bytes:
+    """A picture (H, W, 3) in gray, squashed to (side, side)."""
+    if not side:
+        return np.empty((0, 0), np.uint8)
+    return np.asarray(Image.fromarray(pixels).convert("L").resize((side, side), Resampling.BOX))
 
 
 def look(pixels: Bytes) -> int:
@@ -142,21 +158,26 @@ def same(values: npt.NDArray[np.generic], rows: Numbers) -> list[list[int]]:
 
 
 def near(survey: Survey) -> list[list[int]]:
-    """Groups of rows that look alike, each in order: hashes at most 3 bits apart, and about the same colours.
+    """Groups of rows that look alike, each in order, by chains of ``near_pairs``."""
+    edges, count = near_pairs(survey), len(survey.sizes)
+    graph = coo_array((np.ones(len(edges), np.bool_), tuple(edges.T)), (count, count))
+    return same(connected_components(graph, directed=False)[1], np.arange(count))
+
+
+def near_pairs(survey: Survey) -> Numbers:
+    """(P, 2) rows that look alike: hashes at most 3 bits apart, and about the same colours; some occur twice.
 
     Hashes so near have one of four bands of 16 bits in common, so only those are compared that share one: O(N) for
     pictures that differ. Hashes that very many share (plain backgrounds) count as alike only where they are equal.
     """
-    rows, count = survey.good, len(survey.sizes)
+    rows = survey.good
     pairs = [pair for group in same(survey.looks[rows], rows) for pair in _of_one_hash(survey, np.array(group))]
     single = rows[np.unique(survey.looks[rows], return_index=True)[1]]
     for band in range(4):
         keys = (survey.looks[single] >> np.uint64(16 * band)) & np.uint64(0xFFFF)
         buckets = (np.array(bucket) for bucket in same(keys, single) if len(bucket) <= _CROWD)
         pairs += [_of_near_hashes(survey, bucket) for bucket in buckets]
-    edges = np.concatenate([np.empty((0, 2), np.int64), *pairs])
-    graph = coo_array((np.ones(len(edges), np.bool_), tuple(edges.T)), (count, count))
-    return same(connected_components(graph, directed=False)[1], np.arange(count))
+    return np.concatenate([np.empty((0, 2), np.int64), *pairs])
 
 
 def _of_one_hash(survey: Survey, group: Numbers) -> list[Numbers]:
@@ -182,6 +203,13 @@ def _of_near_hashes(survey: Survey, bucket: Numbers) -> Numbers:
 def _colours_apart(survey: Survey, some: Numbers, others: Numbers) -> npt.NDArray[np.float64]:
     """(P,) the mean difference of 8 x 8 colours."""
     return np.asarray(np.abs(survey.thumbs[others].astype(np.int16) - survey.thumbs[some]).mean(axis=1))
+
+
+def sharpness(survey: Survey) -> npt.NDArray[np.float64]:
+    """(N,) the mean step between neighbouring pixels of the small gray pictures, of 255."""
+    rows = survey.canvases.astype(np.int16)
+    steps = [np.abs(np.diff(rows, axis=axis)).mean((1, 2)) for axis in (1, 2)]
+    return np.asarray(sum(steps) / 2, np.float64)
 
 
 class Tile(NamedTuple):
