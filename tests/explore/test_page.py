@@ -94,7 +94,9 @@ def test_a_click_and_a_dropped_picture_find_what_the_command_finds(
 ) -> None:
     paths = read_embeddings(table).path
     Image.open(photos / paths[7]).rotate(90).save(tmp_path / "new.png")
-    (clicked,), (dropped,) = (lookalike.search(table, [query], top=60) for query in (paths[7], str(tmp_path / "new.png")))
+    (clicked,), (dropped,) = (
+        lookalike.search(table, [query], top=60) for query in (paths[7], str(tmp_path / "new.png"))
+    )
     with browser.open(address) as seen:
         ready(seen)
         x, y = seen.evaluate("explore.map.screen(explore.state.place[7])")
@@ -106,7 +108,8 @@ def test_a_click_and_a_dropped_picture_find_what_the_command_finds(
         data = list((tmp_path / "new.png").read_bytes())
         seen.evaluate(
             "data => { const held = new DataTransfer(); held.items.add(new File([new Uint8Array(data)], 'new.png'));"
-            "document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: held, bubbles: true, cancelable: true})); }",
+            "const how = {dataTransfer: held, bubbles: true, cancelable: true};"
+            "document.body.dispatchEvent(new DragEvent('drop', how)); }",
             data,
         )
         assert [paths[row] for row in hits(seen, "Near new.png")] == [hit.path for hit in dropped]
@@ -129,7 +132,12 @@ def test_what_is_drawn_around_is_exported(browser: Browser, address: str, sessio
         ready(seen)
         seen.page.click("#draw")
         box = seen.page.locator("#map").bounding_box()
-        left, top, right, bottom = box["x"] + 2, box["y"] + 60, box["x"] + box["width"] - 2, box["y"] + box["height"] - 2
+        left, top, right, bottom = (
+            box["x"] + 2,
+            box["y"] + 60,
+            box["x"] + box["width"] - 2,
+            box["y"] + box["height"] - 2,
+        )
         seen.page.mouse.move(left, top)
         seen.page.mouse.down()
         for x, y in ((right, top), (right, bottom), (left, bottom), (left, top)):
@@ -190,7 +198,9 @@ def test_pages_of_others_get_nothing(browser: Browser, address: str, tmp_path: P
     """From a page elsewhere, in the same browser that holds the cookie."""
     (tmp_path / "evil.html").write_text("<!doctype html><title>evil</title>")
     home = address.split("?")[0]
-    asks = "async home => { try { const answer = await fetch(home + 'about', {credentials: 'include', mode: 'no-cors'});"
+    asks = (
+        "async home => { try { const answer = await fetch(home + 'about', {credentials: 'include', mode: 'no-cors'});"
+    )
     asks += "return answer.type + (await answer.text()); } catch (error) { return 'refused'; } }"
     with browser.open(address) as seen:
         ready(seen)

@@ -17,8 +17,8 @@ from starlette.testclient import TestClient
 import lookalike
 from lookalike.curate.table import Table
 from lookalike.explore.layout import FIRST, NAME
-from lookalike.explore.server import MOST_ASKED, MOST_UPLOADED, POLICY, app
 from lookalike.explore.queues import Queues
+from lookalike.explore.server import MOST_ASKED, MOST_UPLOADED, POLICY, app
 from lookalike.explore.session import Session
 from lookalike.train.embeddings import read_embeddings
 from lookalike.types import Embeddings

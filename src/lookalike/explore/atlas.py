@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import math
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,21 +18,50 @@ from PIL import Image
 from lookalike.core.errors import UserError
 from lookalike.core.files import write_atomically
 from lookalike.curate.survey import upright
-from lookalike.data.example import Example, PictureSource
+from lookalike.data.example import Example, PictureSource, Rows
+from lookalike.data.preprocessing import Side
 
 PAGE = 1024  # px of the side of a page
 SIDES = (32, 128)  # px of a thumbnail: seen from afar, and near
 ALONE = (128, 640)  # px of the longer side of a picture that is looked at alone: among others, and large
 _SHAPES = 32  # of a byte for each time that the width is twice the height, above 128
 
-Rows = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.int64]
+P = ParamSpec("P")
+Value = TypeVar("Value")
+
+
+class OneReader(Rows):
+    """All rows of a source, read by one thread at a time: few sources bear two."""
+
+    def __init__(self, source: PictureSource) -> None:
+        super().__init__(source, range(len(source)))
+        self._lock = threading.Lock()
+
+    @property
+    def read(self) -> Callable[[int], bytes] | None:
+        """The file of one row, where the source has files; raises Unreadable."""
+        read = super().read
+        return None if read is None else lambda row: self._alone(read, row)
+
+    def example(self, row: int, side: Side) -> Example:
+        """One picture as a canvas."""
+        return self._alone(super().example, row, side)
+
+    def size(self, row: int) -> tuple[int, int]:
+        """Upright (height, width) in pixels; raises Unreadable."""
+        return self._alone(super().size, row)
+
+    def _alone(self, work: Callable[P, Value], *about: P.args, **more: P.kwargs) -> Value:
+        with self._lock:
+            return work(*about, **more)
 
 
 class Atlas:
     """Pages of the pictures in some ``order`` (N,) of rows; made when first asked for, kept in ``folder`` if any."""
 
-    def __init__(self, pictures: PictureSource, order: Rows, folder: Path | None) -> None:
-        self._pictures, self._order, self._lock = pictures, order, threading.Lock()
+    def __init__(self, pictures: PictureSource, order: Numbers, folder: Path | None) -> None:
+        self._pictures, self._order = pictures, order
         self._most = _finest(pictures)
         self._folder, self._made = folder, dict[tuple[int, int], bytes]()
 
@@ -71,8 +102,7 @@ class Atlas:
         return _jpeg(upright(example.pixels, example.height, example.width, side), 88)
 
     def _example(self, row: int, side: int) -> Example:
-        with self._lock:  # for each picture, so that one alone need not wait for a page; few sources bear two readers
-            return self._pictures.example(row, min(side, self._most))
+        return self._pictures.example(row, min(side, self._most))
 
 
 def _finest(pictures: PictureSource) -> int:
@@ -101,7 +131,7 @@ def _jpeg(image: Image.Image, quality: int) -> bytes:
     return file.getvalue()
 
 
-def in_order(places: npt.NDArray[np.float32]) -> Rows:
+def in_order(places: npt.NDArray[np.float32]) -> Numbers:
     """(N,) rows along a curve that keeps neighbours of the map (N, 2) together (Morton 1966), so that pages do."""
     low, high = places.min(0, initial=0), places.max(0, initial=1)
     cells = ((places - low) / np.maximum(high - low, 1e-9) * 65535).astype(np.uint64)

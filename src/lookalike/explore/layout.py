@@ -122,7 +122,9 @@ def repulsion(places: Tensor) -> Tensor:
     density = np.bincount(index.flatten().numpy(), weights=share.flatten().numpy(), minlength=cells**2)
     field = _field(torch.from_numpy(density).float().view(cells, cells), step).flatten(1)
     near = torch.tensor([[a, b] for a in (0, 1) for b in (0, 1)]) * step
-    own = (share * ((1 / (1 + torch.cdist(near, near).square())) @ share)).sum(0)  # of a row spread over cells on itself
+    own = (share * ((1 / (1 + torch.cdist(near, near).square())) @ share)).sum(
+        0
+    )  # of a row spread over cells on itself
     mass, forces = ((field[0, index] * share).sum(0) - own).sum(), (field[1:, index] * share).sum(1)
     return -forces.T / mass.clamp_min(1e-12)
 

@@ -39,19 +39,19 @@ def explore(
     folder, file = beside(where, data)
     kept = Decisions(decisions or file)
     try:
-        listening = listen(port)
-        if data is None and training(str(where)):
-            live = Live(Path(where))
-            session = Session(live.table(), kept)
-            threading.Thread(target=_quietly, args=(live.follow, session), daemon=True).start()
-        else:
-            # A table beside which the map is kept names its model itself; another is a model that embeds the data.
-            named = None if Path(where).suffix == ".parquet" else model
-            table = open_table(where, data, named, download, progress=progress, say=say)
-            session = Session(table, kept, folder=folder, model=model, download=download)
-        threading.Thread(target=_quietly, args=(Session.draw, session), daemon=True).start()
-        serve(session, listening, browser, say)
-        session.ended.set()
+        with listen(port) as listening:
+            if data is None and training(str(where)):
+                live = Live(Path(where))
+                session = Session(live.table(), kept)
+                _start(live.follow, session)
+            else:
+                # A table beside which the map is kept names its model itself; another is a model that embeds the data.
+                named = None if Path(where).suffix == ".parquet" else model
+                table = open_table(where, data, named, download, progress=progress, say=say)
+                session = Session(table, kept, folder=folder, model=model, download=download)
+            _start(Session.draw, session)
+            serve(session, listening, browser, say)
+            session.ended.set()
     finally:
         kept.close()
     say(f"decisions: {kept.path}" if kept.path.is_file() else "no decisions were made")
@@ -92,11 +92,15 @@ def serve(session: Session, listening: socket.socket, browser: bool, say: Say) -
         server.run(sockets=[listening])
 
 
-def _quietly(work: Callable[[Session], None], session: Session) -> None:
-    """In a thread: an end in between is none of an error; what fails is said on the page."""
-    try:
-        work(session)
-    except InterruptedError:
-        pass
-    except UserError as error:
-        session.words = str(error)
+def _start(work: Callable[[Session], None], session: Session) -> None:
+    """In a thread: an end in between is no error, and what fails is said on the page."""
+
+    def quietly() -> None:
+        try:
+            work(session)
+        except InterruptedError:
+            pass
+        except UserError as error:
+            session.words = str(error)
+
+    threading.Thread(target=quietly, daemon=True).start()

@@ -10,12 +10,31 @@ from typing import Any
 
 from lookalike.core.errors import UserError
 from lookalike.core.progress import Progress
+from lookalike.curate.duplicates import duplicates_among, leaks_among
 from lookalike.curate.finding import Finding
+from lookalike.curate.labels import suspicious_labels
+from lookalike.curate.outliers import outlying
+from lookalike.curate.same import Same, same_pictures
 from lookalike.curate.table import Table
 
 Finder = Callable[[Table, Progress], list[Finding]]
-FINDERS: dict[str, Finder] = {}
-"""What is looked for, in the order of the page."""
+
+
+def finders() -> dict[str, Finder]:
+    """What is looked for, in the order of the page; pictures are read once for all."""
+    known = list[Same]()
+
+    def same(table: Table, progress: Progress) -> Same:
+        if not known:
+            known.append(same_pictures(table, workers=0, progress=progress))  # a server with threads does not fork
+        return known[0]
+
+    return {
+        "leaks": lambda table, progress: leaks_among(table, same(table, progress)),
+        "duplicates": lambda table, progress: duplicates_among(table, same(table, progress)),
+        "labels": suspicious_labels,
+        "outliers": lambda table, progress: outlying(table, same(table, progress).seen, 0, progress),
+    }
 
 
 @dataclass
@@ -30,8 +49,8 @@ class Queue:
 class Queues:
     """All of them, of one table."""
 
-    def __init__(self, finders: Mapping[str, Finder] | None = None) -> None:
-        self._finders = FINDERS if finders is None else finders
+    def __init__(self, given: Mapping[str, Finder] | None = None) -> None:
+        self._finders = finders() if given is None else given
         self.of: dict[str, Queue] = {name: Queue() for name in self._finders}
 
     def look(self, table: Table, ended: threading.Event) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,9 @@ from lookalike.core.devices import full_precision
 from lookalike.core.errors import UserError
 from lookalike.core.files import write_atomically
 from lookalike.curate.table import Table
+from lookalike.data.example import PictureSource
 from lookalike.exchange.named import is_named
-from lookalike.explore.atlas import Atlas, digest, in_order
+from lookalike.explore.atlas import Atlas, OneReader, digest, in_order
 from lookalike.explore.decisions import Decision, Decisions, Verdict
 from lookalike.explore.layout import FIRST, NAME, VERSION, Places, components, layout
 from lookalike.explore.queues import Queues
@@ -71,7 +72,9 @@ class Session:
         model: str | None = None,
         download: bool = False,
     ) -> None:
-        self.table, self.decisions, self.queues = table, decisions, queues or Queues()
+        pictures = None if table.pictures is None else cast(PictureSource, OneReader(table.pictures))
+        self.table = Table(table.name, table.rows, pictures, table.trained)
+        self.decisions, self.queues = decisions, queues or Queues()
         self.folder, self.words, self.ended = folder, "", threading.Event()
         self._model, self._download = model, download
         self._trained, self._loading = table.trained, threading.Lock()
