@@ -19,7 +19,9 @@ PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 MOST_MODULES = 175
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
-TWICE: dict[str, str] = {}  # class names that the package defines more than once, and why
+TWICE = {  # class names that the package defines more than once, and why
+    "Sample": "the verb, and the pictures that a report draws",
+}
 LATE = {  # what a function may import: packages of extras, and those whose import costs a second
     "av": "[video]",
     "faster_coco_eval": "[detect]",

@@ -10,6 +10,8 @@ from tyro.conf import Positional
 from lookalike.cli.arguments import File, OfModel, Verb, Workers, shown
 from lookalike.core.errors import Limit
 
+Precision = Annotated[float, Limit(0.5, 0.999)]
+
 
 @dataclass(frozen=True)
 class Finds(OfModel):
@@ -19,53 +21,43 @@ class Finds(OfModel):
     """A .parquet table that lookalike embed wrote, or a model that embeds DATA first: a run, timm:NAME, ..."""
     data: Positional[Annotated[str | None, shown("DATA")]] = None
     """The pictures, where the table or the run does not say where they are, or they were moved."""
-    top: Annotated[int, Limit(0)] = 10  # Number of findings to show; --out, --csv and --json get all of them.
-    csv: File = None  # Write all findings to this .csv: path, split, score, reason, and the path beside it.
+    top: Annotated[int, Limit(0)] = 10  # Number of findings to show; the files get all of them.
+    out: File = None
+    """Write all findings to this .csv: path, split, score, reason, and the path beside it. Of duplicates also .parquet:
+    a copy of the table with the columns duplicate_of and reason."""
     json: File = None  # Write all findings to this file.
     page: File = None  # Write an HTML page with the pictures of the first 200 findings side by side.
     workers: Workers = None
 
 
 @dataclass(frozen=True)
-class _SamePictures(Finds):
-    """What those take that ask which pictures are the same."""
-
-    precision: Annotated[float, Limit(0.5, 0.999)] = 0.95
-    """How large a share of what is found should be right: how well two pictures must agree is calibrated to it on
-    edited views of your own pictures."""
-    crops: bool = False
-    """Also look for pictures that are a small part of another, by embedding five parts of each: five times as long, and
-    the model is needed."""
-
-
-@dataclass(frozen=True)
-class Duplicates(_SamePictures):
+class Duplicates(Finds):
     """Find pictures that are the same: equal, saved again, or edited; say which to keep. Nothing is deleted.
 
-    lookalike duplicates photos.parquet --page duplicates.html --out photos_marked.parquet
+    lookalike duplicates photos.parquet --page duplicates.html --keep-tree photos_once
 
     In this order, with the reason for each: equal bytes, equal pixels, perceptual hash, embedding. Pairs by hash and
     embedding count where the pixels agree, too: mirrored, cut, framed, marked or recoloured. Of each group that is kept
     which is not in test, labelled, largest and sharpest; all others are the same as that one.
     """
 
-    out: File = None
-    """Write a list of the duplicates (.csv), or a copy of the table with the columns duplicate_of and reason
-    (.parquet)."""
+    precision: Precision = 0.95
+    """How large a share of what is found should be right: how well two pictures must agree is calibrated to it on
+    edited views of your own pictures."""
     keep_tree: Annotated[str | None, shown("FOLDER")] = None
     """Make a folder with hard links to the pictures to keep, which take no space; copies on another disk."""
 
 
 @dataclass(frozen=True)
-class Leaks(_SamePictures):
+class Leaks(Finds):
     """Find pictures of validation and test that train has, too: they make an evaluation look better than it is.
 
-    lookalike leaks photos.parquet --csv leaks.csv
+    lookalike leaks photos.parquet --out leaks.csv
 
     The reasons are those of lookalike duplicates. Pictures of test are compared with validation, too.
     """
 
-    out: File = None  # The same as --csv.
+    precision: Precision = 0.95  # As of lookalike duplicates.
 
 
 @dataclass(frozen=True)
@@ -78,8 +70,6 @@ class Labels(Finds):
     classifier of other pictures. Which are listed is decided by confident learning (arXiv 1911.00068).
     """
 
-    out: File = None  # The same as --csv.
-
 
 @dataclass(frozen=True)
 class Outliers(Finds):
@@ -87,8 +77,6 @@ class Outliers(Finds):
 
     lookalike outliers photos.parquet --page outliers.html
     """
-
-    out: File = None  # The same as --csv.
 
 
 @dataclass(frozen=True)
@@ -102,8 +90,7 @@ class Sample(Finds):
     """
 
     n: Annotated[int, Limit(1)] = 200  # Number of pictures.
-    how: Literal["typical", "diverse", "uncertain"] = "typical"
-    out: File = None  # The same as --csv.
+    how: Literal["typical", "diverse", "uncertain"] = "typical"  # See above.
 
 
 OF_CLEANING: tuple[type[Verb], ...] = (Duplicates, Leaks, Labels, Outliers, Sample)

@@ -18,92 +18,80 @@ from lookalike.curate.labels import suspicious_labels
 from lookalike.curate.outliers import outlying
 from lookalike.curate.same import Same, same_pictures
 from lookalike.curate.sample import sampled
-from lookalike.curate.table import Table, open_table
+from lookalike.curate.table import Table, data_of, open_table
 from lookalike.report.findings import write_findings
 from lookalike.train.screen import Screen
 
+Found = tuple[list[Finding], str]
+"""Findings, and a sentence about them."""
 
-def duplicates(command: flags.Duplicates) -> int:
-    """Prints and writes the duplicates, and what is kept."""
-    refuse_odd_out(command.out, (".csv", ".parquet"))
-    with Screen("duplicates") as screen:
-        table = _opened(command, screen)
-        same = _same(command, table, screen)
-        found = duplicates_among(table, same)
-        extra = len({finding.others for finding in found})
-        lead = f"{len(found):,} of {len(table):,} pictures are the same as one of {extra:,} that are kept"
+
+def duplicates(command: flags.Duplicates, table: Table, screen: Screen) -> Found:
+    """What need not be kept, and the table and the tree of what is."""
+    found = duplicates_among(table, _same(command, table, screen))
+    if command.out and command.out.lower().endswith(".parquet"):
+        clean.write_marked(table, command.where, found, Path(command.out))
+    if command.keep_tree:
+        root = Path(command.data or data_of(command.where) or "")
+        count = write_tree(table, found, root, Path(command.keep_tree), screen.say)
+        screen.say(f"{count:,} pictures to keep in {command.keep_tree}")
+    kept = len({finding.others for finding in found})
+    return found, f"{len(found):,} of {len(table):,} pictures are the same as one of {kept:,} that are kept"
+
+
+def leaks(command: flags.Leaks, table: Table, screen: Screen) -> Found:
+    """What splits share."""
+    found, sizes = leaks_among(table, _same(command, table, screen)), Counter(table.rows.split)
+    if len(sizes) < 2:
+        return found, f"{table.name} has no splits, so nothing can leak between them"
+    counts = Counter(table.rows.split[finding.row] for finding in found)
+    parts = [f"{count:,} of {sizes[split]:,} in {split}" for split, count in counts.items()]
+    return found, f"pictures that a split before theirs has, too: {', '.join(parts) or 'none'}"
+
+
+def labels(command: flags.Labels, table: Table, screen: Screen) -> Found:
+    """Labels that seem wrong."""
+    found = suspicious_labels(table, screen.work)
+    return found, f"{len(found):,} of {int((table.rows.label >= 0).sum()):,} labels seem wrong"
+
+
+def outliers(command: flags.Outliers, table: Table, screen: Screen) -> Found:
+    """Odd pictures."""
+    found = outlying(table, None, command.workers, screen.work)
+    kinds = [f"{count:,} {kind}" for kind, count in Counter(one.reason for one in found).most_common()]
+    return found, f"{len(found):,} of {len(table):,} pictures are odd{': ' if kinds else ''}{', '.join(kinds)}"
+
+
+def sample(command: flags.Sample, table: Table, screen: Screen) -> Found:
+    """Rows to label."""
+    found = sampled(table, command.n, command.how)
+    return found, f"{len(found):,} {command.how} pictures of {len(table):,}, to label next"
+
+
+_FINDERS: dict[type[Verb], Callable[[Any, Table, Screen], Found]] = {
+    flags.Duplicates: duplicates,
+    flags.Leaks: leaks,
+    flags.Labels: labels,
+    flags.Outliers: outliers,
+    flags.Sample: sample,
+}
+
+
+def find(command: flags.Finds) -> int:
+    """Any of them: opens the table, prints and writes the findings."""
+    kinds = (".csv", ".parquet") if isinstance(command, flags.Duplicates) else (".csv",)
+    if command.out and not command.out.lower().endswith(kinds):
+        raise UserError(f"--out {command.out}: end its name in {' or '.join(kinds)}")
+    with Screen(type(command).__name__.lower()) as screen:
+        how = picked(command, *LOADED, "workers")
+        table = open_table(command.where, command.data, progress=screen.work, say=screen.say, **how)
+        found, lead = _FINDERS[type(command)](command, table, screen)
         _told(command, table, found, lead, screen)
-        if command.out and command.out.lower().endswith(".parquet"):
-            clean.write_marked(table, command.where, found, Path(command.out))
-            screen.say(f"written: {command.out}")
-        if command.keep_tree:
-            count = write_tree(table, found, Path(command.keep_tree), screen.say)
-            screen.say(f"{count:,} pictures to keep in {command.keep_tree}")
     return 0
-
-
-def leaks(command: flags.Leaks) -> int:
-    """Prints and writes what splits share."""
-    refuse_odd_out(command.out)
-    with Screen("leaks") as screen:
-        table = _opened(command, screen)
-        found = leaks_among(table, _same(command, table, screen))
-        sizes = Counter(table.rows.split)
-        if len(sizes) < 2:
-            screen.say(f"{table.name} has no splits, so nothing can leak between them")
-        for split, count in Counter(table.rows.split[finding.row] for finding in found).items():
-            screen.say(f"{count:,} of {sizes[split]:,} pictures of {split} ({count / sizes[split]:.1%}) leak")
-        _told(command, table, found, f"{len(found):,} pictures are in a split before theirs, too", screen)
-    return 0
-
-
-def labels(command: flags.Labels) -> int:
-    """Prints and writes the labels that seem wrong."""
-    refuse_odd_out(command.out)
-    with Screen("labels") as screen:
-        table = _opened(command, screen)
-        found = suspicious_labels(table, screen.work)
-        count = int((table.rows.label >= 0).sum())
-        _told(command, table, found, f"{len(found):,} of {count:,} labels seem wrong", screen)
-    return 0
-
-
-def outliers(command: flags.Outliers) -> int:
-    """Prints and writes the odd pictures."""
-    refuse_odd_out(command.out)
-    with Screen("outliers") as screen:
-        table = _opened(command, screen)
-        found = outlying(table, None, command.workers, screen.work)
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in Counter(one.reason for one in found).most_common())
-        lead = f"{len(found):,} of {len(table):,} pictures are odd{': ' if kinds else ''}{kinds}"
-        _told(command, table, found, lead, screen)
-    return 0
-
-
-def sample(command: flags.Sample) -> int:
-    """Prints and writes the rows to label."""
-    refuse_odd_out(command.out)
-    with Screen("sample") as screen:
-        table = _opened(command, screen)
-        found = sampled(table, command.n, command.how)
-        _told(command, table, found, f"{len(found):,} {command.how} pictures of {len(table):,}, to label next", screen)
-    return 0
-
-
-def refuse_odd_out(out: str | None, kinds: Sequence[str] = (".csv",)) -> None:
-    """Raise UserError for a list that is to be no .csv, before any work."""
-    if out and not out.lower().endswith(tuple(kinds)):
-        raise UserError(f"--out {out}: end its name in {' or '.join(kinds)}")
-
-
-def _opened(command: flags.Finds, screen: Screen) -> Table:
-    refuse_odd_out(command.csv)
-    how = picked(command, *LOADED, "workers")
-    return open_table(command.where, command.data, progress=screen.work, say=screen.say, **how)
 
 
 def _same(command: flags.Duplicates | flags.Leaks, table: Table, screen: Screen) -> Same:
-    same = same_pictures(table, command.precision, command.crops, command.workers, screen.work)
+    same = same_pictures(table, command.precision, command.workers, screen.work)
     screen.say(same.threshold.words)
     return same
 
@@ -115,23 +103,16 @@ def _told(command: flags.Finds, table: Table, found: Sequence[Finding], lead: st
     for path, _, score, reason, beside in rows[: command.top]:
         screen.say(visible(f"  {score:.3f}  {path}  {reason}{f', {beside}' if beside else ''}"))
     if len(rows) > command.top:
-        screen.say(f"  and {len(rows) - command.top:,} more: --csv FILE has all, --page FILE shows pictures")
-    lists = {path for path in (command.csv, getattr(command, "out", None)) if path and path.lower().endswith(".csv")}
-    for path in sorted(lists):
-        clean.write_list(table, found, Path(path))
-        screen.say(f"written: {path}")
+        screen.say(f"  and {len(rows) - command.top:,} more: --out FILE.csv has all, --page FILE shows pictures")
+    if command.out and command.out.lower().endswith(".csv"):
+        clean.write_list(table, found, Path(command.out))
     if command.page:
         write_findings(Path(command.page), f"{type(command).__name__} in {Path(table.name).name}", lead, table, found)
-        screen.say(f"written: {command.page}")
+    for path in filter(None, (command.out, command.page)):
+        screen.say(f"written: {path}")
     record = [dict(zip(clean.HEAD, row)) for row in rows]
     write_record(command.json, {"where": command.where, "data": command.data, "lead": lead, "found": record})
 
 
-ACTIONS: dict[type[Verb], Callable[[Any], int]] = {
-    flags.Duplicates: duplicates,
-    flags.Leaks: leaks,
-    flags.Labels: labels,
-    flags.Outliers: outliers,
-    flags.Sample: sample,
-}
+ACTIONS: dict[type[Verb], Callable[[Any], int]] = dict.fromkeys(_FINDERS, find)
 """What carries out each."""

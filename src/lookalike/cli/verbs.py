@@ -75,10 +75,9 @@ def outputs(command: Verb) -> tuple[list[str], list[str]]:
             return [str(file) for file in files_of(Path(out))], []
         case data_flags.Preview(out=out):
             return [out], []
-        case cleaning_flags.Finds():
-            named = (getattr(command, name, None) for name in ("csv", "out"))
+        case cleaning_flags.Finds(out=out):
             tree = getattr(command, "keep_tree", None)
-            return [*files, *(path for path in named if path)], [tree] if tree else []
+            return [*files, *([out] if out else [])], [tree] if tree else []
     return files, []
 
 

@@ -79,6 +79,8 @@ def _refined(canvases: Tensor, fit: _Fit) -> Tensor:
     """(P,) the best agreement near a fit at half the pixels; of what does not promise much, that of the fit."""
     best, side = fit.score.clone(), canvases.shape[-1]
     some = (fit.score >= _PROMISING).nonzero()[:, 0]
+    if not len(some):  # of which MKL can make no transform
+        return best
     inner, height, width = fit.inner[some], 2 * fit.height[some], 2 * fit.width[some]
     ground, part = canvases[1 - inner, some], canvases[inner, some]
     best[some] = -1.0
@@ -108,7 +110,8 @@ def _agreement(ground: Tensor, part: Tensor, height: Tensor, width: Tensor) -> T
     spread = (squares - totals * totals / area).clamp_min(0) + area
     places = sums[height].amax(2)[:, :, None] * sums[width].amax(2)[:, None, :]
     product = torch.fft.irfft2(torch.fft.rfft2(ground) * torch.fft.rfft2(both).conj(), s=(side, side))
-    return (product * spread.rsqrt() * places).flatten(2).amax((0, 2))
+    score: Tensor = (product * spread.rsqrt() * places).flatten(2).amax((0, 2))
+    return score
 
 
 def _trim(side: int) -> int:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lookalike.core.devices import isolated
-from lookalike.core.errors import UserError
 from lookalike.core.files import write_atomically, write_csv
 from lookalike.core.progress import Progress, silent
 from lookalike.curate.duplicates import duplicates_among, leaks_among
@@ -44,88 +44,49 @@ def all_findings(
 
 
 @isolated()
-def duplicates(
-    where: Where,
-    data: Data | None = None,
-    precision: float = 0.95,
-    crops: bool = False,
-    model: str | None = None,
-    download: bool = False,
-    workers: int | None = None,
-    progress: Progress = silent,
-) -> list[Finding]:
+def duplicates(where: Where, data: Data | None = None, *, precision: float = 0.95, **opening: Any) -> list[Finding]:
     """The pictures that need not be kept, each beside the one that stands for it; the surest first.
 
-    See ``same_pictures`` for ``precision`` and ``crops``, and ``open_table`` for the others. Raises UserError.
+    ``opening`` are arguments of ``open_table``; for ``precision`` see ``same_pictures``. Raises UserError.
     """
-    table = opened(where, data, model, download, workers, progress)
-    return duplicates_among(table, same_pictures(table, precision, crops, workers, progress))
+    table = opened(where, data, **opening)
+    return duplicates_among(table, same_pictures(table, precision, *_how(opening)))
 
 
 @isolated()
-def leaks(
-    where: Where,
-    data: Data | None = None,
-    precision: float = 0.95,
-    crops: bool = False,
-    model: str | None = None,
-    download: bool = False,
-    workers: int | None = None,
-    progress: Progress = silent,
-) -> list[Finding]:
-    """The pictures of validation and test that a split before theirs has too. Raises UserError."""
-    table = opened(where, data, model, download, workers, progress)
-    return leaks_among(table, same_pictures(table, precision, crops, workers, progress))
+def leaks(where: Where, data: Data | None = None, *, precision: float = 0.95, **opening: Any) -> list[Finding]:
+    """The pictures of validation and test that a split before theirs has too; as ``duplicates``."""
+    table = opened(where, data, **opening)
+    return leaks_among(table, same_pictures(table, precision, *_how(opening)))
 
 
 @isolated()
-def labels(
-    where: Where,
-    data: Data | None = None,
-    model: str | None = None,
-    download: bool = False,
-    workers: int | None = None,
-    progress: Progress = silent,
-) -> list[Finding]:
+def labels(where: Where, data: Data | None = None, **opening: Any) -> list[Finding]:
     """The rows whose label seems wrong; ``reason`` has the one that seems right. Raises UserError."""
-    return suspicious_labels(opened(where, data, model, download, workers, progress), progress)
+    return suspicious_labels(opened(where, data, **opening), _how(opening)[1])
 
 
 @isolated()
-def outliers(
-    where: Where,
-    data: Data | None = None,
-    model: str | None = None,
-    download: bool = False,
-    workers: int | None = None,
-    progress: Progress = silent,
-) -> list[Finding]:
+def outliers(where: Where, data: Data | None = None, **opening: Any) -> list[Finding]:
     """The odd rows; ``reason`` says what is odd, ``others`` are the nearest. Raises UserError."""
-    return outlying(opened(where, data, model, download, workers, progress), None, workers, progress)
+    return outlying(opened(where, data, **opening), None, *_how(opening))
 
 
 @isolated()
 def sample(
-    where: Where,
-    data: Data | None = None,
-    n: int = 200,
-    how: How = "typical",
-    model: str | None = None,
-    download: bool = False,
-    workers: int | None = None,
-    progress: Progress = silent,
+    where: Where, data: Data | None = None, *, n: int = 200, how: How = "typical", **opening: Any
 ) -> list[Finding]:
     """``n`` rows to label next, the most useful first; see ``sampled``. Raises UserError."""
-    return sampled(opened(where, data, model, download, workers, progress), n, how)
+    return sampled(opened(where, data, **opening), n, how)
 
 
-def opened(
-    where: Where, data: Data | None, model: str | None, download: bool, workers: int | None, progress: Progress
-) -> Table:
+def opened(where: Where, data: Data | None, **opening: Any) -> Table:
     """As it is, or opened; raises UserError."""
-    if isinstance(where, Table):
-        return where
-    return open_table(where, data, model, download, workers, progress)
+    return where if isinstance(where, Table) else open_table(where, data, **opening)
+
+
+def _how(opening: Mapping[str, Any]) -> tuple[int | None, Progress]:
+    return opening.get("workers"), opening.get("progress", silent)
 
 
 # ---- written ----
@@ -141,9 +102,7 @@ def listed(table: Table, found: Iterable[Finding]) -> Iterator[tuple[str, str, f
 
 
 def write_list(table: Table, found: Iterable[Finding], out: Path) -> None:
-    """A .csv of findings; raises UserError for another name."""
-    if out.suffix.lower() != ".csv":
-        raise UserError(f"{out}: a list of findings is written as .csv")
+    """A .csv of findings."""
     out.parent.mkdir(parents=True, exist_ok=True)
     write_csv(out, HEAD, listed(table, found))
 

@@ -102,27 +102,26 @@ def leaks_among(table: Table, same: Same) -> list[Finding]:
     return _surest(found)
 
 
-def write_tree(table: Table, found: list[Finding], folder: Path, say: Callable[[str], None]) -> int:
-    """Hard links to all files but those of the findings, in the same folders; copies on another file system.
+def write_tree(table: Table, found: list[Finding], root: Path, folder: Path, say: Callable[[str], None]) -> int:
+    """Hard links in ``folder`` to all files below ``root`` but those of the findings; copies on another file system.
 
     Returns how many there are. Raises UserError where pictures are no files of a folder, or ``folder`` holds something.
     """
     source, gone = pictured(table), {finding.row for finding in found}
-    root = Path(str(table.rows.origin.data if table.rows.origin and table.rows.origin.data else table.name))
     if not root.is_dir():
-        raise UserError(f"{root} is no folder of pictures, so there is nothing to link to: use --out or --csv")
+        raise UserError(f"{root} is no folder of pictures, so there is nothing to link to: use --out")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} holds something already: name a new folder as --keep-tree")
     names = [path for row, path in enumerate(source.paths) if row not in gone]
     if bad := [path for path in names if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts]:
-        raise UserError(f"{bad[0]} lies outside of {root}, so there is nothing to link to: use --out or --csv")
+        raise UserError(f"{bad[0]} lies outside of {root}, so there is nothing to link to: use --out")
     copied = 0
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(root / name, folder / name)
         except FileNotFoundError:
-            raise UserError(f"{root / name} is not there, so it cannot be linked to: use --out or --csv") from None
+            raise UserError(f"{root / name} is not there, so it cannot be linked to: use --out") from None
         except OSError:
             shutil.copy2(root / name, folder / name)
             copied += 1

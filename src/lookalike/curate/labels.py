@@ -30,7 +30,7 @@ def suspicious_labels(table: Table, progress: Progress = silent) -> list[Finding
     mean of two estimates that do not see the row's label: the votes of its 20 nearest, without copies of it, and the
     linear probe on other folds. The score is the share of the other class among those two.
     """
-    labels, rows = torch.as_tensor(table.rows.label), torch.as_tensor(table.rows.vectors)
+    labels, rows = torch.tensor(table.rows.label), table.vectors
     known = (labels >= 0).nonzero()[:, 0]
     classes, numbers = torch.unique(labels[known], return_inverse=True)
     if len(classes) < 2:

@@ -31,7 +31,7 @@ def outlying(
     z / (z + 3.5): from 0.5 on. A row is listed once, for what is oddest.
     """
     seen = seen or survey([pictured(table)], workers, progress, SIDE)
-    vectors, good = torch.as_tensor(table.rows.vectors), np.isin(np.arange(len(table)), seen.good)
+    vectors, good = table.vectors, np.isin(np.arange(len(table)), seen.good)
     near = nearest(vectors, NEIGHBOURS, progress)
     best: dict[int, Finding] = {}
     for reason, values, least in _measures(seen, _distance(vectors, near)):

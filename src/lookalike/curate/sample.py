@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 import torch
 from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from lookalike.core.devices import full_precision
@@ -43,13 +45,15 @@ def sampled(table: Table, count: int, how: How) -> list[Finding]:
 
 
 def _typical(table: Table, rows: Numbers, count: int) -> list[Finding]:
-    vectors = torch.as_tensor(table.rows.vectors)[torch.from_numpy(rows)]
+    vectors = table.vectors[torch.from_numpy(rows)]
     near = nearest(vectors, _NEAR)
     density = torch.ones(len(rows))
     if near.shape[1]:
         density = torch.stack([(vectors[near[:, k]] * vectors).sum(1) for k in range(near.shape[1])]).mean(0)
     kind = MiniBatchKMeans if len(rows) > _MANY else KMeans
-    groups = kind(min(count, _CLUSTERS, len(rows)), n_init=1, random_state=0).fit_predict(vectors.numpy())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # where fewer rows differ than there are to be groups
+        groups = kind(min(count, _CLUSTERS, len(rows)), n_init=1, random_state=0).fit_predict(vectors.numpy())
     queues = [np.flatnonzero(groups == group) for group in np.argsort(-np.bincount(groups), kind="stable")]
     queues = [queue[np.argsort(-density.numpy()[queue], kind="stable")] for queue in queues]
     turns = [(turn, place, queue[turn]) for place, queue in enumerate(queues) for turn in range(len(queue))]
@@ -60,7 +64,7 @@ def _typical(table: Table, rows: Numbers, count: int) -> list[Finding]:
 
 
 def _diverse(table: Table, rows: Numbers, count: int) -> list[Finding]:
-    every, some = torch.as_tensor(table.rows.vectors), torch.from_numpy(rows)
+    every, some = table.vectors, torch.from_numpy(rows)
     vectors, known = every[some], every[torch.from_numpy(np.flatnonzero(table.rows.label >= 0))]
     covered = len(known) if len(rows) < len(every) else 0
     closest = torch.full((len(rows),), -1.0)
@@ -79,7 +83,7 @@ def _diverse(table: Table, rows: Numbers, count: int) -> list[Finding]:
 
 
 def _uncertain(table: Table, rows: Numbers, count: int) -> list[Finding]:
-    labels, vectors = torch.as_tensor(table.rows.label), torch.as_tensor(table.rows.vectors)
+    labels, vectors = torch.tensor(table.rows.label), table.vectors
     known, some = (labels >= 0).nonzero()[:, 0], torch.from_numpy(rows)
     classes, numbers = torch.unique(labels[known], return_inverse=True)
     if len(classes) < 2:
@@ -94,7 +98,7 @@ def _uncertain(table: Table, rows: Numbers, count: int) -> list[Finding]:
 def _by_margin(table: Table, rows: Numbers, shares: Tensor, classes: Tensor, count: int) -> list[Finding]:
     top, which = shares.topk(2, dim=1)
     margin = (top[:, 0] - top[:, 1]).double().numpy()
-    names = {int(label): table.rows.classes[label] if label < len(table.rows.classes) else label for label in classes}
+    names = {i: table.rows.classes[i] if i < len(table.rows.classes) else i for i in classes.tolist()}
     found = []
     for i in np.argsort(margin, kind="stable")[:count].tolist():
         first, second = (names[int(classes[place])] for place in which[i])

@@ -137,7 +137,7 @@ def gray_canvas(pixels: Bytes, side: int) -> Bytes:
     """A picture (H, W, 3) in gray, squashed to (side, side)."""
     if not side:
         return np.empty((0, 0), np.uint8)
-    return np.asarray(Image.fromarray(pixels).convert("L").resize((side, side), Resampling.BOX))
+    return np.asarray(Image.fromarray(pixels).convert("L").resize((side, side), Resampling.BILINEAR))
 
 
 def look(pixels: Bytes) -> int:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple, cast
 
+import torch
+from torch import Tensor
+
 from lookalike.core.devices import isolated
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.progress import Progress, silent
@@ -28,6 +31,12 @@ class Table(NamedTuple):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def vectors(self) -> Tensor:
+        """(N, F) the rows as a tensor, copied only where they may not be written to, as those of a mapped file."""
+        rows = self.rows.vectors
+        return torch.from_numpy(rows if rows.flags.writeable else rows.copy())
 
 
 @isolated()
