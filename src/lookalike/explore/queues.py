@@ -38,7 +38,7 @@ def finders() -> dict[str, Finder]:
 
 
 @dataclass
-class Queue:
+class Worklist:
     """One of them, while it is looked for and after."""
 
     state: str = "waiting"  # then "looking", "found" or "failed"
@@ -51,13 +51,13 @@ class Queues:
 
     def __init__(self, given: Mapping[str, Finder] | None = None) -> None:
         self._finders = finders() if given is None else given
-        self.of: dict[str, Queue] = {name: Queue() for name in self._finders}
+        self.of: dict[str, Worklist] = {name: Worklist() for name in self._finders}
 
     def look(self, table: Table, ended: threading.Event) -> None:
         """Fill them, until the end is wanted; one that fails says why, and the next begins."""
         for name, queue in self.of.items():
 
-            def told(what: str, done: int, total: int, queue: Queue = queue) -> None:
+            def told(what: str, done: int, total: int, queue: Worklist = queue) -> None:
                 if ended.is_set():
                     raise InterruptedError
                 queue.words = f"{what} {done:,}/{total:,}"

@@ -53,7 +53,7 @@ _STATIC = {
 """All files that are served, read once: a name is looked up here, and is never a path."""
 
 
-class Guard:
+class Gate:
     """Lets through what comes from a page of this server with its token, and sets the headers of every answer.
 
     A page of somebody else reaches 127.0.0.1 in three ways: by a name of its own that it points here (the Host is
@@ -164,7 +164,7 @@ def answering(
     return endpoint
 
 
-def app(session: Session, token: str, port: int) -> Guard:
+def app(session: Session, token: str, port: int) -> Gate:
     """All addresses; everything else is 404, and nothing in an address is ever a path of a file."""
 
     async def file(request: Request) -> Response:
@@ -196,7 +196,7 @@ def app(session: Session, token: str, port: int) -> Guard:
         post("/undo", undo),
         post("/export", export),
     ]
-    return Guard(Starlette(routes=routes), token, port)
+    return Gate(Starlette(routes=routes), token, port)
 
 
 # ---- what is asked, and what is answered ----

@@ -63,8 +63,8 @@ function paint() {
     else if (state.kinds) { const sure = Math.max(0, Math.min(1, (state.score[r] * state.kindNames.length - 1) / Math.max(1, state.kindNames.length - 1))), k = colourOf(state.kinds[r]); c = state.kindNames.length > 1 ? k.map((v, j) => Math.round(GRAY[j] + (v - GRAY[j]) * (0.25 + 0.75 * sure))) : ramp(state.score[r]); }
     else if (state.score) c = ramp((state.score[r] - low) / (high - low || 1));
     tint.set(c, 4 * i);
-    tint[4 * i + 3] = !lit ? 30 : state.selection.has(r) || state.bright.has(r) || r === state.focus ? 255 : 128;
-    if (tint[4 * i + 3] === 255) tint.set(r === state.focus ? [255, 60, 60] : state.selection.has(r) ? [255, 170, 0] : [30, 140, 255], 4 * i);
+    tint[4 * i + 3] = !lit ? 30 : r === state.focus ? 255 : state.selection.has(r) || state.bright.has(r) ? 230 : 128;
+    if (tint[4 * i + 3] > 200) tint.set(r === state.focus ? [255, 60, 60] : state.selection.has(r) ? [255, 170, 0] : [30, 140, 255], 4 * i);
     count += lit;
   }
   map.colours(tint);

@@ -12,7 +12,7 @@ void main() {
   float px = lit < 0.25 ? max(2.0, min(size, 3.0)) : lit > 0.75 ? size * 1.35 + 4.0 : size, wide = exp2((shape - 128.0) / 64.0);
   vec2 box = tile ? px * vec2(wide, 1.0 / wide) : vec2(px);
   vec2 middle = (place - centre) * scale;
-  gl_Position = vec4((middle + (corner - 0.5) * box) * 2.0 / view * vec2(1.0, -1.0), lit > 0.75 ? -0.5 : lit < 0.25 ? 0.5 : 0.0, 1.0);
+  gl_Position = vec4((middle + (corner - 0.5) * box) * 2.0 / view * vec2(1.0, -1.0), lit > 0.97 ? -0.8 : lit > 0.75 ? -0.5 : lit < 0.25 ? 0.5 : 0.0, 1.0);
   int number = first + gl_InstanceID;
   at = tile ? (vec2(float(number % each), float(number / each)) + corner * 0.98 + 0.01) / float(each) : vec2(-1.0);
   inside = corner * 2.0 - 1.0; half_px = box * 0.5; colour = tint;
@@ -167,11 +167,12 @@ export class MapView {
 
   zoom(factor, x = this.width / 2, y = this.height / 2) {
     const [wx, wy] = this.world(x, y);
+    this.moved = performance.now();
     this.scale = Math.min(this.whole * 400, Math.max(this.whole / 3, this.scale * factor));
     this.centre = [wx - (x - this.width / 2) / this.scale, wy - (y - this.height / 2) / this.scale];
     this.ask();
   }
-  pan(dx, dy) { this.centre[0] -= dx / this.scale; this.centre[1] -= dy / this.scale; this.ask(); }
+  pan(dx, dy) { this.moved = performance.now(); this.centre[0] -= dx / this.scale; this.centre[1] -= dy / this.scale; this.ask(); }
 
   resize() {
     const ratio = Math.min(2, devicePixelRatio || 1), first = !this.width;
@@ -179,6 +180,17 @@ export class MapView {
     this.canvas.width = Math.round(this.width * ratio); this.canvas.height = Math.round(this.height * ratio);
     if (first) this.fit();
     this.ask();
+  }
+
+  // where frames take long, as without a GPU, a map that moves shows an eighth of its points, and all when it rests
+  thinned() {
+    const now = performance.now(), moving = this.moved > this.before || now - this.moved < 250;
+    if (moving && this.moving && now - this.before > 120) this.slow = true;
+    this.moving = moving; this.before = now;
+    if (!(moving && this.slow)) return 1;
+    clearTimeout(this.rest);
+    this.rest = setTimeout(() => this.ask(), 260);
+    return 8;
   }
 
   ask() { if (!this.due) { this.due = true; requestAnimationFrame(() => { this.due = false; this.draw(); }); } }
@@ -200,15 +212,16 @@ export class MapView {
       visible.push([b, Math.hypot((bl + br) / 2 - this.centre[0], (bt + bd) / 2 - this.centre[1])]);
     }
     const near = tiles && size >= NEAR && visible.length <= KEPT / 2;
+    const thin = tiles ? 1 : this.thinned();
     let run = null;
-    const flush = () => { if (run) this.call(run.start, run.end, run.page, run.first, size); run = null; };
+    const flush = () => { if (run) this.call(run.start, run.end, run.page, run.first, size, thin); run = null; };
     for (const [b, far] of visible) {
       const start = b * few, end = Math.min(this.count, start + few), big = Math.floor(start / many);
       let page = null;
       if (near) { page = this.pages.get(`${fine}/${b}`); if (!page) wanted.push([far, fine, b]); }
       if (tiles && !page?.texture) { page = this.pages.get(`${coarse}/${big}`); if (!page && !near) wanted.push([far, coarse, big]); }
       if (page) page.used = this.clock;
-      if (run && run.page === page && run.end === start) { run.end = end; continue; }
+      if (run && run.page === page && run.end === start && (thin === 1 || run.end - run.start < many)) { run.end = end; continue; }
       flush();
       run = { start, end, page, first: page ? start - (page.side === fine ? b * few : big * many) : 0 };
     }
@@ -218,7 +231,7 @@ export class MapView {
     this.fetchPages();
   }
 
-  call(start, end, page, first, size) {
+  call(start, end, page, first, size, thin) {
     const gl = this.gl, loaded = page?.texture;
     gl.uniform1i(this.uniform.each, loaded ? this.about.page / page.side : 0);
     gl.uniform1i(this.uniform.first, first); gl.uniform1f(this.uniform.size, loaded ? size : Math.min(size * 0.6, 8));
@@ -228,7 +241,7 @@ export class MapView {
       gl.bindBuffer(gl.ARRAY_BUFFER, this.buffers[name]);
       gl.vertexAttribPointer(i, parts, kind, whole, bytes, start * bytes);
     }
-    gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, end - start);
+    gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, Math.ceil((end - start) / thin));
   }
 
   fetchPages() {
