@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +24,13 @@ from lookalike.core.errors import UserError
 from lookalike.curate.aligned import SIDE, likeness
 from lookalike.curate.calibration import DEFAULT, lowest
 from lookalike.curate.clean import all_findings
-from lookalike.curate.duplicates import kept
+from lookalike.curate.duplicates import kept, write_tree
+from lookalike.curate.finding import Finding
 from lookalike.curate.labels import votes
 from lookalike.curate.same import nearest
 from lookalike.curate.survey import gray_canvas
 from lookalike.curate.table import Table, pictures_of
+from lookalike.data.example import PictureSource, Rows
 from lookalike.train.embeddings import write_embeddings
 from lookalike.types import Embeddings
 from tests.cli.test_cli import refused
@@ -323,6 +327,30 @@ def test_duplicates_command(parquet: Path, album: Path, tmp_path: Path, say: Say
     assert links == [2] * 60
     assert sorted(path.name for path in album.rglob("*")) == before
     refused(say("duplicates", parquet, album, "--keep-tree", tree, "--workers", 0), 2, "holds something")
+
+
+def test_what_is_kept_is_copied_to_another_disk(tmp_path: Path) -> None:
+    """Hard links end at the file system."""
+    other = Path("/dev/shm")
+    if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no second file system")
+    table, said = few(tmp_path / "data", 3), list[str]()
+    with TemporaryDirectory(dir=other) as folder:
+        out = Path(folder) / "kept"
+        assert write_tree(table, [Finding(1, 1.0, "equal bytes", (0,))], tmp_path / "data", out, said.append) == 2
+        assert sorted(path.name for path in out.rglob("*.png")) == ["00.png", "02.png"]
+        assert "2 of 2 are copies" in said[0]
+        assert (out / "train/a/00.png").read_bytes() == (tmp_path / "data/train/a/00.png").read_bytes()
+
+
+def test_paths_that_lead_elsewhere_are_not_linked(tmp_path: Path) -> None:
+    table = few(tmp_path / "data", 2)
+    rows = Rows(table.pictures, [0, 1])  # type: ignore[arg-type]
+    rows.paths = ["../secret.png", "train/a/00.png"]  # type: ignore[assignment]
+    outside = Table("outside", table.rows, cast(PictureSource, rows))
+    with pytest.raises(UserError, match="lies outside"):
+        write_tree(outside, [], tmp_path / "data", tmp_path / "kept", print)
+    assert not (tmp_path / "kept").exists()
 
 
 @pytest.mark.parametrize("verb", ["leaks", "labels", "outliers", "sample"])
