@@ -71,7 +71,6 @@ def test_what_cannot_be_served_is_said_in_a_line(say: Callable[..., Said], table
     assert say("explore", tmp_path / "none.parquet", "--no-browser")[0] == 65
     with listen(0) as taken:
         port = taken.getsockname()[1]
-        taken.listen()
         with pytest.raises(UserError, match="leave out --port"):
             listen(port)
     shutil.copy(table, own := tmp_path / "photos.parquet")

@@ -73,6 +73,7 @@ def listen(port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind(("127.0.0.1", port))
+        listening.listen()  # whoever is told the address before the server runs waits, and is not refused
     except OSError as error:
         listening.close()
         raise UserError(f"port {port} cannot be used ({error.strerror}): leave out --port for a free one", IO) from None
