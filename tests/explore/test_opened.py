@@ -102,6 +102,7 @@ def test_a_run_that_trains_moves(run: Path, tmp_path: Path) -> None:
     live.follow(session)
     assert session.map.number == before.number + 1
     np.testing.assert_array_equal(session.map.order, order)
+    assert session.table.rows.vectors.shape == (25, live.table().rows.vectors.shape[1])
     assert session.live["shown"] == 3
     assert json.dumps(session.live)
     lock.release()

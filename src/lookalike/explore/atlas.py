@@ -142,7 +142,7 @@ def in_order(places: npt.NDArray[np.float32]) -> Numbers:
     return np.argsort(code, kind="stable")
 
 
-def digest(*parts: bytes) -> str:
+def digest(*parts: bytes | memoryview) -> str:
     """A short name for what is made of these."""
     whole = sha256()
     for part in parts:

@@ -137,4 +137,5 @@ def _field(density: Tensor, step: float) -> Tensor:
     kernel = 1 / (1 + x.square() + y.square())
     kernels = torch.fft.rfft2(torch.stack([kernel, -x * kernel.square(), -y * kernel.square()]))
     spread = torch.fft.rfft2(density, (2 * cells, 2 * cells))
-    return torch.fft.irfft2(kernels * spread, (2 * cells, 2 * cells))[:, :cells, :cells]
+    field: Tensor = torch.fft.irfft2(kernels * spread, (2 * cells, 2 * cells))[:, :cells, :cells]
+    return field

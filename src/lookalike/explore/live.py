@@ -64,7 +64,9 @@ class Live:
             if newest_step(self._run.checkpoints) > self.step:
                 with suppress(UserError):  # it was replaced by a newer one while it was read; that comes next
                     table = self.table()
-                    session.move(table, layout(table.rows.vectors, session.map.places if session.map.number else None))
+                    session.move(
+                        table.rows, layout(table.rows.vectors, session.map.places if session.map.number else None)
+                    )
 
     def about(self) -> dict[str, object]:
         """Whether it trains, the newest numbers of its log, and the step that is shown."""

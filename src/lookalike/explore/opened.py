@@ -84,8 +84,16 @@ def serve(session: Session, listening: socket.socket, browser: bool, say: Say) -
     """Until a signal comes."""
     token, port = secrets.token_urlsafe(32), listening.getsockname()[1]
     url = f"http://127.0.0.1:{port}/?token={token}"
-    quiet = {"log_level": "error", "access_log": False, "server_header": False, "lifespan": "off", "ws": "none"}
-    server = uvicorn.Server(uvicorn.Config(app(session, token, port), timeout_graceful_shutdown=1, **quiet))
+    settings = uvicorn.Config(
+        app(session, token, port),
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        ws="none",
+        timeout_graceful_shutdown=1,
+    )
+    server = uvicorn.Server(settings)
     say(f"{url}\nCtrl-C ends it")
     if browser:
         threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()

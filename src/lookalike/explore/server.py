@@ -7,11 +7,11 @@ import csv
 import hmac
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from starlette.applications import Starlette
@@ -80,10 +80,10 @@ class Gate:
 
         request = Request(scope)
         refusal = self._refusal(request)
-        answer = self._app if refusal is None else PlainTextResponse(f"{refusal}\n", 403)
-        if refusal is None and self._given(request):
-            await self._page()(scope, receive, with_headers)
-            return
+        if refusal is not None:
+            answer: ASGIApp = PlainTextResponse(f"{refusal}\n", 403)
+        else:
+            answer = self._page() if self._given(request) else self._app
         await answer(scope, receive, with_headers)
 
     def _refusal(self, request: Request) -> str | None:
@@ -135,7 +135,7 @@ async def body(request: Request, most: int) -> bytes:
     return b"".join(parts)
 
 
-Answer = Response | dict[str, Any]
+Answer: TypeAlias = Response | dict[str, Any]
 
 
 def answering(
@@ -168,10 +168,7 @@ def app(session: Session, token: str, port: int) -> Gate:
     """All addresses; everything else is 404, and nothing in an address is ever a path of a file."""
 
     async def file(request: Request) -> Response:
-        return _file(request.path_params["name"])
-
-    async def page(_: Request) -> Response:
-        return _file("page.html")
+        return _file(request.path_params.get("name", "page.html"))
 
     def get(path: str, work: Callable[[Session, Any], Answer]) -> Route:
         return Route(path, answering(session, work), methods=["GET"])
@@ -180,7 +177,7 @@ def app(session: Session, token: str, port: int) -> Gate:
         return Route(path, answering(session, work, **how), methods=["POST"])
 
     routes = [
-        Route("/", page),
+        Route("/", file),
         Route("/static/{name}", file),
         get("/about", about),
         get("/state", state),
@@ -205,8 +202,7 @@ def app(session: Session, token: str, port: int) -> Gate:
 def about(session: Session, _: Any) -> Answer:
     """What does not change."""
     rows, table = session.table.rows, session.table
-    splits = list(dict.fromkeys(rows.split))
-    origin = rows.origin
+    splits, origin = list(dict.fromkeys(rows.split)), rows.origin
     return {
         "name": Path(table.name).name or table.name,
         "rows": len(rows),
@@ -222,7 +218,7 @@ def about(session: Session, _: Any) -> Answer:
     }
 
 
-def state(session: Session, _: Any) -> Answer:
+def state(session: Session, _: Any) -> dict[str, Any]:
     """What does."""
     return {
         "map": session.map.number,
@@ -240,20 +236,16 @@ def points(session: Session, _: Any) -> Answer:
     rows, now = session.table.rows, session.map
     number = {name: i for i, name in enumerate(dict.fromkeys(rows.split))}
     splits = np.asarray([min(number[name], 255) for name in rows.split], np.uint8)
-    parts = [
-        now.places[now.order].astype("<f4"),
-        now.order.astype("<u4"),
-        rows.label[now.order].astype("<i4"),
-        splits[now.order],
-    ]
+    order, labels = now.order.astype("<u4"), rows.label[now.order].astype("<i4")
+    parts = (now.places[now.order].astype("<f4"), order, labels, splits[now.order])
     whole = b"".join(part.tobytes() for part in parts)
     return Response(whole, media_type="application/octet-stream", headers={"X-Map": str(now.number)})
 
 
 def names(session: Session, asked: Mapping[str, str]) -> Answer:
     """The paths, and the texts, of a few rows."""
-    chosen = rows_in([int(row) for row in asked["rows"].split(",")], len(session.table), _MOST_SHOWN)
     rows = session.table.rows
+    chosen = rows_in([int(row) for row in asked["rows"].split(",")], len(rows), _MOST_SHOWN)
     return {"names": [[rows.path[row], rows.text[row][:_MOST_WORDS] if rows.text else None] for row in chosen]}
 
 
@@ -274,13 +266,7 @@ def picture(session: Session, asked: Mapping[str, int]) -> Answer:
 
 def queue(session: Session, asked: Mapping[str, str]) -> Answer:
     """What was found, the surest first."""
-    found = session.queues.of[asked["name"]]
-    return {
-        "items": [
-            {"row": one.row, "score": one.score, "reason": one.reason, "others": list(one.others)[:24]}
-            for one in found.findings
-        ]
-    }
+    return {"items": [one._asdict() for one in session.queues.of[asked["name"]].findings]}
 
 
 def near(session: Session, asked: Mapping[str, Any]) -> Answer:
@@ -340,23 +326,23 @@ def export(session: Session, asked: Mapping[str, Any]) -> Answer:
             write_embeddings(subset(rows, chosen), out := Path(folder) / "selection.parquet")
             return Response(out.read_bytes(), media_type="application/vnd.apache.parquet")
     decided = dict(session.decided())
-    out = io.StringIO()
-    lines = csv.writer(out)
+    text = io.StringIO()
+    lines = csv.writer(text)
     lines.writerow(["path", "split", "class", "decision", "new class"])
     for row in chosen:
         label, one = int(rows.label[row]), decided.get(row)
         name = rows.classes[label] if 0 <= label < len(rows.classes) else ""
         words = (rows.path[row], rows.split[row], name, one.verdict if one else "", (one and one.label) or "")
         lines.writerow(map(cell, words))
-    return Response(out.getvalue().encode("utf-8", "surrogateescape"), media_type="text/csv; charset=utf-8")
+    return Response(text.getvalue().encode("utf-8", "surrogateescape"), media_type="text/csv; charset=utf-8")
 
 
 def rows_in(value: object, count: int, most: int | None = None, least: int = 0) -> list[int]:
     """Numbers of rows of a table of ``count``; raises IndexError for others, ValueError for what is no list of them."""
-    if not isinstance(value, Sequence) or not least <= len(value) <= (count if most is None else most):
+    if not isinstance(value, list) or not least <= len(value) <= (count if most is None else most):
         raise ValueError
     if not all(type(row) is int for row in value):
         raise ValueError
     if not all(0 <= row < count for row in value):
         raise IndexError
-    return list(value)
+    return value

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lookalike.core.devices import full_precision
+from lookalike.core.devices import Precision, full_precision
 from lookalike.core.errors import UserError
 from lookalike.core.files import write_atomically
 from lookalike.curate.table import Table
@@ -100,7 +100,7 @@ class Session:
     def _file(self) -> Path | None:
         """Where the map is kept: it is of these rows alone."""
         vectors = np.ascontiguousarray(self.table.rows.vectors)
-        self._digest = digest(f"{VERSION} {vectors.shape}".encode(), memoryview(vectors).cast("B"))
+        self._digest = digest(f"{VERSION} {vectors.shape}".encode(), vectors.data.cast("B"))
         return None if self.folder is None else self.folder / f"map-{self._digest}.npy"
 
     def _of(
@@ -213,7 +213,7 @@ class Session:
         if origin is None or not (is_run(origin.run) or is_named(origin.run)):
             where = f" ({origin.run}, which is no longer there)" if origin and origin.run else ""
             raise UserError(f"what made this table is not here{where}, so nothing new can be looked for")
-        precision = "bf16" if origin.precision == "bf16" else "fp32"
+        precision: Precision = "bf16" if origin.precision == "bf16" else "fp32"
         trained = load(
             origin.run, model=self._model or origin.model or None, download=self._download, precision=precision
         )
@@ -239,10 +239,10 @@ class Session:
 def subset(rows: Embeddings, chosen: Sequence[int]) -> Embeddings:
     """Some rows of a table, as a table."""
     at = np.asarray(chosen, np.int64)
-    lists = {
+    lists: dict[str, Any] = {
         name: [value[i] for i in chosen]
         for name in ("path", "split", "text", "sha256")
         if (value := getattr(rows, name))
     }
-    arrays = {name: value[at] for name in ("label", "vectors", "size") if (value := getattr(rows, name)) is not None}
-    return replace(rows, **lists, **arrays)
+    lists |= {name: value[at] for name in ("label", "vectors", "size") if (value := getattr(rows, name)) is not None}
+    return replace(rows, **lists)
