@@ -16,7 +16,7 @@ import lookalike
 ROOT = Path(lookalike.__file__).parent
 MODULES = {str(path.relative_to(ROOT)): ast.parse(path.read_text("utf-8")) for path in sorted(ROOT.rglob("*.py"))}
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
-MOST_MODULES = 175
+MOST_MODULES = 184  # nine of them are explore
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 TWICE = {
@@ -60,10 +60,10 @@ def imports(function: Function) -> Iterator[str]:
 
 def test_the_rooms_are_few() -> None:
     entries = {name.split("/")[0] for name in MODULES} | {"py.typed"}
-    assert len(entries) <= 17
+    assert len(entries) <= 18  # explore, which only its own verb imports
     assert len(MODULES) <= MOST_MODULES
     (contract,) = tomllib.loads(PYPROJECT.read_text("utf-8"))["tool"]["importlinter"]["contracts"]
-    assert len(contract["layers"]) <= 12
+    assert len(contract["layers"]) <= 13
     assert contract["exhaustive"]
 
 

@@ -108,6 +108,26 @@ class Doctor(OfModel):
 
 
 @dataclass(frozen=True)
+class Explore(OfModel):
+    """Look at a table or a run on a page of this machine: a map, search, and queues of what is wrong.
+
+    lookalike explore photos.parquet
+
+    Search by a click, by dropping a picture, or by a sentence; draw around pictures to export them; decide on
+    duplicates, leaks, odd labels and outliers, which deletes nothing. A run that trains now moves as it learns. The
+    page is served on 127.0.0.1 alone, to whoever has the address that is printed, until Ctrl-C.
+    """
+
+    where: Positional[Annotated[str, shown("TABLE|RUN")]]
+    """A .parquet table that lookalike embed wrote; or a run, or a public model with --data, which embed first."""
+    data: Annotated[str | None, shown("DATA")] = None
+    """Where the pictures are, if no longer where the table or the run says."""
+    port: Annotated[int, Limit(0, 65_535)] = 0  # Of the page; 0 takes a free one.
+    no_browser: bool = False  # Print the address alone, and open no browser.
+    decisions: File = None  # The file of decisions; by default beside the table, or in the run.
+
+
+@dataclass(frozen=True)
 class Preview(Verb):
     """Draw pictures next to the two random views of each that a recipe would train on.
 
@@ -123,5 +143,5 @@ class Preview(Verb):
     split: Name = None  # Which part of the data; by default train if there is one, else everything.
 
 
-OF_DATA: tuple[type[Verb], ...] = (Embed, Search, Prepare, Doctor, Preview)
+OF_DATA: tuple[type[Verb], ...] = (Embed, Search, Explore, Prepare, Doctor, Preview)
 """All of them, in the order of the help."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,17 @@ def line_of(hit: searching.Hit) -> str:
     return visible(f"  {hit.cosine:.4f}  {hit.path}  {text[:99]}{'…' if len(text) > 99 else ''}".rstrip())
 
 
+def explore(command: data_flags.Explore) -> int:
+    """Serves the page until Ctrl-C."""
+    if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
+        raise UserError(f"explore needs {' and '.join(missing)}: pip install 'lookalike[explore]'")
+    decisions = None if command.decisions is None else Path(command.decisions)
+    with Screen("explore") as screen:
+        how = picked(command, "data", "port", *LOADED) | {"browser": not command.no_browser, "decisions": decisions}
+        import_module("lookalike.explore.opened").explore(command.where, **how, progress=screen.work, say=screen.say)
+    return 0
+
+
 def prepare(command: data_flags.Prepare) -> int:
     """Writes the cache."""
     refuse_run(command.data, "prepare")
@@ -149,6 +162,7 @@ def doctor(command: data_flags.Doctor) -> int:
 ACTIONS: dict[type[Verb], Callable[[Any], int]] = {
     data_flags.Embed: embed,
     data_flags.Search: search,
+    data_flags.Explore: explore,
     data_flags.Prepare: prepare,
     data_flags.Doctor: doctor,
 }
