@@ -63,8 +63,8 @@ class Survey(NamedTuple):
         return np.setdiff1d(np.arange(len(self.sizes)), np.fromiter(self.bad, np.int64, len(self.bad)))
 
 
-_Facts = tuple[str, tuple[int, int], int, int, int, Bytes, bool, Bytes, str | None]
-"""Of one picture, in the order of ``Survey``."""
+_Facts = tuple[str, tuple[int, int], int, int, int, Bytes, bool, str | None]
+"""Of one picture, in the order of ``Survey``, but for its canvas."""
 
 
 def survey(
@@ -76,15 +76,17 @@ def survey(
     """
     rows: list[_Facts] = []
     total = sum(map(len, sources))
-    size = total * (_ROW + 2 * canvas**2)
+    size = total * (_ROW + canvas**2)
     refuse_unheld(f"the looks of {total:,} pictures", size, "name some of the files alone, such as a shard")
+    canvases = np.empty((total, canvas, canvas), np.uint8)
     for source in sources:
         tasks = (range(i, min(i + _TASK, len(source))) for i in range(0, len(source), _TASK))
         look = partial(_look_at, source, largest(source, _SIDE), canvas)
         for _, part in ordered(look, tasks, workers, part=partial(_path, source)):
-            rows += part
+            canvases[len(rows) : len(rows) + len(part)] = [small for _, small in part]
+            rows += [facts for facts, _ in part]
             progress("looking at pictures", len(rows), total)
-    kinds, sizes, lengths, content, looks, thumbs, gray, canvases, bad = zip(*rows)
+    kinds, sizes, lengths, content, looks, thumbs, gray, bad = zip(*rows)
     return Survey(
         Counter(filter(None, kinds)),
         np.array(sizes, np.int64),
@@ -93,7 +95,7 @@ def survey(
         np.array(looks, np.uint64),
         np.stack(thumbs),
         np.array(gray, np.bool_),
-        np.stack(canvases),
+        canvases,
         {row: reason for row, reason in enumerate(bad) if reason is not None},
     )
 
@@ -103,7 +105,7 @@ def largest(source: PictureSource, side: int) -> int:
     return min(side, source.own) if isinstance(source, Prepared) else side
 
 
-def _look_at(source: PictureSource, side: int, canvas: int, rows: range) -> list[_Facts]:
+def _look_at(source: PictureSource, side: int, canvas: int, rows: range) -> list[tuple[_Facts, Bytes]]:
     return [_facts(source, row, side, canvas) for row in rows if not stopped()]
 
 
@@ -111,7 +113,7 @@ def _path(source: PictureSource, rows: range, number: int) -> str:
     return source.paths[rows[number]]
 
 
-def _facts(source: PictureSource, row: int, side: int, canvas: int) -> _Facts:
+def _facts(source: PictureSource, row: int, side: int, canvas: int) -> tuple[_Facts, Bytes]:
     """One picture; its file is read once."""
     kind, data = "", b""
     if source.read is not None:
@@ -130,7 +132,7 @@ def _facts(source: PictureSource, row: int, side: int, canvas: int) -> _Facts:
     thumb = np.asarray(Image.fromarray(pixels).resize((_THUMB, _THUMB), Resampling.BOX)).reshape(-1)
     number, size = int.from_bytes(content, "little"), (example.height, example.width)
     small = gray_canvas(pixels, canvas)
-    return kind, size, len(data), number, look(pixels), thumb, spread <= _GRAY, small, example.bad
+    return (kind, size, len(data), number, look(pixels), thumb, spread <= _GRAY, example.bad), small
 
 
 def gray_canvas(pixels: Bytes, side: int) -> Bytes:
