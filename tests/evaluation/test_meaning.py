@@ -183,7 +183,16 @@ def test_a_number_stands_beside_the_untrained_network_and_raw_pixels(
     said, *lines = alone.splitlines()
     assert (said, len(lines)) == ("tested on test", 2 if "fewshot" in task else 1)
     assert lines[0] in out
-    assert not [name for name in alone_record if name.startswith(("over_", "untrained_", "pixels"))]
+    assert not [name for name in alone_record if name.startswith(("over_", "untrained_", "pixels", "raw"))]
+
+
+def test_few_labels_are_judged_without_the_whitening_too(found: Callable[..., tuple[str, dict]]) -> None:
+    few = ("fewshot", "--labels", 2, "--shares", 0.5, "--draws", 3)
+    out, record = found(*few)
+    assert "than the same network without its whitening: " in out
+    assert record["raw_accuracy_2"] + record["over_raw_accuracy_2"] == pytest.approx(record["accuracy_2"])
+    assert record["raw_accuracy_2"] != record["accuracy_2"]
+    assert "whitening" not in found("knn")[0] + found(*few, "--layer", "head")[0]
 
 
 def test_where_a_baseline_costs_a_fit_compare_is_named(

@@ -12,8 +12,8 @@ import pytest
 from lookalike.cli import flags
 from lookalike.core.errors import UserError
 from lookalike.evaluation import study as engine
-from lookalike.evaluation.studies import STUDIES, Cell, Claim, Study
-from lookalike.evaluation.study import Outcome, Row, conducted
+from lookalike.evaluation.studies import STUDIES, Cell, Claim, Experiment
+from lookalike.evaluation.study import Row, StudyResult, conducted
 from lookalike.learn.dictionary import Queue
 from lookalike.learn.optim import AdamW
 from lookalike.recipes import RECIPES
@@ -21,7 +21,7 @@ from lookalike.recipes.recipe import meaningless
 from lookalike.report.study import cells_of, markdown, plot, write
 
 TINY = RECIPES["tiny"]
-SMALL = Study(
+SMALL = Experiment(
     "toy",
     "Does a longer queue help?",
     "nowhere",
@@ -61,10 +61,10 @@ def test_a_run_that_cannot_be_trained_is_a_result(tmp_path: Path, monkeypatch: p
     assert list(cells_of(outcome))[-1][:3] == ["queue 64", "failed", "1, 1 failed"]
 
 
-def outcome(better: list[float], worse: list[float]) -> Outcome:
+def outcome(better: list[float], worse: list[float]) -> StudyResult:
     rows = [Row("queue 64", seed, 3, {"knn": value}) for seed, value in enumerate(better)]
     rows += [Row("queue 32", seed, 3, {"knn": value}) for seed, value in enumerate(worse)]
-    return Outcome(SMALL, "digits", 3, ["knn"], rows, "a machine")
+    return StudyResult(SMALL, "digits", 3, ["knn"], rows, "a machine")
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_what_is_written_is_whole_at_every_stage(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=list(STUDIES))
-def test_every_study_can_be_drawn_and_asks_about_its_own_runs(study: Study) -> None:
+def test_every_study_can_be_drawn_and_asks_about_its_own_runs(study: Experiment) -> None:
     names = [cell.name for cell in study.cells]
     assert len(set(names)) == len(names)
     for claim in study.claims:
@@ -102,7 +102,7 @@ def test_every_study_can_be_drawn_and_asks_about_its_own_runs(study: Study) -> N
         assert meaningless(cell.recipe) is None
         assert 0 < cell.share < 10
     rows = [Row(name, 0, 1, {"knn": 0.5}) for name in names]
-    ElementTree.fromstring(plot(Outcome(study, "digits", 1, ["knn"], rows, ""), "knn"))
+    ElementTree.fromstring(plot(StudyResult(study, "digits", 1, ["knn"], rows, ""), "knn"))
 
 
 def test_the_help_names_every_study() -> None:

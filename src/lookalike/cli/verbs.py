@@ -29,7 +29,7 @@ from lookalike.evaluation import evaluate as measuring
 from lookalike.evaluation.evaluation import Evaluation, Result
 from lookalike.evaluation.segment import Segmented
 from lookalike.evaluation.settings import configured
-from lookalike.evaluation.study import Outcome, conducted
+from lookalike.evaluation.study import StudyResult, conducted
 from lookalike.exchange.export import refuse_filled
 from lookalike.report.comparison import markdown
 from lookalike.report.comparison import write as write_comparison
@@ -172,7 +172,7 @@ def study(command: flags.Study) -> int:
     with Screen("study") as screen:
         how = picked(command, "steps", "seeds", "tasks", "workers")
 
-        def done(outcome: Outcome) -> None:
+        def done(outcome: StudyResult) -> None:
             written[:] = write_study(outcome, out)
 
         try:

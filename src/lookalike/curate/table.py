@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ KEPT = "embeddings.parquet"
 """The table of a run's own data in its folder."""
 
 
-class Table(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Table:
     """N rows; ``pictures`` has the picture of row i as its row i, and is None of text, or where nobody opened them."""
 
     name: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -36,8 +37,13 @@ from lookalike.train.trained import (
     whiten_untrained,
 )
 
-UNTRAINED, START, PIXELS = "untrained", "start", "pixels"
-WORDS = {UNTRAINED: "the untrained network", START: "the start", PIXELS: "raw pixels"}
+UNTRAINED, START, PIXELS, RAW = "untrained", "start", "pixels", "raw"
+WORDS = {
+    UNTRAINED: "the untrained network",
+    START: "the start",
+    PIXELS: "raw pixels",
+    RAW: "the same network without its whitening",
+}
 """Baselines by their names in records."""
 
 _SIDE = 16  # pixels to which raw pictures are shrunk
@@ -96,9 +102,21 @@ def baselines(spec: settings.Judged, model: Trained, reference: Source, query: S
     elif (start := untrained(model)) is not None:
         whiten_untrained(start, reference)
         found[UNTRAINED] = start
+    if _may_harm(spec, model):
+        found[RAW] = model._replace(encoder=copy.deepcopy(model.encoder))
+        found[RAW].encoder.whitening = None
     if modality_of(model.recipe).inputs == PICTURE and len(reference) * len(query) <= spec.PIXELS:
         found[PIXELS] = model._replace(encoder=RawPixels(), step=0)  # type: ignore[arg-type]
     return found
+
+
+def _may_harm(spec: settings.Judged, model: Trained) -> bool:
+    """Whether whitening may cost accuracy: few labels cannot tell which of the directions it makes equal are noise.
+
+    Five labels a class had 88 % without and 40 % with it (docs/results.md), and elsewhere less without it.
+    """
+    few = isinstance(spec, settings.Fewshot) and spec.layer == "backbone"
+    return few and getattr(model.encoder, "whitening", None) is not None
 
 
 @isolated()
@@ -129,7 +147,7 @@ def standardised(reference: PartFeatures, query: PartFeatures) -> list[PartFeatu
 
 def features(spec: settings.Frozen, model: Trained, data: Data, resources: Resources) -> dict[str, Features]:
     """Each process of torchrun embeds a share of the examples; the first one alone gets them, the others nothing."""
-    key = (spec.layer, spec.clip, spec.baselines)
+    key = (spec.layer, spec.clip, spec.baselines, spec.baselines == "all" and _may_harm(spec, model))
     found = resources.once(key, partial(embedded, spec, model, data, resources))
     return {name: of_parts(spec, model, *parts) for name, parts in found.items()} if dist.first() else {}
 

@@ -45,7 +45,7 @@ class Claim(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Study:
+class Experiment:
     """A question, the paper's answer, and the runs that ask it again."""
 
     name: str
@@ -80,7 +80,7 @@ def _sizes() -> Iterator[Cell]:
         yield Cell("end to end", size, _END_TO_END, {"batch": size})
 
 
-dictionary_size = Study(
+dictionary_size = Experiment(
     "dictionary_size",
     "Does a larger dictionary help, and which mechanism makes most of it?",
     "MoCo (arXiv 1911.05722), figure 3",
@@ -94,7 +94,7 @@ dictionary_size = Study(
     axis="keys in the dictionary",
 )
 
-momentum = Study(
+momentum = Experiment(
     "momentum",
     "How slowly must the twin follow, and why not simply never update it?",
     "MoCo (arXiv 1911.05722), section 4.1: 0 fails, 0.9: 55.2, 0.99: 57.8, 0.999: 59.0, 0.9999: 58.9 %",
@@ -110,7 +110,7 @@ momentum = Study(
     axis="momentum of the twin",
 )
 
-temperature = Study(
+temperature = Experiment(
     "temperature",
     "How sharply should positives be told from negatives?",
     "MoCo v2 (arXiv 2003.04297), section 3: with an MLP head 0.2 is better than the 0.07 of MoCo, and than 0.5",
@@ -126,7 +126,7 @@ temperature = Study(
     axis="temperature",
 )
 
-shuffle = Study(
+shuffle = Experiment(
     "shuffle",
     "Do keys have to be normalised in other groups than their queries?",
     "MoCo (arXiv 1911.05722), section 3.3 and figure 4: without shuffled groups the pretext is solved by a leak",
@@ -142,7 +142,7 @@ shuffle = Study(
     ),
 )
 
-objective = Study(
+objective = Experiment(
     "objective",
     "What is lost by drawing rows of the bank, and by NCE in the place of a softmax?",
     "InstDisc (arXiv 1805.01978), on CIFAR-10: NCE of few rows is poor, of many it equals the full softmax",
@@ -168,7 +168,7 @@ _V1 = replace(
 _MLP = replace(_V1, head=MLP((256, 128)), objective=InfoNCE(0.2))
 _AUG = replace(_V1, pretext=small.pretext)
 
-v2_steps = Study(
+v2_steps = Experiment(
     "v2_steps",
     "What does each step from MoCo to MoCo v2 add?",
     "MoCo v2 (arXiv 2003.04297), table 1: 60.6; with an MLP head 62.9, stronger views 63.4, both 67.3, a cosine 67.5 %",
@@ -187,7 +187,7 @@ v2_steps = Study(
     ),
 )
 
-symmetric = Study(
+symmetric = Experiment(
     "symmetric",
     "Is a step in which both views are queries worth its double cost?",
     "MoCo v3 (arXiv 2104.02057): symmetrised losses; compared there at equal epochs, here at equal compute",
@@ -202,7 +202,7 @@ symmetric = Study(
     ),
 )
 
-masks = Study(
+masks = Experiment(
     "masks",
     "Does contrast with masked queries learn more than either alone, at equal compute?",
     "the authors of MoCo wish for it (arXiv 1911.05722, section 5); nothing is published",

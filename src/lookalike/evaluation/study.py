@@ -21,7 +21,7 @@ from lookalike.core.progress import Progress, silent
 from lookalike.evaluation.compare import fingerprint_of_data
 from lookalike.evaluation.evaluation import Resources
 from lookalike.evaluation.settings import EVALUATIONS, configured
-from lookalike.evaluation.studies import STUDIES, Cell, Claim, Study
+from lookalike.evaluation.studies import STUDIES, Cell, Claim, Experiment
 from lookalike.metrics.fewshot import Interval, interval
 from lookalike.recipes.serialize import to_plain
 from lookalike.train.guard import Diverged
@@ -42,10 +42,10 @@ class Row(NamedTuple):
     failed: str = ""  # why, in words
 
 
-class Outcome(NamedTuple):
+class StudyResult(NamedTuple):
     """A study as far as it is done."""
 
-    study: Study
+    study: Experiment
     data: str
     steps: int
     tasks: Sequence[str]
@@ -108,8 +108,8 @@ def conducted(
     workers: int | None = None,
     progress: Progress = silent,
     say: Callable[[str], None] = lambda _: None,
-    done: Callable[[Outcome], None] = lambda _: None,
-) -> Outcome:
+    done: Callable[[StudyResult], None] = lambda _: None,
+) -> StudyResult:
     """Train and measure what is not kept in ``out`` yet, seed by seed; ``done`` hears of each. Raises UserError."""
     if name not in STUDIES:
         raise UserError(f"unknown study {name!r}; {meant(name, STUDIES)}")
@@ -119,7 +119,7 @@ def conducted(
         raise UserError("study runs in one process: leave out torchrun")
     study = STUDIES[name]
     bench = Bench(out, data, fingerprint_of_data(data), tuple(tasks), steps or study.steps, workers, progress, say)
-    outcome = Outcome(study, data, bench.steps, tasks, [], machine())
+    outcome = StudyResult(study, data, bench.steps, tasks, [], machine())
     for seed in range(seeds):
         for number, cell in enumerate(study.cells):
             progress("runs", seed * len(study.cells) + number, seeds * len(study.cells))
@@ -141,7 +141,7 @@ class Bench(NamedTuple):
     progress: Progress
     say: Callable[[str], None]
 
-    def measured(self, study: Study, cell: Cell, seed: int) -> list[Row]:
+    def measured(self, study: Experiment, cell: Cell, seed: int) -> list[Row]:
         """The row of a cell, and before the first one of a seed that of the untrained network."""
         first = cell == study.cells[0]
         rows = [self.row(UNTRAINED, cell, seed)] if first else []

@@ -73,7 +73,7 @@ class Session:
         download: bool = False,
     ) -> None:
         pictures = None if table.pictures is None else cast(PictureSource, OneReader(table.pictures))
-        self.table = Table(table.name, table.rows, pictures, table.trained)
+        self.table = replace(table, pictures=pictures)
         self.decisions, self.queues = decisions, queues or Queues()
         self.folder, self.words, self.ended = folder, "", threading.Event()
         self._model, self._download = model, download
@@ -126,7 +126,7 @@ class Session:
 
     def move(self, rows: Embeddings, places: Places) -> None:
         """The same pictures, embedded anew: the map moves, the pages of thumbnails stay."""
-        self.table = Table(self.table.name, rows, self.table.pictures, self.table.trained)
+        self.table = replace(self.table, rows=rows)
         if self.map.number == 0:
             self.map, self.atlas = self._of(1, NAME, places)
         else:

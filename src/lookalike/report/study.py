@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lookalike.core.files import write_atomically, write_json
-from lookalike.evaluation.study import UNTRAINED, Outcome
+from lookalike.evaluation.study import UNTRAINED, StudyResult
 from lookalike.metrics.fewshot import Interval
 from lookalike.report.charts import Axis, number, ticks
 from lookalike.report.comparison import dots, panel
@@ -17,7 +17,7 @@ _LEFT, _WIDTH, _RIGHT, _TOP, _HEIGHT, _BOTTOM, _ROW = 56, 520, 130, 20, 260, 50,
 _NAMES = 220  # px for the names of cells that lie on no axis
 
 
-def cells_of(outcome: Outcome) -> Iterator[list[str]]:
+def cells_of(outcome: StudyResult) -> Iterator[list[str]]:
     """Head, then the name, each evaluation, seeds, steps and minutes of each cell, as text."""
     yield ["run", *outcome.tasks, "seeds", "steps", "minutes each"]
     for cell in [UNTRAINED, *(cell.name for cell in outcome.study.cells)]:
@@ -33,7 +33,7 @@ def cells_of(outcome: Outcome) -> Iterator[list[str]]:
         yield [cell, *found, count, f"{rows[0].steps:,}", f"{minutes:.1f}" if minutes else "–"]
 
 
-def caption(outcome: Outcome) -> str:
+def caption(outcome: StudyResult) -> str:
     """What the numbers are."""
     return (
         f"{outcome.data}; mean and 95 % interval (Student's t) over seeds, which decide weights, order and views; "
@@ -41,7 +41,7 @@ def caption(outcome: Outcome) -> str:
     )
 
 
-def markdown(outcome: Outcome) -> str:
+def markdown(outcome: StudyResult) -> str:
     """The question, what the runs say of it, and the table, for a document."""
     study = outcome.study
     head, *rows = cells_of(outcome)
@@ -50,7 +50,7 @@ def markdown(outcome: Outcome) -> str:
     return "\n".join([f"**{study.question}** {study.source}.", "", *said, "", *lines, "", caption(outcome), ""])
 
 
-def study_page(outcome: Outcome) -> str:
+def study_page(outcome: StudyResult) -> str:
     """One self-contained page."""
     study = outcome.study
     head, *rows = ([shown(cell) for cell in row] for row in cells_of(outcome))
@@ -66,12 +66,12 @@ def study_page(outcome: Outcome) -> str:
     return page(study.name, parts)
 
 
-def plot(outcome: Outcome, task: str) -> str:
+def plot(outcome: StudyResult, task: str) -> str:
     """Lines over the axis of the study; of one without an axis, cells below each other."""
     return _lines(outcome, task) if outcome.study.axis else _names(outcome, task)
 
 
-def _names(outcome: Outcome, task: str) -> str:
+def _names(outcome: StudyResult, task: str) -> str:
     names = [name for name in (UNTRAINED, *(c.name for c in outcome.study.cells)) if outcome.mean(name, task)]
     height, place = _TOP + _ROW * len(names) + _BOTTOM, (_NAMES, _NAMES + _WIDTH - 100)
     rows = [(list(outcome.values(name, task).values()), outcome.mean(name, task)) for name in names]
@@ -81,7 +81,7 @@ def _names(outcome: Outcome, task: str) -> str:
     return _drawing(_NAMES + _WIDTH, height, f"{task} of each run", inside)
 
 
-def _lines(outcome: Outcome, task: str) -> str:
+def _lines(outcome: StudyResult, task: str) -> str:
     cells = [cell for cell in outcome.study.cells if outcome.mean(cell.name, task)]
     xs = sorted({cell.x for cell in outcome.study.cells if cell.x is not None})
     means = {cell.name: outcome.mean(cell.name, task) for cell in cells}
@@ -140,7 +140,7 @@ def _drawing(width: float, height: float, words: str, inside: Sequence[str]) -> 
     return "\n".join([head, *inside, "</svg>"])
 
 
-def write(outcome: Outcome, out: Path) -> list[Path]:
+def write(outcome: StudyResult, out: Path) -> list[Path]:
     """The table as text and numbers, a plot for each evaluation, and a page with all; where they are."""
     name = outcome.study.name
     write_json(out / f"{name}.json", outcome.record())
