@@ -236,6 +236,11 @@ def test_odd_pictures_have_their_reasons(tmp_path: Path) -> None:
     assert all(0.5 <= one.score < 1 and len(one.others) == 3 for one in found.values())
 
 
+def test_what_many_have_is_no_oddity(tmp_path: Path) -> None:
+    table = few(tmp_path, 40, lambda i: photo(i, (90, 120) if i % 3 else (120, 90)))
+    assert [one for one in lookalike.outliers(table, workers=0) if "wide" in one.reason] == []
+
+
 @pytest.mark.parametrize("edit", ["mirror", "cut", "frame", "darker", "stretched"])
 def test_edited_pictures_agree_and_others_do_not(edit: str) -> None:
     edits: dict[str, Callable[[Image.Image], Image.Image]] = {

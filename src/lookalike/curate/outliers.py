@@ -18,6 +18,7 @@ Values = npt.NDArray[np.float64]
 NEIGHBOURS = 10
 """Others whose mean cosine says how far a row is from everything."""
 
+_RARE, _FEW = 0.02, 3  # the share of rows, and how many at least, that may be odd in one way
 _ODD = 3.5  # deviations from the median from which a value is odd (Iglewicz and Hoaglin 1993)
 
 
@@ -28,7 +29,8 @@ def outlying(
 
     A row is odd where a measure is 3.5 deviations or more from its median over the table, on the side that is said; a
     deviation is the median one over 0.6745, and no less than what is worth a word. With z deviations the score is
-    z / (z + 3.5): from 0.5 on. A row is listed once, for what is oddest.
+    z / (z + 3.5): from 0.5 on. What more than one in fifty rows have is no oddity but a second kind, as photos across
+    among upright ones; a row must be odder than that. It is listed once, for what is oddest.
     """
     seen = seen or survey([pictured(table)], workers, progress, SIDE)
     vectors, good = table.vectors, np.isin(np.arange(len(table)), seen.good)
@@ -36,10 +38,16 @@ def outlying(
     best: dict[int, Finding] = {}
     for reason, values, least in _measures(seen, _distance(vectors, near)):
         z = deviations(values, good, least)
-        for row in np.flatnonzero(good & (z >= _ODD)).tolist():
+        for row in np.flatnonzero(good & (z >= _ODD) & (values >= _crowd(values, good) + least)).tolist():
             found = Finding(row, float(z[row] / (z[row] + _ODD)), reason, tuple(near[row, :3].tolist()))
             best[row] = max(best.get(row, found), found, key=lambda finding: finding.score)
     return sorted(best.values(), key=lambda finding: (-finding.score, finding.row))
+
+
+def _crowd(values: Values, good: npt.NDArray[np.bool_]) -> float:
+    """What at least so many have, in values of the ``good`` ones, that it is no oddity."""
+    rare = max(_FEW, round(_RARE * int(good.sum())))
+    return float(np.sort(values[good])[-1 - rare]) if good.sum() > rare else -np.inf
 
 
 def _distance(vectors: torch.Tensor, near: npt.NDArray[np.int64]) -> Values:
