@@ -278,15 +278,30 @@ def test_groups_are_stars(count: int, edges: list[tuple[int, int]], draw: object
 @settings(deadline=None, max_examples=50)
 def test_more_precision_never_asks_for_less(seed: int, one: float, other: float) -> None:
     rng = np.random.default_rng(seed)
-    views, others = rng.beta(9, 1 + 2 * rng.random(), 200), rng.beta(2, 3, 2000)
-    assert lowest(views, others, min(one, other)) <= lowest(views, others, max(one, other))
+    others = rng.beta(2, 3, 2000)
+    scores = np.concatenate([rng.beta(9, 1 + 2 * rng.random(), 200), rng.beta(2, 3, 5000)])
+    assert lowest(others, scores, min(one, other)) <= lowest(others, scores, max(one, other))
 
 
 def test_the_threshold_rises_where_others_look_alike() -> None:
     rng = np.random.default_rng(0)
-    views = rng.uniform(0.8, 1, 300)
-    assert lowest(views, rng.beta(2, 6, 3000), 0.95) < lowest(views, rng.beta(6, 3, 3000), 0.95)
+    copies = rng.uniform(0.8, 1, 300)
+    far, near = rng.beta(2, 6, 3000), rng.beta(6, 3, 3000)
+    assert lowest(far, np.concatenate([copies, far]), 0.95) < lowest(near, np.concatenate([copies, near]), 0.95)
     assert 0.5 < DEFAULT < 1
+
+
+@pytest.mark.parametrize("copies", [0, 3, 100, 1000])
+@pytest.mark.parametrize("precision", [0.8, 0.95])
+def test_of_what_is_found_so_many_are_right_however_rare_copies_are(copies: int, precision: float) -> None:
+    wrong, found = 0, 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        strangers = rng.beta(4, 6, 20_000)
+        value = lowest(rng.beta(4, 6, 4800), np.concatenate([rng.beta(30, 1.5, copies), strangers]), precision)
+        wrong, found = wrong + (strangers >= value).sum(), found + (strangers >= value).sum()
+        found += (np.random.default_rng(seed).beta(30, 1.5, copies) >= value).sum() if copies else 0
+    assert wrong <= max(20, 1.5 * (1 - precision) * found)  # a handful by chance where there are no copies
 
 
 @pytest.mark.parametrize("width", [16, 300])

@@ -23,15 +23,11 @@ Scores = npt.NDArray[np.float64]
 DEFAULT = 0.84
 """The agreement that is asked for where pictures are too few to calibrate: that of clothing160 at 0.95."""
 
-PRIOR = 0.05
-"""The share of pictures that is taken to have a copy: the fewer have one, the more of what is found is wrong."""
-
 EDITED = ImageView(SIDE, (0.4, 1.0), jitter=0.5, brightness=0.4, contrast=0.4, saturation=0.4, gray=0.1, blur=0.2)
 """What an edited copy is taken to be: cut, mirrored, other colours, blurred."""
 
 _SAMPLE, _FEWEST = 300, 40
 _FROM, _TO = 8, 24  # the nearest are left out, since they may be copies; those from here on are others that look alike
-_CANDIDATES = 2  # pairs a picture that are compared as part and whole, each once for both
 _TAIL = 0.02  # the share of others from which their tail is taken to fall off as an exponential
 _SIDE = 96  # px of the pictures that are edited
 _GRID = np.linspace(0.5, 0.99, 99)
@@ -44,40 +40,59 @@ class Threshold(NamedTuple):
     words: str
 
 
-def calibrated(
-    pictures: PictureSource, seen: Survey, vectors: Tensor, precision: float, progress: Progress = silent
-) -> Threshold:
-    """The lowest agreement that gives a ``precision``, from up to 300 pictures.
+class Calibration(NamedTuple):
+    """How well pictures of a person agree with edited views of themselves (V,), and with similar others (M,)."""
 
-    Each is compared with an edited view of itself, and with 16 that its embedding calls similar.
-    """
+    views: Scores
+    others: Scores
+
+    def threshold(self, scores: Scores, precision: float) -> Threshold:
+        """For pairs that agree as ``scores`` (P,) say, of which so large a share should be right."""
+        if len(self.views) < _FEWEST:
+            few = f"{len(self.views)} pictures are too few to calibrate"
+            return Threshold(
+                DEFAULT, f"pictures are the same from an agreement of {DEFAULT:g}: the default, since {few}"
+            )
+        value = lowest(self.others, scores, precision)
+        found, wrong = int((scores >= value).sum()), len(scores) * float(tail(self.others, np.array([value]))[0])
+        share = f"{(self.views >= value).mean():.0%} of {len(self.views)} edited views of your pictures agree so well"
+        more = "" if precision < 0.9 else "; --precision 0.5 lists more, half of them wrong"
+        return Threshold(
+            value,
+            f"pictures are the same from an agreement of {value:.2f}: of {found:,} such pairs about {wrong:.1f} are "
+            f"others that merely look alike, as {len(self.others):,} such pairs tell; {share}{more}",
+        )
+
+
+def calibrated(pictures: PictureSource, seen: Survey, vectors: Tensor, progress: Progress = silent) -> Calibration:
+    """From up to 300 pictures, each beside an edited view of itself, and beside 16 that its embedding calls similar."""
     rows = seen.good[random_rows(len(seen.good), _SAMPLE).numpy()]
     if len(rows) < _FEWEST:
-        few = f"{len(rows)} pictures are too few to calibrate"
-        return Threshold(DEFAULT, f"pictures are the same from an agreement of {DEFAULT:g}: the default, since {few}")
-    views, others = _views(pictures, seen, rows, progress), _others(seen, vectors, rows, progress)
-    value = lowest(views, others, precision)
-    share = f"{(views >= value).mean():.0%} of {len(views)} edited views of your pictures agree so well with them"
-    wrong = f"{int((others >= value).sum())} of {len(others):,} pairs of others that look similar"
-    why = f"about {precision:.0%} of what is found is right if one in {1 / PRIOR:.0f} pictures has a copy"
-    return Threshold(value, f"pictures are the same from an agreement of {value:.2f}: {share}, and {wrong}; {why}")
+        return Calibration(np.zeros(len(rows)), np.zeros(0))
+    return Calibration(_views(pictures, seen, rows, progress), _others(seen, vectors, rows, progress))
 
 
-def lowest(views: Scores, others: Scores, precision: float) -> float:
-    """The lowest agreement at which so large a share of what is found are copies.
+def lowest(others: Scores, scores: Scores, precision: float) -> float:
+    """The lowest agreement at which at most ``1 - precision`` of what is found are others that look alike.
 
-    ``views`` (V,) is how well pictures agree with their copies, ``others`` (M,) with similar ones. The tail of the
-    others is an exponential in Fisher's z, or what is rarer than one in M would be said never to happen.
+    How many of P pairs with ``scores`` that are is P times the ``tail`` of ``others``: the false discovery rate
+    (Benjamini and Hochberg 1995). Where copies are rare, more agreement is asked for, whoever compares the pairs.
     """
-    z, tail = np.arctanh(np.clip(others, -0.999, 0.999)), np.arctanh(_GRID)
+    found = len(scores) - np.searchsorted(np.sort(scores), _GRID)
+    good = np.flatnonzero((found > 0) & (len(scores) * tail(others, _GRID) <= (1 - precision) * found))
+    return float(_GRID[good[0]] if len(good) else _GRID[-1])
+
+
+def tail(others: Scores, values: Scores) -> Scores:
+    """The share of pairs of others that agree so well; its last fiftieth as an exponential in Fisher's z.
+
+    Or what is rarer than one in M would be said never to happen.
+    """
+    z, at = np.arctanh(np.clip(others, -0.999, 0.999)), np.arctanh(values)
     start = np.quantile(z, 1 - _TAIL)
     scale = max(1e-3, float((z[z >= start] - start).mean()))
-    share = np.sort(z)
-    empirical = 1 - np.searchsorted(share, tail) / len(share)
-    wrong = _CANDIDATES * np.where(tail < start, empirical, _TAIL * np.exp(-(np.maximum(tail, start) - start) / scale))
-    right = PRIOR * (views[:, None] >= _GRID).mean(0)
-    good = np.flatnonzero((right > 0) & (right >= precision * (right + wrong)))
-    return float(_GRID[good[0]] if len(good) else _GRID[-1])
+    seen = 1 - np.searchsorted(np.sort(z), at) / len(z)
+    return np.asarray(np.where(at < start, seen, _TAIL * np.exp(-(np.maximum(at, start) - start) / scale)))
 
 
 def _views(pictures: PictureSource, seen: Survey, rows: Numbers, progress: Progress) -> Scores:

@@ -27,6 +27,7 @@ REASONS = ("equal bytes", "equal pixels", "perceptual hash", "embedding")
 
 NEAREST = 8  # rows of each whose pixels are compared as they are: 99 of 100 edited copies are among them
 _FIRST = 3  # of those, rows of which each may be a part of the other, which takes ten times as long
+_ENOUGH = 0.95  # agreement from which no part of either is looked for
 _EQUAL = 0.97  # agreement from which all pixels are compared
 _LARGE = 1024  # px at which that is done
 _WIDE = 256  # features from which neighbours are first looked for among fewer
@@ -50,20 +51,21 @@ def same_pictures(
     """Look at every picture once, and compare those that may be the same; raises UserError.
 
     Equal bytes are equal. Else pairs come from perceptual hashes and from the nearest embeddings, and count where
-    their details agree (``likeness``) by the threshold that gives ``precision``. About 5 ms a picture,
-    and 5 KB.
+    their details agree (``likeness``) so well that by ``Calibration`` a share of ``precision`` of them is right. About
+    5 ms a picture, and 5 KB.
     """
     pictures = pictured(table)
     seen = survey([pictures], workers, progress, SIDE)
     exact = _exact(seen)
     vectors = table.vectors
-    threshold = calibrated(pictures, seen, vectors, precision, progress)
+    calibration = calibrated(pictures, seen, vectors, progress)
     firsts = np.intersect1d(exact, seen.good)
     hashed = _distinct(exact[near_pairs(seen)])
     ranked = nearest(vectors[firsts], NEAREST, progress)
     near = [_distinct(_beside(firsts, ranked[:, :count])) for count in (NEAREST, _FIRST)]
     pairs = _apart(np.unique(np.concatenate([hashed, *near]), axis=0), pictures)
-    scores = _scores(seen, pairs, near[1], threshold.value, progress)
+    scores = _scores(seen, pairs, near[1], progress)
+    threshold = calibration.threshold(scores, precision)
     pairs, scores = pairs[scores >= threshold.value], scores[scores >= threshold.value]
     reasons = np.where(_among(pairs, hashed), HASH, EMBEDDING)
     equal = [_equal_pixels(pictures, seen, *pair) if score >= _EQUAL else False for pair, score in zip(pairs, scores)]
@@ -137,11 +139,11 @@ def _apart(pairs: Numbers, pictures: PictureSource) -> Numbers:
     return np.asarray(pairs[film[pairs[:, 0]] != film[pairs[:, 1]]])
 
 
-def _scores(seen: Survey, pairs: Numbers, parts: Numbers, enough: float, progress: Progress) -> npt.NDArray[np.float64]:
+def _scores(seen: Survey, pairs: Numbers, parts: Numbers, progress: Progress) -> npt.NDArray[np.float64]:
     """(P,) agreement as they are, and of those among ``parts`` that do not agree enough, as part and whole."""
     canvases, sizes = torch.from_numpy(seen.canvases), torch.from_numpy(seen.sizes)
     scores = likeness(canvases, sizes, torch.from_numpy(pairs), False, progress).numpy().astype(np.float64)
-    rest = np.flatnonzero((scores < enough) & _among(pairs, parts))
+    rest = np.flatnonzero((scores < _ENOUGH) & _among(pairs, parts))
     scores[rest] = likeness(canvases, sizes, torch.from_numpy(pairs[rest]), True, progress).numpy()
     return scores
 

@@ -19,12 +19,17 @@ _SIDE = 176  # pixels of the longer side
 def write_findings(path: Path, title: str, lead: str, table: Table, found: Sequence[Finding]) -> None:
     """The first 200 findings, each with up to three rows that it names. Raises UserError where it cannot be written."""
     parts = [] if len(found) <= _MOST else [f'<p class="quiet">The first {_MOST} of {len(found):,}.</p>']
-    for finding in found[:_MOST]:
-        rows = [finding.row, *finding.others[:_BESIDE]]
-        words = [f"{finding.score:.3f}", *["beside"] * (len(rows) - 1)]
-        figures = "".join(_figure(table, row, word) for row, word in zip(rows, words))
-        parts.append(f'<h3>{shown(finding.reason)}</h3><div class="hits">{figures}</div>')
-    write(path, title, lead, parts)
+    sections = (_section(table, number, finding) for number, finding in enumerate(found[:_MOST], 1))
+    write(path, title, lead, [*parts, '<div class="pairs">', *sections, "</div>"])
+
+
+def _section(table: Table, number: int, finding: Finding) -> str:
+    """One finding: which it is, why, how sure, and its pictures."""
+    rows = [finding.row, *finding.others[:_BESIDE]]
+    words = ["this", *["beside"] * (len(rows) - 1)]
+    figures = "".join(_figure(table, row, word) for row, word in zip(rows, words))
+    why = f"{number}. {finding.reason} ({finding.score:.3f})"
+    return f'<section class="panel finding"><h2>{shown(why)}</h2><div class="hits">{figures}</div></section>'
 
 
 def _figure(table: Table, row: int, words: str) -> str:
