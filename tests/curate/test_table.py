@@ -14,6 +14,7 @@ from PIL import Image
 
 import lookalike
 from lookalike.core.errors import UserError
+from lookalike.core.files import as_json, publish
 from lookalike.curate import table as tables
 from lookalike.curate.table import KEPT, open_table
 from lookalike.recipes.modality import crop_of
@@ -48,7 +49,7 @@ def run(made: Path, data: Path, tmp_path: Path) -> Path:
     out = Path(shutil.copytree(made, tmp_path / "run"))
     about = json.loads((out / "environment.json").read_text())
     about["data"]["data"] = str(data)
-    (out / "environment.json").write_text(json.dumps(about))
+    publish(out, {"environment.json": as_json(about)})
     return out
 
 

@@ -86,7 +86,7 @@ def pages(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     segmentation(folder / "segment.html")
     source = open_source(str(data))
     hits = [Hit(0.9, path, "train", 0, None) for path in source.paths[:6]]
-    write_hits(folder / "hits.html", f"{HOSTILE}.parquet", [source], [Answer([source.paths[7]], hits)])
+    write_hits(folder / "hits.html", f"{HOSTILE}.parquet", [source], [Answer(HOSTILE, [source.paths[7]], hits)])
     mean, others = Interval(0.55, 0.05), {LONG: Interval(0.1, 0.0)}
     rows = [ModelScores(name, [0.5, 0.6], mean, mean, others) for name in (LONG, HOSTILE)]
     compared = Comparison("knn", HOSTILE, "accuracy", rows, LONG, False, 2, LONG, {"k": 3, LONG: LONG}, 0.1)

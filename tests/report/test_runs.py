@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from lookalike.core.errors import UserError
+from lookalike.core.files import as_json, publish
 from lookalike.core.lock import Lock
 from lookalike.data.order import order_of
 from lookalike.data.source import open_source
@@ -162,7 +163,7 @@ def test_an_unfinished_run_with_one_checkpoint_says_how_it_goes_on(data: Path, t
     pretrain(str(data), tmp_path / "run", recipe="tiny", steps=3, **SMALL)
     recipe = json.loads((tmp_path / "run" / "recipe.json").read_text())
     recipe["length"]["steps"] = 9
-    (tmp_path / "run" / "recipe.json").write_text(json.dumps(recipe))
+    publish(tmp_path / "run", {"recipe.json": as_json(recipe)})
     said = words(report(tmp_path / "run", tmp_path / "page.html"))
     assert "Not finished: step 3 of 9 is saved" in said
     assert "Next: continue with" in said

@@ -55,12 +55,14 @@ class Calibration(NamedTuple):
             )
         value = lowest(self.others, scores, precision)
         found, wrong = int((scores >= value).sum()), len(scores) * float(tail(self.others, np.array([value]))[0])
-        share = f"{(self.views >= value).mean():.0%} of {len(self.views)} edited views of your pictures agree so well"
-        more = "" if precision < 0.9 else "; --precision 0.5 lists more, half of them wrong"
+        agree = float((self.views >= value).mean())
+        missed = ", so most edited copies are not found" if agree < 0.5 else ""
+        more = "" if precision < 0.9 else "; --precision 0.5 lists more"
         return Threshold(
             value,
-            f"pictures are the same from an agreement of {value:.2f}: of {found:,} such pairs about {wrong:.1f} are "
-            f"others that merely look alike, as {len(self.others):,} such pairs tell; {share}{more}",
+            f"pictures are the same from an agreement of {value:.2f}: {found:,} pairs, of which about {wrong:.1f} "
+            f"merely look alike, as {len(self.others):,} other pairs of your pictures tell; {agree:.0%} of edited "
+            f"views of them agree so well{missed}{more}",
         )
 
 
