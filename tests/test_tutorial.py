@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,8 @@ import pytest
 import timm
 from PIL import Image
 from safetensors.torch import save_file
+
+from tests.support.forks import Forks
 
 PAGE = Path(__file__).parent.parent / "docs" / "tutorial.md"
 SECTION = "## Three thousand photos, cleaned, searched and taken along"
@@ -56,12 +56,11 @@ def clothes(tmp_path: Path) -> Path:
 def test_every_command_runs(clothes: Path) -> None:
     assert len(commands()) >= 9
     said = {}
-    for command in commands():
-        run = subprocess.run(
-            [sys.executable, "-m", "lookalike", *command], cwd=clothes, capture_output=True, text=True, timeout=300
-        )
-        assert run.returncode == 0, (command, run.stderr)
-        said[command[0]] = run.stdout
+    with Forks() as forks:
+        for command in commands():
+            ended = forks.run(command, folder=clothes, deadline=300)
+            assert ended.code == 0, (command, ended.errors)
+            said[command[0]] = ended.printed
     assert "1 of 16 in test" in said["leaks"]
     assert "test/dress/again.jpg" in said["duplicates"]
     for name in MADE:

@@ -334,7 +334,7 @@ def test_duplicates_command(parquet: Path, album: Path, tmp_path: Path, say: Say
     code, out, err = say(*words, "--workers", 0)
     assert code == 0, err
     assert "edited views of your pictures" in out
-    assert "7 of 67 pictures are the same as one of 6" in out
+    assert "7 of 67 pictures are the same as one that is kept" in out
     rows = pq.read_table(marked).to_pylist()
     assert {row["path"] for row in rows if row["duplicate_of"]} == {
         one["path"] for one in json.loads((tmp_path / "all.json").read_text())["found"]

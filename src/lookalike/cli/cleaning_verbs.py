@@ -35,8 +35,8 @@ def duplicates(command: flags.Duplicates, table: Table, screen: Screen) -> Found
         root = Path(command.data or data_of(command.where) or "")
         count = write_tree(table, found, root, Path(command.keep_tree), screen.say)
         screen.say(f"{count:,} pictures to keep in {command.keep_tree}")
-    kept = len({finding.others for finding in found})
-    return found, f"{len(found):,} of {len(table):,} pictures are the same as one of {kept:,} that are kept"
+    verb = "is" if len(found) == 1 else "are"
+    return found, f"{len(found):,} of {len(table):,} pictures {verb} the same as one that is kept"
 
 
 def leaks(command: flags.Leaks, table: Table, screen: Screen) -> Found:
