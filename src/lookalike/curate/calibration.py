@@ -57,10 +57,11 @@ class Calibration(NamedTuple):
         found, wrong = int((scores >= value).sum()), len(scores) * float(tail(self.others, np.array([value]))[0])
         agree = float((self.views >= value).mean())
         missed = ", so most edited copies are not found" if agree < 0.5 else ""
+        pairs = f"{found:,} pair{'s' if found != 1 else ''}"
         more = "" if precision < 0.9 else "; --precision 0.5 lists more"
         return Threshold(
             value,
-            f"pictures are the same from an agreement of {value:.2f}: {found:,} pairs, of which about {wrong:.1f} "
+            f"pictures are the same from an agreement of {value:.2f}: {pairs}, of which about {wrong:.1f} "
             f"merely look alike, as {len(self.others):,} other pairs of your pictures tell; {agree:.0%} of edited "
             f"views of them agree so well{missed}{more}",
         )
