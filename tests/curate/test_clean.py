@@ -333,7 +333,7 @@ def test_duplicates_command(parquet: Path, album: Path, tmp_path: Path, say: Say
     words = ("duplicates", parquet, album, "--out", marked, "--page", page, "--json", tmp_path / "all.json")
     code, out, err = say(*words, "--workers", 0)
     assert code == 0, err
-    assert "edited views of your pictures" in out
+    assert "edited views of them" in out
     assert "7 of 67 pictures are the same as one that is kept" in out
     rows = pq.read_table(marked).to_pylist()
     assert {row["path"] for row in rows if row["duplicate_of"]} == {

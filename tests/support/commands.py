@@ -53,6 +53,8 @@ NAMES = {"NAME", "RECIPE", "TASK", None}
 def commands() -> Iterator[tuple[tuple[str, ...], list[type]]]:
     """Each verb, and evaluation, and the classes whose fields it takes."""
     for verb, kind in flags.VERBS.items():
+        if verb == "explore":  # which serves until it is stopped; it opens tables as search does
+            continue
         if verb != "evaluate":
             yield (verb,), [kind]
             continue
@@ -101,6 +103,11 @@ class World(NamedTuple):
     captions_run: Path
     table: Path
 
+    def of_verb(self, verb: str) -> dict[str, object]:
+        """What some verbs call otherwise."""
+        of = {"report": {"RUN": self.run}, "study": {"NAME": "shuffle"}}
+        return dict(of.get(verb, {}))
+
     def usual(self, argument: Argument, fresh: Path) -> str:
         """What a command is given where it needs something, and this is not what is tried."""
         wanted = argument.wants()
@@ -111,7 +118,7 @@ class World(NamedTuple):
             "QUERY": "bright/00.png",
             "TASK": "knn",
             "LIBRARY": "timm",
-        } | ({"RUN": self.run} if argument.words == ("report",) else {})
+        } | self.of_verb(argument.words[0])
         suffix = ".parquet" if argument.metavar == "FILE" else ""
         return str(known.get(argument.metavar, fresh / f"fresh{suffix}"))
 
@@ -123,6 +130,7 @@ FAST = {
     "embed": ("--workers", "0"),
     "prepare": ("--workers", "0"),
     "doctor": ("--quick", "--workers", "0"),
+    "study": ("--steps", "1", "--seeds", "1", "--workers", "0"),
     "preview": ("--rows", "1"),
     **dict.fromkeys(("detect", "keypoints", "segment"), ("--steps", "1")),
     "finetune": ("--steps", "1", "--shares", "1.0", "--draws", "1", "--batch", "4"),

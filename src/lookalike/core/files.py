@@ -100,7 +100,8 @@ def _sha256(data: bytes) -> str:
 
 def unfinished(path: Path) -> tuple[Path, list[Path]]:
     """What this process calls ``path`` until it is published, and what others that are dead have left of it here."""
-    short = os.fsencode(path.name)[:200].decode("utf-8", "ignore")  # of a name that is itself as long as can be
+    whole_letters = os.fsencode(path.name)[:200].decode("utf-8", "ignore")  # of a name that is itself as long as can be
+    short = os.fsdecode(whole_letters.encode())
     prefix = f".{short}.{zlib.crc32(socket.gethostname().encode()):08x}-"
     found = path.parent.glob(f"{glob.escape(prefix)}*{UNFINISHED}")
     own = path.with_name(f"{prefix}{os.getpid()}{UNFINISHED}")

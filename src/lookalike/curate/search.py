@@ -21,6 +21,7 @@ from lookalike.core.progress import Progress, silent
 from lookalike.curate.index import Index, index_of
 from lookalike.curate.table import data_of, rows_of
 from lookalike.curate.where import NUMBERS, TEXTS, selected
+from lookalike.data.formats.files import printable
 from lookalike.data.source import Data, Say, name_of
 from lookalike.exchange.named import is_named
 from lookalike.metrics.knn import largest, leading
@@ -76,7 +77,7 @@ class _Searched(NamedTuple):
 
     def row(self, path: str) -> int | None:
         """The row of a path, None where there is none."""
-        row = pc.index(self.columns["path"], pa.scalar(path, pa.string())).as_py()
+        row = pc.index(self.columns["path"], pa.scalar(printable(path), pa.string())).as_py()
         return None if row < 0 else row
 
     def vector(self, row: int) -> Tensor:
