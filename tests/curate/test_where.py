@@ -119,7 +119,9 @@ TOKENS = st.lists(st.sampled_from([*"()=<>!',", "label", "1", "and", "or", "not"
 @given(st.text(max_size=40) | TOKENS)
 def test_no_text_gets_past_the_grammar(text: str) -> None:
     with suppress(UserError):
-        selected(pa.table({"label": [0, 1], "path": ["a", "b"]}), text)
+        rows = selected(pa.table({"label": [0, 1], "path": ["a", "b"]}), text)
+        assert rows.shape == (2,)
+        assert rows.dtype == bool
 
 
 def test_a_long_chain_is_no_deep_one() -> None:

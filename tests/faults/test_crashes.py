@@ -85,6 +85,7 @@ def scenes(forks: Forks, pictures: Path, tmp_path_factory: pytest.TempPathFactor
     export = ["export", known, "--to", "timm"]
     tune = ["evaluate", "finetune", whole, pictures, "--workers", 0, "--steps", 2, "--shares", 1.0, "--draws", 1]
     segment = ["evaluate", "segment", whole, masked(made / "masks"), "--workers", 0, "--steps", 2]
+    segment += ["--page", made / "segment.html"]  # which else lies where tests are run
     scenes = {
         "begins": Scene(lambda _: None, lambda out: begin(pictures, out, steps=1), digest, lambda _: None),
         "goes on": Scene(copy(killed), lambda out: begin(pictures, out, steps=3), digest, a_checkpoint),

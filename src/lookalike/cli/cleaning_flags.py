@@ -42,8 +42,8 @@ class Duplicates(Finds):
     """
 
     precision: Precision = 0.95
-    """How large a share of what is found should be right: how well two pictures must agree is calibrated to it on
-    edited views of your own pictures."""
+    """How large a share of what is found should be right. How well two pictures must agree for that follows from how
+    well others of your own do, which merely look alike: where copies are rare, it is much."""
     keep_tree: Annotated[str | None, shown("FOLDER")] = None
     """Make a folder with hard links to the pictures to keep, which take no space; copies on another disk."""
 

@@ -21,7 +21,7 @@ from lookalike.types import Canvases
 Scores = npt.NDArray[np.float64]
 
 DEFAULT = 0.84
-"""The agreement that is asked for where pictures are too few to calibrate: that of clothing160 at 0.95."""
+"""The agreement that is asked for where pictures are too few to calibrate: that of clothing160 with planted copies."""
 
 EDITED = ImageView(SIDE, (0.4, 1.0), jitter=0.5, brightness=0.4, contrast=0.4, saturation=0.4, gray=0.1, blur=0.2)
 """What an edited copy is taken to be: cut, mirrored, other colours, blurred."""
