@@ -124,6 +124,7 @@ def test_what_cannot_be_searched_is_refused_in_a_line(
     refused(say("search", bare, picture), 2, "is no path of", "--run")
     refused(say("search", table, tmp_path / "text.txt", "--run", run), 65, "text.txt: neither a path of the table nor")
     refused(say("search", table, tmp_path / "nobody.png", "--run", run), 65, "No such file")
+    refused(say("duplicates", tmp_path), 65, f"lookalike embed MODEL {tmp_path} --out TABLE.parquet makes one")
     refused(say("search", tmp_path / "text.txt", picture), 65, "neither a run nor a table")
     refused(say("search", table), 2, "name at least one query")
     refused(say("search", table, "a/04.png", "--top", 0), 2, "--top")

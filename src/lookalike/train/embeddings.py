@@ -294,9 +294,10 @@ def refusing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, KeyError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:
-        reason = (str(error).splitlines() or [""])[0][:100]
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0][:100]
+        made = f"lookalike embed MODEL {path if path.is_dir() else 'DATA'} --out TABLE.parquet makes one"
         where = f"{path}: neither a run nor a table that lookalike embed wrote in parquet"
-        raise UserError(f"{where} ({reason})", BAD_DATA) from None
+        raise UserError(f"{where} ({reason}): {made}", BAD_DATA) from None
 
 
 def columns_of(file: pq.ParquetFile) -> dict[str, Any]:
