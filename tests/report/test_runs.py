@@ -157,6 +157,8 @@ def test_a_run_that_began_with_a_model_is_compared_with_that(run: Path, data: Pa
     said = words(report(tmp_path / "more", tmp_path / "page.html"))
     assert "before, as the start was" in said
     assert "kept is" in said
+    scores = json.loads((tmp_path / "more" / "result.json").read_text())["scores"]
+    assert f"the start as it was {scores['the start as it was']:.1%}" in said
 
 
 def test_an_unfinished_run_with_one_checkpoint_says_how_it_goes_on(data: Path, tmp_path: Path) -> None:

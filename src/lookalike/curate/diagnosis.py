@@ -119,10 +119,16 @@ class Diagnosis(NamedTuple):
 
     @property
     def kept(self) -> str | None:
-        """What was kept at the end of a run that began with a model."""
+        """What was kept at the end of a run that began with a model, and how it and the start compared."""
         file = self.history.folder / VERDICT
         verdict = read_json(file) if file.is_file() else None
-        return str(verdict.get("kept")) if isinstance(verdict, dict) else None
+        if not isinstance(verdict, dict):
+            return None
+        name, scores = str(verdict.get("kept")), verdict.get("scores")
+        if not isinstance(scores, dict) or not isinstance(scores.get(name), float):
+            return name
+        told = {one: float(scores[one]) for one in (next(iter(scores)), name)}  # the start is the first
+        return f"{name} ({', '.join(f'{one} {value:.1%}' for one, value in told.items())}; {verdict.get('by')})"
 
     def _state(self) -> str:
         of, logged = "" if self.total is None else f" of {self.total:,}", self.history.steps()

@@ -90,6 +90,8 @@ def of_labels(found: Account) -> Iterator[str]:
             f"Of the examples that it finds most alike, {shares[-1]:.0%} have the same label{saw}; before the run "
             f"{shares[0]:.0%}."
         )
+        if found.diagnosis.kept and shares[-1] < shares[0]:
+            yield "The few nearest alone say less than all that vote where it was decided what to keep."
     knn = found.history.last("knn")
     if knn is not None and not supervised:
         yield f"Labels guessed from the nearest neighbours (kNN) are right for {knn:.0%} of held-out examples."
