@@ -7,8 +7,9 @@ fault of one does not reach the next; what it finds is in FOLDER/gpu.jsonl at on
 on a processor, in this process, to see that it runs: its numbers say nothing.
 
 Sections: losses (ten steps of every small recipe against the processor in fp32 and in float64), views, resume (kill it,
-go on: the same bytes), evaluations, nccl (one process); speed (canvases in memory), files (from JPEG), costs
-(determinism, TF32), peers (plain PyTorch as MoCo's code has it; lightly where it is installed).
+go on: the same bytes), evaluations, nccl (one process), commands (every one of them, by its tests); speed (canvases in
+memory), files (from JPEG), costs (determinism, TF32), peers (plain PyTorch as MoCo's code has it; lightly where it is
+installed).
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from benchmarks.records import Record, Records, machine, shown
 
 SECTIONS: dict[str, Callable[..., None]] = {**gpu_correct.SECTIONS, **gpu_speed.SECTIONS, **gpu_peers.SECTIONS}
 BUDGETS = {
-    "views": 20, "losses": 90, "resume": 50, "evaluations": 25, "nccl": 15, "speed": 100, "files": 60, "costs": 90,
-    "peers": 70,
+    "commands": 100, "views": 20, "losses": 90, "resume": 50, "evaluations": 25, "nccl": 15, "speed": 100, "files": 60,
+    "costs": 90, "peers": 70,
 }  # fmt: skip
 """Seconds after which a section begins nothing new; half as much again later it is ended."""
 

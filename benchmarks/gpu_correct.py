@@ -419,4 +419,33 @@ def nccl(records: Records, gpu: str, deadline: float, toy: bool) -> None:
             torch_dist.destroy_process_group()
 
 
-SECTIONS = {"losses": losses, "views": views, "resume": resume, "evaluations": evaluations, "nccl": nccl}
+# ---- every command ----
+
+
+def commands(records: Records, gpu: str, deadline: float, toy: bool) -> None:
+    """The tests that run every command on a device that is no processor, here on this one: who fails, and where."""
+    tests = ["tests/core/test_elsewhere.py", *([] if toy else ["tests/train/test_replay.py"])]
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:benchmark", *(("-k", "knn or meet") if toy else ())]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *tests],
+        env=surroundings(gpu),
+        capture_output=True,
+        text=True,
+        timeout=max(1.0, deadline - time.time()),
+        check=False,
+    )
+    *lines, last = done.stdout.strip().splitlines() or [""]
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    why = [line for line in lines if line.startswith("E  ")]
+    found = {"failed": [*failed, *why] or done.stderr[-400:]} if done.returncode else {}
+    records.add("commands", said=last, **found)
+
+
+SECTIONS = {
+    "losses": losses,
+    "views": views,
+    "resume": resume,
+    "evaluations": evaluations,
+    "nccl": nccl,
+    "commands": commands,
+}

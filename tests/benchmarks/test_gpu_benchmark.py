@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.records import Records
 
-SECTIONS = "views,losses,nccl,speed,files,costs,peers"
+SECTIONS = "commands,views,losses,nccl,speed,files,costs,peers"
 
 
 def test_all_sections_run_without_a_gpu(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lookalike.core import devices
-from lookalike.core.devices import exact, one_thread
+from lookalike.core.devices import exact, one_thread_beside_a_gpu
 from lookalike.learn.dictionary import MemoryBank
 from lookalike.pretext.image import Masked
 from lookalike.recipes import RECIPES
@@ -82,13 +82,16 @@ def test_what_makes_kernels_exact_is_set_and_put_back(
         matmul.fp32_precision = "ieee"
 
 
-@pytest.mark.parametrize("alone", [True, False])
-def test_the_number_of_threads_is_put_back(alone: bool) -> None:
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_beside_a_gpu_the_processor_has_one_thread_which_is_put_back(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "device", lambda: torch.device(kind))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with one_thread(alone):
-            assert torch.get_num_threads() == (1 if alone else 2)
+        with one_thread_beside_a_gpu():
+            assert torch.get_num_threads() == (1 if kind == "cuda" else 2)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

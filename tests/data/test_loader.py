@@ -23,7 +23,6 @@ from lookalike.data.loader import Loaded, Loader
 from lookalike.data.order import Order
 from lookalike.data.pool import worker_count
 from lookalike.data.source import open_source
-from lookalike.train.loop import leaves_cores
 
 COUNT, BAD = 40, (3, 4, 17, 39)
 LAZY = 0  # a budget that nothing fits
@@ -223,13 +222,3 @@ def test_a_gpu_gets_most_cores_for_decoding_unless_somebody_says_how_many(
 def test_ranks_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert worker_count(None, "cuda", 32) == 6
-
-
-@pytest.mark.parametrize(
-    ("budget", "workers", "kind", "leaves"),
-    [(LAZY, 2, "cuda", True), (LAZY, 2, "cpu", False), (LAZY, 0, "cuda", False), (1 << 30, 2, "cuda", False)],
-)
-def test_threads_are_given_up_only_to_workers_that_decode_for_a_gpu(
-    photos: Source, budget: int, workers: int, kind: str, leaves: bool
-) -> None:
-    assert leaves_cores(Loader(photos, 8, budget, workers, max_bad=0.5), kind) is leaves

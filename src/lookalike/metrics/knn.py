@@ -47,15 +47,17 @@ class Knn(Bounded):
         """Labels (Q,) for unit rows ``queries`` (Q, F), from unit rows ``reference`` (N, F) with ``labels`` (N,).
 
         Classes are the values that occur in ``labels``, whatever numbers they are; of equal votes the smallest wins.
+        The answers are on the device of ``labels``, which may be another than that of the rows.
         """
         classes, votes_for = torch.unique(labels, return_inverse=True)
+        votes_for = votes_for.to(reference.device)
         guesses = []
         for cosines in products(queries, reference, chunk):
             cosine, nearest = largest(cosines, self.neighbours(len(reference)))
             votes = torch.zeros(len(cosine), len(classes), dtype=torch.float64, device=cosine.device)
             above = cosine.double() - cosine.amax(1, keepdim=True)  # or a low temperature would overflow
             votes.scatter_add_(1, votes_for[nearest], (above / self.temperature).exp())
-            guesses.append(classes[votes.argmax(1)])
+            guesses.append(classes[votes.argmax(1).to(classes.device)])
         return torch.cat(guesses) if guesses else labels.new_empty(0)
 
     def accuracy(self, reference: Tensor, labels: Tensor, queries: Tensor, truth: Tensor) -> float:

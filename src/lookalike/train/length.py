@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from lookalike.core import dist
-from lookalike.core.devices import exact, one_thread
+from lookalike.core.devices import exact, one_thread_beside_a_gpu
 from lookalike.core.errors import UserError
 from lookalike.data.loader import Loads
 from lookalike.data.order import order_of
@@ -25,7 +25,6 @@ from lookalike.train.loop import (
     Measure,
     batches,
     has_own_attention,
-    leaves_cores,
     new_learner,
     train,
     work_of,
@@ -101,7 +100,7 @@ def probe(recipe: Recipe, loader: Loads, seconds: float) -> list[float]:
     optimizer = recipe.optimizer_of(learner)
     work = work_of(dist.distributed(learner), learner, recipe)
     marks, loss = [time.perf_counter()], torch.zeros(())
-    with exact(has_own_attention(recipe)), one_thread(leaves_cores(loader)):
+    with exact(has_own_attention(recipe)), one_thread_beside_a_gpu():
         for batch in Meter().over(batches(loader, recipe, order, 0, _PROBES)):
             optimizer.zero_grad()
             outcome = work(batch)
