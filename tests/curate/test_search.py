@@ -9,13 +9,18 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import lookalike
+from lookalike.curate import search
 from lookalike.train.embeddings import embed_data, read_embeddings, write_embeddings
 from lookalike.train.trained import load
 from tests.cli.test_cli import refused
@@ -243,3 +248,25 @@ def test_a_sentence_finds_pictures_in_the_output_of_the_head(say: Say, tmp_path:
     backbone = tmp_path / "backbone.parquet"
     assert say("embed", run, data, "--out", backbone, "--workers", 0)[0] == 0
     refused(say("search", backbone, "a wall all red", "--run", run), 2, "embed --layer head")
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.data())
+def test_many_queries_at_once_find_what_each_finds_alone(data: st.DataObject) -> None:
+    count, queries = data.draw(st.integers(1, 70)), data.draw(st.integers(4, 9))
+    seed, top = data.draw(st.integers(0, 2**31)), data.draw(st.integers(1, 12))
+    draw = torch.Generator().manual_seed(seed)
+    vectors = torch.randint(-2, 3, (count, 3), generator=draw).float()  # of which many are equal
+    if data.draw(st.booleans()):  # each nearer than the one before, so that every block has new ones
+        vectors = vectors[(vectors @ torch.ones(3)).argsort(stable=True)]
+    asked = torch.randint(-2, 3, (queries, 3), generator=draw).float()
+    seen = torch.rand(count, generator=draw) < data.draw(st.sampled_from([0.0, 0.5, 1.0]))
+    own = [[int(row) for row in torch.randint(count, (2,), generator=draw)] for _ in range(queries)]
+    with patch.object(search, "_BLOCK", 16), patch.object(search, "_GROUP", 4):
+        found = list(search.exact(vectors, asked, own, top, seen))
+    for query, mine, (values, rows) in zip(asked, own, found):
+        cosines = (vectors @ query).masked_fill(~seen, -torch.inf)
+        cosines[mine] = -torch.inf
+        best = [row for row in cosines.argsort(descending=True, stable=True).tolist() if cosines[row] > -torch.inf]
+        assert rows.tolist() == best[:top]
+        assert values.tolist() == cosines[best[:top]].tolist()

@@ -110,7 +110,7 @@ def _placed(one: Any, place: bool) -> Any:
 
 @contextmanager
 def another_device() -> Iterator[None]:
-    """Inside, the package computes on this machine's GPU, or as if there were one: in fp32, since that has no autocast."""
+    """Inside, the package computes on this machine's GPU, or as if there were one, in fp32: that has no autocast."""
     if torch.cuda.is_available():
         yield
         return

@@ -36,6 +36,7 @@ _CROWD = 200  # hashes that share a band: more than that is a plain background, 
 _GAP, _LINE = 8, 14  # px of a sheet: between tiles, and a line of text
 _PAPER, _INK = "white", (60, 60, 60)
 
+_BLOCK = 4096  # canvases at a time: 60 MB of numbers of 16 bits
 _ROW = 1000  # bytes of memory for what is known of a picture, while it is gathered
 _ONES = np.array([i.bit_count() for i in range(256)], np.uint8)  # np.bitwise_count came with numpy 2
 
@@ -209,9 +210,12 @@ def _colours_apart(survey: Survey, some: Numbers, others: Numbers) -> npt.NDArra
 
 def sharpness(survey: Survey) -> npt.NDArray[np.float64]:
     """(N,) the mean step between neighbouring pixels of the small gray pictures, of 255."""
-    rows = survey.canvases.astype(np.int16)
-    steps = [np.abs(np.diff(rows, axis=axis)).mean((1, 2)) for axis in (1, 2)]
-    return np.asarray(sum(steps) / 2, np.float64)
+    means = [np.empty(0)]
+    for start in range(0, len(survey.canvases), _BLOCK):
+        some = survey.canvases[start : start + _BLOCK].astype(np.int16)
+        steps = [np.abs(np.diff(some, axis=axis)).mean((1, 2)) for axis in (1, 2)]
+        means.append((steps[0] + steps[1]) / 2)
+    return np.concatenate(means)
 
 
 class Tile(NamedTuple):
