@@ -19,7 +19,7 @@ _SCALES = tuple(0.5 ** (i / 9) for i in range(9))  # sides of a part over the wh
 _LEAST = 0.4  # side of the smallest part over the whole, where shapes differ
 _NEARBY = (-2, -1, 0, 1, 2)  # px by which the fine search changes the coarse one's height and width
 _PROMISING = 0.3  # agreement at half the pixels, from which the fine search is worth its time
-_CHUNK = 1024  # pairs at a time: 100 MB
+_CHUNK = 512  # pairs at a time: 150 MB
 
 
 class _Fit(NamedTuple):
@@ -41,14 +41,14 @@ def likeness(canvases: Tensor, sizes: Tensor, pairs: Tensor, parts: bool = True,
     correlation of what is left when each pixel's surroundings are taken off, so that brightness, contrast, colour and a
     plain ground count for nothing (normalised cross-correlation, Lewis 1995).
     """
-    scores = [torch.zeros(0)]
+    scores = torch.empty(len(pairs))  # at once: small ones between large blocks would keep malloc from reusing these
     for start in range(0, len(pairs), _CHUNK):
         some = pairs[start : start + _CHUNK]
         fine = torch.stack([_detail(canvases[some[:, side]]) for side in (0, 1)])
         fit = _coarse(F.avg_pool2d(fine, 2), sizes[some].double(), parts)
-        scores.append(_refined(fine, fit))
+        scores[start : start + len(some)] = _refined(fine, fit)
         progress("comparing pixels", min(start + _CHUNK, len(pairs)), len(pairs))
-    return torch.cat(scores)
+    return scores
 
 
 def _detail(canvases: Tensor) -> Tensor:

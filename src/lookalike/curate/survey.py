@@ -37,7 +37,7 @@ _GAP, _LINE = 8, 14  # px of a sheet: between tiles, and a line of text
 _PAPER, _INK = "white", (60, 60, 60)
 
 _BLOCK = 4096  # canvases at a time: 60 MB of numbers of 16 bits
-_ROW = 1000  # bytes of memory for what is known of a picture, while it is gathered
+_ROW = 500  # bytes of memory for what is known of a picture, while it is gathered
 _ONES = np.array([i.bit_count() for i in range(256)], np.uint8)  # np.bitwise_count came with numpy 2
 
 Bytes = npt.NDArray[np.uint8]
@@ -64,8 +64,22 @@ class Survey(NamedTuple):
         return np.setdiff1d(np.arange(len(self.sizes)), np.fromiter(self.bad, np.int64, len(self.bad)))
 
 
-_Facts = tuple[str, tuple[int, int], int, int, int, Bytes, bool, str | None]
-"""Of one picture, in the order of ``Survey``, but for its canvas."""
+_KNOWN = np.dtype(
+    [
+        *(("sizes", np.int64, 2), ("lengths", np.int64), ("content", np.uint64), ("looks", np.uint64)),
+        *(("thumbs", np.uint8, 3 * _THUMB**2), ("gray", np.bool_)),
+    ]
+)
+"""Of one picture, by the names of ``Survey``."""
+
+
+class _Facts(NamedTuple):
+    """One picture."""
+
+    known: tuple[tuple[int, int], int, int, int, Bytes, bool]  # of ``_KNOWN``
+    kind: str
+    bad: str | None
+    canvas: Bytes
 
 
 def survey(
@@ -75,30 +89,23 @@ def survey(
 
     ``canvas`` is the side of the small gray pictures that are kept, none by default, up to 64 px.
     """
-    rows: list[_Facts] = []
-    total = sum(map(len, sources))
+    total, kinds, bad, done = sum(map(len, sources)), Counter[str](), dict[int, str](), 0
     size = total * (_ROW + canvas**2)
     refuse_unheld(f"the looks of {total:,} pictures", size, "name some of the files alone, such as a shard")
-    canvases = np.empty((total, canvas, canvas), np.uint8)
+    canvases, known = np.empty((total, canvas, canvas), np.uint8), np.empty(total, _KNOWN)
     for source in sources:
         tasks = (range(i, min(i + _TASK, len(source))) for i in range(0, len(source), _TASK))
         look = partial(_look_at, source, largest(source, _SIDE), canvas)
         for _, part in ordered(look, tasks, workers, part=partial(_path, source)):
-            canvases[len(rows) : len(rows) + len(part)] = [small for _, small in part]
-            rows += [facts for facts, _ in part]
-            progress("looking at pictures", len(rows), total)
-    kinds, sizes, lengths, content, looks, thumbs, gray, bad = zip(*rows)
-    return Survey(
-        Counter(filter(None, kinds)),
-        np.array(sizes, np.int64),
-        np.array(lengths, np.int64),
-        np.array(content, np.uint64),
-        np.array(looks, np.uint64),
-        np.stack(thumbs),
-        np.array(gray, np.bool_),
-        canvases,
-        {row: reason for row, reason in enumerate(bad) if reason is not None},
-    )
+            for row, facts in enumerate(part, done):
+                known[row], canvases[row] = facts.known, facts.canvas
+                if facts.bad is not None:
+                    bad[row] = facts.bad
+            kinds.update(facts.kind for facts in part if facts.kind)
+            done += len(part)
+            progress("looking at pictures", done, total)
+    columns = {name: known[name].copy() for name in _KNOWN.names or ()}  # each for itself in memory
+    return Survey(kinds=kinds, canvases=canvases, bad=bad, **columns)
 
 
 def largest(source: PictureSource, side: int) -> int:
@@ -106,7 +113,7 @@ def largest(source: PictureSource, side: int) -> int:
     return min(side, source.own) if isinstance(source, Prepared) else side
 
 
-def _look_at(source: PictureSource, side: int, canvas: int, rows: range) -> list[tuple[_Facts, Bytes]]:
+def _look_at(source: PictureSource, side: int, canvas: int, rows: range) -> list[_Facts]:
     return [_facts(source, row, side, canvas) for row in rows if not stopped()]
 
 
@@ -114,7 +121,7 @@ def _path(source: PictureSource, rows: range, number: int) -> str:
     return source.paths[rows[number]]
 
 
-def _facts(source: PictureSource, row: int, side: int, canvas: int) -> tuple[_Facts, Bytes]:
+def _facts(source: PictureSource, row: int, side: int, canvas: int) -> _Facts:
     """One picture; its file is read once."""
     kind, data = "", b""
     if source.read is not None:
@@ -132,8 +139,8 @@ def _facts(source: PictureSource, row: int, side: int, canvas: int) -> tuple[_Fa
     spread = float((pixels.max(2).astype(np.int16) - pixels.min(2)).mean())
     thumb = np.asarray(Image.fromarray(pixels).resize((_THUMB, _THUMB), Resampling.BOX)).reshape(-1)
     number, size = int.from_bytes(content, "little"), (example.height, example.width)
-    small = gray_canvas(pixels, canvas)
-    return (kind, size, len(data), number, look(pixels), thumb, spread <= _GRAY, example.bad), small
+    known = (size, len(data), number, look(pixels), thumb, spread <= _GRAY)
+    return _Facts(known, kind, example.bad, gray_canvas(pixels, canvas))
 
 
 def gray_canvas(pixels: Bytes, side: int) -> Bytes:
