@@ -62,9 +62,17 @@ def test_a_run_that_cannot_be_trained_is_a_result(tmp_path: Path, monkeypatch: p
 
 
 def outcome(better: list[float], worse: list[float]) -> StudyResult:
-    rows = [Row("queue 64", seed, 3, {"knn": value}) for seed, value in enumerate(better)]
-    rows += [Row("queue 32", seed, 3, {"knn": value}) for seed, value in enumerate(worse)]
-    return StudyResult(SMALL, "digits", 3, ["knn"], rows, "a machine")
+    rows = [
+        Row(cell, seed, 3, {"knn": value}, machine=("a card" if seed else "a processor"))
+        for cell, values in (("queue 64", better), ("queue 32", worse))
+        for seed, value in enumerate(values)
+    ]
+    return StudyResult(SMALL, "digits", 3, ["knn"], rows)
+
+
+def test_seeds_of_several_machines_are_told_apart() -> None:
+    assert markdown(outcome([0.7, 0.8, 0.9], [0.6, 0.7, 0.8])).endswith("a processor (seed 0); a card (seed 1, 2).\n")
+    assert markdown(outcome([0.7], [0.6])).endswith("seed by seed. a processor.\n")
 
 
 @pytest.mark.parametrize(
@@ -102,7 +110,7 @@ def test_every_study_can_be_drawn_and_asks_about_its_own_runs(study: Experiment)
         assert meaningless(cell.recipe) is None
         assert 0 < cell.share < 10
     rows = [Row(name, 0, 1, {"knn": 0.5}) for name in names]
-    ElementTree.fromstring(plot(StudyResult(study, "digits", 1, ["knn"], rows, ""), "knn"))
+    ElementTree.fromstring(plot(StudyResult(study, "digits", 1, ["knn"], rows), "knn"))
 
 
 def test_the_help_names_every_study() -> None:

@@ -40,6 +40,7 @@ class Row(NamedTuple):
     numbers: Mapping[str, float]  # by evaluation; empty where the run failed
     minutes: float = 0.0  # of training
     failed: str = ""  # why, in words
+    machine: str = ""  # that trained it, in words
 
 
 class StudyResult(NamedTuple):
@@ -50,7 +51,13 @@ class StudyResult(NamedTuple):
     steps: int
     tasks: Sequence[str]
     rows: Sequence[Row]
-    machine: str
+
+    def machines(self) -> dict[str, list[int]]:
+        """What the minutes are of, and the seeds of each: a study may go on elsewhere."""
+        found: dict[str, set[int]] = {}
+        for row in self.rows:
+            found.setdefault(row.machine, set()).add(row.seed)
+        return {name: sorted(seeds) for name, seeds in found.items()}
 
     def values(self, cell: str, task: str) -> dict[int, float]:
         """By seed."""
@@ -86,7 +93,7 @@ class StudyResult(NamedTuple):
         """All numbers, as JSON."""
         about = {"study": self.study.name, "data": self.data, "steps": self.steps, "tasks": list(self.tasks)}
         rows = [row._asdict() | {"numbers": dict(row.numbers)} for row in self.rows]
-        return about | {"machine": self.machine, "rows": rows, "findings": list(self.sentences())}
+        return about | {"rows": rows, "findings": list(self.sentences())}
 
 
 def _judged(difference: Interval) -> str:
@@ -119,7 +126,7 @@ def conducted(
         raise UserError("study runs in one process: leave out torchrun")
     study = STUDIES[name]
     bench = Bench(out, data, fingerprint_of_data(data), tuple(tasks), steps or study.steps, workers, progress, say)
-    outcome = StudyResult(study, data, bench.steps, tasks, [], machine())
+    outcome = StudyResult(study, data, bench.steps, tasks, [])
     for seed in range(seeds):
         for number, cell in enumerate(study.cells):
             progress("runs", seed * len(study.cells) + number, seeds * len(study.cells))
@@ -171,7 +178,7 @@ class Bench(NamedTuple):
             same: dict[str, Any] = {"recipe": recipe, "settings": cell.settings, "quiet": True, "workers": self.workers}
             pretrain(self.data, run, steps=1 if untrained else steps, **same)
         except Diverged as error:
-            return Row(name, seed, steps, {}, (time.perf_counter() - began) / 60, str(error))
+            return Row(name, seed, steps, {}, (time.perf_counter() - began) / 60, str(error), machine())
         minutes = (time.perf_counter() - began) / 60
         model = load(run, untrained=untrained)
         resources = Resources(self.progress, workers=self.workers)
@@ -179,7 +186,7 @@ class Bench(NamedTuple):
         for task in self.tasks:
             plain = {"baselines": "none"} if hasattr(EVALUATIONS[task], "baselines") else {}
             values[task] = configured(task, plain).run(model, self.data, resources).value
-        return Row(name, seed, 0 if untrained else steps, values, 0.0 if untrained else minutes)
+        return Row(name, seed, 0 if untrained else steps, values, 0.0 if untrained else minutes, machine=machine())
 
 
 def _kept(file: Path) -> Row | None:
@@ -193,6 +200,6 @@ def _kept(file: Path) -> Row | None:
 
 
 def machine() -> str:
-    """What minutes are of, in words."""
+    """This one, in words."""
     threads = f"{torch.get_num_threads()} threads" if device().type == "cpu" else str(accelerator())
     return f"{processor()}, {threads}, torch {torch.__version__}, computes in {resolved('auto')}"

@@ -35,9 +35,13 @@ def cells_of(outcome: StudyResult) -> Iterator[list[str]]:
 
 def caption(outcome: StudyResult) -> str:
     """What the numbers are."""
+    machines = outcome.machines()
+    of = (
+        f"{name} (seed {', '.join(map(str, seeds))})" if len(machines) > 1 else name for name, seeds in machines.items()
+    )
     return (
         f"{outcome.data}; mean and 95 % interval (Student's t) over seeds, which decide weights, order and views; "
-        f"differences are taken seed by seed. {outcome.machine}."
+        f"differences are taken seed by seed. {'; '.join(of)}."
     )
 
 
