@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import signal
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -19,6 +20,7 @@ from lookalike.learn.optim import AdamW
 from lookalike.recipes import RECIPES
 from lookalike.recipes.recipe import meaningless
 from lookalike.report.study import cells_of, markdown, plot, write
+from lookalike.train import loop
 
 TINY = RECIPES["tiny"]
 SMALL = Experiment(
@@ -51,6 +53,26 @@ def test_a_study_goes_on_where_it_was_and_ends_the_same(tmp_path: Path, monkeypa
     assert len(conducted("toy", "digits", tmp_path, seeds=2, workers=0).rows) == 6
 
 
+def test_a_run_that_a_signal_stops_is_no_result_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = conducted("toy", "digits", tmp_path / "whole", seeds=1, workers=0)
+    reseed = loop.reseed
+
+    def at_its_second_step(seed: int, step: int) -> None:
+        if step == 2:
+            signal.raise_signal(signal.SIGTERM)
+        reseed(seed, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "reseed", at_its_second_step)
+        with pytest.raises(SystemExit) as stopped:
+            conducted("toy", "digits", tmp_path / "stopped", seeds=1, workers=0)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    told: list[str] = []
+    again = conducted("toy", "digits", tmp_path / "stopped", seeds=1, workers=0, say=told.append)
+    assert [row.numbers for row in again.rows] == [row.numbers for row in whole.rows]
+    assert ["kept from before" in line for line in told] == [True, False, False]
+
+
 def test_a_run_that_cannot_be_trained_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wild = replace(SMALL, cells=(SMALL.cells[0], Cell("queue", 64, replace(TINY, optimizer=AdamW(1e9)))))
     monkeypatch.setitem(STUDIES, "toy", wild)
@@ -81,8 +103,8 @@ def test_seeds_of_several_machines_are_told_apart() -> None:
         ([0.7, 0.8, 0.9], [0.6, 0.71, 0.8], "held (+9.7 ± 1.4 points of knn, n = 3)"),
         ([0.6, 0.71, 0.8], [0.7, 0.8, 0.9], "the opposite (-9.7 ± 1.4 points of knn, n = 3)"),
         ([0.7, 0.6], [0.6, 0.7], "undecided (+0.0 ± 127.1 points of knn, n = 2)"),
-        ([0.7], [0.6], "seen once (+10.0 points of knn, n = 1)"),
-        ([0.6], [0.7, 0.7], "not seen, once (-10.0 points of knn, n = 1)"),
+        ([0.7], [0.6], "undecided by one seed (+10.0 points of knn, n = 1)"),
+        ([0.6], [0.7, 0.7], "undecided by one seed (-10.0 points of knn, n = 1)"),
         ([], [0.7], "not measured yet"),
     ],
 )

@@ -68,16 +68,21 @@ _ONE_VIEW = OneView(small.pictures.first, whole=small.pictures.whole)
 _UNSHUFFLED = Momentum(0.99, shuffle=False)
 _BANK = replace(small, pretext=_ONE_VIEW, keys=Stored(), dictionary=MemoryBank(momentum=0.5))
 _HIDDEN = replace(small, head=MLP((256, 128)))
+_BATCH = 128  # of ``small`` on data of 2,048 pictures and more
 _END_TO_END = replace(small, keys=EndToEnd(symmetric=False), dictionary=InBatch())
 
 
 def _sizes() -> Iterator[Cell]:
-    """Each mechanism at sizes of its dictionary; a batch of keys is one as large, and a bank draws so many rows."""
+    """Each mechanism at sizes of its dictionary; a batch of keys is one as large, and a bank draws so many rows.
+
+    At equal steps a larger batch has seen more pictures, so it is tried with as many as the others, too.
+    """
     for size in (64, 256, 1024, 4096, 16384):
         yield Cell("queue", size, replace(small, dictionary=Queue(size)))
         yield Cell("memory bank", size, replace(_BANK, dictionary=MemoryBank(draws=size, momentum=0.5)))
     for size in (64, 256, 1024):
         yield Cell("end to end", size, _END_TO_END, {"batch": size})
+        yield Cell("end to end, as many pictures", size, _END_TO_END, {"batch": size}, share=_BATCH / size)
 
 
 dictionary_size = Experiment(
@@ -89,7 +94,13 @@ dictionary_size = Experiment(
         Claim("a larger queue is better", "queue 4096", "queue 64"),
         Claim("it still is beyond 4,096 keys", "queue 16384", "queue 4096"),
         Claim("a queue is better than a memory bank as large", "queue 4096", "memory bank 4096"),
-        Claim("keys of a larger batch are better", "end to end 1024", "end to end 64"),
+        Claim("keys of a larger batch are better at equal steps", "end to end 1024", "end to end 64"),
+        Claim(
+            "and when as many pictures are seen",
+            "end to end, as many pictures 1024",
+            "end to end, as many pictures 64",
+        ),
+        Claim("a queue is better than a batch of keys as large", "queue 1024", "end to end, as many pictures 1024"),
     ),
     axis="keys in the dictionary",
 )

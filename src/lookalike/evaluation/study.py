@@ -98,7 +98,7 @@ class StudyResult(NamedTuple):
 
 def _judged(difference: Interval) -> str:
     if math.isnan(difference.half):  # of a single seed
-        return "seen once" if difference.mean > 0 else "not seen, once"
+        return "undecided by one seed"
     if abs(difference.mean) <= difference.half:
         return "undecided"
     return "held" if difference.mean > 0 else "the opposite"
@@ -117,7 +117,10 @@ def conducted(
     say: Callable[[str], None] = lambda _: None,
     done: Callable[[StudyResult], None] = lambda _: None,
 ) -> StudyResult:
-    """Train and measure what is not kept in ``out`` yet, seed by seed; ``done`` hears of each. Raises UserError."""
+    """Train and measure what is not kept in ``out`` yet, seed by seed; ``done`` hears of each. Raises UserError.
+
+    A signal that stops a run ends the process once that is saved, with 128 and the signal's number.
+    """
     if name not in STUDIES:
         raise UserError(f"unknown study {name!r}; {meant(name, STUDIES)}")
     if unknown := [task for task in tasks if task not in EVALUATIONS]:
@@ -176,9 +179,11 @@ class Bench(NamedTuple):
         recipe = replace(cell.recipe, seed=seed, checkups=0)
         try:
             same: dict[str, Any] = {"recipe": recipe, "settings": cell.settings, "quiet": True, "workers": self.workers}
-            pretrain(self.data, run, steps=1 if untrained else steps, **same)
+            done = pretrain(self.data, run, steps=1 if untrained else steps, **same)
         except Diverged as error:
             return Row(name, seed, steps, {}, (time.perf_counter() - began) / 60, str(error), machine())
+        if done.signal:  # saved, and no result yet: the same call continues it
+            raise SystemExit(128 + done.signal)
         minutes = (time.perf_counter() - began) / 60
         model = load(run, untrained=untrained)
         resources = Resources(self.progress, workers=self.workers)
