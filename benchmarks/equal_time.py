@@ -1,6 +1,7 @@
 """What recipes learn in equal processor time: kNN and probe on CIFAR-10, held-out training pictures and test.
 
     python benchmarks/equal_time.py small_masked_moco small_mae small_moco_v3_vit --seconds 240
+    python benchmarks/equal_time.py small small_simclr small_simclr:head.widths=128:head.norm=none --seed 1
 
 One thread. The steps of a run follow from its first seven, so that its schedule ends in time. Trained on all but the
 last 5,000 training pictures; 5,000 of them answer 2,000 held-out ones and 2,000 of test. One line of JSON a recipe, and
@@ -13,6 +14,7 @@ import argparse
 import json
 import statistics
 import time
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -31,6 +33,7 @@ from lookalike.metrics.probe import LinearProbe
 from lookalike.models.encoder import raw
 from lookalike.recipes import recipe_named
 from lookalike.recipes.recipe import Recipe
+from lookalike.recipes.serialize import override
 from lookalike.train.loop import backward, batches, new_learner
 from lookalike.train.trained import Trained
 
@@ -73,11 +76,21 @@ def measured(recipe: Recipe, learner: Learner, parts: dict[str, tuple[Loader, Te
     return found
 
 
+def changed(words: str) -> Recipe:
+    """The recipe of a name, with the fields that stand behind it."""
+    name, *settings = words.split(":")
+    recipe = recipe_named(name, LEARN, 32)
+    for setting in settings:
+        recipe = override(recipe, *setting.split("=", 1))
+    return recipe
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipes", nargs="+")
+    parser.add_argument("recipes", nargs="+", help="names, each with fields that are set: NAME:path=value:path=value")
     parser.add_argument("--data", default="../shared/data/cifar10")
     parser.add_argument("--seconds", type=float, default=240.0)
+    parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     train, test = open_source(asked.data, "train"), open_source(asked.data, "test")
@@ -89,7 +102,7 @@ def main() -> None:
     loader, _ = part(train, 0, LEARN)
     parts = {"reference": part(train, 0, REFERENCE), "held": part(train, LEARN, ASKED), "test": part(test, 0, ASKED)}
     for number, name in enumerate(asked.recipes):
-        recipe = recipe_named(name, LEARN, 32)
+        recipe = replace(changed(name), seed=asked.seed)
         if number == 0:
             print(
                 json.dumps({"recipe": "untrained", **measured(recipe, new_learner(recipe, loader), parts)}), flush=True
@@ -97,8 +110,14 @@ def main() -> None:
         _, seconds = trained(recipe, loader, 1000, 7)
         steps = max(1, int(asked.seconds / statistics.median(seconds[2:])))
         learner, seconds = trained(recipe, loader, steps, steps)
-        row = {"recipe": name, "steps": steps, "seconds": sum(seconds), **measured(recipe, learner, parts)}
-        print(json.dumps(row), flush=True)
+        row = {
+            "recipe": name,
+            "seed": asked.seed,
+            "steps": steps,
+            "seconds": sum(seconds),
+            **measured(recipe, learner, parts),
+        }
+        print(json.dumps(row | measured(recipe, learner, parts)), flush=True)
 
 
 if __name__ == "__main__":
