@@ -43,15 +43,18 @@ def explore(
             if data is None and training(str(where)):
                 live = Live(Path(where))
                 session = Session(live.table(), kept)
-                _start(live.follow, session)
+                work = _start(live.follow, session)
             else:
                 # A table beside which the map is kept names its model itself; another is a model that embeds the data.
                 named = None if Path(where).suffix == ".parquet" else model
                 table = open_table(where, data, named, download, progress=progress, say=say)
                 session = Session(table, kept, folder=folder, model=model, download=download)
-            _start(Session.draw, session)
-            serve(session, listening, browser, say)
-            session.ended.set()
+                work = _start(Session.draw, session)
+            try:
+                serve(session, listening, browser, say)
+            finally:  # a thread that still computes while the interpreter ends brings down the process
+                session.ended.set()
+                work.join()
     finally:
         kept.close()
     say(f"decisions: {kept.path}" if kept.path.is_file() else "no decisions were made")
@@ -101,7 +104,7 @@ def serve(session: Session, listening: socket.socket, browser: bool, say: Say) -
         server.run(sockets=[listening])
 
 
-def _start(work: Callable[[Session], None], session: Session) -> None:
+def _start(work: Callable[[Session], None], session: Session) -> threading.Thread:
     """In a thread: an end in between is no error, and what fails is said on the page."""
 
     def quietly() -> None:
@@ -112,4 +115,6 @@ def _start(work: Callable[[Session], None], session: Session) -> None:
         except UserError as error:
             session.words = str(error)
 
-    threading.Thread(target=quietly, daemon=True).start()
+    thread = threading.Thread(target=quietly, daemon=True)
+    thread.start()
+    return thread
