@@ -115,7 +115,6 @@ def main() -> None:
             "seed": asked.seed,
             "steps": steps,
             "seconds": sum(seconds),
-            **measured(recipe, learner, parts),
         }
         print(json.dumps(row | measured(recipe, learner, parts)), flush=True)
 

@@ -1,10 +1,11 @@
-"""FAIR's CIFAR-10 demonstration of MoCo to its end, measured at the epochs that its log names.
+"""FAIR's CIFAR-10 demonstration of MoCo to its end, measured every few epochs, beside its log.
 
     python -m benchmarks.fair CIFAR10 --out FOLDER [--seed 0] [--epochs 200] [--every 5]
 
 Trains ``moco_cifar`` in a process of its own, keeps a copy of each checkpoint (links, no bytes), and asks it by FAIR's
 rule meanwhile: kNN on the head's output, 200 neighbours, temperature 0.1. FOLDER/fair.jsonl has a line an epoch. What
-is stopped goes on: the run from its checkpoint, the measures from what the file lacks. About 20,000 steps of 512
+is stopped goes on: the run from its checkpoint, the measures from what the file lacks. kNN takes cores: where few are
+free, training waits for it. About 20,000 steps of 512
 pictures: minutes on a GPU, days on a processor.
 """
 

@@ -1,4 +1,4 @@
-"""Every command on a device that is no processor: what is read, made, scored and kept meets on one side."""
+"""Commands on a device that is no processor: what is read, made, scored and kept meets on one side."""
 
 from __future__ import annotations
 
@@ -58,11 +58,13 @@ COMMANDS = {
     "embed": "embed {run} {pictures} --out {new}.parquet --workers 0",
     "search": "search {run} bright/00.png",
     "duplicates": "duplicates {run} {pictures}",
+    "leaks": "leaks {run} {pictures}",
     "labels": "labels {run} {pictures}",
+    "doctor": "doctor {run}",
     "outliers": "outliers {run} {pictures}",
     "sample": "sample {run} {pictures} --n 3",
     "report": "report {run} --out {new}.html",
-    "compare": "compare {run} --on {pictures} --task knn --trials 1",
+    "compare": "compare {run} --on {pictures} --task knn --trials 1 --out {new}",
 }
 
 

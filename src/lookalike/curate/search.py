@@ -278,7 +278,7 @@ def _in_blocks(
     """Many queries with some rows at a time, whose products stay in the processor's cache.
 
     Once each query has ``top`` rows, the others must be as near as the last of them, which the largest of a group of
-    products tells for all: few are looked at, and choosing takes a tenth of the time of the products.
+    products tells for all: few are looked at, and choosing takes a third of the time of the products.
     """
     best = _Nearest.none(len(queries), top)
     mine = [(number, row) for number, some in enumerate(own) for row in some]
