@@ -27,7 +27,7 @@ from lookalike.exchange.card import Facts
 from lookalike.exchange.export import Subject, Target, refuse
 from lookalike.exchange.export import export as publish
 from lookalike.exchange.targets import TARGETS, detectron2_name
-from lookalike.models import winograd
+from lookalike.models import convolution
 from lookalike.models.encoder import embed, evaluating
 from lookalike.models.image import ResNet, SmallResNet, Timm
 from lookalike.models.vit import ViT
@@ -188,7 +188,7 @@ def test_the_batch_stays_open_where_convolutions_take_fewer_products(
     run: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs("onnx")
-    monkeypatch.setattr(winograd, "_processor_fits", lambda: True)  # as on a processor with AVX2
+    monkeypatch.setattr(convolution, "_multiplies_in_fp32", lambda: True)  # as on a processor with AVX2
     model = SmallResNet((96, 96), (1, 1))
     encoder = replace(tiny, model=model, pretext=RECIPES["small"].pretext).build(8).encoder.eval()
     here = replace(subject(run("small")), encoder=encoder)

@@ -18,12 +18,12 @@ from torch.nn import functional as F
 
 from lookalike.core.devices import Precision, autocast, exact, full_precision, wide
 from lookalike.core.errors import BAD_DATA, Bounded, UserError, Width
+from lookalike.models.convolution import quick_convolutions
 from lookalike.models.folded import folded
 from lookalike.models.image import Pixels
 from lookalike.models.norm import GroupedBatchNorm1d
 from lookalike.models.text import TransformerBackbone
 from lookalike.models.vit import ViTBackbone
-from lookalike.models.winograd import fewer_products
 from lookalike.types import View
 
 Layer = Literal["backbone", "head"]
@@ -89,7 +89,7 @@ class Encoder(nn.Module):
         evaluated_in: Precision = "fp32",
     ) -> None:
         super().__init__()
-        self.backbone, self.head, self.whitening = fewer_products(backbone), head, whitening
+        self.backbone, self.head, self.whitening = quick_convolutions(backbone), head, whitening
         self.precision, self.evaluated_in = precision, evaluated_in
 
     def computing(self) -> AbstractContextManager[object]:

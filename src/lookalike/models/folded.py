@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from lookalike.core.devices import full_precision
-from lookalike.models.winograd import WinogradConv2d
+from lookalike.models.convolution import QuickConv2d
 
 _NEAR = (
     1e-5  # of the largest feature: what folding may change by rounding; a network that it changes more stays as it is
@@ -69,8 +69,10 @@ def _pairs(net: nn.Module, view: dict[str, Tensor]) -> list[tuple[nn.Conv2d, str
         if id(inputs[0]) in made:
             found.append((made.pop(id(inputs[0]))[0], names[norm]))
 
-    takes_bias = [
-        part for part in net.modules() if isinstance(part, nn.Conv2d) and not isinstance(part, WinogradConv2d)
+    takes_bias = [  # Winograd's does not
+        part
+        for part in net.modules()
+        if isinstance(part, nn.Conv2d) and not (isinstance(part, QuickConv2d) and part.rewritable)
     ]
     hooks: list[Any] = [part.register_forward_hook(convolved) for part in takes_bias]
     hooks += [norm.register_forward_pre_hook(normalised) for norm in names]

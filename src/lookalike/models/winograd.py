@@ -4,11 +4,6 @@ Winograd's tile of 4×4 results takes 36 products instead of 144: ``A ((G w) * (
 goes element by element and, over channels, is 36 matrix products. Those run as fast as any, so the time falls as well.
 The matrices come from interpolation at a few points, which decide how rounding grows. Tiles are made and used up in
 chunks that stay in the cache; nothing but the input is kept for the gradient.
-
-An encoder replaces its convolutions (``fewer_products``); nothing else knows of them. How a convolution is computed is
-a rule over shapes and the processor (``pays``), not a measurement at the start of a process: the two ways round
-differently, and a clock may answer otherwise when a run is resumed or in the next rank, which would then not repeat the
-bytes.
 """
 
 from __future__ import annotations
@@ -16,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 import torch
 from numpy.polynomial import polynomial
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lookalike.core.devices import full_precision
@@ -205,61 +200,3 @@ class Convolution(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             to_weight = correlate(_last(x), upstream, plan).permute(2, 3, 0, 1)
         return to_x, to_weight
-
-
-def pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether this was measured to be faster than torch's own convolution, with AVX2 and MKL (docs/results.md).
-
-    Under 64 channels the transforms cost more than they save; in little batches those of the weights do. A traced graph
-    should hold one convolution, not these loops.
-    """
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():  # type: ignore[attr-defined, no-untyped-call]
-        return False
-    height, width = x.shape[2:]
-    side = best_side(max(height, width))
-    return (
-        x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-        and _processor_fits()
-        and min(weight.shape[:2]) >= (64 if min(height, width) > 6 else 96)
-        and len(x) * -(-height // side) * -(-width // side) >= 64
-    )
-
-
-@lru_cache
-def _processor_fits() -> bool:
-    mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
-    return mkl and torch.backends.cpu.get_cpu_capability() == "AVX2"
-
-
-class WinogradConv2d(nn.Conv2d):
-    """A 3×3 convolution with stride and padding 1 that takes the faster of two ways; the state is nn.Conv2d's."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, D, H, W)."""
-        if not pays(x, self.weight):
-            return super().forward(x)
-        return cast("Tensor", Convolution.apply(x, self.weight))
-
-
-def _fits(module: nn.Module) -> bool:
-    """Whether this is a convolution of the one kind that is rewritten here."""
-    return (
-        type(module) is nn.Conv2d
-        and (module.kernel_size, module.stride, module.padding) == ((3, 3), (1, 1), (1, 1))
-        and (module.dilation, module.groups, module.padding_mode) == ((1, 1), 1, "zeros")
-        and module.bias is None
-    )
-
-
-def fewer_products(module: nn.Module) -> nn.Module:
-    """Replace every 3×3 convolution that fits below ``module``; its weights, names and shapes stay the same."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.Conv2d) and _fits(child):
-            quick = WinogradConv2d(child.in_channels, child.out_channels, 3, padding=1, bias=False, device="meta")
-            quick.weight = child.weight
-            setattr(module, name, quick)
-        else:
-            fewer_products(child)
-    return module
