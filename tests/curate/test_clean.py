@@ -25,11 +25,10 @@ from lookalike.curate.aligned import SIDE, likeness
 from lookalike.curate.calibration import DEFAULT, lowest
 from lookalike.curate.clean import all_findings
 from lookalike.curate.duplicates import kept, write_tree
-from lookalike.curate.finding import Finding
 from lookalike.curate.labels import votes
 from lookalike.curate.same import nearest
 from lookalike.curate.survey import gray_canvas
-from lookalike.curate.table import Table, pictures_of
+from lookalike.curate.table import Finding, Table, pictures_of
 from lookalike.data.example import PictureSource, Rows
 from lookalike.train.embeddings import write_embeddings
 from lookalike.types import Embeddings

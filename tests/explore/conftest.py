@@ -12,8 +12,7 @@ from PIL import Image
 
 import lookalike
 from lookalike.core.progress import Progress
-from lookalike.curate.finding import Finding
-from lookalike.curate.table import Table, open_table
+from lookalike.curate.table import Finding, Table, open_table
 from lookalike.train.embeddings import embed_data, write_embeddings
 from lookalike.train.trained import load
 

@@ -23,8 +23,7 @@ import pytest
 from lookalike.core.errors import UserError
 from lookalike.core.lock import Lock
 from lookalike.core.progress import Progress
-from lookalike.curate.finding import Finding
-from lookalike.curate.table import Table, open_table
+from lookalike.curate.table import Finding, Table, open_table
 from lookalike.explore.decisions import Decisions
 from lookalike.explore.live import Live, training
 from lookalike.explore.opened import beside, listen

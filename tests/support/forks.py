@@ -113,9 +113,15 @@ class Forks:
 
 
 def _serve() -> None:
+    import scipy.sparse.csgraph  # noqa: F401
+    import sklearn.cluster
+    import sklearn.linear_model  # noqa: F401
+    import timm  # noqa: F401
     import torch
+    import torch._dynamo
+    import torchvision  # noqa: F401
 
-    import lookalike.cli.verbs  # noqa: F401  (all that a command imports)
+    import lookalike.cli.verbs  # noqa: F401  (all that a command imports at once, and what some import later)
 
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as at a terminal: tests may run in the background

@@ -13,12 +13,11 @@ from lookalike.cli.checks import LOADED, picked, write_record
 from lookalike.core.errors import UserError, visible
 from lookalike.curate import clean
 from lookalike.curate.duplicates import duplicates_among, leaks_among, write_tree
-from lookalike.curate.finding import Finding
 from lookalike.curate.labels import suspicious_labels
 from lookalike.curate.outliers import outlying
 from lookalike.curate.same import Same, same_pictures
 from lookalike.curate.sample import sampled
-from lookalike.curate.table import Table, data_of, open_table
+from lookalike.curate.table import Finding, Table, data_of, open_table
 from lookalike.report.findings import write_findings
 from lookalike.train.screen import Screen
 

@@ -14,12 +14,11 @@ from lookalike.core.devices import isolated
 from lookalike.core.files import write_atomically, write_csv
 from lookalike.core.progress import Progress, silent
 from lookalike.curate.duplicates import duplicates_among, leaks_among
-from lookalike.curate.finding import Finding
 from lookalike.curate.labels import suspicious_labels
 from lookalike.curate.outliers import outlying
 from lookalike.curate.same import same_pictures
 from lookalike.curate.sample import How, sampled
-from lookalike.curate.table import Table, open_table
+from lookalike.curate.table import Finding, Table, open_table
 from lookalike.data.fingerprint import read_table
 from lookalike.data.source import Data
 from lookalike.train.embeddings import write_embeddings

@@ -10,10 +10,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from lookalike.core.errors import UserError
-from lookalike.curate.finding import Finding
 from lookalike.curate.same import BYTES, PIXELS, REASONS, Same, pictured
 from lookalike.curate.survey import Numbers, sharpness
-from lookalike.curate.table import Table
+from lookalike.curate.table import Finding, Table
 from lookalike.data.formats.files import TEST, TRAIN, VALIDATION
 
 _RANK = {TRAIN: 0, VALIDATION: 1, TEST: 2}  # of splits: where one of two must go, it is that of the lower

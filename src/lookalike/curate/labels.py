@@ -8,8 +8,7 @@ from torch import Tensor
 from lookalike.core.devices import full_precision
 from lookalike.core.errors import UserError
 from lookalike.core.progress import Progress, silent
-from lookalike.curate.finding import Finding
-from lookalike.curate.table import Table
+from lookalike.curate.table import Finding, Table
 from lookalike.metrics.knn import largest, products
 from lookalike.metrics.probe import LinearProbe, folds
 

@@ -8,10 +8,9 @@ import torch
 
 from lookalike.core.progress import Progress, silent
 from lookalike.curate.aligned import SIDE
-from lookalike.curate.finding import Finding
 from lookalike.curate.same import nearest, pictured
 from lookalike.curate.survey import Survey, sharpness, survey
-from lookalike.curate.table import Table
+from lookalike.curate.table import Finding, Table
 
 Values = npt.NDArray[np.float64]
 

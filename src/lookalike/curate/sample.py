@@ -8,17 +8,14 @@ from typing import Literal
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans, MiniBatchKMeans
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from lookalike.core.devices import full_precision
 from lookalike.core.errors import UserError, meant
-from lookalike.curate.finding import Finding
 from lookalike.curate.labels import DECAY, votes
 from lookalike.curate.same import nearest
 from lookalike.curate.survey import Numbers
-from lookalike.curate.table import Table
+from lookalike.curate.table import Finding, Table
 from lookalike.metrics.probe import LinearProbe
 
 How = Literal["typical", "diverse", "uncertain"]
@@ -45,6 +42,9 @@ def sampled(table: Table, count: int, how: How) -> list[Finding]:
 
 
 def _typical(table: Table, rows: Numbers, count: int) -> list[Finding]:
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+    from sklearn.exceptions import ConvergenceWarning
+
     vectors = table.vectors[torch.from_numpy(rows)]
     near = nearest(vectors, _NEAR)
     density = torch.ones(len(rows))

@@ -13,8 +13,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 from PIL.Image import Resampling
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from lookalike.core.devices import refuse_unheld
@@ -169,6 +167,9 @@ def same(values: npt.NDArray[np.generic], rows: Numbers) -> list[list[int]]:
 
 def near(survey: Survey) -> list[list[int]]:
     """Groups of rows that look alike, each in order, by chains of ``near_pairs``."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     edges, count = near_pairs(survey), len(survey.sizes)
     graph = coo_array((np.ones(len(edges), np.bool_), tuple(edges.T)), (count, count))
     return same(connected_components(graph, directed=False)[1], np.arange(count))

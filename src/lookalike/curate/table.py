@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -27,6 +27,15 @@ from lookalike.types import Embeddings, Origin
 
 KEPT = "embeddings.parquet"
 """The table of a run's own data in its folder."""
+
+
+class Finding(NamedTuple):
+    """What a look at data finds: a row that a person should see, why, and beside which rows."""
+
+    row: int
+    score: float  # 0 to 1: how sure the finding is, or how odd the row; comparable within one list
+    reason: str  # in words, such as "equal bytes" or "its neighbours are dresses"
+    others: tuple[int, ...] = ()  # the row that is kept in its place, or its nearest
 
 
 @dataclass(frozen=True, eq=False)

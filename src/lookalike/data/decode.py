@@ -21,7 +21,6 @@ from PIL import Image, UnidentifiedImageError, _imaging, features
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchvision.io import ImageReadMode, decode_png
 
 from lookalike.data.preprocessing import Preprocessing, Side
 
@@ -408,6 +407,8 @@ def _deep(data: bytes, image: Image.Image) -> Image.Image:
     image.load()
     if np.asarray(image.convert("RGB")).max() >= 64:  # 15 bits or 16
         return _coloured(image)
+    from torchvision.io import ImageReadMode, decode_png
+
     planes = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED).numpy()
     opaque = planes[: len(planes) - 1 + len(planes) % 2]
     planes = np.concatenate([opaque >> (_depth(opaque) - 8), planes[len(opaque) :] >> 8]).astype(np.uint8)

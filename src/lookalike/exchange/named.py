@@ -15,10 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-import timm
-import torchvision
 from PIL import Image
-from timm.data.config import resolve_data_config
 
 from lookalike.core.errors import BAD_DATA, UserError, meant
 from lookalike.core.files import json_in, whole
@@ -133,6 +130,8 @@ def _of_file(path: Path, architecture: str | None) -> Named:
         known = _of_timm(_timm_cfg(name), Timm(name)) if library == "timm" else _of_torchvision(name)
         return _named(where, known, path, architecture)
     if not (path.parent / "config.json").is_file():
+        import timm
+
         own = path.name.partition(".")[0]
         hint = f"timm:{own}?" if timm.is_model(own) else "timm:NAME or --model torchvision:NAME"
         raise UserError(f"{path} does not say which network it is of: add --model {hint}", BAD_DATA)
@@ -186,6 +185,8 @@ def _licence(folder: Path) -> str:
 
 def _timm_cfg(name: str) -> dict[str, Any]:
     """timm's pretrained_cfg of a name, with its tag or the default one; raises UserError."""
+    import timm
+
     model_named(f"timm:{name.partition('.')[0]}")
     try:
         config = timm.get_pretrained_cfg(name, allow_unregistered=False)
@@ -210,6 +211,8 @@ def hub_weights(name: str, download: bool, say: Say) -> Path:
 
 def _of_timm(config: Mapping[str, Any], model: Timm) -> _Known:
     """What a pretrained_cfg says, which may be anybody's; raises UserError."""
+    from timm.data.config import resolve_data_config
+
     try:
         data = resolve_data_config({}, pretrained_cfg=dict(config))  # type: ignore[no-untyped-call]
         channels, height, width = data["input_size"]
@@ -236,6 +239,8 @@ def _checked(size: Any, share: Any, mode: Any, interpolation: Any, mean: Any, st
 
 def _of_config(folder: Path) -> _Known:
     """timm's config.json, as ``timm.models.save_for_hf`` writes it; raises UserError."""
+    import timm
+
     file, config = folder / "config.json", _json(folder / "config.json")
     name, cfg, options = config.get("architecture"), config.get("pretrained_cfg", {}), config.get("model_args") or {}
     known = isinstance(name, str) and timm.is_model(name)
@@ -254,6 +259,8 @@ def _of_config(folder: Path) -> _Known:
 
 def _weights(name: str) -> Any:
     """torchvision's entry of a name, the default one or that of the tag; raises UserError."""
+    import torchvision
+
     own, _, tag = name.partition(".")
     model_named(f"torchvision:{own}")
     entries = torchvision.models.get_model_weights(own)

@@ -11,11 +11,10 @@ from typing import Any
 from lookalike.core.errors import UserError
 from lookalike.core.progress import Progress
 from lookalike.curate.duplicates import duplicates_among, leaks_among
-from lookalike.curate.finding import Finding
 from lookalike.curate.labels import suspicious_labels
 from lookalike.curate.outliers import outlying
 from lookalike.curate.same import Same, same_pictures
-from lookalike.curate.table import Table
+from lookalike.curate.table import Finding, Table
 
 Finder = Callable[[Table, Progress], list[Finding]]
 

@@ -8,9 +8,6 @@ from statistics import fmean
 from typing import NamedTuple
 
 import torch
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torch import Tensor
 
 from lookalike.core.devices import full_precision
@@ -35,6 +32,10 @@ def agreement(
 
     k-means with k-means++ starts, the best of ``starts`` by its own loss, over ``draws`` seeds.
     """
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
     classes, names = len(torch.unique(labels)), labels.numpy()
     shuffled = names[uniforms(seed, 0, torch.arange(len(labels)), 3, 1)[:, 0].argsort().numpy()]
     scores, chances = [], []

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from lookalike.core.devices import full_precision
@@ -73,6 +71,9 @@ class LinearProbe:
     @full_precision()
     def at(self, decay: float, reference: Tensor, labels: Tensor) -> LinearClassifier:
         """Fitted with one decay; in single precision where the table is very large."""
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+
         classes, numbers = torch.unique(labels.cpu(), return_inverse=True)
         rows = reference.cpu().to(torch.float32 if reference.numel() > _LARGE else torch.float64)
         mean, scale = rows.mean(0), rows.std(0, correction=0)

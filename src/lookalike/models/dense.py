@@ -12,7 +12,6 @@ from contextlib import suppress
 from itertools import pairwise
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -81,7 +80,11 @@ def stem_and_blocks(backbone: nn.Module) -> tuple[list[nn.Module], list[nn.Modul
     """What comes before the first residual block, and the blocks; None where it is no ResNet that comes apart."""
     if isinstance(backbone, SmallResNetBackbone):
         return [backbone.stem, backbone.norm, nn.ReLU(inplace=True)], list(backbone.blocks)
-    net = backbone.net if isinstance(backbone, Pixels) else None
+    if not isinstance(backbone, Pixels):
+        return None
+    import torchvision
+
+    net = backbone.net
     if not isinstance(net, torchvision.models.ResNet):
         return None
     stages = (net.layer1, net.layer2, net.layer3, net.layer4)

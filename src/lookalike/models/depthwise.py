@@ -9,8 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.layers.conv2d_same import Conv2dSame
-from timm.layers.padding import pad_same
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -41,6 +39,8 @@ class Depthwise(nn.Conv2d):
         """(B, C, H, W) → (B, C, ...)."""
         stride, padding, dilation = list(self.stride), [int(p) for p in self.padding], list(self.dilation)
         if self.same:
+            from timm.layers.padding import pad_same
+
             x, padding = pad_same(x, list(self.kernel_size), stride, dilation), [0, 0]
         settings = stride, padding, dilation
         if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled():
@@ -52,6 +52,8 @@ class Depthwise(nn.Conv2d):
 
 def exact_gradients(module: nn.Module) -> nn.Module:
     """Make every depthwise convolution below ``module`` one of these; weights and names stay."""
+    from timm.layers.conv2d_same import Conv2dSame
+
     for part in module.modules():
         if type(part) not in (nn.Conv2d, Conv2dSame) or not isinstance(part, nn.Conv2d):
             continue

@@ -11,14 +11,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Annotated, Any, Literal, cast
 
-import timm
 import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from lookalike.core.errors import Bounded, Limit, PixelSide, UserError, Width
-from lookalike.models.depthwise import exact_gradients
 from lookalike.models.norm import GroupedBatchNorm2d, GroupedBatchNorm3d, group_norms
 
 
@@ -45,6 +41,10 @@ class ResNet:
 
     def build(self, group: int) -> tuple[nn.Module, int]:
         """Random weights, BatchNorm in groups of ``group`` examples, no classifier."""
+        import torchvision
+
+        from lookalike.models.activated import activate_in_norms
+
         try:
             options = {"zero_init_residual": True} if self.zero_init else {}
             net = torchvision.models.get_model(self.name, weights=None, **options)
@@ -69,6 +69,8 @@ class Torchvision:
 
     def build(self, group: int) -> tuple[nn.Module, int]:
         """Random weights, BatchNorm in groups of ``group`` examples; F is the width that the last layer took."""
+        import torchvision
+
         options = dict.fromkeys(("transform_input", "aux_logits", "init_weights"), False) if self._inception() else {}
         try:
             module = torchvision.models.get_model_builder(self.name).__module__
@@ -124,6 +126,10 @@ class Timm(Bounded):
 
     def build(self, group: int) -> tuple[nn.Module, int]:
         """Random weights; BatchNorm, where the model has it, in groups of ``group`` examples."""
+        import timm
+
+        from lookalike.models.depthwise import exact_gradients
+
         if not timm.is_model(self.name):
             near = timm.list_models(f"*{self.name.split('_')[0].split('.')[0]}*")[:3]
             hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names them"
@@ -134,6 +140,8 @@ class Timm(Bounded):
 
     def _create(self) -> nn.Module:
         """For any size of picture first: only some constructors have that option, and the others refuse it at once."""
+        import timm
+
         sized: dict[str, Any] = {} if self.size is None else {"img_size": self.size}
         sized |= {} if self.pool is None else {"global_pool": self.pool}
         for options in ({"dynamic_img_size": True, **sized}, sized):
@@ -146,49 +154,6 @@ class Timm(Bounded):
             raise refused
         what = "model.size" if self.pool is None else "model.pool"
         raise UserError(f"{what}: {self.name} of timm is not made for one {what[6:]}; leave it out") from refused
-
-
-# ---- torchvision's ResNets with ReLU and the addition of a block left to its norms: one pass on a GPU ----
-
-
-class _BasicBlock(BasicBlock):  # type: ignore[misc]  # torchvision is not typed
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        inner = self.bn1(self.conv1(x), activate=True)
-        out: Tensor = self.bn2(self.conv2(inner), shortcut)
-        return out
-
-
-class _Bottleneck(Bottleneck):  # type: ignore[misc]
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        inner = self.bn1(self.conv1(x), activate=True)
-        inner = self.bn2(self.conv2(inner), activate=True)
-        out: Tensor = self.bn3(self.conv3(inner), shortcut)
-        return out
-
-
-class _ResNet(torchvision.models.ResNet):  # type: ignore[misc]
-    def _forward_impl(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.bn1(self.conv1(x), activate=True))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        out: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
-        return out
-
-
-_ACTIVATING: dict[type, type] = {
-    BasicBlock: _BasicBlock,
-    Bottleneck: _Bottleneck,
-    torchvision.models.ResNet: _ResNet,
-}
-
-
-def activate_in_norms(net: nn.Module) -> nn.Module:
-    """The same network, whose norms are grouped ones already; names of weights stay, on a processor all bytes do."""
-    for module in net.modules():
-        if type(module) in _ACTIVATING:
-            module.__class__ = _ACTIVATING[type(module)]
-    return net
 
 
 # ---- small ResNets ----
@@ -306,6 +271,8 @@ class VideoResNet:
 
     def build(self, group: int) -> tuple[nn.Module, int]:
         """Random weights, BatchNorm in groups of ``group`` examples, no classifier."""
+        import torchvision
+
         net = torchvision.models.get_model(self.name, weights=None)
         features = int(net.fc.in_features)
         net.fc = nn.Identity()

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from lookalike.core.errors import Bounded, Count, UserError
 from lookalike.core.seeding import hashed
@@ -176,7 +175,7 @@ class Transformed(ImageView):
         np.random.seed(seed & (1 << 32) - 1)
         out = _transforms[self.transform](picture)
         if isinstance(out, Image.Image):
-            out = pil_to_tensor(out.convert("RGB"))
+            out = torch.from_numpy(np.array(out.convert("RGB"))).permute(2, 0, 1)
         if not isinstance(out, Tensor):
             raise UserError(f"view: {self.transform:.60} gives {type(out).__name__}, not a picture or a tensor")
         values = out.float() / 255 if out.dtype == torch.uint8 else out.float()

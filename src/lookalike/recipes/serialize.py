@@ -10,8 +10,6 @@ import typing
 from dataclasses import replace
 from typing import Any, Literal
 
-import timm
-import torchvision
 from torch import nn
 
 from lookalike.core import dist
@@ -207,10 +205,14 @@ def model_named(name: str) -> ResNet | Timm | Torchvision:
     if library not in ("", "torchvision", "timm"):
         raise UserError(f"model {name!r}: the library is torchvision or timm")
     if library == "torchvision" or (not library and own.startswith(("resnet", "resnext", "wide_resnet"))):
+        import torchvision
+
         if own not in torchvision.models.list_models():
             known = meant(own, torchvision.models.list_models(), "see torchvision.models.list_models()")
             raise UserError(f"model: torchvision has no {own or 'model without a name'}; {known}")
         return ResNet(own) if "resne" in own else Torchvision(own)
+    import timm
+
     if not timm.is_model(own):
         raise UserError(f"model: timm has no {own}; {meant(own, timm.list_models(), 'see timm.list_models()')}")
     return Timm(own)

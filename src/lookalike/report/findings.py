@@ -7,9 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from lookalike.curate.finding import Finding
 from lookalike.curate.survey import largest, upright
-from lookalike.curate.table import Table
+from lookalike.curate.table import Finding, Table
 from lookalike.report.page import picture, shown, write
 
 _MOST, _BESIDE = 200, 3

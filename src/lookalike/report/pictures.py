@@ -6,23 +6,24 @@ import colorsys
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from lookalike.curate.survey import upright
 from lookalike.data.annotations.record import Annotated, Scene
 from lookalike.data.decode import Unreadable, decode
 from lookalike.data.example import Example
 from lookalike.data.formats.disk import Local
-from lookalike.evaluation.detector import Detections, pasted
 from lookalike.evaluation.segment import Prediction, Segmented
 from lookalike.metrics.fewshot import Interval
 from lookalike.report.page import bar, facts, picture, shown, side_by_side, table, write
+
+if TYPE_CHECKING:  # it takes a second to import, and only a detector's page needs it
+    from lookalike.evaluation.detector import Detections
 
 _SIDE = 236  # pixels of the longer side of a picture on the page
 _MOST = 24  # pictures on a page of objects
@@ -83,7 +84,13 @@ def detected(
     scale, labels, scores = photo.width / scene.width, detections.labels[rows], detections.scores[rows]
     boxes, masks = detections.boxes[rows] * scale, None
     if detections.masks is not None:
-        masks = pasted(Detections(boxes, labels, scores, detections.masks[rows]), photo.height, photo.width)
+        from lookalike.evaluation.detector import pasted
+
+        masks = pasted(
+            detections._replace(boxes=boxes, labels=labels, scores=scores, masks=detections.masks[rows]),
+            photo.height,
+            photo.width,
+        )
     names = [f"{truth.classes[label]} {score:.2f}" for label, score in zip(labels, scores)]
     image = drawing(photo, boxes, labels, names, masks)
     for points in () if detections.points is None else detections.points[rows]:
@@ -116,6 +123,9 @@ def drawing(
     """A copy of the photo (H, W) with boxes (N, 4) in its pixels, and masks (N, H, W), in the colours of ``labels``."""
     if not len(boxes):
         return photo.copy()
+    from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+    from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
     pixels, colours = pil_to_tensor(photo), [_COLOURS[label % len(_COLOURS)] for label in labels]
     if masks is not None:
         pixels = draw_segmentation_masks(pixels, torch.from_numpy(masks), _OPACITY, colours)

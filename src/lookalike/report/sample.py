@@ -8,8 +8,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -226,6 +224,9 @@ def legend(sample: PictureSample) -> str:
 
 def flattened(rows: Tensor, seed: int = 0) -> npt.NDArray[np.float64]:
     """(N, 2) places for unit rows (N, F), N at least 3: the same rows and seed give the same places."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
     features = rows.double().numpy()
     with threadpool_limits(1):  # sums in parallel differ in the last bit, and t-SNE makes that another map
         axes = min(_AXES, *features.shape)

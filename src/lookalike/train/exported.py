@@ -18,7 +18,6 @@ from lookalike.data.fingerprint import from_table
 from lookalike.exchange.card import Facts
 from lookalike.exchange.export import Exported, Subject, refuse, refuse_filled
 from lookalike.exchange.export import export as write
-from lookalike.exchange.targets import TARGETS
 from lookalike.train.history import collect
 from lookalike.train.run import Run, is_run
 from lookalike.train.trained import Trained, load
@@ -34,6 +33,8 @@ def export(model: Trained | str | Path, to: str, out: str | Path, numbers: Seque
     onnx or detectron2; ``numbers`` are files of ``evaluate --json`` to quote in the card. Raises UserError, and then
     leaves nothing.
     """
+    from lookalike.exchange.targets import TARGETS
+
     if to not in TARGETS:
         raise UserError(f"unknown target {to!r}; {meant(to, TARGETS)}")
     refuse_filled(Path(out))

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from xml.etree import ElementTree
 
 import numpy as np
-import scipy.io
 
 from lookalike.core.errors import BAD_DATA, UserError
 from lookalike.core.files import json_in, whole
@@ -255,6 +254,8 @@ def matlab(pictures: Pictures, file: Path) -> RawAnnotations:
 
 def _table(file: Path) -> Numbers:
     """The one array of three dimensions in a file; raises UserError."""
+    import scipy.io
+
     try:
         shapes = {name: shape for name, shape, kind in scipy.io.whosmat(file) if len(shape) == 3 and kind != "cell"}
         name = next((name for name, shape in shapes.items() if shape[1] == 3 and np.prod(shape) <= _MOST_NUMBERS), None)

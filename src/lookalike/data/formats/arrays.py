@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import ConcatDataset
@@ -171,6 +170,8 @@ class Mapped:
 
 def digits() -> Arrays:
     """The 1,797 handwritten digits (8 x 8, 0..16) that ship with scikit-learn; nothing is downloaded."""
+    from sklearn.datasets import load_digits
+
     bunch = load_digits()
     images = torch.from_numpy(np.round(bunch.images * (255 / 16)).astype(np.uint8))
     return Arrays(images, torch.from_numpy(bunch.target), [str(i) for i in range(10)], name="digits")
