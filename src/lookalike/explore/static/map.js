@@ -37,7 +37,7 @@ const KEPT = 160, AT_ONCE = 4, TILE = 13, NEAR = 44;  // pages of textures, requ
 
 export class MapView {
   constructor(canvas, told) {
-    Object.assign(this, { canvas, told, count: 0, centre: [0, 0], scale: 1, bias: 0, pages: new Map(), waiting: new Set(), textures: false, frames: 0, clock: 0 });
+    Object.assign(this, { canvas, told, count: 0, centre: [0, 0], scale: 1, bias: 0, pages: new Map(), waiting: new Set(), textures: false, frames: 0, clock: 0, wanted: [] });
     canvas.addEventListener("webglcontextlost", (event) => { event.preventDefault(); this.gl = null; });
     canvas.addEventListener("webglcontextrestored", () => { this.start(); this.upload(); });
     new ResizeObserver(() => this.resize()).observe(canvas);
