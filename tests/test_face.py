@@ -29,6 +29,8 @@ from lookalike.train.run import read_recipe
 from lookalike.types import Canvases
 from tests.support.forks import digest
 
+pytestmark = pytest.mark.any_precision
+
 PICTURES = torch.rand(48, 3, 20, 20, generator=torch.Generator().manual_seed(0))
 LIGHT = {"recipe": "tiny", "workers": 0, "quiet": True}
 

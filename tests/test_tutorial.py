@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 
 from tests.support.forks import Forks
 
+pytestmark = pytest.mark.any_precision
+
 PAGE = Path(__file__).parent.parent / "docs" / "tutorial.md"
 SECTION = "## Three thousand photos, cleaned, searched and taken along"
 SMALLER = {"timm:tf_efficientnet_lite0": "timm:test_efficientnet", "--minutes 10": "--steps 2 --batch 8 --workers 0"}

@@ -6,7 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks.records import Records
+
+pytestmark = pytest.mark.any_precision
 
 SECTIONS = "commands,views,losses,nccl,speed,files,costs,peers"
 

@@ -8,6 +8,8 @@ from benchmarks.launches import Tally, count
 from lookalike.recipes.images import moco_v2
 from tests.support.ranks import ranks
 
+pytestmark = pytest.mark.any_precision
+
 LAUNCHES = {
     "views": 5,
     "encoder": 223,

@@ -24,6 +24,8 @@ from lookalike.core.errors import UserError
 from tests.support.forks import digest
 from tests.support.packs import pictures as packed
 
+pytestmark = pytest.mark.any_precision
+
 Said = tuple[int, str, str]
 LIGHT = ("--recipe", "tiny", "--model.widths", "4,8", "--head.widths=16", "--workers", "0")
 

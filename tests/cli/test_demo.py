@@ -17,6 +17,8 @@ from lookalike.recipes.images import digits
 from lookalike.recipes.recipe import Length, Recipe
 from lookalike.train.loop import Finished
 
+pytestmark = pytest.mark.any_precision
+
 
 def short() -> Recipe:
     model = SmallResNet(widths=(8, 16), blocks=(1, 1), kernel=4, stride=2)

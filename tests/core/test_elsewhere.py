@@ -15,6 +15,8 @@ from lookalike.core import devices
 from tests.support.commands import World, built
 from tests.support.elsewhere import another_device
 
+pytestmark = pytest.mark.any_precision
+
 SHORT = "--steps 2 --workers 0 --batch 8 --quiet"
 NARROW = f"{SHORT} --model.widths 4,8,8,8"
 VIT = f"{SHORT} --model.width 16 --model.depth 2 --model.heads 2"

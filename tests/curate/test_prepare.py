@@ -25,6 +25,8 @@ from tests.conftest import Said
 from tests.data.test_sources import picture, plant, table
 from tests.support.forks import Forks, Moment, digest
 
+pytestmark = pytest.mark.any_precision
+
 SMALL = 3 * 16 * 16 * 20  # bytes of a shard: 20 rows
 
 

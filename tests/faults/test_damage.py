@@ -26,6 +26,8 @@ from tests.support.damage import DAMAGE, Damage, drawn, flip
 from tests.support.forks import Ended, Forks, digest
 from tests.support.runs import TINY, command, done
 
+pytestmark = pytest.mark.any_precision
+
 NAMED = ("recipe.json", "environment.json", "hashes.json")
 NEWEST = "step-000000002"
 QUIETLY = [word for word in TINY if word != "--quiet"]  # --quiet leaves out warnings, too

@@ -21,7 +21,10 @@ from tests.support.commands import NAMES, Argument, World, arguments, built, com
 from tests.support.forks import Ended, Forks
 from tests.support.hostile import Given, contents, filesystem, place
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc, and memory limits that hold")
+pytestmark = [
+    pytest.mark.any_precision,
+    pytest.mark.skipif(sys.platform != "linux", reason="/proc, and memory limits that hold"),
+]
 
 ALL = os.environ.get("LOOKALIKE_FAULTS") == "all"
 ENDINGS = {0, 2, 65, 74, 75}

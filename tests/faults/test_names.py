@@ -20,6 +20,8 @@ from lookalike.data.source import open_source
 from lookalike.train.screen import Screen
 from tests.support.forks import Ended, Forks
 
+pytestmark = pytest.mark.any_precision
+
 COMPUTED = "=+-@\t\r\n＝＋－＠"
 NAMES = [
     "=1+1",

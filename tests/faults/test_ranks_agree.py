@@ -17,6 +17,8 @@ from lookalike.core.errors import BAD_DATA, USAGE
 from tests.invariants.test_torchrun import pictures
 from tests.support.launched import Ended, launched, lookalike
 
+pytestmark = pytest.mark.any_precision
+
 SMALL = ("--recipe", "tiny", "--group", 8, "--model.widths", "4,8", "--steps", 3, "--workers", 0, "--timeout", 30)
 Command = Callable[[], None]
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.any_precision
+
 LISTS = """
 import json, resource, sys, time
 from lookalike.data.source import open_source

@@ -15,7 +15,10 @@ import lookalike.cli.verbs
 from tests.invariants.test_torchrun import pictures, steps_done
 from tests.support.launched import Processes, alive, gone, launched, lookalike
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")
+pytestmark = [
+    pytest.mark.any_precision,
+    pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc"),
+]
 
 AT_ONCE = 20.0
 """Seconds; the promise is 2, of a machine that does nothing else. What hangs here would hang for 300."""

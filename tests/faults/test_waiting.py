@@ -21,7 +21,10 @@ from tests.invariants.test_torchrun import Start, pictures, ranks_of, start, ste
 from tests.invariants.test_torchrun import command as under_torchrun
 from tests.support.launched import gone, launched, lookalike
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")
+pytestmark = [
+    pytest.mark.any_precision,
+    pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc"),
+]
 
 SECONDS, SOON = 4, 40.0
 """What processes are waited for, and in what time they are all gone on a machine with other work: far below a minute,

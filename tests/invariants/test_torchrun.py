@@ -17,6 +17,8 @@ from PIL import Image
 
 from tests.support.forks import digest
 
+pytestmark = pytest.mark.any_precision
+
 STEPS, PATIENCE = 60, 180
 Start = Callable[[list[str]], subprocess.Popen[str]]
 

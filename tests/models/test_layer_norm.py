@@ -7,6 +7,8 @@ from lookalike.models.vit import ViT
 from tests.support.interpreted import interpreted
 from tests.support.started import Started
 
+pytestmark = pytest.mark.any_precision
+
 
 def test_kernels_of_triton_equal_torch() -> None:
     assert interpreted("tests.support.layer_norms").startswith("all equal")

@@ -30,6 +30,8 @@ from lookalike.train.pretrain import pretrain
 from tests.support import scenery
 from tests.support.browser import Browser
 
+pytestmark = pytest.mark.any_precision
+
 HOSTILE = "<script>document.title='broken'</script>\"'&"
 LONG = "a_name_without_any_place_to_break_it_" * 4
 

@@ -35,6 +35,8 @@ from lookalike.train.loop import batches
 from lookalike.train.pretrain import pretrain, supervised
 from tests.support.runs import noise
 
+pytestmark = pytest.mark.any_precision
+
 Said = tuple[int, str, str]
 SMALL = {"workers": 0, "quiet": True, "save_every": 3, "settings": {"model.widths": "4,8", "head.widths": "16"}}
 

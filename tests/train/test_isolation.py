@@ -26,6 +26,8 @@ from lookalike.core.devices import isolated
 from lookalike.data.source import open_source
 from tests.support.forks import digest
 
+pytestmark = pytest.mark.any_precision
+
 
 class Worked(NamedTuple):
     """All that a caller gets, byte for byte."""

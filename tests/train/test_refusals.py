@@ -21,6 +21,8 @@ from lookalike.train.run import Run, open_run, read_recipe
 from tests.conftest import Said
 from tests.support.forks import digest
 
+pytestmark = pytest.mark.any_precision
+
 Say = Callable[..., Said]
 LIGHT = ("--recipe", "tiny", "--model.widths", "4,8", "--head.widths=16", "--workers", 0, "--steps", 1, "--quiet")
 NEW = ("--out", "new/run")

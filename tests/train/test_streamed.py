@@ -31,6 +31,8 @@ from tests.support.forks import _arm as arm
 from tests.support.ranks import ranks
 from tests.support.runs import TINY, done
 
+pytestmark = pytest.mark.any_precision
+
 Say = Callable[..., Said]
 
 
