@@ -245,7 +245,7 @@ def many(cifar: Path, out: Path, count: int = 100_000) -> None:
 
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "features.npy").exists():
-        _make_many(cifar, out, count, pa, pq)
+        make_many(cifar, out, count, pa, pq)
     rows = np.load(out / "features.npy")
     paths = pq.read_table(out / "train.parquet", columns=["image"])["image"].combine_chunks().field("path").to_pylist()
     table = Embeddings(paths, ["train"] * len(paths), np.full(len(paths), -1), rows)
@@ -261,7 +261,7 @@ def many(cifar: Path, out: Path, count: int = 100_000) -> None:
     print(f"{len(found):,} duplicates, {hits:,} with one of {len(edited):,} edited; {same.threshold.words}")
 
 
-def _make_many(cifar: Path, out: Path, count: int, pa: Any, pq: Any) -> None:
+def make_many(cifar: Path, out: Path, count: int, pa: Any, pq: Any) -> None:
     """A table of pictures in bytes, and features: 256 directions of most variance of small colours."""
     draw, images, looks = random.Random(0), [], []
     tables = [pq.read_table(path, columns=["image"]) for path in sorted(cifar.rglob("*.parquet"))]
