@@ -99,7 +99,7 @@ def test_it_says_it_in_plain_words(found: Examination) -> None:
         "unreadable: 3 (6.00%)",
         "1 × the file is empty, first train/a/empty.jpg",
         "exact duplicates: 2 pictures in 1 group, 1 redundant; groups across splits, which inflate evaluations: 1",
-        "pretrain would use recipe small: batches of 16, a queue of 19 keys, 48 px crops",
+        "pretrain would use recipe small_simclr: batches of 16, 48 px crops",
         "the median short side is 64 px",
     ):
         assert words in text

@@ -60,7 +60,7 @@ def overrides(command: flags.Pretrain | data_flags.Preview, rest: Sequence[str])
 
 def refuse_short(name: str, recipe: str | None) -> None:
     """The last word of a field's path, such as ``--lr``, with the whole path."""
-    paths = [path for path in flat(recipe_of(recipe or "small")) if path.split(".")[-1] == name]
+    paths = [path for path in flat(recipe_of(recipe or "small_simclr")) if path.split(".")[-1] == name]
     if paths:
         raise UserError(f"unknown argument '--{name}'; did you mean {' or '.join(f'--{path}' for path in paths[:3])}?")
 

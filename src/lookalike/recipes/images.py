@@ -1,4 +1,4 @@
-"""MoCo as it is published, recipes for processors (``small``, the default, ``tiny`` and ``digits``), and for videos.
+"""MoCo as it is published, recipes for processors (``small``, ``tiny`` and ``digits``), and for videos.
 
 A recipe is a value, and the published ones are the settings of their papers: ``Recipe.fitted`` says what becomes of
 them on other data.
@@ -96,7 +96,7 @@ class SmallRecipe(Recipe):
         tell: Callable[[str], None] = lambda _: None,
     ) -> Recipe:
         """``Recipe.fitted`` of the recipe for this data; ``side`` is 0 for text."""
-        batch = min(self.batch, 128, max(16, 1 << max((examples // 16).bit_length() - 1, 0)))
+        batch = min(self.batch, max(16, 1 << max((examples // 16).bit_length() - 1, 0)))
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(Recipe)}
         values |= {"batch": batch, "group": min(self.group, batch // 2)}
         if self.steady:
@@ -143,7 +143,7 @@ small = SmallRecipe(
     group=32,
     checkups=5,
 )
-"""The default on a processor without an accelerator: the best kNN that ten minutes on two cores can buy."""
+"""Momentum contrast for a processor without an accelerator, chosen by the kNN that ten minutes on two cores can buy."""
 
 tiny = replace(
     small.fitted(examples=50_000),

@@ -62,8 +62,8 @@ P = ParamSpec("P")
 class Request:
     """Learn from ``data`` without labels into the run folder ``out``, or continue the run that is there.
 
-    ``recipe`` is a name or a value, by default ``small``, or ``moco_v2`` with a GPU and much data. Its length is one of
-    ``minutes``, ``epochs`` and ``steps``. ``model`` is ``"timm:NAME"``, ``"torchvision:NAME"``, a part or an
+    ``recipe`` is a name or a value, by default ``small_simclr``, or ``moco_v2`` with a GPU and much data. Its length is
+    one of ``minutes``, ``epochs`` and ``steps``. ``model`` is ``"timm:NAME"``, ``"torchvision:NAME"``, a part or an
     ``nn.Module`` that maps (B, 3, S, S) to (B, F); ``view`` is a part, or a function from a PIL picture to a view, as
     torchvision's transforms are; ``settings`` sets other fields of the recipe by path, ``{"optimizer.lr": 0.1}``, to a
     value or its text. The other arguments are as ``lookalike pretrain --help`` has them. Raises UserError.
@@ -306,7 +306,7 @@ def base_recipe(request: Request, source: Source, start: Beginning) -> Recipe:
     if request.init_from is not None and is_run(request.folder) and not request.overwrite:
         recorded = read_recipe(request.folder / "recipe.json")
         return recorded if named is None or named.name == recorded.name else named
-    recipe = start.recipe(named, recipe_of("moco_v2" if large else "small"), request.change)
+    recipe = start.recipe(named, recipe_of("moco_v2" if large else "small_simclr"), request.change)
     if request.supervised and not isinstance(recipe.keys, Labelled):
         recipe = recipe.with_labels(len(torch.unique(source.labels)))
     return recipe
