@@ -120,6 +120,12 @@ def test_a_step_in_bf16_is_as_near_to_the_true_one_as_that_of_plain_convolutions
     assert (quick - true).norm() < 1.5 * (usual - true).norm() < 0.5 * true.norm()
 
 
+def test_double_precision_stays_double_where_autocast_is_on(tiles: None) -> None:
+    layer = quick_convolutions(nn.Sequential(nn.Conv2d(256, 256, 3, padding=1, bias=False))).double()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(pictures(2, 256, 2, 2).double()).dtype == torch.float64
+
+
 def test_what_is_traced_is_one_convolution(tiles: None) -> None:
     layer = quick_convolutions(nn.Sequential(nn.Conv2d(256, 256, 3, padding=1, bias=False)))
     layer, x = layer.bfloat16(), pictures(2, 256, 2, 2).bfloat16()

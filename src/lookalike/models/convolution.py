@@ -28,7 +28,8 @@ class QuickConv2d(nn.Conv2d):
         if self.rewritable and fewer_products_pay(x, self.weight):
             return cast("Tensor", Convolution.apply(x, self.weight))
         kind, stride = product_type(x), self.stride[0]
-        if kind == torch.bfloat16 and _multiplies_tiles() and any(ways := ways_of(x, self.weight, stride)):
+        known = torch.float64 not in (x.dtype, self.weight.dtype)  # which autocast leaves as it is
+        if known and kind == torch.bfloat16 and _multiplies_tiles() and any(ways := ways_of(x, self.weight, stride)):
             return cast("Tensor", Unfolded.apply(x.to(kind), self.weight.to(kind), stride, ways))
         return super().forward(x)
 
