@@ -68,6 +68,7 @@ def test_pictures_are_unfolded_where_few_pixels_leave_torchs_kernels_idle() -> N
 
     assert ways(2, 256, 256) == (True, True, True)
     assert ways(8, 256, 256) == (False, False, True)
+    assert ways(3, 128, 128) == (False, False, True)
     assert ways(8, 256, 512, stride=2) == (True, True, True)
     assert not any(ways(32, 64, 64))
 
