@@ -153,7 +153,10 @@ def test_pictures_that_cannot_be_read(say: Callable[..., Said], tmp_path: Path) 
     ("arguments", "words"),
     [
         (("--recipe", "moco_v4"), ("unknown recipe 'moco_v4'", "did you mean moco_v")),
-        (("--dictionary.sise", 64), ("no field 'dictionary.sise'", "did you mean dictionary.size?")),
+        (
+            ("--recipe", "small", "--dictionary.sise", 64),
+            ("no field 'dictionary.sise'", "did you mean dictionary.size?"),
+        ),
         (("--optimizer.lr", "fast"), ("--optimizer.lr cannot be 'fast'", "float")),
         (("--overwrit",), ("unknown argument '--overwrit'", "did you mean --overwrite?")),
         (("--minute", 5), ("unknown argument '--minute'", "did you mean --minutes?")),
