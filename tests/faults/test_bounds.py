@@ -171,7 +171,7 @@ def test_each_way_to_set_a_field_of_a_recipe_refuses(recipe: Recipe) -> None:
 def test_the_command_line_refuses_it_in_one_line(
     say: Callable[..., Said], tmp_path: Path, path: str, value: object, bound: str
 ) -> None:
-    code, _, errors = say("pretrain", "digits", "--out", tmp_path / "run", f"--{path}={value}")
+    code, _, errors = say("pretrain", "digits", "--recipe", "small", "--out", tmp_path / "run", f"--{path}={value}")
     assert (code, errors.count("\n")) == (2, 1)
     assert errors.startswith(f"lookalike: --{path} must be ")
     assert bound in errors
