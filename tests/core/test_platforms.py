@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lookalike.cli.main import wait_asleep
 from lookalike.core.errors import PLATFORMS
 from tests.support.forks import Forks
 from tests.support.runs import command, done, noise
@@ -160,6 +162,27 @@ def test_a_command_waits_for_no_package_that_it_does_not_need(forks: Forks, tmp_
     done(forks.run(command(data, out, "--checkups", 0, steps=2)))
     embedded = python(EMBED, arguments=[out, data, "--out", tmp_path / "table.parquet"])
     assert (embedded.returncode, embedded.stdout.split("\n")[-2]) == (0, ""), embedded.stderr
+
+
+DOCTOR = """
+import sys
+from lookalike.cli.main import main
+sys.argv = ["lookalike", "doctor", *sys.argv[1:]]
+main()
+"""
+
+
+def test_threads_of_a_command_sleep_while_they_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As OpenMP itself tells of what it goes by, as soon as torch is there."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    looked = [noise(tmp_path / "data", 8), "--quick", "--out", tmp_path / "doctor"]
+    told = re.search("OMP_WAIT_POLICY = '(.*)'", python(DOCTOR, arguments=looked, OMP_DISPLAY_ENV="true").stderr)
+    if told is None:
+        pytest.skip("this OpenMP does not tell")
+    assert told[1] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    wait_asleep()
+    assert os.environ["OMP_WAIT_POLICY"] == "active"
 
 
 def test_libtiff_speaks_to_the_caller_as_before_and_is_silent_for_us() -> None:

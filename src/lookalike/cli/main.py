@@ -74,6 +74,14 @@ def ready_streams() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+def wait_asleep() -> None:
+    """Let OpenMP's threads sleep while they wait for each other, unless the person says otherwise; before torch is in.
+
+    Awake they hold the cores that other programs need, and then wait for those (docs/results.md).
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
 @contextmanager
 def shown() -> Iterator[None]:
     """Whatever is printed meanwhile goes through ``Escaped``."""
@@ -120,6 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     began = time.perf_counter()  # before torch is imported, for which a person waits, too
     if own := arguments is None:  # the process is this command's own
         end_on_second_interrupt()
+        wait_asleep()
     arguments = sys.argv[1:] if arguments is None else arguments
     ready_streams()
     warnings.formatwarning = notice
