@@ -47,7 +47,7 @@ def convolve(x: Tensor, matrix: Tensor, kernel: int, stride: int) -> Tensor:
     down, across = ((side - 1) // stride + 1 for side in x.shape[1:3])
     out = x.new_empty(len(x), down, across, matrix.shape[1])
     count = max(1, _CACHED // (down * across * len(matrix)))
-    for part, to in zip(x.split(count), out.split(count)):
+    for part, to in zip(torch.split(x, count), torch.split(out, count)):
         torch.mm(unfold(part, kernel, stride), matrix, out=to.view(-1, matrix.shape[1]))
     return out
 
@@ -57,7 +57,7 @@ def correlate(x: Tensor, upstream: Tensor, kernel: int, stride: int) -> Tensor:
     channels, pixels = upstream.shape[3], upstream.shape[1] * upstream.shape[2]
     rows = max(_CACHED // (kernel**2 * x.shape[3]), 4 * channels)  # what is added up is passed over once a part
     count = max(1, rows // pixels)
-    parts = zip(x.split(count), upstream.split(count))
+    parts = zip(torch.split(x, count), torch.split(upstream, count))
     products = (to.reshape(-1, channels).t() @ unfold(part, kernel, stride) for part, to in parts)
     total = next(products)
     if count < len(x):
