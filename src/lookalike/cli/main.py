@@ -77,8 +77,8 @@ def ready_streams() -> None:
 def wait_asleep() -> None:
     """Let OpenMP's threads soon sleep while they wait for each other, unless the person has a say; before torch is in.
 
-    Awake they hold the cores that other programs need, and then wait for those. 2,000 looks were the fastest, alone on
-    the machine and beside others (docs/results.md).
+    Awake they hold the cores that other programs need, and then wait for those. 2,000 looks cost nothing alone on the
+    machine, and beside a busy process a step takes a quarter of the time (docs/results.md).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
