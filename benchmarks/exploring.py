@@ -29,6 +29,7 @@ from benchmarks.planted import make_many
 from lookalike.train.embeddings import write_embeddings
 from lookalike.types import Embeddings
 
+PATIENCE = 300.0  # seconds, of a table whose map is still to be drawn
 FLAGS = ["--no-sandbox", "--enable-unsafe-swiftshader"]
 DRAWN = "explore.map.wanted.length + explore.map.waiting.size === 0 && explore.map.pages.size > 0"
 MOVE = """async seconds => {
@@ -57,8 +58,10 @@ def table_of(cifar: Path, out: Path, count: int) -> Path:
 
 
 def waited(page: Any, script: str, since: float) -> float:
-    """Seconds until an expression is true."""
+    """Seconds until an expression is true; raises TimeoutError."""
     while not page.evaluate(script):
+        if time.perf_counter() - since > PATIENCE:
+            raise TimeoutError(script)
         time.sleep(0.01)
     return time.perf_counter() - since
 
@@ -70,7 +73,7 @@ def looked_at(page: Any, address: str, seconds: float) -> dict[str, Any]:
     found: dict[str, Any] = {
         "s to points": waited(page, "document.body?.dataset.ready === 'yes' && explore.map.frames > 0", began)
     }
-    for name, closer in (("all", 1.0), ("closer", 6.0), ("large", 6.0)):
+    for name, closer in (("all", 1.0), ("closer", 8.0), ("large", 6.0)):
         page.evaluate("by => explore.map.zoom(by)", closer)
         if name != "all":
             found[f"s to thumbnails, {name}"] = waited(page, DRAWN, time.perf_counter())
@@ -95,7 +98,7 @@ def main() -> None:
     server = subprocess.Popen([*command, "--no-browser"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert server.stdout is not None
     try:
-        address = next(match[0] for line in server.stdout if (match := re.search(r"http://127\\S+", line)))
+        address = next(match[0] for line in server.stdout if (match := re.search(r"http://127\S+", line)))
         print(json.dumps({"s to the address": time.perf_counter() - began}), flush=True)
         with sync_playwright() as started:
             browser = started.chromium.launch(executable_path=asked.browser, args=FLAGS)

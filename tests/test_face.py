@@ -51,6 +51,8 @@ def test_a_wrong_argument_is_refused_with_the_nearest(tmp_path: Path) -> None:
         lookalike.embed(tmp_path, PICTURES, worker=2)
     with pytest.raises(UserError, match=r"has no field 'optimizer.rl'; did you mean optimizer.lr\?"):
         lookalike.pretrain(PICTURES, tmp_path / "run", **LIGHT, settings={"optimizer.rl": 2})
+    with pytest.raises(UserError, match=r"no field 'dictionary.size'; it is one of small, .*: --recipe small$"):
+        lookalike.pretrain(PICTURES, tmp_path / "run", recipe="small_simclr", settings={"dictionary.size": 64})
     with pytest.raises(UserError, match="choose one of"):
         lookalike.pretrain(PICTURES, tmp_path / "run", steps=2, epochs=1)
     with pytest.raises(UserError, match="--workers must be at least 0"):

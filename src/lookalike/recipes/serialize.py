@@ -16,6 +16,7 @@ from lookalike.core import dist
 from lookalike.core.errors import BAD_DATA, UserError, check_limit, meant
 from lookalike.models.image import ResNet, Timm, Torchvision
 from lookalike.pretext.image import ImageView
+from lookalike.recipes import RECIPES
 from lookalike.recipes.parts import PARTS, Backbone, Network, Transform, Transformed
 from lookalike.recipes.recipe import Recipe
 
@@ -126,11 +127,18 @@ def refuse_unloadable(recipe: Recipe) -> None:
 
 
 def override(recipe: Recipe, path: str, value: object) -> Recipe:
-    """The recipe with the field at ``path`` set; an unknown path is refused with the nearest one."""
+    """The recipe with the field at ``path`` set; an unknown one is refused with whose it is, or with the nearest."""
     if path not in flat(recipe):
-        hint = meant(path, flat(recipe), "see recipe.json of a run for all fields")
+        others = sorted((name for name, other in RECIPES.items() if path in flat(other)), key=_for_processors)
+        nearest = meant(path, flat(recipe), "see recipe.json of a run for all fields")
+        hint = f"it is one of {', '.join(others[:3])}: --recipe {others[0]}" if others else nearest
         raise UserError(f"recipe {recipe.name} has no field {path!r}; {hint}")
     return typing.cast("Recipe", _replaced(recipe, path.split("."), path, value))
+
+
+def _for_processors(name: str) -> bool:
+    """Sorts recipes of a GPU after those of a processor."""
+    return not name.startswith("small")
 
 
 def with_model(recipe: Recipe, model: str | Backbone | nn.Module) -> Recipe:

@@ -2,29 +2,32 @@
 // together, so a page is one call of the GPU, and what is out of sight is neither fetched nor drawn.
 import { get } from "./asked.js";
 
+// A point a row, or two triangles, without instances: what has no GPU draws each instance as if it were alone, 20 µs apiece.
 const VERTEX = `#version 300 es
-in vec2 corner; in vec2 place; in vec4 tint; in float shape;
-uniform vec2 centre, view; uniform float scale, size; uniform int each, first;
+uniform highp sampler2D place; uniform sampler2D tint, shape;
+uniform vec2 centre, view; uniform float scale, size, ratio; uniform int each, start, thin, first;
 out vec2 at, inside, half_px; out vec4 colour; flat out float lit;
 void main() {
-  lit = tint.a;
+  int corners = each > 0 ? 6 : 1, row = start + gl_VertexID / corners * thin, number = first + row - start, side = textureSize(place, 0).x, v = gl_VertexID % 6;
+  ivec2 cell = ivec2(row % side, row / side);
+  vec2 corner = each > 0 ? vec2(v == 1 || v > 3, v == 2 || v == 3 || v == 5) : vec2(0.5);
+  colour = texelFetch(tint, cell, 0); lit = colour.a;
   bool tile = each > 0 && lit > 0.25;
-  float px = lit < 0.25 ? max(2.0, min(size, 3.0)) : lit > 0.75 ? size * 1.35 + 4.0 : size, wide = exp2((shape - 128.0) / 64.0);
+  float px = lit < 0.25 ? max(2.0, min(size, 3.0)) : lit > 0.75 ? size * 1.35 + 4.0 : size, wide = exp2((texelFetch(shape, cell, 0).r * 255.0 - 128.0) / 64.0);
   vec2 box = tile ? px * vec2(wide, 1.0 / wide) : vec2(px);
-  vec2 middle = (place - centre) * scale;
+  vec2 middle = (texelFetch(place, cell, 0).xy - centre) * scale;
   gl_Position = vec4((middle + (corner - 0.5) * box) * 2.0 / view * vec2(1.0, -1.0), lit > 0.97 ? -0.8 : lit > 0.75 ? -0.5 : lit < 0.25 ? 0.5 : 0.0, 1.0);
-  int number = first + gl_InstanceID;
   at = tile ? (vec2(float(number % each), float(number / each)) + corner * 0.98 + 0.01) / float(each) : vec2(-1.0);
-  inside = corner * 2.0 - 1.0; half_px = box * 0.5; colour = tint;
+  inside = corner * 2.0 - 1.0; half_px = box * 0.5; gl_PointSize = px * ratio;
 }`;
 const FRAGMENT = `#version 300 es
 precision mediump float;
 in vec2 at, inside, half_px; in vec4 colour; flat in float lit;
-uniform sampler2D page; uniform vec2 stretch; uniform vec3 ground;
+uniform sampler2D page; uniform vec2 stretch; uniform vec3 ground; uniform bool lone;
 out vec4 painted;
 void main() {
   if (at.x < 0.0) {
-    float far = length(inside), soft = 2.0 / max(half_px.x, 1.0);
+    float far = length(lone ? gl_PointCoord * 2.0 - 1.0 : inside), soft = 2.0 / max(half_px.x, 1.0);
     if (far > 1.0) discard;
     painted = vec4(lit < 0.25 ? mix(ground, colour.rgb, 0.28) : colour.rgb, clamp((1.0 - far) * 2.0 / soft, 0.0, 1.0));
     return;
@@ -33,11 +36,12 @@ void main() {
   float rim = lit > 0.75 ? 3.5 : half_px.y > 11.0 ? 2.0 : 1.0;
   painted = vec4(min(edge.x, edge.y) < rim ? colour.rgb : texture(page, at * stretch).rgb, 1.0);
 }`;
-const KEPT = 160, AT_ONCE = 4, TILE = 13, NEAR = 44;  // pages of textures, requests, px from which tiles are drawn
+const WIDE = 1024;  // rows of the table in a line of the textures that hold them
+const KEPT = 160, AT_ONCE = 4, TILE = 13, NEAR = 44, SLOW = 45;  // pages of textures, requests, px from which tiles are drawn, ms of a frame
 
 export class MapView {
   constructor(canvas, told) {
-    Object.assign(this, { canvas, told, count: 0, centre: [0, 0], scale: 1, bias: 0, pages: new Map(), waiting: new Set(), textures: false, frames: 0, clock: 0, wanted: [] });
+    Object.assign(this, { canvas, told, count: 0, centre: [0, 0], scale: 1, bias: 0, pages: new Map(), waiting: new Set(), textures: false, frames: 0, thin: 1, clock: 0, wanted: [] });
     canvas.addEventListener("webglcontextlost", (event) => { event.preventDefault(); this.gl = null; });
     canvas.addEventListener("webglcontextrestored", () => { this.start(); this.upload(); });
     new ResizeObserver(() => this.resize()).observe(canvas);
@@ -53,16 +57,14 @@ export class MapView {
       const shader = gl.createShader(kind);
       gl.shaderSource(shader, text); gl.compileShader(shader); gl.attachShader(program, shader);
     }
-    ["corner", "place", "tint", "shape"].forEach((name, i) => gl.bindAttribLocation(program, i, name));
     gl.linkProgram(program);
     if (!gl.getProgramParameter(program, gl.LINK_STATUS)) throw new Error(gl.getProgramInfoLog(program));
     gl.useProgram(program);
-    this.uniform = Object.fromEntries(["centre", "view", "scale", "size", "each", "first", "stretch", "ground"].map((n) => [n, gl.getUniformLocation(program, n)]));
-    this.buffers = { corner: gl.createBuffer(), place: gl.createBuffer(), tint: gl.createBuffer(), shape: gl.createBuffer() };
-    gl.bindBuffer(gl.ARRAY_BUFFER, this.buffers.corner);
-    gl.bufferData(gl.ARRAY_BUFFER, new Float32Array([0, 0, 1, 0, 0, 1, 1, 1]), gl.STATIC_DRAW);
-    gl.vertexAttribPointer(0, 2, gl.FLOAT, false, 0, 0);
-    for (let i = 0; i < 4; i++) { gl.enableVertexAttribArray(i); gl.vertexAttribDivisor(i, i ? 1 : 0); }
+    this.uniform = Object.fromEntries(["centre", "view", "scale", "size", "each", "start", "thin", "first", "stretch", "ground", "ratio", "lone"].map((n) => [n, gl.getUniformLocation(program, n)]));
+    gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
+    const kinds = [["place", gl.RG32F, gl.RG, gl.FLOAT, 2], ["tint", gl.RGBA8, gl.RGBA, gl.UNSIGNED_BYTE, 4], ["shape", gl.R8, gl.RED, gl.UNSIGNED_BYTE, 1]];
+    this.rows = Object.fromEntries(kinds.map(([name, ...kind], i) => [name, { unit: i + 1, kind, texture: gl.createTexture() }]));
+    for (const name in this.rows) gl.uniform1i(gl.getUniformLocation(program, name), this.rows[name].unit);
     gl.enable(gl.BLEND); gl.blendFunc(gl.SRC_ALPHA, gl.ONE_MINUS_SRC_ALPHA);
     gl.enable(gl.DEPTH_TEST); gl.depthFunc(gl.LEQUAL);
     this.blank = gl.createTexture();
@@ -97,10 +99,19 @@ export class MapView {
   }
 
   upload() { if (this.gl && this.count) { this.put("place", this.places); this.put("tint", this.tint); this.put("shape", this.shape); this.boxes(); this.ask(); } }
-  put(name, data) {
-    if (!this.gl) return;
-    this.gl.bindBuffer(this.gl.ARRAY_BUFFER, this.buffers[name]);
-    this.gl.bufferData(this.gl.ARRAY_BUFFER, data, this.gl.DYNAMIC_DRAW);
+  put(name, data) {  // rows of the table as pixels of a texture, WIDE a line
+    const gl = this.gl;
+    if (!gl) return;
+    const row = this.rows[name], [inside, format, type, parts] = row.kind, full = Math.floor(this.count / WIDE), rest = this.count % WIDE;
+    gl.activeTexture(gl.TEXTURE0 + row.unit); gl.bindTexture(gl.TEXTURE_2D, row.texture);
+    if (row.count !== this.count) {
+      gl.texImage2D(gl.TEXTURE_2D, 0, inside, WIDE, full + 1, 0, format, type, null);
+      for (const filter of [gl.TEXTURE_MIN_FILTER, gl.TEXTURE_MAG_FILTER]) gl.texParameteri(gl.TEXTURE_2D, filter, gl.NEAREST);
+      row.count = this.count;
+    }
+    if (full) gl.texSubImage2D(gl.TEXTURE_2D, 0, 0, 0, WIDE, full, format, type, data);
+    if (rest) gl.texSubImage2D(gl.TEXTURE_2D, 0, 0, full, rest, 1, format, type, data, full * WIDE * parts);
+    gl.activeTexture(gl.TEXTURE0);
   }
   colours(tint) { this.tint = tint; this.put("tint", tint); this.ask(); }
 
@@ -182,15 +193,16 @@ export class MapView {
     this.ask();
   }
 
-  // where frames take long, as without a GPU, a map that moves shows an eighth of its points, and all when it rests
+  // where frames take long, as without a GPU, a map that moves shows every second to sixteenth of its rows, and all when it rests
   thinned() {
     const now = performance.now(), moving = this.moved > this.before || now - this.moved < 250;
-    if (moving && this.moving && now - this.before > 120) this.slow = true;
+    if (moving && this.moving && now - this.before > SLOW) this.thin = Math.min(16, 2 * this.thin);
+    if (!moving) this.thin = Math.max(1, this.thin / 2);
     this.moving = moving; this.before = now;
-    if (!(moving && this.slow)) return 1;
+    if (!moving || this.thin === 1) return 1;
     clearTimeout(this.rest);
     this.rest = setTimeout(() => this.ask(), 260);
-    return 8;
+    return this.thin;
   }
 
   ask() { if (!this.due) { this.due = true; requestAnimationFrame(() => { this.due = false; this.draw(); }); } }
@@ -203,7 +215,7 @@ export class MapView {
     gl.viewport(0, 0, this.canvas.width, this.canvas.height);
     gl.clearColor(...ground, 1); gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
     gl.uniform2f(this.uniform.centre, ...this.centre); gl.uniform2f(this.uniform.view, this.width, this.height); gl.uniform3f(this.uniform.ground, ...ground);
-    gl.uniform1f(this.uniform.scale, this.scale);
+    gl.uniform1f(this.uniform.scale, this.scale); gl.uniform1f(this.uniform.ratio, this.canvas.width / this.width);
     const wanted = [], few = (this.about.page / fine) ** 2, many = (this.about.page / coarse) ** 2, visible = [];
     const margin = size / this.scale, [l, t] = this.world(0, 0), [r, d] = this.world(this.width, this.height);
     for (let b = 0; 4 * b < this.box.length; b++) {
@@ -212,7 +224,7 @@ export class MapView {
       visible.push([b, Math.hypot((bl + br) / 2 - this.centre[0], (bt + bd) / 2 - this.centre[1])]);
     }
     const near = tiles && size >= NEAR && visible.length <= KEPT / 2;
-    const thin = tiles ? 1 : this.thinned();
+    const thin = this.thinned();
     let run = null;
     const flush = () => { if (run) this.call(run.start, run.end, run.page, run.first, size, thin); run = null; };
     for (const [b, far] of visible) {
@@ -221,7 +233,7 @@ export class MapView {
       if (near) { page = this.pages.get(`${fine}/${b}`); if (!page) wanted.push([far, fine, b]); }
       if (tiles && !page?.texture) { page = this.pages.get(`${coarse}/${big}`); if (!page && !near) wanted.push([far, coarse, big]); }
       if (page) page.used = this.clock;
-      if (run && run.page === page && run.end === start && (thin === 1 || run.end - run.start < many)) { run.end = end; continue; }
+      if (run && run.page === page && run.end === start) { run.end = end; continue; }
       flush();
       run = { start, end, page, first: page ? start - (page.side === fine ? b * few : big * many) : 0 };
     }
@@ -237,11 +249,9 @@ export class MapView {
     gl.uniform1i(this.uniform.first, first); gl.uniform1f(this.uniform.size, loaded ? size : Math.min(size * 0.6, 8));
     gl.bindTexture(gl.TEXTURE_2D, loaded || this.blank);
     if (loaded) gl.uniform2f(this.uniform.stretch, 1, this.about.page / page.height);
-    for (const [i, name, parts, kind, whole, bytes] of [[1, "place", 2, gl.FLOAT, false, 8], [2, "tint", 4, gl.UNSIGNED_BYTE, true, 4], [3, "shape", 1, gl.UNSIGNED_BYTE, false, 1]]) {
-      gl.bindBuffer(gl.ARRAY_BUFFER, this.buffers[name]);
-      gl.vertexAttribPointer(i, parts, kind, whole, bytes, start * bytes);
-    }
-    gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, Math.ceil((end - start) / thin));
+    gl.uniform1i(this.uniform.start, start); gl.uniform1i(this.uniform.thin, thin);
+    gl.uniform1i(this.uniform.lone, loaded ? 0 : 1);
+    gl.drawArrays(...(loaded ? [gl.TRIANGLES, 0, 6 * Math.ceil((end - start) / thin)] : [gl.POINTS, 0, Math.ceil((end - start) / thin)]));
   }
 
   fetchPages() {
