@@ -1,11 +1,14 @@
-"""End to end training speed of MoCo from picture files: lookalike against lightly, in turn, on the same files.
+"""End to end training speed from picture files: lookalike against lightly, in turn, on the same files.
 
     python benchmarks/throughput.py --data ../shared/data/cifar10 --json throughput.json
+    python benchmarks/throughput.py --data ../shared/data/imagenette128/train --network resnet50 --batch 64
+    python benchmarks/throughput.py --method simclr
 
-Both train CIFAR-10's ResNet-18 (3x3 stem, no pooling, head 512-512-128) with the same views, batch 256, K 4,096,
+Both train MoCo, or SimCLR, by the same network: CIFAR-10's ResNet-18 (3x3 stem, no pooling) at 32 px, or ResNet-50 or
+ViT-tiny at 128 px, with a head of one hidden layer, the same views, batch 256, K 4,096,
 temperature 0.1, momentum 0.99 and plain SGD 0.06, fp32 weights. lightly's side is its own PyTorch example
-(examples/pytorch/moco.py) with these numbers; ours is ``lookalike.train.loop.train`` itself with a recipe of 200
-epochs that ends after the measured steps. Saving is off, since the example saves nothing.
+(examples/pytorch/moco.py and simclr.py) with these numbers; ours is ``lookalike.train.loop.train`` itself with a
+recipe of 200 epochs that ends after the measured steps. Saving is off, since the example saves nothing.
 
 What stays different is each one's way: lightly normalises a batch as one group in contiguous memory and makes views in
 two workers. lookalike normalises in groups of 64 and shuffles the keys' groups, uses channels_last (and bf16 where the
@@ -37,7 +40,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,19 +49,21 @@ from torch.nn import functional as F
 from lookalike.core.devices import computes_in_bf16
 from lookalike.data.loader import Loaded, Loader
 from lookalike.data.source import open_source
-from lookalike.learn.dictionary import Queue
-from lookalike.learn.keys import Momentum
+from lookalike.learn.dictionary import InBatch, Queue
+from lookalike.learn.keys import EndToEnd, Momentum
 from lookalike.learn.objective import InfoNCE
 from lookalike.learn.optim import SGD
 from lookalike.models.encoder import MLP
-from lookalike.pretext.image import MOCO_CIFAR
+from lookalike.models.image import ResNet
+from lookalike.models.vit import ViT
+from lookalike.pretext.image import MOCO_CIFAR, MOCO_V2, ImageView, TwoViews
 from lookalike.recipes.images import moco_cifar
 from lookalike.recipes.recipe import Recipe
 from lookalike.train.loop import train
 from lookalike.train.run import Run
 from lookalike.types import Batch
 
-LIGHTLY_COMMIT = "e8d317fc5a87f4387a85a35e689869039ec249ee"  # of examples/pytorch/moco.py
+LIGHTLY_COMMIT = "e8d317fc5a87f4387a85a35e689869039ec249ee"  # of examples/pytorch
 STAGES = ((64, 32), (128, 16), (256, 8), (512, 4))  # channels and side of ResNet-18's 3x3 convolutions
 MOST_OTHERS, MOST_UNEVEN = 0.1, 1.25  # cores, and slowest step over fastest: beyond them a round is disturbed
 TEMPERATURE, MOMENTUM, LR, DIM, WORKERS = 0.1, 0.99, 0.06, 128, 2
@@ -77,6 +82,23 @@ class Job:
     warmup: int
     steps: int
     precision: str
+    network: str
+    method: str
+
+
+class Network(NamedTuple):
+    """What is trained, on views of which side."""
+
+    model: ResNet | ViT
+    view: ImageView
+    features: int
+
+
+NETWORKS = {
+    "resnet18": Network(ResNet("resnet18", stem="small"), MOCO_CIFAR, 512),
+    "resnet50": Network(ResNet("resnet50"), replace(MOCO_V2, size=128), 2048),
+    "vit_tiny": Network(ViT(width=192, heads=3), replace(MOCO_V2, size=128), 192),
+}
 
 
 # ---- lookalike ----
@@ -103,10 +125,14 @@ class Watched(Loader):
 
 
 def recipe_of(job: Job, examples: int) -> Recipe:
-    """moco_cifar with the head, batch and plain SGD of lightly's example."""
-    return replace(
+    """moco_cifar with the network, views, head, batch and plain SGD of lightly's side."""
+    network = NETWORKS[job.network]
+    recipe = replace(
         moco_cifar.fitted(examples),
-        head=MLP((512, DIM)),
+        model=network.model,
+        pretext=TwoViews(network.view),
+        canvas=network.view.size,
+        head=MLP((network.features, DIM)),
         keys=Momentum(MOMENTUM),
         dictionary=Queue(job.queue),
         objective=InfoNCE(TEMPERATURE),
@@ -115,12 +141,17 @@ def recipe_of(job: Job, examples: int) -> Recipe:
         group=job.group,
         precision=job.precision,  # type: ignore[arg-type]
     )
+    if job.method == "moco":
+        return recipe
+    return replace(
+        recipe, keys=EndToEnd(), dictionary=InBatch(queries=True), objective=InfoNCE(TEMPERATURE, weight=0.5)
+    )
 
 
 def ours(job: Job) -> dict[str, Any]:
     began = time.perf_counter()
     source = open_source(job.folder)
-    loader = Watched(source, 32, workers=WORKERS)
+    loader = Watched(source, NETWORKS[job.network].view.size, workers=WORKERS)
     loader.begin(job.warmup + job.steps)
     ready = time.perf_counter() - began
     with tempfile.TemporaryDirectory() as folder, Run(Path(folder) / "run") as run:
@@ -140,17 +171,17 @@ def speed(job: Job, marks: list[float], clocks: list[float]) -> dict[str, Any]:
     }
 
 
-# ---- lightly, after examples/pytorch/moco.py ----
+# ---- lightly, after examples/pytorch/moco.py and simclr.py ----
 
 
 class MoCo(nn.Module):
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, features: int) -> None:
         super().__init__()
         from lightly.models.modules import MoCoProjectionHead
         from lightly.models.utils import deactivate_requires_grad
 
         self.backbone = backbone
-        self.projection_head = MoCoProjectionHead(512, 512, DIM)
+        self.projection_head = MoCoProjectionHead(features, features, DIM)
         self.backbone_momentum = copy.deepcopy(self.backbone)
         self.projection_head_momentum = copy.deepcopy(self.projection_head)
         deactivate_requires_grad(self.backbone_momentum)
@@ -169,7 +200,7 @@ def lightly_loader(job: Job) -> torch.utils.data.DataLoader[Any]:
     from lightly.data import LightlyDataset
     from lightly.transforms.moco_transform import MoCoV2Transform
 
-    view = MOCO_CIFAR
+    view = NETWORKS[job.network].view
     transform = MoCoV2Transform(
         input_size=view.size,
         cj_prob=view.jitter,
@@ -187,40 +218,78 @@ def lightly_loader(job: Job) -> torch.utils.data.DataLoader[Any]:
     return torch.utils.data.DataLoader(dataset, batch_size=job.batch, shuffle=True, drop_last=True, num_workers=WORKERS)
 
 
-def lightly_model() -> MoCo:
+def lightly_backbone(network: str) -> nn.Module:
+    if network == "vit_tiny":
+        import timm
+
+        vit: nn.Module = timm.create_model("vit_tiny_patch16_224", img_size=128, num_classes=0)
+        return vit
     import torchvision
 
-    resnet = torchvision.models.resnet18()
-    resnet.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
-    resnet.maxpool = nn.Identity()
-    return MoCo(nn.Sequential(*list(resnet.children())[:-1]))
+    resnet = torchvision.models.get_model(network)
+    if network == "resnet18":
+        resnet.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
+        resnet.maxpool = nn.Identity()
+    return nn.Sequential(*list(resnet.children())[:-1])
 
 
-def lightly(job: Job, layout: torch.memory_format = torch.contiguous_format) -> dict[str, Any]:
+def moco_steps(job: Job, layout: torch.memory_format) -> Callable[[Tensor, Tensor], Tensor]:
+    """One step of examples/pytorch/moco.py, as a function of two views that returns the loss."""
     from lightly.loss import NTXentLoss
     from lightly.models.utils import update_momentum
 
+    model = MoCo(lightly_backbone(job.network), NETWORKS[job.network].features)
+    model = model.to(memory_format=layout)
+    criterion = NTXentLoss(temperature=TEMPERATURE, memory_bank_size=(job.queue, DIM))
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+
+    def step(x_query: Tensor, x_key: Tensor) -> Tensor:
+        update_momentum(model.backbone, model.backbone_momentum, m=MOMENTUM)
+        update_momentum(model.projection_head, model.projection_head_momentum, m=MOMENTUM)
+        query = model(x_query)
+        key = model.forward_momentum(x_key)
+        loss: Tensor = criterion(query, key)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return step
+
+
+def simclr_steps(job: Job, layout: torch.memory_format) -> Callable[[Tensor, Tensor], Tensor]:
+    """The same of examples/pytorch/simclr.py."""
+    from lightly.loss import NTXentLoss
+    from lightly.models.modules import SimCLRProjectionHead
+
+    features = NETWORKS[job.network].features
+    backbone = lightly_backbone(job.network)
+    model = nn.Sequential(backbone, nn.Flatten(1), SimCLRProjectionHead(features, features, DIM))
+    model = model.to(memory_format=layout)
+    criterion = NTXentLoss(temperature=TEMPERATURE)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+
+    def step(x0: Tensor, x1: Tensor) -> Tensor:
+        loss: Tensor = criterion(model(x0), model(x1))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return step
+
+
+def lightly(job: Job, layout: torch.memory_format = torch.contiguous_format) -> dict[str, Any]:
     began = time.perf_counter()
     dataloader = lightly_loader(job)
     ready = time.perf_counter() - began
-    model = lightly_model().to(memory_format=layout)  # type: ignore[call-overload]
-    criterion = NTXentLoss(temperature=TEMPERATURE, memory_bank_size=(job.queue, DIM))
-    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    step = (moco_steps if job.method == "moco" else simclr_steps)(job, layout)
     marks, clocks, losses = [time.perf_counter()], [time.process_time()], []
     while True:
         total_loss = torch.zeros(())
         for batch in dataloader:
-            x_query, x_key = batch[0]
-            update_momentum(model.backbone, model.backbone_momentum, m=MOMENTUM)
-            update_momentum(model.projection_head, model.projection_head_momentum, m=MOMENTUM)
-            x_query, x_key = x_query.to(memory_format=layout), x_key.to(memory_format=layout)
-            query = model(x_query)
-            key = model.forward_momentum(x_key)
-            loss = criterion(query, key)
-            total_loss += loss.detach()
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
+            loss = step(*(view.to(memory_format=layout) for view in batch[0]))
+            total_loss += loss
             losses.append(loss.item())
             marks.append(time.perf_counter())
             clocks.append(time.process_time())
@@ -283,8 +352,9 @@ def flops(job: Job, count: int = 16) -> dict[str, Any]:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    learner = recipe_of(job, 50_000).build(50_000).train().double()
-    first, second = ({"pixels": torch.randn(count, 3, 32, 32).double()} for _ in range(2))
+    learner = recipe_of(replace(job, precision="fp32"), 50_000).build(50_000).train().double()
+    side = NETWORKS[job.network].view.size
+    first, second = ({"pixels": torch.randn(count, 3, side, side).double()} for _ in range(2))
     batch = Batch(torch.arange(count), first, second)
     with FlopCounterMode(display=False) as counter:
         learner(batch).loss.backward()
@@ -356,7 +426,7 @@ def disturbances(found: dict[str, Any], sides: list[str]) -> list[str]:
 
 
 def export(data: Path, folder: Path, most: int | None) -> int:
-    """The training pictures of a parquet file or folder as files, byte for byte; how many."""
+    """The training pictures of parquet files as files, byte for byte; how many."""
     import pyarrow.parquet as pq
 
     files = sorted(data.glob("train-*.parquet")) if data.is_dir() else [data]
@@ -496,10 +566,14 @@ def summary(rounds: list[dict[str, Any]], sides: list[str], asked: str, examples
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="MoCo training from files, images a second: lookalike and lightly in turn.",
+        description="Training from files, images a second: lookalike and lightly in turn.",
         epilog="example: python benchmarks/throughput.py --data ../shared/data/cifar10 --json throughput.json",
     )
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/cifar10"), help="parquet with pictures")
+    parser.add_argument(
+        "--data", type=Path, default=Path("../shared/data/cifar10"), help="parquet with pictures, or folders of them"
+    )
+    parser.add_argument("--network", choices=NETWORKS, default="resnet18", help="(%(default)s)")
+    parser.add_argument("--method", choices=("moco", "simclr"), default="moco", help="(%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="paired rounds (%(default)s)")
     parser.add_argument("--steps", type=int, default=5, help="measured steps a side and round (%(default)s)")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them (%(default)s)")
@@ -523,10 +597,11 @@ def main() -> None:
     print(describe(about), flush=True)
     sides = ["lookalike", "lightly", *(["lightly, channels_last"] if asked.ablate else [])]
     with tempfile.TemporaryDirectory(prefix="throughput-") as folder:
-        examples = export(asked.data, Path(folder), asked.examples)
+        classes = sum(entry.is_dir() for entry in asked.data.iterdir()) if asked.data.is_dir() else 0
+        examples = len(open_source(asked.data)) if classes else export(asked.data, Path(folder), asked.examples)
         job = Job(
-            "flops", folder, asked.threads, asked.batch, asked.queue, asked.group,
-            asked.warmup, asked.steps, asked.ours_precision,
+            "flops", str(asked.data) if classes else folder, asked.threads, asked.batch, asked.queue, asked.group,
+            asked.warmup, asked.steps, asked.ours_precision, asked.network, asked.method,
         )  # fmt: skip
         counted = measured(job)
         per_image = counted["per_image"]

@@ -18,7 +18,7 @@ import lookalike
 from lookalike.core.errors import UserError
 from lookalike.core.progress import silent
 from lookalike.curate import index as indexing
-from lookalike.curate.index import index_of
+from lookalike.curate.index import Centres, Codes, index_of
 from lookalike.curate.on_disk import OnDisk
 from lookalike.curate.search import exact
 from lookalike.train.embeddings import identity_of, read_embeddings, write_embeddings
@@ -119,6 +119,29 @@ def test_it_goes_on_where_it_was(copied: Path, monkeypatch: pytest.MonkeyPatch) 
         index_of(copied, lambda word, *_: began.append(word), print)  # noqa: B023
         assert what == "centres" or "centres" not in began
         assert files() == whole
+
+
+def test_a_row_is_in_the_list_of_its_nearest_centre(monkeypatch: pytest.MonkeyPatch) -> None:
+    chance = torch.Generator().manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(500, WIDTH, generator=chance), dim=1)
+    leaves = torch.nn.functional.normalize(torch.randn(7, 5, WIDTH, generator=chance), dim=2)
+    centres = Centres(torch.nn.functional.normalize(leaves.mean(1), dim=1), leaves)
+    monkeypatch.setattr(indexing, "_TRIED", 7)  # in all groups
+    every = (rows @ leaves.flatten(0, 1).T).argmax(1)
+    assert torch.equal(centres.nearest(rows), every)
+    monkeypatch.setattr(indexing, "_TRIED", 1)
+    alone = centres.nearest(rows) // 5
+    assert torch.equal(alone, (rows @ centres.tops.T).argmax(1))
+
+
+def test_eight_bits_keep_products_to_a_few_hundredths() -> None:
+    rows, query = clustered(1, 300), clustered(2, 1)
+    coded = torch.from_numpy(Codes.of(query).values.T.copy())
+    spans = [slice(10, 12), slice(200, 300)]
+    kept = np.concatenate([rows[span] for span in spans]) @ query[0]
+    scores = Codes.of(rows).scores(coded, spans) * Codes.of(query).scales
+    # Half a step of at most 1/127 at each of 16 places of a unit row, on both sides.
+    np.testing.assert_allclose(scores, kept, atol=2 * 16**0.5 / 254)
 
 
 def interrupts(what: str, count: int) -> Callable[[str, int, int], None]:

@@ -1,14 +1,14 @@
 """An index of a table of millions of rows: lists of like rows in few bits, of which a search looks into the nearest.
 
 The rows of a table are divided among lists by their nearest centre (an inverted file: Jégou et al. 2011, PAMI 33(1)).
-A query is compared with the centres, then with the rows of the nearest lists, which are kept as int8, then exactly
-with the best of those, out of the table. This is built several times as fast as a graph of neighbours
-(docs/scale.md), and needs no more than numpy and torch.
+A query is compared with the centres, then with the rows of the nearest lists, both in 8 bits, then exactly with the
+best of those, out of the table. Centres lie in groups, so that a row finds its own without meeting them all. This is
+built several times as fast as a graph of neighbours (docs/scale.md), and needs no more than numpy and torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,14 +27,65 @@ from lookalike.data.source import Say
 from lookalike.metrics.knn import leading
 from lookalike.train.embeddings import identity_of
 
-VERSION = 1
+VERSION = 2
 QUERIES, TOP = 200, 10  # of which the recall is measured that is said
 GOAL = 0.95  # of that recall: so many lists are looked into
-_LEARNED, _ROUNDS = 40, 8  # rows a list that the centres are fitted to, and how often
-_BLOCK = 1 << 16  # rows that are compared with all centres at a time
+_LISTS, _SHORTEST = 8, 16  # lists for the square root of the rows, unless they had fewer rows each than that
+_LEARNED, _ROUNDS = 16, 8  # rows a list that the centres are fitted to, and how often
+_TRIED = 4  # groups in which a row looks for its centre
+_BLOCK = 1 << 16  # rows that are compared with centres at a time
 _SURE = 20  # candidates a hit that are compared exactly
 _FEWEST = 200
 _FEW = 50_000  # rows of a condition that are compared one by one
+
+
+class Codes(NamedTuple):
+    """Rows in 8 bits: ``values`` (R, F) int8, each row in units of its scale (R,)."""
+
+    values: npt.NDArray[np.int8]
+    scales: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(cls, rows: npt.NDArray[np.float32]) -> Codes:
+        """Of rows (R, F) of any length."""
+        scales = np.maximum(np.abs(rows).max(1, initial=0), 1e-12) / 127
+        return cls(np.rint(rows / scales[:, None]).astype(np.int8), scales)
+
+    def scores(self, query: Tensor, spans: Sequence[slice] = (slice(None),)) -> npt.NDArray[np.float32]:
+        """Of the rows of some spans: their products with one query in 8 bits (F, 1).
+
+        The products are integers, so they are the same on every machine; as floats they took twice as long.
+        """
+        products = torch.cat([torch._int_mm(torch.from_numpy(self.values[span]), query)[:, 0] for span in spans])
+        scores: npt.NDArray[np.float32] = products.float().numpy() * np.concatenate([self.scales[at] for at in spans])
+        return scores
+
+
+class Centres(NamedTuple):
+    """Unit rows in groups: ``tops`` (G, F), and around each of them the centres of lists, ``leaves`` (G, M, F)."""
+
+    tops: Tensor
+    leaves: Tensor
+
+    @property
+    def lists(self) -> int:
+        """How many there are."""
+        return self.leaves.shape[0] * self.leaves.shape[1]
+
+    def nearest(self, rows: Tensor) -> Tensor:
+        """(R,) the list, g · M + m, of each row (R, F): of those in the groups that are nearest to it."""
+        tried = min(_TRIED, len(self.tops))
+        with full_precision():
+            groups = (rows @ self.tops.T).topk(tried).indices.flatten()
+            best, found = torch.full((len(rows),), -torch.inf), torch.zeros(len(rows), dtype=torch.int64)
+            counts = groups.bincount(minlength=len(self.tops)).tolist()
+            for group, asked in enumerate(torch.split(groups.argsort(stable=True), counts)):
+                asking = asked // tried
+                values, leaves = (rows[asking] @ self.leaves[group].T).max(1)
+                closer = values > best[asking]
+                best[asking[closer]] = values[closer]
+                found[asking[closer]] = group * self.leaves.shape[1] + leaves[closer]
+        return found
 
 
 class Index:
@@ -42,11 +93,19 @@ class Index:
 
     def __init__(self, folder: Path, vectors: OnDisk, probes: int, recall: float) -> None:
         self._vectors, self.probes, self.recall = vectors, probes, recall
-        self._centres = torch.from_numpy(np.load(folder / "centres.npy"))
+        centres = np.load(folder / "centres.npy")[:, 1:]
+        self._centres = Codes.of(centres.reshape(-1, centres.shape[-1]))
         self._starts: list[int] = np.load(folder / "starts.npy").tolist()
-        self._rows = np.load(folder / "rows.npy", mmap_mode="r")
-        self._codes = np.load(folder / "codes.npy", mmap_mode="r")
-        self._scales = np.load(folder / "scales.npy", mmap_mode="r")
+        # Plain arrays, whose slices cost a tenth; "c", since torch takes none that are only read: nothing is written.
+        self._rows, codes, scales = (
+            np.load(folder / f"{name}.npy", mmap_mode="c").view(np.ndarray) for name in ("rows", "codes", "scales")
+        )
+        self._codes = Codes(codes, scales)
+
+    @property
+    def lists(self) -> int:
+        """How many there are."""
+        return len(self._starts) - 1
 
     @property
     def width(self) -> int:
@@ -76,11 +135,14 @@ class Index:
         self, query: Tensor, top: int, chosen: npt.NDArray[np.bool_] | None, probes: int
     ) -> npt.NDArray[np.int32]:
         """Rows that may be among the nearest: the best by their codes of the lists whose centres are nearest."""
-        with full_precision():
-            near = (self._centres @ query).topk(min(probes or self.probes, len(self._centres))).indices.tolist()
-            spans = [slice(*self._starts[number : number + 2]) for number in near]
-            parts = [torch.from_numpy(np.array(self._codes[span])).float() @ query for span in spans]
-        scores = torch.cat(parts).numpy() * np.concatenate([self._scales[span] for span in spans])
+        coded = torch.from_numpy(Codes.of(query[None].numpy()).values.T.copy())
+        probes = min(probes or self.probes, self.lists)
+        near = torch.from_numpy(self._centres.scores(coded)).topk(probes).indices.tolist()
+        ends = [self._starts[number : number + 2] for number in near]
+        spans = [slice(*both) for both in ends if both[0] < both[1]]
+        if not spans:
+            return np.empty(0, np.int32)
+        scores = self._codes.scores(coded, spans)
         rows = np.concatenate([self._rows[span] for span in spans])
         if chosen is not None:
             kept = chosen[rows]
@@ -95,7 +157,8 @@ def index_of(path: Path, progress: Progress, say: Say) -> Index:
     about = _about(folder)
     if about is None or about.get("table") != identity or about.get("version") != VERSION:
         if about is not None:
-            say(f"{folder} is of another table: built anew")
+            other = "table" if about.get("table") != identity else "version"
+            say(f"{folder} is of another {other}: built anew")
         about = _built(path, folder, identity, progress, say)
     vectors = OnDisk(path)
     try:
@@ -132,28 +195,25 @@ class _Work(NamedTuple):
         except (OSError, ValueError):
             return None
 
-    def centres(self) -> Tensor:
-        """(C, F) unit rows: spherical k-means of a draw of the rows, a group of the table at a time."""
+    def centres(self) -> Centres:
+        """Fitted to a draw of the rows: first the tops, then the leaves to the rows that are nearest to their top."""
         if (kept := self.kept("centres")) is not None:
-            return torch.from_numpy(np.array(kept))
-        count, size = round(2 * len(self.vectors) ** 0.5), len(self.vectors)
-        chance = np.random.default_rng(0)
+            both = torch.from_numpy(np.array(kept))
+            return Centres(both[:, 0], both[:, 1:])
+        size, chance = len(self.vectors), np.random.default_rng(0)
+        count = max(1, min(round(_LISTS * size**0.5), size // _SHORTEST))
         draw = np.sort(chance.choice(size, min(size, _LEARNED * count), replace=False))
         sample = torch.from_numpy(self.vectors.rows(draw))
-        centres = sample[torch.from_numpy(chance.choice(len(sample), min(count, len(sample)), replace=False))]
-        told = counted(self.progress, "centres", _ROUNDS * len(sample))
-        for _ in range(_ROUNDS):
-            sums = torch.zeros_like(centres)
-            for part in torch.split(sample, _BLOCK):
-                sums.index_add_(0, nearest_centre(part, centres), part)
-                told(len(part))
-            empty = sums.norm(dim=1) < 1e-6
-            sums[empty] = sample[torch.from_numpy(chance.choice(len(sample), int(empty.sum())))]
-            centres = torch.nn.functional.normalize(sums, dim=1)
-        self.saved("centres", centres.numpy())
+        told = counted(self.progress, "centres", 2 * _ROUNDS * len(sample))
+        tops = _k_means(sample, round(count**0.5), chance, told)
+        groups, each = nearest_centre(sample, tops), -(-count // len(tops))
+        members = [sample[groups == number] for number in range(len(tops))]
+        leaves = [_k_means(rows if len(rows) else top[None], each, chance, told) for rows, top in zip(members, tops)]
+        centres = Centres(tops, torch.stack(leaves))
+        self.saved("centres", torch.cat([tops[:, None], centres.leaves], 1).numpy())
         return centres
 
-    def lists(self, centres: Tensor) -> npt.NDArray[np.int32]:
+    def lists(self, centres: Centres) -> npt.NDArray[np.int32]:
         """(N,) the list of each row; goes on where it was, a block of rows at a time."""
         if (kept := self.kept("lists")) is not None:
             return np.asarray(kept)
@@ -167,7 +227,7 @@ class _Work(NamedTuple):
             held.append(rows[max(0, done - start) :])
             if sum(map(len, held)) >= _BLOCK or start + len(rows) == size:
                 part = torch.from_numpy(np.concatenate(held))
-                found = nearest_centre(part, centres).numpy().astype(np.int32)
+                found = centres.nearest(part).numpy().astype(np.int32)
                 blocks.append(self.saved(f"lists-{len(blocks):05}", found))
                 told(len(part))
                 held.clear()
@@ -188,8 +248,7 @@ class _Work(NamedTuple):
         scales, told = np.empty(size, np.float32), counted(self.progress, "codes", size)
         for start, rows in self.vectors.groups():
             where = places[start : start + len(rows)]
-            scale = np.maximum(np.abs(rows).max(1), 1e-12) / 127
-            codes[where], scales[where] = np.rint(rows / scale[:, None]).astype(np.int8), scale
+            codes[where], scales[where] = Codes.of(rows)
             told(len(rows))
         codes.flush()
         self.saved("scales", scales)
@@ -199,6 +258,20 @@ class _Work(NamedTuple):
 def nearest_centre(rows: Tensor, centres: Tensor) -> Tensor:
     """(R,) the number of the centre that is nearest to each row (R, F)."""
     return torch.cat([(part @ centres.T).argmax(1) for part in torch.split(rows, 4096)])
+
+
+def _k_means(rows: Tensor, count: int, chance: np.random.Generator, told: Callable[[int], None]) -> Tensor:
+    """(count, F) unit rows: spherical k-means of rows (R, F). Centres that are nearest to none are drawn anew."""
+    centres = rows[torch.from_numpy(chance.choice(len(rows), count, replace=len(rows) < count))]
+    for _ in range(_ROUNDS):
+        sums = torch.zeros_like(centres)
+        for part in torch.split(rows, _BLOCK):
+            sums.index_add_(0, nearest_centre(part, centres), part)
+            told(len(part))
+        empty = sums.norm(dim=1) < 1e-6
+        sums[empty] = rows[torch.from_numpy(chance.choice(len(rows), int(empty.sum())))]
+        centres = torch.nn.functional.normalize(sums, dim=1)
+    return centres
 
 
 def _built(path: Path, folder: Path, identity: str, progress: Progress, say: Say) -> dict[str, Any]:
@@ -214,10 +287,10 @@ def _built(path: Path, folder: Path, identity: str, progress: Progress, say: Say
             vectors = OnDisk(path)
             work = _Work(folder, vectors, progress)
             centres = work.centres()
-            work.codes(work.lists(centres), len(centres))
+            work.codes(work.lists(centres), centres.lists)
             probes, recall = _measured(Index(folder, vectors, 1, 0.0), vectors, progress)
             size = sum(file.stat().st_size for file in folder.iterdir()) / 1e9
-            say(f"{folder}: {len(vectors):,} rows in {len(centres):,} lists, {size:.2f} GB; recall@{TOP} {recall:.3f}"
+            say(f"{folder}: {len(vectors):,} rows in {centres.lists:,} lists, {size:.2f} GB; recall@{TOP} {recall:.3f}"
                 f" against exact search on {QUERIES} queries, in {probes} lists each")  # fmt: skip
             about = {"table": identity, "version": VERSION, "plain": vectors.plain, "probes": probes, "recall": recall}
             write_json(folder / "index.json", about)
@@ -230,25 +303,32 @@ def _built(path: Path, folder: Path, identity: str, progress: Progress, say: Say
 
 
 def _measured(index: Index, vectors: OnDisk, progress: Progress) -> tuple[int, float]:
-    """How many lists reach the goal, twice as many at a time, and the recall there: rows are the queries."""
+    """How many lists reach the goal, within a tenth, and the recall there: rows are the queries."""
     numbers = np.sort(np.random.default_rng(1).choice(len(vectors), min(QUERIES, len(vectors)), replace=False))
     queries, own = torch.from_numpy(vectors.rows(numbers)), [[int(number)] for number in numbers]
-    best: list[set[int]] = []
     values = torch.full((len(queries), TOP), -torch.inf)
     rows, told = torch.full((len(queries), TOP), -1), counted(progress, "recall", len(vectors))
     for start, part in vectors.groups():
         cosines = torch.from_numpy(queries.numpy() @ part.T)
         inside = (numbers >= start) & (numbers < start + len(part))
         cosines[np.flatnonzero(inside), numbers[inside] - start] = -torch.inf
-        more = torch.arange(start, start + len(part)).expand(len(queries), -1)
-        values, order = torch.cat([values, cosines], 1).sort(dim=1, descending=True, stable=True)
-        values, rows = values[:, :TOP], torch.cat([rows, more], 1).gather(1, order[:, :TOP])
+        near, places = leading(cosines, min(TOP, len(part)))
+        values, order = torch.cat([values, near], 1).sort(dim=1, descending=True, stable=True)
+        values, rows = values[:, :TOP], torch.cat([rows, places + start], 1).gather(1, order[:, :TOP])
         told(len(part))
     best = [set(row) for row in rows.tolist()]
-    most, probes = len(index._centres), 8
-    while True:
+
+    def recall(probes: int) -> float:
         found = [set(rows.tolist()) for _, rows in index.nearest(queries, own, TOP, probes=probes)]
-        recall = sum(len(one & other) for one, other in zip(found, best)) / sum(map(len, best))
-        if recall >= GOAL or probes >= most:
-            return probes, recall
-        probes *= 2
+        return sum(len(one & other) for one, other in zip(found, best)) / sum(map(len, best))
+
+    few, many, most = 1, 8, index.lists
+    while (reached := recall(many)) < GOAL and many < most:
+        few, many = many, 2 * many
+    while many > 1.1 * few + 1:  # the fewest, within a tenth
+        middle = round((few * many) ** 0.5)
+        if (found := recall(middle)) < GOAL:
+            few = middle
+        else:
+            many, reached = middle, found
+    return many, reached
