@@ -8,10 +8,10 @@ from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lookalike.core.errors import Bounded, Limit, UserError, Width
 from lookalike.core.seeding import after, integers
+from lookalike.models.fused import attended
 from lookalike.models.image import ResNet, SmallResNet
 
 LEAST = 259  # tokens that every vocabulary has: three special ones, and the bytes
@@ -120,7 +120,7 @@ class TextBlock(nn.Module):
         """Of every token to all of its example: the one place where rows must be of equal length."""
         padded = packing.unpack(qkv).view(*packing.mask.shape, 3, self.heads, -1)
         query, key, value = padded.permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value, packing.mask[:, None, None, :])
+        mixed = attended(query, key, value, packing.mask[:, None, None, :])
         return packing.pack(mixed.transpose(1, 2).flatten(2))
 
 

@@ -8,11 +8,10 @@ from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lookalike.core.devices import product_type
 from lookalike.core.errors import Bounded, Limit, UserError, Width
-from lookalike.models.fused import add_norm, linear_gelu
+from lookalike.models.fused import add_norm, attended, linear_gelu
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,7 @@ class _Attention(nn.Module):
         parts = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1).unbind(2)  # whose gradients are put there at once
         query, key, value = (part.transpose(1, 2) for part in parts)
         if first is None:
-            mixed = F.scaled_dot_product_attention(query, key, value)
+            mixed = attended(query, key, value)
         else:  # of so few, torch would choose a kernel whose gradients are added in any order
             logits = query[:, :, :first] * query.shape[-1] ** -0.5 @ key.transpose(2, 3)
             mixed = logits.softmax(3) @ value
