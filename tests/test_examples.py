@@ -19,6 +19,8 @@ from lookalike.recipes import tiny
 from lookalike.recipes.parts import PARTS
 from lookalike.train.embeddings import write_embeddings
 
+pytestmark = pytest.mark.any_precision  # what they show is how parts fit together
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 OWN = ["own_backbone", "own_view", "own_objective", "own_data", "notebook"]
 

@@ -225,6 +225,16 @@ def test_a_few_names_colour_the_map(browser: Browser, address: str, session: Ses
         sound(seen)
 
 
+def test_a_run_that_trains_says_which_step_is_shown(browser: Browser, address: str, session: Session) -> None:
+    with browser.open(address) as seen:
+        ready(seen)
+        session.live = {"training": True, "shown": 1234, "metrics": {"loss": 0.5}}
+        wait(seen, "document.getElementById('facts').textContent.endsWith(', step 1,234')")
+        assert str(seen.evaluate("document.getElementById('facts').textContent")).count("step") == 1
+        assert "0.5" in str(seen.evaluate("document.getElementById('numbers').textContent"))
+        sound(seen)
+
+
 def test_pages_of_others_get_nothing(browser: Browser, address: str, tmp_path: Path) -> None:
     """From a page elsewhere, in the same browser that holds the cookie."""
     (tmp_path / "evil.html").write_text("<!doctype html><title>evil</title>")

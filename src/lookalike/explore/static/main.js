@@ -254,6 +254,11 @@ function chips(holder, words, off, colour) {
   }));
 }
 
+function facts() {  // how much is shown, and of a run that trains by which of its steps
+  const { about, now } = state, step = now?.live.shown, model = step > 0 ? `${about.model.replace(/, step [\d,]+$/, "")}, step ${step.toLocaleString()}` : about.model;
+  $("facts").textContent = `${about.rows.toLocaleString()} ${about.pictures ? "pictures" : "texts"}${model ? ` · ${model}` : ""}`;
+}
+
 export function took(now) {
   const before = state.now;
   state.now = now;
@@ -262,6 +267,7 @@ export function took(now) {
   clean?.update(now);
   if (now.live.training !== undefined) {
     $("tab-run").hidden = false;
+    facts();
     const shown = { "": now.live.training ? "is training" : "has stopped", "step shown": now.live.shown, ...now.live.metrics };
     $("numbers").replaceChildren(...Object.entries(shown).flatMap(([name, value]) => [element("dt", name), element("dd", typeof value === "number" ? String(Number(value.toPrecision(5))) : value)]));
   }
@@ -332,7 +338,7 @@ async function begin() {
   state.about = about; state.now = now;
   document.title = `${about.name} · lookalike explore`;
   $("name").textContent = about.name;
-  $("facts").textContent = `${about.rows.toLocaleString()} ${about.pictures ? "pictures" : "texts"}${about.model ? ` · ${about.model}` : ""}`;
+  facts();
   $("map").setAttribute("aria-label", `Map of ${about.rows.toLocaleString()} ${about.pictures ? "pictures" : "texts"}`);
   $("sentence").hidden = !about.sentences;
   $("decisions").textContent = about.decisions;
