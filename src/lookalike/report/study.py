@@ -64,7 +64,7 @@ def study_page(outcome: StudyResult) -> str:
         f'<p class="lead">{shown(study.source)}</p>',
         f"<ul>{said}</ul>",
         *(f'<div class="panel">{plot(outcome, task)}</div>' for task in outcome.tasks if outcome.rows),
-        table("accuracies", rows, head[1:]),
+        table("numbers", rows, head[1:]),
         f'<p class="quiet">{shown(caption(outcome))}</p>',
     ]
     return page(study.name, parts)
@@ -123,7 +123,7 @@ def _grid(axis: str, xs: Sequence[float], marks: Sequence[float], across: Axis, 
 
 def _series(name: str, which: int, points: Sequence[tuple[int, Interval]], across: Axis, up: Axis) -> Iterator[str]:
     corners = "L".join(f"{across.at(x):.1f},{up.at(100 * mean.mean):.1f}" for x, mean in points)
-    dashes = ("", "6 4", "2 4")[which % 3]  # told apart without colours, too
+    dashes = ("", "6 4", "2 4", "12 4 2 4")[which % 4]  # told apart without colours, too
     yield f'<path class="line" stroke-dasharray="{dashes}" d="M{corners}"/>'
     for x, mean in points:
         yield from dots((), mean, up, across.at(x), upright=True)
