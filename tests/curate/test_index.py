@@ -134,7 +134,11 @@ def test_a_row_is_in_the_list_of_its_nearest_centre(monkeypatch: pytest.MonkeyPa
     assert torch.equal(alone, (rows @ centres.tops.T).argmax(1))
 
 
-def test_eight_bits_keep_products_to_a_few_hundredths() -> None:
+@pytest.mark.parametrize("right", [None, False])
+def test_eight_bits_keep_products_to_a_few_hundredths(right: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By whole numbers, and by floats where a processor's whole numbers overflow."""
+    if right is not None:
+        monkeypatch.setattr(indexing, "_eight_bits_are_right", lambda: right)
     rows, query = clustered(1, 300), clustered(2, 1)
     coded = torch.from_numpy(Codes.of(query).values.T.copy())
     spans = [slice(10, 12), slice(200, 300)]

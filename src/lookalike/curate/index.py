@@ -9,6 +9,7 @@ built several times as fast as a graph of neighbours (docs/scale.md), and needs 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,11 +55,27 @@ class Codes(NamedTuple):
     def scores(self, query: Tensor, spans: Sequence[slice] = (slice(None),)) -> npt.NDArray[np.float32]:
         """Of the rows of some spans: their products with one query in 8 bits (F, 1).
 
-        The products are integers, so they are the same on every machine; as floats they took twice as long.
+        The products are integers, so they are the same on every machine; as floats they take twice as long.
         """
-        products = torch.cat([torch._int_mm(torch.from_numpy(self.values[span]), query)[:, 0] for span in spans])
+        products = torch.cat([_products(torch.from_numpy(self.values[span]), query)[:, 0] for span in spans])
         scores: npt.NDArray[np.float32] = products.float().numpy() * np.concatenate([self.scales[at] for at in spans])
         return scores
+
+
+def _products(values: Tensor, query: Tensor) -> Tensor:
+    """(R, 1) of rows (R, F) and a query (F, 1), both int8."""
+    if _eight_bits_are_right():
+        return torch._int_mm(values, query)
+    with full_precision():
+        return values.float() @ query.float()
+
+
+@lru_cache
+def _eight_bits_are_right() -> bool:
+    """Whether int8 products are, here: of a processor without VNNI oneDNN's overflow in 16 bits (torch 2.14)."""
+    most = torch.full((16, 256), 127, dtype=torch.int8)
+    whole = 127 * 127 * 256
+    return all((torch._int_mm(most, sign * most[:1].T.contiguous()) == sign * whole).all() for sign in (1, -1))
 
 
 class Centres(NamedTuple):
