@@ -35,6 +35,34 @@ def test_equals_batchnorm_of_each_group_value_gradient_and_statistics() -> None:
         torch.testing.assert_close(getattr(norm, name), mean, rtol=1e-6, atol=1e-9)
 
 
+LAYOUTS = {
+    "as it comes": lambda x: x,
+    "channels last": lambda x: x.to(memory_format=torch.channels_last),
+    "picture by picture, pixels first": lambda x: x.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1),
+    "turned": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "some channels of more": lambda x: torch.cat([x, x], 1).to(memory_format=torch.channels_last)[:, : x.shape[1]],
+    "every other pixel": lambda x: x.repeat_interleave(2, 3)[..., ::2],
+}
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("upstream_layout", LAYOUTS)
+def test_whatever_the_layout_in_memory(layout: str, upstream_layout: str, kind: torch.dtype) -> None:
+    """torch's kernel, asked to write into a slice, wrote elsewhere in layouts that are neither of the usual two."""
+    torch.manual_seed(0)
+    x, upstream = torch.randn(12, 6, 2, 3).to(kind), torch.randn(12, 6, 2, 3).to(kind)
+    norm, plain = GroupedBatchNorm2d(6, group=4), GroupedBatchNorm2d(6, group=4)
+    usual, other = x.clone().requires_grad_(), LAYOUTS[layout](x).requires_grad_()
+    expected, found = plain(usual), norm(other)
+    (by_usual,) = torch.autograd.grad(expected, usual, upstream)
+    (by_other,) = torch.autograd.grad(found, other, LAYOUTS[upstream_layout](upstream))
+    close = {"rtol": 1e-5, "atol": 1e-5} if kind == torch.float32 else {"rtol": 2**-7, "atol": 2**-6}  # an ulp or two
+    torch.testing.assert_close(found, expected, **close)
+    torch.testing.assert_close(by_other, by_usual, **close)
+    torch.testing.assert_close(norm.running_var, plain.running_var, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("affine", [True, False])
 def test_rows_equal_batchnorm1d_of_each_group_value_gradient_and_statistics(affine: bool) -> None:
     torch.manual_seed(0)

@@ -25,6 +25,7 @@ class _Grouped(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, ...]:
+        x = x if x.is_contiguous() else _channels_last(x)  # in other layouts torch writes elsewhere than into ``out``
         out = torch.empty_like(x)
         mean, scale = (torch.empty(groups, x.shape[1], dtype=weight.dtype, device=x.device) for _ in range(2))
         for part, to, m, s in zip(x.tensor_split(groups), out.tensor_split(groups), mean, scale):
