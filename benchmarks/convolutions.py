@@ -1,9 +1,10 @@
-"""What the products of a convolution take by torch's kernels and of unfolded pictures, in bf16: ms, pair by pair.
+"""What the products of a convolution take by torch's kernels and by ours, in bf16: ms, pair by pair.
 
     python -m benchmarks.convolutions small resnet18 --rounds 9
 
 Processor time of one thread. One line a shape: the convolution, its gradient by the input and by the weight, torch's →
-ours, medians; a star where ours is what an encoder takes (models/convolution.py).
+ours, medians; a star where ours is what an encoder takes (models/convolution.py): of unfolded pictures, or without the
+border where there are so few pixels that all results see it.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lookalike.models.convolution import ways_of
-from lookalike.models.unfolded import Unfolded, Ways
+from lookalike.models.convolution import border_is_much, ways_of
+from lookalike.models.unfolded import Inside, Unfolded, Ways
 
 
 class Shape(NamedTuple):
@@ -80,8 +81,10 @@ def measured(batch: int, shape: Shape, rounds: int) -> tuple[str, dict[str, floa
     like = torch.channels_last
     x = torch.randn(batch, shape.before, shape.side, shape.side).bfloat16().to(memory_format=like)
     weight = torch.randn(shape.width, shape.before, shape.kernel, shape.kernel).bfloat16().to(memory_format=like)
-    taken, every = ways_of(x, weight, shape.stride), Ways(True, True, True)
-    works = [products(x, weight, shape.stride, ways) for ways in (Ways(), every)]
+    inside, every = border_is_much(x, weight, shape.stride), Ways(True, True, True)
+    taken = every if inside else ways_of(x, weight, shape.stride)
+    kinds = ((Unfolded, Ways()), (Inside,) if inside else (Unfolded, every))
+    works = [products(x, weight, shape.stride, *kind) for kind in kinds]
     times = [[[took(work) for work in some] for some in works] for _ in range(rounds + 2)][2:]
     plain, ours = ([statistics.median(one[which][part] for one in times) for part in range(3)] for which in range(2))
     stars = ["*" if one else " " for one in taken]
@@ -93,18 +96,18 @@ def measured(batch: int, shape: Shape, rounds: int) -> tuple[str, dict[str, floa
     return f"{about} {gflop:6.2f} GFLOP | {' | '.join(words)}", total
 
 
-def products(x: torch.Tensor, weight: torch.Tensor, stride: int, ways: Ways) -> list[Callable[[], object]]:
+def products(x: torch.Tensor, weight: torch.Tensor, stride: int, kind: Any, *more: Any) -> list[Callable[[], object]]:
     """The convolution, its gradient by the input, and that by the weight."""
     ctx: Any = SimpleNamespace()
     ctx.save_for_backward = lambda *saved: setattr(ctx, "saved_tensors", saved)
-    grad = torch.randn_like(Unfolded.forward(ctx, x, weight, stride, ways))
+    grad = torch.randn_like(kind.forward(ctx, x, weight, stride, *more))
 
     def back(*wanted: bool) -> object:
         ctx.needs_input_grad = wanted
-        return Unfolded.backward(ctx, grad)
+        return kind.backward(ctx, grad)
 
     return [
-        lambda: Unfolded.forward(ctx, x, weight, stride, ways),
+        lambda: kind.forward(ctx, x, weight, stride, *more),
         lambda: back(True, False),
         lambda: back(False, True),
     ]

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from lookalike.models import convolution
-from lookalike.models.convolution import QuickConv2d, fewer_products_pay, quick_convolutions, ways_of
+from lookalike.models.convolution import QuickConv2d, border_is_much, fewer_products_pay, quick_convolutions, ways_of
 from lookalike.models.encoder import Encoder
 from lookalike.models.image import ResNet, SmallResNet
-from lookalike.models.unfolded import Unfolded, Ways
+from lookalike.models.unfolded import Inside, Unfolded, Ways
 
 
 def pictures(*shape: int) -> Tensor:
@@ -62,15 +62,40 @@ def test_fewer_products_only_where_they_were_measured_to_pay(without_tiles: None
         assert not fewer_products_pay(big, weight)
 
 
-def test_pictures_are_unfolded_where_few_pixels_leave_torchs_kernels_idle() -> None:
-    def ways(side: int, before: int, width: int, kernel: int = 3, stride: int = 1) -> Ways:
-        return ways_of(torch.zeros(128, before, side, side), torch.zeros(width, before, kernel, kernel), stride)
+def ways(side: int, before: int, width: int, kernel: int = 3, stride: int = 1) -> Ways:
+    return ways_of(torch.zeros(128, before, side, side), torch.zeros(width, before, kernel, kernel), stride)
 
+
+def test_pictures_are_unfolded_where_few_pixels_leave_torchs_kernels_idle(tiles: None) -> None:
     assert ways(2, 256, 256) == (True, True, True)
     assert ways(8, 256, 256) == (False, False, True)
     assert ways(3, 128, 128) == (False, False, True)
     assert ways(8, 256, 512, stride=2) == (True, True, True)
     assert not any(ways(32, 64, 64))
+
+
+def test_without_tiles_only_gradients_of_kernels_are_of_unfolded_pictures(
+    without_tiles: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convolution, "computes_in_bf16", lambda _: True)
+    assert ways(3, 128, 128) == (False, False, True)
+    assert ways(16, 256, 256, stride=2) == (False, False, True)
+    assert not any(ways(4, 512, 512))
+    monkeypatch.setattr(convolution, "computes_in_bf16", lambda _: False)  # bf16 is emulated there
+    assert not any(ways(3, 128, 128))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_the_border_is_left_out_where_all_results_see_it(kind: torch.dtype) -> None:
+    def taken(count: int, side: int, stride: int) -> str:
+        layer = quick_convolutions(nn.Sequential(nn.Conv2d(64, 64, 3, stride, 1, bias=False))).to(kind)
+        return str(layer(pictures(count, 64, side, side).to(kind)).grad_fn)
+
+    assert border_is_much(torch.zeros(64, 64, 2, 2), torch.zeros(64, 64, 3, 3), 1)
+    assert not border_is_much(torch.zeros(64, 64, 2, 2), torch.zeros(64, 64, 1, 1), 1)
+    for side, stride in ((1, 1), (2, 1), (2, 2), (3, 2)):
+        assert Inside.__name__ in taken(64, side, stride)
+    assert Inside.__name__ not in taken(64, 3, 1) + taken(64, 4, 2) + taken(63, 2, 1)
 
 
 def gradients(net: nn.Module, x: Tensor, narrow: bool) -> Tensor:

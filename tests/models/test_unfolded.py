@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lookalike.models import unfolded
-from lookalike.models.unfolded import Unfolded, Ways
+from lookalike.models.unfolded import Inside, Unfolded, Ways
 
 ALL = Ways(True, True, True)
 
@@ -79,3 +79,44 @@ def test_the_same_bits_again_whatever_the_layout_and_channels_last_comes_out() -
     layout = torch.channels_last
     assert torch.equal(out, Unfolded.apply(x.to(memory_format=layout), weight.to(memory_format=layout), 1, ALL))
     assert out.is_contiguous(memory_format=layout)
+
+
+ALIKE = st.sampled_from([(1, 1), (1, 2), (2, 1), (2, 2), (1, 3), (3, 1), (2, 3), (3, 2), (3, 3)])
+
+
+@given(st.integers(1, 7), st.integers(1, 5), st.integers(1, 5), ALIKE, st.sampled_from([1, 2]))
+@settings(max_examples=80, deadline=None)
+def test_without_the_border_it_equals_conv2d_with_its_gradients(
+    n: int, c: int, d: int, sides: tuple[int, int], stride: int
+) -> None:
+    stride = 2 if 3 in sides else stride
+    x, weight = numbers(n, c, *sides).requires_grad_(), numbers(d, c, 3, 3).requires_grad_()
+    theirs, ours = F.conv2d(x, weight, stride=stride, padding=1), Inside.apply(x, weight, stride)
+    upstream = numbers(*theirs.shape)
+    expected = torch.autograd.grad(theirs, (x, weight), upstream)
+    found = torch.autograd.grad(ours, (x, weight), upstream)
+    for mine, other in zip((ours, *found), (theirs, *expected)):
+        torch.testing.assert_close(mine.detach(), other.detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_without_the_border_gradients_are_asked_for_one_by_one() -> None:
+    x, weight = numbers(2, 2, 2, 3).requires_grad_(), numbers(2, 2, 3, 3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda w: Inside.apply(x.detach(), w, 2), (weight,))
+    assert torch.autograd.gradcheck(lambda p: Inside.apply(p, weight.detach(), 2), (x,))
+
+
+@pytest.mark.parametrize(("side", "stride"), [(2, 1), (3, 2)])
+def test_without_the_border_bf16_is_rounded_as_often_as_products_are_added_up(side: int, stride: int) -> None:
+    """Up to four products are rounded, by 2⁻⁹ of themselves, and their sum once more."""
+    x, weight = numbers(64, 64, side, side, dtype=torch.bfloat16), numbers(64, 64, 3, 3, dtype=torch.bfloat16) / 24
+    x, weight = x.requires_grad_(), weight.requires_grad_()
+    ours = Inside.apply(x, weight, stride)
+    upstream = numbers(*ours.shape, dtype=torch.bfloat16)
+    plain = [part.detach().double().requires_grad_() for part in (x, weight)]
+    exact = F.conv2d(*plain, stride=stride, padding=1)
+    expected = torch.autograd.grad(exact, plain, upstream.double())
+    found = torch.autograd.grad(ours, (x, weight), upstream)
+    for mine, true in zip((ours.detach(), *found), (exact.detach(), *expected)):
+        assert mine.dtype == torch.bfloat16
+        assert (mine.double() - true).abs().max() <= 5 * 2**-9 * true.abs().max()
+    assert ours.is_contiguous(memory_format=torch.channels_last)

@@ -13,8 +13,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from lookalike.core.devices import product_type
-from lookalike.models.unfolded import Unfolded, Ways
+from lookalike.core.devices import computes_in_bf16, product_type
+from lookalike.models.unfolded import Inside, Unfolded, Ways
 from lookalike.models.winograd import Convolution, best_side
 
 
@@ -25,11 +25,14 @@ class QuickConv2d(nn.Conv2d):
         """(N, C, H, W) → (N, D, ⌈H / stride⌉, ⌈W / stride⌉)."""
         if x.device.type != "cpu" or self.bias is not None or _traced():
             return super().forward(x)
+        kind, stride = product_type(x), self.stride[0]
+        if torch.float64 in (x.dtype, self.weight.dtype):  # which autocast leaves as it is
+            return super().forward(x)
+        if border_is_much(x, self.weight, stride):
+            return cast("Tensor", Inside.apply(x.to(kind), self.weight.to(kind), stride))
         if self.rewritable and fewer_products_pay(x, self.weight):
             return cast("Tensor", Convolution.apply(x, self.weight))
-        kind, stride = product_type(x), self.stride[0]
-        known = torch.float64 not in (x.dtype, self.weight.dtype)  # which autocast leaves as it is
-        if known and kind == torch.bfloat16 and _multiplies_tiles() and any(ways := ways_of(x, self.weight, stride)):
+        if kind == torch.bfloat16 and any(ways := ways_of(x, self.weight, stride)):
             return cast("Tensor", Unfolded.apply(x.to(kind), self.weight.to(kind), stride, ways))
         return super().forward(x)
 
@@ -60,9 +63,17 @@ def fewer_products_pay(x: Tensor, weight: Tensor) -> bool:
     )
 
 
+def border_is_much(x: Tensor, weight: Tensor, stride: int) -> bool:
+    """Whether all results see the border alike, and each is worth a product of its own, in fp32 and bf16."""
+    alike = all(side <= 2 or (side == 3 and stride == 2) for side in x.shape[2:])
+    return alike and weight.shape[2] == 3 and min(len(x), *weight.shape[:2]) >= 64
+
+
 def ways_of(x: Tensor, weight: Tensor, stride: int) -> Ways:
-    """Which products of unfolded pictures were measured to be faster than torch's, in bf16 with AMX."""
+    """Which products of unfolded pictures were measured to be faster than torch's, in bf16."""
     pixels = -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
+    if not _multiplies_tiles():
+        return Ways(by_weight=pixels <= (64 if stride == 2 else 9) and computes_in_bf16(x.device))
     few = pixels <= 4 or (pixels <= 16 and (stride == 2 or weight.shape[1] >= 256))
     return Ways(few, few, pixels <= 64)
 

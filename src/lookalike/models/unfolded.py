@@ -1,12 +1,15 @@
-"""Convolutions as products of matrices, for processors that multiply tiles of them (AMX), of pictures of few pixels.
+"""Convolutions of pictures of few pixels as products of matrices, on processors.
 
 ``unfold`` writes out the pixels that each result sees, one row a result: (results, k·k·C). That times the kernel is the
-convolution, and its transpose times the gradient is the gradient of the kernel, which oneDNN makes at a tenth of this
-speed where pictures have few pixels (docs/results.md). Sums are fp32 inside a product either way.
+convolution, and its transpose times the gradient is the gradient of the kernel, which oneDNN makes at a tenth to a half
+of this speed where pictures have few pixels (docs/results.md). Where they are so few that every result sees the border,
+``Inside`` leaves that out: 16 products of a pixel and a tap in place of 36 at 2 × 2 pixels. Sums are fp32 inside a
+product either way.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -123,3 +126,102 @@ class Unfolded(torch.autograd.Function):
             flat = correlate(_last(x), upstream, kernel, stride)
             to_weight = flat.view(len(weight), kernel, kernel, -1).permute(0, 3, 1, 2)
         return to_x, to_weight, None, None
+
+
+# ---- without the border ----
+
+Place = tuple[slice, slice]
+
+
+class Span(NamedTuple):
+    """Pixels of a row or column, and for each result that sees these and no others the taps of a kernel of 3."""
+
+    pixels: slice
+    taps: list[slice]
+
+
+class Seen(NamedTuple):
+    """Pixels of a picture, and for each result that sees these and no others its taps."""
+
+    pixels: Place
+    taps: list[Place]
+
+
+def spans(side: int, stride: int) -> list[Span]:
+    """What the ⌈side / stride⌉ results along a side see, in their order."""
+    found: list[Span] = []
+    for first in range(-1, side - 1, stride):
+        pixels = slice(max(0, first), min(side, first + 3))
+        if not found or found[-1].pixels != pixels:
+            found.append(Span(pixels, []))
+        found[-1].taps.append(slice(pixels.start - first, pixels.stop - first))
+    return found
+
+
+class Inside(torch.autograd.Function):
+    """A convolution of (N, C, H, W) by (D, C, 3, 3), stride 1 or 2, padded by 1: of the pixels that are there.
+
+    Results that see the same pixels are one product, of these with the taps of all. Spans have to be alike: sides of 1
+    and 2, and 3 at stride 2.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+        """→ (N, D, ⌈H / stride⌉, ⌈W / stride⌉)."""
+        down, across = spans(x.shape[2], stride), spans(x.shape[3], stride)
+        pairs = product(down, across)
+        ctx.seen = [Seen((r.pixels, c.pixels), list(product(r.taps, c.taps))) for r, c in pairs]
+        ctx.grid = len(down), len(across), len(down[0].taps), len(across[0].taps)
+        ctx.save_for_backward(x, weight)
+        out = _products(_windows(x, ctx.seen), _matrices(weight, ctx.seen).mT)
+        rows, columns, by_row, by_column = ctx.grid
+        apart = out.view(rows, columns, len(x), by_row, by_column, len(weight)).permute(2, 0, 3, 1, 4, 5)
+        results = apart.reshape(len(x), rows * by_row, columns * by_column, -1).contiguous()  # or a view pixel by pixel
+        return results.permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """What several products give to the same pixel or tap is added up in fp32."""
+        x, weight = ctx.saved_tensors
+        rows, columns, by_row, by_column = ctx.grid
+        apart = _last(grad).view(len(x), rows, by_row, columns, by_column, -1).permute(1, 3, 0, 2, 4, 5)
+        upstream = apart.reshape(rows * columns, len(x), -1)
+        to_x = to_weight = None
+        if ctx.needs_input_grad[0]:
+            by_window = _products(upstream, _matrices(weight, ctx.seen))
+            to_x = _added(by_window, [seen.pixels for seen in ctx.seen], x)
+        if ctx.needs_input_grad[1]:
+            windows = _windows(x, ctx.seen)
+            by_taps = _products(upstream.mT, windows).view(-1, len(weight), windows.shape[2])
+            to_weight = _added(by_taps, [place for seen in ctx.seen for place in seen.taps], weight)
+        return to_x, to_weight, None
+
+
+def _products(left: Tensor, right: Tensor) -> Tensor:
+    """Pair by pair; torch.bmm of a single pair with transposed factors takes up to five times as long, in bf16."""
+    return torch.stack([a @ b for a, b in zip(left, right)])
+
+
+def _windows(x: Tensor, seen: Sequence[Seen]) -> Tensor:
+    """(products, N, pixels · C)."""
+    rows = _last(x)
+    return torch.stack([rows[:, down, across].flatten(1) for (down, across), _ in seen])
+
+
+def _matrices(weight: Tensor, seen: Sequence[Seen]) -> Tensor:
+    """(products, results · D, pixels · C)."""
+    taps = weight.permute(0, 2, 3, 1)
+    return torch.stack([torch.cat([taps[:, down, across].flatten(1) for down, across in places]) for _, places in seen])
+
+
+def _added(parts: Tensor, places: Sequence[Place], like: Tensor) -> Tensor:
+    """The sum of ``parts`` (P, A, pixels · B), each where it belongs in a tensor (A, B, H, W) such as ``like``."""
+    rows, kind = like.permute(0, 2, 3, 1), parts.dtype
+    if len(places) == 1 and parts.numel() == like.numel():  # all of it, once
+        return parts.view(rows.shape).permute(0, 3, 1, 2)
+    total = wide(parts[:0]).new_zeros(rows.shape)
+    for part, (down, across) in zip(parts, places):
+        place = total[:, down, across]
+        place += part.view(place.shape)
+    return total.to(kind).permute(0, 3, 1, 2)
