@@ -312,6 +312,27 @@ def test_whitening_divides_each_variance_by_itself_and_a_ridge_that_grows_where_
     assert torch.equal(whitening.map, whitening.map.T)  # nearest to the features as they were
 
 
+def test_whitening_that_keeps_few_directions_keeps_those_of_most_variance_evenly_and_whatever_their_signs() -> None:
+    """Products of rows are those of the whole map along these directions; no column has more variance than another."""
+    mix = torch.linalg.qr(torch.randn(40, 40, generator=torch.Generator().manual_seed(1))).Q
+    features = torch.randn(4000, 40, generator=torch.Generator().manual_seed(2)) * torch.logspace(1, -2, 40) @ mix + 3
+    whole, few = Whitening(40), Whitening(40, kept=12)
+    assert few(features).shape == (4000, 12)
+    whole.fit(features)
+    few.fit(features)
+    found, along = few(features), torch.linalg.eigh(torch.cov(features.T)).eigenvectors[:, -12:]
+    expected = whole(features[:50]) @ along
+    torch.testing.assert_close(found[:50] @ found[:50].T, expected @ expected.T, rtol=1e-3, atol=1e-3)
+    variances = found.var(0)
+    assert variances.max() < 1.2 * variances.min()
+    other = Whitening(40, kept=12)
+    other.fit(features.flip(0))  # rounds otherwise, by which an eigenvector may have the other sign
+    torch.testing.assert_close(other.map, few.map, rtol=1e-4, atol=1e-5)
+    every = Whitening(40, kept=64)
+    every.fit(features)
+    assert torch.equal(every.map, whole.map)
+
+
 @pytest.mark.parametrize("count", [50, 100, 200, 400, 1000])
 def test_whitening_of_many_or_few_digits_finds_neighbours_as_well_as_the_features_themselves(count: int) -> None:
     """With a ridge of 1e-4 of the largest variance, 50 of 64 dimensions gave 19 % where the pixels give 83."""

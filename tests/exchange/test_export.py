@@ -38,7 +38,7 @@ from tests.conftest import Said
 PICTURES = torch.rand(24, 3, 40, 48, generator=torch.Generator().manual_seed(0))
 VIEW = {"pretext.first.size": 32, "pretext.whole": 32, "canvas": 40}
 KINDS: dict[str, tuple[object, bool]] = {  # the model, and whether its features are whitened
-    "small": (SmallResNet((8, 16), (1, 1), joined=2), True),
+    "small": (SmallResNet((8, 16), (1, 1), joined=2, grid=2), True),
     "resnet": (ResNet("resnet18"), False),
     "timm": (Timm("test_resnet"), True),
     "sized": (Timm("test_vit", size=32), False),

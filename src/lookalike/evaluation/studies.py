@@ -15,7 +15,7 @@ from lookalike.learn.optim import Cosine, Steps
 from lookalike.models.encoder import MLP
 from lookalike.pretext.image import MOCO_V1, OneView, TwoViews
 from lookalike.recipes import RECIPES
-from lookalike.recipes.images import small
+from lookalike.recipes.images import small as default
 from lookalike.recipes.recipe import Recipe
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -63,6 +63,9 @@ class Experiment:
             raise UserError(f"no cell {name!r} in {self.name}; {meant(name, [cell.name for cell in self.cells])}")
         return found
 
+
+small = replace(default, model=replace(default.model, grid=1), directions=None)  # type: ignore[type-var]
+"""As it was evaluated when the studies began, by means over whole pictures: the seeds of a study are of one kind."""
 
 _ONE_VIEW = OneView(small.pictures.first, whole=small.pictures.whole)
 _UNSHUFFLED = Momentum(0.99, shuffle=False)

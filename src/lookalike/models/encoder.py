@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from lookalike.core.devices import Precision, autocast, exact, full_precision, wide
 from lookalike.core.errors import BAD_DATA, Bounded, UserError, Width
+from lookalike.core.seeding import uniforms
 from lookalike.models.convolution import quick_convolutions
 from lookalike.models.folded import folded
 from lookalike.models.image import Pixels
@@ -29,6 +30,7 @@ from lookalike.types import View
 Layer = Literal["backbone", "head"]
 _RIDGE = 0.02  # of the mean variance
 _SCARCE = 2.0  # more of it for each dimension an example has: what few examples say of small directions is noise
+_COLUMNS = 1  # the random stream of what the columns of a map are nearest to, where there are fewer than rows
 
 
 class Whitening(nn.Module):
@@ -40,18 +42,19 @@ class Whitening(nn.Module):
 
     Each variance is divided by itself and a ridge, so directions that vary less than the ridge stay small: they hold
     noise, the more of it the fewer the examples. The map is symmetric, so that each feature stays nearest to itself and
-    a probe that standardises features does not undo the ridge, as it would on the principal axes. ``unit`` scales each
-    row to unit norm first: the norm says little of a picture but its contrast.
+    a probe that standardises features does not undo the ridge, as it would on the principal axes. Where it has fewer
+    columns than rows, ``kept`` < F, it leaves out the directions of least variance, and every column mixes all others,
+    for the same reason. ``unit`` scales each row to unit norm first: it says little of a picture but its contrast.
     """
 
     mean: Tensor
     map: Tensor
 
-    def __init__(self, features: int, unit: bool = False) -> None:
+    def __init__(self, features: int, unit: bool = False, kept: int | None = None) -> None:
         super().__init__()
         self.unit = unit
         self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("map", torch.eye(features))
+        self.register_buffer("map", torch.eye(features)[:, -min(kept or features, features) :].contiguous())
 
     @torch.no_grad()
     @full_precision()
@@ -62,14 +65,27 @@ class Whitening(nn.Module):
         variances, directions = torch.linalg.eigh((rows - mean).T @ (rows - mean) / count)
         ridge = (_RIDGE + _SCARCE * width / count) * variances.clamp_min(0).mean()
         scale = (variances.clamp_min(0) + ridge).clamp_min(1e-30).rsqrt()
+        kept = directions[:, -self.map.shape[1] :]
+        back = directions.T if len(self.map) == self.map.shape[1] else turned(kept)
         self.mean.copy_(mean)
-        self.map.copy_(directions * scale @ directions.T)
+        self.map.copy_(kept * scale[-kept.shape[1] :] @ back)
 
     @full_precision()  # bf16 would drown the small directions
     def forward(self, features: Tensor) -> Tensor:
-        """(B, F) → (B, F): over what it was fitted to, zero mean and, ridge apart, unit covariance."""
+        """(B, F) → (B, kept): over what it was fitted to, zero mean and, ridge apart, unit covariance."""
         rows = unit(features) if self.unit else features
         return (rows.to(self.mean.dtype) - self.mean) @ self.map
+
+
+def turned(basis: Tensor) -> Tensor:
+    """(K, K) what turns an orthonormal basis (F, K) to lie nearest to one that is fixed, whose columns mix all rows.
+
+    What comes out depends on the space alone, and not on the basis that it was given by, whose signs are chance.
+    """
+    fixed = uniforms(0, 0, torch.arange(len(basis)), _COLUMNS, basis.shape[1]).to(basis) - 0.5
+    left, _, right = torch.linalg.svd(basis.T @ fixed)
+    nearest: Tensor = left @ right
+    return nearest
 
 
 class Encoder(nn.Module):

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lookalike.core.errors import Bounded, Limit, PixelSide, UserError, Width
 from lookalike.models.norm import GroupedBatchNorm2d, GroupedBatchNorm3d, group_norms
@@ -169,6 +170,8 @@ class SmallResNet(Bounded):
     stride: Annotated[int, Limit(1, 64)] = 2
     joined: Annotated[int, Limit(1, 1000)] = 1
     """Last stages, as far as there are, that evaluations see side by side; training sees the last one."""
+    grid: Annotated[int, Limit(1, 1024)] = 1
+    """Cells a side over which evaluations take means of the first joined stage; each later one has half as many."""
 
     def build(self, group: int) -> tuple[nn.Module, int]:
         """Random weights; the width of the last stage is F."""
@@ -247,17 +250,25 @@ class SmallResNetBackbone(ResidualBackbone):
             for number in range(count)
         ]
         super().__init__(stem, blocks, group)
-        self.evaluated_width = sum(spec.widths[-spec.joined :])
-        self.ends = [number - 1 for number in accumulate(spec.blocks)][-spec.joined :]
+        ends = [number - 1 for number in accumulate(spec.blocks)][-spec.joined :]
+        self.cells = {end: max(1, spec.grid >> order) for order, end in enumerate(ends)}  # a side, by number of block
+        self.evaluated_width = sum(
+            width * side**2 for width, side in zip(spec.widths[-spec.joined :], self.cells.values())
+        )
 
     def evaluated(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) → (B, evaluated_width): the means over positions of the joined stages, the last one last."""
+        """(B, 3, S, S) → (B, evaluated_width): means over cells of the joined stages, the last one last."""
         x, means = self.norm(self.stem(pixels), activate=True), list[Tensor]()
         for number, block in enumerate(self.blocks):
             x = block(x)
-            if number in self.ends:
-                means.append(torch.mean(x, dim=(2, 3)))
+            if number in self.cells:
+                means.append(over_cells(x, self.cells[number]))
         return torch.cat(means, 1)
+
+
+def over_cells(x: Tensor, side: int) -> Tensor:
+    """(B, C, H, W) → (B, C · side²): means over cells, which overlap by a position where they do not divide it."""
+    return torch.mean(x, dim=(2, 3)) if side == 1 else F.adaptive_avg_pool2d(x, side).flatten(1)
 
 
 # ---- clips ----

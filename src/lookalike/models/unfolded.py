@@ -140,7 +140,7 @@ class Span(NamedTuple):
     taps: list[slice]
 
 
-class Seen(NamedTuple):
+class Window(NamedTuple):
     """Pixels of a picture, and for each result that sees these and no others its taps."""
 
     pixels: Place
@@ -170,7 +170,7 @@ class Inside(torch.autograd.Function):
         """→ (N, D, ⌈H / stride⌉, ⌈W / stride⌉)."""
         down, across = spans(x.shape[2], stride), spans(x.shape[3], stride)
         pairs = product(down, across)
-        ctx.seen = [Seen((r.pixels, c.pixels), list(product(r.taps, c.taps))) for r, c in pairs]
+        ctx.seen = [Window((r.pixels, c.pixels), list(product(r.taps, c.taps))) for r, c in pairs]
         ctx.grid = len(down), len(across), len(down[0].taps), len(across[0].taps)
         ctx.save_for_backward(x, weight)
         out = _products(_windows(x, ctx.seen), _matrices(weight, ctx.seen).mT)
@@ -203,13 +203,13 @@ def _products(left: Tensor, right: Tensor) -> Tensor:
     return torch.stack([a @ b for a, b in zip(left, right)])
 
 
-def _windows(x: Tensor, seen: Sequence[Seen]) -> Tensor:
+def _windows(x: Tensor, seen: Sequence[Window]) -> Tensor:
     """(products, N, pixels · C)."""
     rows = _last(x)
     return torch.stack([rows[:, down, across].flatten(1) for (down, across), _ in seen])
 
 
-def _matrices(weight: Tensor, seen: Sequence[Seen]) -> Tensor:
+def _matrices(weight: Tensor, seen: Sequence[Window]) -> Tensor:
     """(products, results · D, pixels · C)."""
     taps = weight.permute(0, 2, 3, 1)
     return torch.stack([torch.cat([taps[:, down, across].flatten(1) for down, across in places]) for _, places in seen])

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import torch
 
 from lookalike.core.devices import Precision, device, resolved
-from lookalike.core.errors import BAD_DATA, POSITIVE, Bounded, Count, Limit, PixelSide, Probability, UserError
+from lookalike.core.errors import BAD_DATA, POSITIVE, Bounded, Count, Limit, PixelSide, Probability, UserError, Width
 from lookalike.core.seeding import reseed
 from lookalike.data.preprocessing import Preprocessing, Side
 from lookalike.learn.dictionary import InBatch, MemoryBank, Neighbours, Queue, QueueEach
@@ -115,6 +115,7 @@ class Recipe(Bounded):
     head: MLP = MLP()  # noqa: RUF009
     whiten: bool = False  # the backbone ends in a map, fitted without labels, that decorrelates its features
     unit_rows: bool = False  # that map takes rows of unit norm
+    directions: Width | None = None  # of most variance, which that map keeps; None: as many as there are features
     predictor: MLP | None = None  # between the query's head and the query (MoCo v3)
     reconstruction: Decoder | Words | None = None  # rebuilds what the query does not see (MAE, BERT)
     keys: Momentum | EndToEnd | Stored | Labelled | Alone = Momentum()  # noqa: RUF009
@@ -146,7 +147,7 @@ class Recipe(Bounded):
             backbone = adapted(backbone, self.group)
         self.tuned.settle(backbone)
         evaluated = int(getattr(backbone, "evaluated_width", features))
-        whitening = Whitening(evaluated, self.unit_rows) if self.whiten else None
+        whitening = Whitening(evaluated, self.unit_rows, self.directions) if self.whiten else None
         encoder = Encoder(backbone, self.head.build(features, self.group), whitening, self.computes_in())
         dim = self.head.widths[-1] if self.head.widths else features
         dictionary = self.dictionary.build(dim, examples)

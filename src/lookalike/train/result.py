@@ -111,7 +111,8 @@ def candidates(recipe: Recipe, judge: Judge, start: Mapping[str, Tensor], encode
         name = {0.0: "the start", 1.0: "the result"}.get(share, f"{share:.0%} of the way")
         encoder.backbone.load_state_dict(mixed(start, end, share))
         known, asked = judge.rows(encoder, f"judging {name}")
-        plain, whitened = (Whitening(known.shape[1], recipe.unit_rows).to(known.device) for _ in range(2))
+        shape = known.shape[1], recipe.unit_rows, recipe.directions
+        plain, whitened = (Whitening(*shape).to(known.device) for _ in range(2))
         whitened.fit(known)
         options = {name: whitened}
         if share == 0:

@@ -124,7 +124,7 @@ def takes(encoder: Encoder, size: int) -> bool:
 
 
 def features_of(model: Trained) -> int:
-    """How many numbers it has for a picture."""
+    """How many numbers it has for a picture, before they are whitened."""
     seen = model.recipe.preprocessing
     size = model.recipe.pictures.first.size if seen is None else seen.size
     return int(getattr(model.encoder.backbone, "evaluated_width", 0)) or width(model.encoder, size)
