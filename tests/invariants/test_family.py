@@ -18,8 +18,8 @@ from lookalike.core.seeding import reseed
 from lookalike.learn.dictionary import Dictionary, Entries, InBatch, MemoryBank, Neighbours, Queue
 from lookalike.learn.keys import EndToEnd, Momentum, Stored
 from lookalike.learn.learner import Learner
-from lookalike.learn.objective import DCL, NCE, InfoNCE, Objective, SupCon
-from lookalike.pretext.image import MOCO_CIFAR, OneView
+from lookalike.learn.objective import DCL, NCE, InfoNCE, Objective, PolyView, SupCon
+from lookalike.pretext.image import MOCO_CIFAR, OneView, TwoViews
 from lookalike.recipes import RECIPES
 from lookalike.recipes.images import small
 from lookalike.recipes.recipe import Recipe, meaningless
@@ -302,6 +302,26 @@ def test_a_rising_momentum_ends_at_one_and_a_fixed_one_stays() -> None:
     assert [Momentum(0.99).at(p) for p in (0.0, 1.0)] == [0.99, 0.99]
 
 
+def test_several_pairs_of_views_are_positives_of_each_other_and_no_negatives() -> None:
+    """Every ordered pair of views of an example by the formula of InfoNCE, with all views of other examples."""
+    views = [rows(B, seed, torch.float64).requires_grad_() for seed in range(6)]
+    losses = []
+    for example in range(B):
+        own = [view[example] for view in views]
+        others = torch.cat([torch.cat([view[:example], view[example + 1 :]]) for view in views])
+        losses += [info_nce(query, key, others) for query in own for key in own if key is not query]
+    first, second, index = torch.cat(views[::2]), torch.cat(views[1::2]), torch.arange(B).repeat(3)
+    batch, objective = InBatch(queries=True).build(D, N), PolyView(0.2, weight=0.5)
+    found = sum(objective(q, batch.look_up(q, k, index)) for q, k in ((first, second), (second, first)))
+    expected = torch.stack(losses).mean()
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    grads = [torch.autograd.grad(loss, views) for loss in (found, expected)]
+    for mine, theirs in zip(*grads):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
+    plain = batch.look_up(first[:B], second[:B], torch.arange(B))
+    torch.testing.assert_close(PolyView(0.2)(first[:B], plain), InfoNCE(0.2)(first[:B], plain))
+
+
 def test_guesses_are_what_equal_scores_cost() -> None:
     same = torch.ones(B, D, dtype=torch.float64) / math.sqrt(D)
     entries = Entries(same, same[:1].expand(11, -1))
@@ -316,6 +336,8 @@ NONSENSE: dict[str, Recipe] = {
     "stored keys are rows of a memory bank": replace(BASE, keys=Stored()),
     "one view a step": replace(BASE, pretext=OneView(MOCO_CIFAR)),
     "must know the labels": replace(BASE, objective=SupCon()),
+    "several positives of a query": replace(BASE, objective=PolyView()),
+    "several pairs of views": replace(BASE, pretext=TwoViews(MOCO_CIFAR, pairs=2)),
     "too long to sum": replace(BASE, dictionary=MemoryBank(), objective=NCE()),
     "neighbours are those of a start": replace(BASE, dictionary=MemoryBank(neighbours=3)),
     "InfoNCE alone takes them": replace(BASE, dictionary=MemoryBank(filled=True, neighbours=3), objective=DCL()),
@@ -339,11 +361,11 @@ def test_every_recipe_makes_sense_and_is_a_value_that_json_keeps(name: str) -> N
 
 
 def test_every_mechanism_goes_with_every_objective_that_can_be_built() -> None:
-    """Three kinds of keys, five dictionaries, four objectives: each either trains or is refused with a reason."""
+    """Three kinds of keys, five dictionaries, five objectives: each either trains or is refused with a reason."""
     built = refused = 0
     for keys in (Momentum(0.9), Momentum(0.9, symmetric=True), EndToEnd(), EndToEnd(False), Stored()):
         for dictionary in (Queue(9), InBatch(), InBatch(True), MemoryBank(), MemoryBank(draws=5), Neighbours(9)):
-            for objective in (InfoNCE(), DCL(), SupCon(), NCE()):
+            for objective in (InfoNCE(), DCL(), PolyView(), SupCon(), NCE()):
                 recipe = replace(tiny_recipe(), keys=keys, dictionary=dictionary, objective=objective)
                 if meaningless(recipe):
                     refused += 1

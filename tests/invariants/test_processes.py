@@ -96,11 +96,13 @@ def batch_of(step: int, dtype: torch.dtype, recipe: Recipe) -> Batch:
     """This rank's share of a global batch that the step alone decides; the recipe says what of it is hidden."""
     generator = torch.Generator().manual_seed(step)
     index = torch.randperm(EXAMPLES, generator=generator)[:BATCH]
-    views = [torch.randn(BATCH, 3, SIDE, SIDE, generator=generator).to(dtype) for _ in range(2)]
-    first, second = ({"pixels": dist.share(view).to(memory_format=torch.channels_last)} for view in views)
+    views = [torch.randn(BATCH, 3, SIDE, SIDE, generator=generator).to(dtype) for _ in range(2 * recipe.pairs)]
+    shares = [dist.share(view) for view in views]
+    sides = (torch.cat(shares[::2]), torch.cat(shares[1::2]))
+    first, second = ({"pixels": side.to(memory_format=torch.channels_last)} for side in sides)
     if isinstance(recipe.pretext, Masked):
         first["keep"] = recipe.pretext.keep(dist.share(index), recipe.seed, step)
-    return Batch(dist.share(index), first, second)
+    return Batch(dist.share(index).repeat(recipe.pairs), first, second)
 
 
 def train(

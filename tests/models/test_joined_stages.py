@@ -66,6 +66,15 @@ def test_earlier_stages_are_seen_cell_by_cell(joined: int, grid: int, sides: tup
         torch.testing.assert_close(part.view(5, width, -1).mean(2), mean)
 
 
+@pytest.mark.parametrize("trained", [1, 2, 3])
+def test_the_head_may_see_several_stages(trained: int) -> None:
+    joined = replace(recipe(3), model=SmallResNet(WIDTHS, BLOCKS, joined=3, trained=trained)).build(64).encoder
+    with evaluating(joined):
+        seen, means = joined.raw(pixels=pixels()), joined.unwhitened(pixels=pixels())
+        assert joined(pixels=pixels()).shape == (5, 128)
+    assert torch.equal(seen, means[:, -sum(WIDTHS[-trained:]) :])
+
+
 def test_a_cell_is_the_mean_of_its_part_of_the_picture() -> None:
     x = torch.arange(2 * 3 * 4 * 6.0).view(2, 3, 4, 6)
     cells = over_cells(x, 2).view(2, 3, 2, 2)

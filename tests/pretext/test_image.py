@@ -65,6 +65,17 @@ def test_two_views_made_together_are_the_two_made_one_by_one(size):
         assert made["pixels"].is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("second", [None, replace(EVERYTHING, size=24)])
+def test_several_pairs_are_further_views_of_the_same_rows(second):
+    view, rows, batch = replace(EVERYTHING, size=32), torch.arange(10) * 7, canvases(10)
+    first, other = TwoViews(view, second, pairs=3)(batch, rows, 4, 2)
+    for pair in range(3):
+        part = slice(10 * pair, 10 * (pair + 1))
+        assert torch.equal(first["pixels"][part], view(batch, rows, 4, 2, 2 * pair)["pixels"])
+        assert torch.equal(other["pixels"][part], (second or view)(batch, rows, 4, 2, 2 * pair + 1)["pixels"])
+    assert first["pixels"].is_contiguous(memory_format=torch.channels_last)
+
+
 def test_a_view_is_a_function_of_seed_epoch_row_and_number():
     batch, rows = canvases(8), torch.arange(8)
     pretext = TwoViews(image.MOCO_CIFAR)

@@ -15,6 +15,7 @@ from lookalike.learn.optim import Cosine, Steps
 from lookalike.models.encoder import MLP
 from lookalike.pretext.image import MOCO_V1, OneView, TwoViews
 from lookalike.recipes import RECIPES
+from lookalike.recipes.images import SMALL
 from lookalike.recipes.images import small as default
 from lookalike.recipes.recipe import Recipe
 
@@ -64,7 +65,7 @@ class Experiment:
         return found
 
 
-small = replace(default, model=replace(default.model, grid=1), directions=None)  # type: ignore[type-var]
+small = replace(default, model=replace(SMALL, grid=1), directions=None)
 """As it was evaluated when the studies began, by means over whole pictures: the seeds of a study are of one kind."""
 
 _ONE_VIEW = OneView(small.pictures.first, whole=small.pictures.whole)

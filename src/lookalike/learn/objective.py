@@ -108,6 +108,26 @@ class SupCon(InfoNCE):
 
 
 @dataclass(frozen=True)
+class PolyView(InfoNCE):
+    """The mean of InfoNCE over all other views of an example: where one is the positive, the rest are left out.
+
+    The geometric loss of Shidani et al. 2024 (arXiv 2403.05490): with two views of each example it is InfoNCE.
+    """
+
+    temperature: Temperature = 0.1
+
+    def score(self, query: Tensor, entries: Entries) -> Tensor:
+        """The mean over B queries; it holds the products with all entries of a batch, (B, K)."""
+        if entries.alike is None:
+            raise ValueError("several positives need entries that say which are alike: those of a batch")
+        negatives = log_sum_exp(query, entries, self.temperature, self.chunk)
+        own = F.softplus(negatives - (query * entries.positive).sum(1) / self.temperature)
+        scores = _scores(query, entries.negatives.to(query.dtype)) / self.temperature
+        others = F.softplus(negatives[:, None] - scores).masked_fill(~entries.alike, 0.0)
+        return self.weight * ((own + others.sum(1)) / (1 + entries.alike.sum(1))).mean()
+
+
+@dataclass(frozen=True)
 class NCE(Objective):
     """Is an entry the example, or one of K drawn from noise? (InstDisc, arXiv 1805.01978, equations 3 to 8.)
 

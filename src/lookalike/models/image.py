@@ -6,7 +6,7 @@ The module takes ``pixels``: (B, 3, S, S) of pictures, (B, 3, T, S, S) of clips.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Annotated, Any, Literal, cast
@@ -172,12 +172,14 @@ class SmallResNet(Bounded):
     """Last stages, as far as there are, that evaluations see side by side; training sees the last one."""
     grid: Annotated[int, Limit(1, 1024)] = 1
     """Cells a side over which evaluations take means of the first joined stage; each later one has half as many."""
+    trained: Annotated[int, Limit(1, 1000)] = 1
+    """Last stages, as far as there are, whose means the head sees side by side."""
 
     def build(self, group: int) -> tuple[nn.Module, int]:
-        """Random weights; the width of the last stage is F."""
+        """Random weights; F is the width of the stages that the head sees."""
         if len(self.widths) != len(self.blocks):
             raise UserError(f"model.widths has {len(self.widths)} stages, model.blocks {len(self.blocks)}: set both")
-        return SmallResNetBackbone(self, group), self.widths[-1]
+        return SmallResNetBackbone(self, group), sum(self.widths[-self.trained :])
 
 
 class ResidualBlock(nn.Module):
@@ -250,20 +252,29 @@ class SmallResNetBackbone(ResidualBackbone):
             for number in range(count)
         ]
         super().__init__(stem, blocks, group)
-        ends = [number - 1 for number in accumulate(spec.blocks)][-spec.joined :]
+        every = [number - 1 for number in accumulate(spec.blocks)]
+        ends = every[-spec.joined :]
         self.cells = {end: max(1, spec.grid >> order) for order, end in enumerate(ends)}  # a side, by number of block
+        self.trained = dict.fromkeys(every[-spec.trained :], 1)
         self.evaluated_width = sum(
             width * side**2 for width, side in zip(spec.widths[-spec.joined :], self.cells.values())
         )
 
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) → (B, F): means over the picture of the stages that the head sees, the last one last."""
+        return self._stages(pixels, self.trained)
+
     def evaluated(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) → (B, evaluated_width): means over cells of the joined stages, the last one last."""
+        return self._stages(pixels, self.cells)
+
+    def _stages(self, pixels: Tensor, cells: Mapping[int, int]) -> Tensor:
         x, means = self.norm(self.stem(pixels), activate=True), list[Tensor]()
         for number, block in enumerate(self.blocks):
             x = block(x)
-            if number in self.cells:
-                means.append(over_cells(x, self.cells[number]))
-        return torch.cat(means, 1)
+            if number in cells:
+                means.append(over_cells(x, cells[number]))
+        return torch.cat(means, 1) if len(means) > 1 else means[0]
 
 
 def over_cells(x: Tensor, side: int) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lookalike.core.errors import SHARE, Bounded, Limit, PixelSide, Probability, UserError
+from lookalike.core.errors import SHARE, Bounded, Count, Limit, PixelSide, Probability, UserError
 from lookalike.core.kernels import load
 from lookalike.core.seeding import uniforms
 from lookalike.pretext import ops
@@ -214,17 +214,30 @@ class ViewPair(Bounded):
 class TwoViews(ViewPair):
     """The pretext of momentum contrast: two random views of a picture belong together."""
 
+    pairs: Count = 1  # that each picture gives in a step
+
     def __call__(self, canvases: Canvases, rows: Tensor, seed: int, epoch: int) -> tuple[View, View]:
-        """Two views of the examples at ``rows`` (B,) of the source."""
+        """Two views (pairs · B, ...) of the examples at ``rows`` (B,) of the source: all first pairs, then the next."""
+        numbers = range(2 * self.pairs)
         if self.second is None:
-            first, second = self.first.views(canvases, rows, seed, epoch, [0, 1])
-            return first, second
-        return self.first(canvases, rows, seed, epoch, 0), self.second(canvases, rows, seed, epoch, 1)
+            views = self.first.views(canvases, rows, seed, epoch, list(numbers))
+        else:
+            kinds = (self.first, self.second) * self.pairs
+            views = [kind(canvases, rows, seed, epoch, number) for kind, number in zip(kinds, numbers)]
+        return (views[0], views[1]) if self.pairs == 1 else (_together(views[::2]), _together(views[1::2]))
+
+    def shown(self) -> str:
+        """What a run says of its views."""
+        return super().shown() if self.pairs == 1 else f"{2 * self.pairs} views of {self.first.size} px of each"
 
     def crops(self) -> ImageView:
         """What classifiers are trained on: the first view's crops and mirror images, at the size of evaluations."""
         size, view = self.whole or self.first.size, self.first
         return ImageView(size, view.scale, view.ratio, view.flip, mean=view.mean, std=view.std)
+
+
+def _together(views: Sequence[View]) -> View:
+    return {name: torch.cat([view[name] for view in views]) for name in views[0]}
 
 
 @dataclass(frozen=True)

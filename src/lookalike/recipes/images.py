@@ -80,8 +80,8 @@ Published kNN on the head's output: 31.98 / 33.5 / 38.0 / 48.0 % at epochs 1, 2,
 class SmallRecipe(Recipe):
     """A recipe whose batch and pictures follow the data; as it stands it is for 2,048 examples or more, of 32 pixels.
 
-    ``fitted`` gives a plain recipe. A batch is for little data the largest power of two that leaves 16 steps an epoch,
-    but not under 16. Whole pictures are seen at their own side in steps of 16 pixels, from 32 to 128, and crops at
+    ``fitted`` gives a plain recipe. A batch is for little data the largest power of two that leaves 16 steps an epoch
+    (and as many more as pictures give more pairs of views), but not under 16. Whole pictures are seen at their own side in steps of 16 pixels, from 32 to 128, and crops at
     three quarters of that, where an object appears as large as in the whole picture (Touvron et al. 2019,
     arXiv 1906.06423) at half the cost. docs/results.md has what was tried.
     """
@@ -96,7 +96,7 @@ class SmallRecipe(Recipe):
         tell: Callable[[str], None] = lambda _: None,
     ) -> Recipe:
         """``Recipe.fitted`` of the recipe for this data; ``side`` is 0 for text."""
-        batch = min(self.batch, max(16, 1 << max((examples // 16).bit_length() - 1, 0)))
+        batch = min(self.batch, max(16, 1 << max((examples // (16 * self.pairs)).bit_length() - 1, 0)))
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(Recipe)}
         values |= {"batch": batch, "group": min(self.group, batch // 2)}
         if self.steady:
@@ -126,11 +126,14 @@ def _strided(model: Any, stride: int) -> Any:
     )
 
 
+SMALL = SmallResNet(widths=(32, 64, 128, 256), blocks=(1, 1, 1, 1), kernel=3, stride=2, joined=3, grid=4)
+"""The network of the recipes for processors: at 32 pixels its stages have 16, 8, 4 and 2 positions a side."""
+
 small = SmallRecipe(
     name="small",
     pretext=TwoViews(replace(MOCO_CIFAR, size=24, scale=(0.2, 1.0)), whole=32),
     canvas=32,
-    model=SmallResNet(widths=(32, 64, 128, 256), blocks=(1, 1, 1, 1), kernel=3, stride=2, joined=3, grid=4),
+    model=SMALL,
     head=MLP((128,)),
     whiten=True,
     directions=512,

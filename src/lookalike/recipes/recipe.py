@@ -17,7 +17,7 @@ from lookalike.learn.dictionary import InBatch, MemoryBank, Neighbours, Queue, Q
 from lookalike.learn.keys import Alone, EndToEnd, Momentum, Stored
 from lookalike.learn.labelled import Classes, CrossEntropy, Labelled
 from lookalike.learn.learner import Learner
-from lookalike.learn.objective import DCL, NCE, InfoNCE, Objective, SupCon
+from lookalike.learn.objective import DCL, NCE, InfoNCE, Objective, PolyView, SupCon
 from lookalike.learn.optim import LARS, SGD, AdamW, Cosine, Linear, Muon, Steps
 from lookalike.learn.tuned import Movement
 from lookalike.metrics.knn import Knn
@@ -120,7 +120,7 @@ class Recipe(Bounded):
     reconstruction: Decoder | Words | None = None  # rebuilds what the query does not see (MAE, BERT)
     keys: Momentum | EndToEnd | Stored | Labelled | Alone = Momentum()  # noqa: RUF009
     dictionary: DictionaryValue = Queue()  # noqa: RUF009
-    objective: InfoNCE | DCL | SupCon | NCE | CrossEntropy | Objective = InfoNCE()  # noqa: RUF009
+    objective: InfoNCE | DCL | PolyView | SupCon | NCE | CrossEntropy | Objective = InfoNCE()  # noqa: RUF009
     optimizer: SGD | LARS | AdamW | Muon = SGD()  # noqa: RUF009
     schedule: Cosine | Linear | Steps = Steps()  # noqa: RUF009
     tuned: Movement = Movement()  # noqa: RUF009
@@ -173,6 +173,11 @@ class Recipe(Bounded):
                 "clips cannot be learned in bf16 on a processor, whose gradients are wrong: --precision fp32"
             )
         return "fp32"
+
+    @property
+    def pairs(self) -> int:
+        """Of views that an example gives in a step."""
+        return self.pretext.pairs if isinstance(self.pretext, TwoViews) else 1
 
     @property
     def whole_canvas(self) -> Side:
@@ -247,7 +252,9 @@ class Recipe(Bounded):
 
     def chance_loss(self, examples: int) -> float:
         """The loss of scoring all entries alike, and of painting nothing: what a run starts near."""
-        contrast = self.keys.directions * self.objective.chance_loss(self.dictionary.negatives(self.batch, examples))
+        negatives = self.dictionary.negatives(self.batch, examples)
+        negatives *= self.pairs if isinstance(self.dictionary, InBatch) else 1
+        contrast = self.keys.directions * self.objective.chance_loss(negatives)
         return contrast + (self.reconstruction.chance_loss(self._hidden()) if self.reconstruction else 0.0)
 
     def filling(self, examples: int) -> int:
@@ -285,6 +292,10 @@ def _labels(recipe: Recipe) -> Iterator[str]:
         yield "the head of a classifier ends in one number for each class, and no predictor follows"
     if isinstance(objective, SupCon) and not isinstance(dictionary, InBatch):
         yield "supervised contrast must know the labels of its entries: the dictionary is InBatch"
+    if isinstance(objective, PolyView) and not isinstance(dictionary, InBatch):
+        yield "several positives of a query are views of its batch: the dictionary is InBatch"
+    if recipe.pairs > 1 and not (isinstance(objective, PolyView) and type(recipe.pretext) is TwoViews):
+        yield "several pairs of views of a picture are positives of each other: pretext TwoViews, objective PolyView"
     if isinstance(recipe.pretext, OneView) and not isinstance(keys, Stored) and not any(parts):
         yield "one view a step is only enough where its key is stored from before: use TwoViews"
 

@@ -83,15 +83,21 @@ def batches(
         # Where labels teach, a picture that stands in for one that cannot be read brings its own.
         known = loader.shown(rows) if recipe.objective.supervised else rows
         # Ranks tell each other by it what they send, so theirs stays on the host.
-        index = known if dist.world() > 1 else transfer([known], device())[0]
+        index = known.repeat(recipe.pairs)
+        index = index if dist.world() > 1 else transfer([index], device())[0]
         query = view_to_device(first)
         yield Batch(index, query, query if second is first else view_to_device(second))
 
 
 def views_at(loader: Loads, recipe: Recipe, rows: Tensor, epoch: int) -> tuple[View, View]:
-    """The two views that ``epoch`` draws of the examples at ``rows`` (B,)."""
+    """The first two views that ``epoch`` draws of the examples at ``rows`` (B,)."""
     loaded = next(iter(loader.batches([Examples(recipe, loader).training(rows, epoch)])))
-    return recipe.pretext(material_to_device(loaded.material), rows, recipe.seed, epoch)
+    first, second = recipe.pretext(material_to_device(loaded.material), rows, recipe.seed, epoch)
+    if recipe.pairs == 1:
+        return first, second
+    return {name: part[: len(rows)] for name, part in first.items()}, {
+        name: part[: len(rows)] for name, part in second.items()
+    }
 
 
 def train(
