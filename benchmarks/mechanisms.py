@@ -71,7 +71,7 @@ def batches(recipe: Recipe, canvases: Canvases) -> Iterator[Batch]:
         rows = dist.share((torch.arange(recipe.batch) + step * recipe.batch) % EXAMPLES)
         here = rows % len(canvases.pixels)
         picked = Canvases(canvases.pixels[here], canvases.sizes[here])
-        yield Batch(rows, *recipe.pretext(picked, rows, 0, 0))
+        yield Batch(rows.repeat(recipe.pairs), *recipe.pretext(picked, rows, 0, 0))
         step += 1
 
 

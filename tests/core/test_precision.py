@@ -117,7 +117,7 @@ def learned(name: str) -> Tensor:
     recipe = replace(recipe, precision="fp32", batch=16, group=8).fitted(64)
     learner = recipe.build(64).train()
     first, second = recipe.pretext(canvases(recipe.canvas, 16), torch.arange(16), 0, 0)
-    batch = Batch(torch.arange(16), first, second)
+    batch = Batch(torch.arange(16).repeat(recipe.pairs), first, second)
     outcome = learner(batch)
     with full_precision():
         outcome.loss.backward()
