@@ -312,19 +312,19 @@ def test_ranks_embed_shares_of_one_table(run: Path, copied: Path, tmp_path: Path
 
 
 def test_memory_does_not_grow_with_the_rows(forks: Forks, tmp_path: Path) -> None:
-    """4 KB a row: 25,000 more would be 102 MB in memory, and twice that where they are joined."""
+    """4 KB a row: 40,000 more would be 164 MB in memory, and twice that where they are joined."""
     picture(tmp_path / "a.png", 0)
     data = (tmp_path / "a.png").read_bytes()
-    for rows in (5_000, 30_000):
+    for rows in (5_000, 45_000):
         (tmp_path / str(rows)).mkdir()
         pq.write_table(pa.table({"image": [data] * rows}), tmp_path / str(rows) / "a.parquet", row_group_size=500)
     wide = [1024 if word == "16" else word for word in TINY]  # of the head
     done(forks.run(["pretrain", tmp_path / "5000", "--out", tmp_path / "run", *wide, "--steps", 1]))
     peaks = []
-    for rows in (5_000, 30_000):
+    for rows in (5_000, 45_000):
         command = ["embed", tmp_path / "run", tmp_path / str(rows), "--layer", "head", "--workers", 0, "--out"]
         ended = forks.run([*command, tmp_path / f"{rows}.parquet"])
         done(ended)
         peaks.append(ended.peak)
         assert pq.read_metadata(tmp_path / f"{rows}.parquet").num_rows == rows
-    assert peaks[1] - peaks[0] < 75  # allocators keep up to 51 of what is freed
+    assert peaks[1] - peaks[0] < 125  # allocators keep up to 87 of what is freed
