@@ -81,9 +81,9 @@ class SmallRecipe(Recipe):
     """A recipe whose batch and pictures follow the data; as it stands it is for 2,048 examples or more, of 32 pixels.
 
     ``fitted`` gives a plain recipe. A batch is for little data the largest power of two that leaves 16 steps an epoch
-    (and as many more as pictures give more pairs of views), but not under 16. Whole pictures are seen at their own side in steps of 16 pixels, from 32 to 128, and crops at
-    three quarters of that, where an object appears as large as in the whole picture (Touvron et al. 2019,
-    arXiv 1906.06423) at half the cost. docs/results.md has what was tried.
+    (and as many more as pictures give more pairs of views), but not under 16. Whole pictures are seen at their own side
+    in steps of 16 pixels, from 32 to 128, and crops at three quarters of that, where an object appears as large as in
+    the whole picture (Touvron et al. 2019, arXiv 1906.06423) at half the cost. docs/results.md has what was tried.
     """
 
     steady: bool = False  # the learning rate of a step stays the same where the batch is smaller
