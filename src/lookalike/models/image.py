@@ -169,7 +169,7 @@ class SmallResNet(Bounded):
     kernel: Annotated[int, Limit(1, 64)] = 3  # side of the first convolution
     stride: Annotated[int, Limit(1, 64)] = 2
     joined: Annotated[int, Limit(1, 1000)] = 1
-    """Last stages, as far as there are, that evaluations see side by side; training sees the last one."""
+    """Last stages, as far as there are, that evaluations see side by side."""
     grid: Annotated[int, Limit(1, 1024)] = 1
     """Cells a side over which evaluations take means of the first joined stage; each later one has half as many."""
     trained: Annotated[int, Limit(1, 1000)] = 1

@@ -252,8 +252,7 @@ class Recipe(Bounded):
 
     def chance_loss(self, examples: int) -> float:
         """The loss of scoring all entries alike, and of painting nothing: what a run starts near."""
-        negatives = self.dictionary.negatives(self.batch, examples)
-        negatives *= self.pairs if isinstance(self.dictionary, InBatch) else 1
+        negatives = self.dictionary.negatives(self.batch, examples) * self.pairs  # several are in the batch alone
         contrast = self.keys.directions * self.objective.chance_loss(negatives)
         return contrast + (self.reconstruction.chance_loss(self._hidden()) if self.reconstruction else 0.0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ from lookalike.learn.labelled import Classes
 from lookalike.learn.learner import Learner, Outcome
 from lookalike.models.text import Transformer, TwoTowers
 from lookalike.models.vit import ViT
-from lookalike.pretext.image import ViewPair
+from lookalike.pretext.image import TwoViews, ViewPair
 from lookalike.recipes.modality import Examples
 from lookalike.recipes.recipe import Recipe, uneven
 from lookalike.train.guard import StepGuard
@@ -92,12 +93,8 @@ def batches(
 def views_at(loader: Loads, recipe: Recipe, rows: Tensor, epoch: int) -> tuple[View, View]:
     """The first two views that ``epoch`` draws of the examples at ``rows`` (B,)."""
     loaded = next(iter(loader.batches([Examples(recipe, loader).training(rows, epoch)])))
-    first, second = recipe.pretext(material_to_device(loaded.material), rows, recipe.seed, epoch)
-    if recipe.pairs == 1:
-        return first, second
-    return {name: part[: len(rows)] for name, part in first.items()}, {
-        name: part[: len(rows)] for name, part in second.items()
-    }
+    pretext = replace(recipe.pretext, pairs=1) if isinstance(recipe.pretext, TwoViews) else recipe.pretext
+    return pretext(material_to_device(loaded.material), rows, recipe.seed, epoch)
 
 
 def train(
