@@ -322,6 +322,13 @@ def test_several_pairs_of_views_are_positives_of_each_other_and_no_negatives() -
     torch.testing.assert_close(PolyView(0.2)(first[:B], plain), InfoNCE(0.2)(first[:B], plain))
 
 
+def test_guessing_with_several_pairs_is_among_all_views_of_other_pictures() -> None:
+    recipe = RECIPES["small_simclr"].fitted(50_000, 32)
+    others = 2 * recipe.pairs * (recipe.batch - 1)
+    assert recipe.pairs > 1
+    assert recipe.chance_loss(50_000) == pytest.approx(math.log(others + 1))
+
+
 def test_guesses_are_what_equal_scores_cost() -> None:
     same = torch.ones(B, D, dtype=torch.float64) / math.sqrt(D)
     entries = Entries(same, same[:1].expand(11, -1))
