@@ -7,11 +7,13 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lookalike.core.devices import isolated
 from lookalike.core.errors import USAGE, UserError
-from lookalike.train.length import LEAST, Budget, Clock, expected, pace, timed_enough
+from lookalike.train.length import LEAST, Budget, Clock, expected, fastest, pace, timed_enough
 from lookalike.train.watch import Due
 
 Slowness = Callable[[float], float]
@@ -102,6 +104,24 @@ def test_a_disturbance_of_most_of_the_measuring_changes_nothing(
 def test_the_pace_lies_among_the_steps(durations: list[float]) -> None:
     steady = durations[1:] or durations
     assert min(steady) * (1 - 1e-9) <= pace(durations) <= max(steady) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [
+        ({8: 1.0, 4: 1.5}, 8),
+        ({8: 1.0, 4: 0.96}, 8),  # what is measured varies by as much
+        ({8: 1.0, 4: 0.8, 2: 0.9}, 4),
+        ({8: 1.0, 4: 0.8, 2: 0.7, 1: 0.5}, 1),
+        ({6: 1.0, 3: 0.8, 1: 0.5}, 1),
+        ({2: 2.0, 1: 1.0}, 1),
+        ({1: 1.0}, 1),
+    ],
+)
+def test_a_run_in_minutes_takes_the_threads_that_are_fastest(seconds: dict[int, float], chosen: int) -> None:
+    with isolated():
+        assert fastest(lambda _: seconds[torch.get_num_threads()], max(seconds)) == seconds[chosen]
+        assert torch.get_num_threads() == chosen
 
 
 def test_data_that_comes_in_bursts_is_no_fast_step() -> None:

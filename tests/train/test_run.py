@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from lookalike.core.devices import isolated
 from lookalike.core.errors import BAD_DATA, LOCKED, USAGE, UserError
-from lookalike.core.files import write_atomically, write_json
+from lookalike.core.files import as_json, publish, write_atomically, write_json
 from lookalike.data.loader import Loader
 from lookalike.data.source import open_source
 from lookalike.learn.dictionary import MemoryBank, Queue
@@ -34,7 +35,7 @@ from lookalike.recipes.recipe import Length, Recipe, Stage
 from lookalike.recipes.serialize import KINDS, differences, flat, from_plain, override, to_plain
 from lookalike.train.length import Budget, Clock, extend, train_to_end
 from lookalike.train.pretrain import Request, begin, carry_out
-from lookalike.train.run import Run, read_recipe
+from lookalike.train.run import Run, read_environment, read_recipe
 from lookalike.train.screen import Screen
 from lookalike.train.trained import Checkup
 from tests.support.forks import digest
@@ -467,6 +468,19 @@ def test_what_a_run_was_asked_and_where_it_ran_is_on_record(tmp_path: Path) -> N
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert all({"loss", "top1", "lr"} == line.keys() - {"step"} for line in lines)
     assert finished.step == finished.total == 4
+
+
+@pytest.mark.parametrize(("allowed", "then"), [(4, 2), (3, 3), (8, 8)])
+def test_a_run_goes_on_with_the_threads_that_were_fastest(tmp_path: Path, allowed: int, then: int) -> None:
+    carry_out(asked(tmp_path / "run"))
+    recorded = read_environment(tmp_path / "run")
+    assert recorded["threads_allowed"] == torch.get_num_threads()
+    publish(tmp_path / "run", {"environment.json": as_json(recorded | {"threads": 2, "threads_allowed": 4})})
+    with isolated():
+        torch.set_num_threads(allowed)
+        with Run(tmp_path / "run") as run:
+            run.as_before()
+        assert torch.get_num_threads() == then
 
 
 # How long a run is

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from lookalike.core import dist
-from lookalike.core.devices import exact, one_thread_beside_a_gpu
+from lookalike.core.devices import device, exact, one_thread_beside_a_gpu
 from lookalike.core.errors import UserError
 from lookalike.data.loader import Loads
 from lookalike.data.order import order_of
@@ -37,6 +37,7 @@ LEAST = 30
 """Steps below which a run in minutes is refused: it would be over before it has learned anything."""
 
 _PROBES, _FEWEST, _SHARE = 48, 3, 0.1  # steps that are timed, at most and at least; their share of the minutes
+_FASTER = 0.95  # of the time on twice the threads: what fewer must reach, since what is measured varies by that
 _LOOKS = 16  # how often a run compares when it will end with when it should
 _TOLERANCE, _PATIENCE = 0.03, 0.15  # of the minutes, and of what is to come: by how much it may miss them before
 # that is mended, which costs a checkpoint: what is far may yet come right by itself
@@ -78,16 +79,38 @@ class Budget(NamedTuple):
         return self._replace(checkups=max(1, round(share * self.checkups)))
 
 
-def budget(
-    recipe: Recipe, length: Length, loader: Loads, checkup: Checkup, tell: Callable[[str], None], start: float
-) -> Budget:
-    """How the minutes of ``length``, which count from ``start``, are spent, by timing a check-up and some steps."""
+def budget(recipe: Recipe, length: Length, loader: Loads, checkup: Checkup, run: Run, start: float) -> Budget:
+    """How the minutes of ``length``, which count from ``start``, are spent, by timing a check-up and some steps.
+
+    It leaves as many threads set as steps are fastest on.
+    """
     assert length.minutes is not None
-    tell(f"measuring how many steps {length.minutes:g} minutes allow")
+    run.tell(f"measuring how many steps {length.minutes:g} minutes allow")
     whole, checkup_seconds = 60 * length.minutes, checkup.seconds()
-    step = pace(probe(recipe, loader, _SHARE * whole))
+    step = fastest(lambda share: pace(probe(recipe, loader, share * whole)), run.threads)
+    if (threads := torch.get_num_threads()) < run.threads and device().type == "cpu":
+        run.tell(f"{threads} of {run.threads} threads compute, since steps are faster so")
     before = time.perf_counter() - start
     return Budget(*dist.agree((whole, before, checkup_seconds, max(1, recipe.checkups), step)))
+
+
+def fastest(timed: Callable[[float], float], most: int) -> float:
+    """Seconds that a step takes on the number of threads that it is fastest on: ``most``, or half, or half of that.
+
+    So many are set after. ``timed`` says how long a step takes on those that are set, in a share of the minutes. More
+    threads are slower where steps are small, or where others compute, since all wait for the one that waits for them:
+    beside one busy process two of two made 337 pictures a second, and one made 674.
+    """
+    torch.set_num_threads(most)
+    best = timed(_SHARE)
+    alone = device().type == "cpu" and dist.world() == 1
+    while alone and (threads := torch.get_num_threads()) > 1:
+        torch.set_num_threads(threads // 2)
+        if (now := timed(_SHARE / 4)) > _FASTER * best:
+            torch.set_num_threads(threads)
+            break
+        best = now
+    return best
 
 
 def probe(recipe: Recipe, loader: Loads, seconds: float) -> list[float]:
@@ -248,7 +271,7 @@ def extend(
     if new is None:
         if done < total and recipe.length.longer_by() == longer.minutes:
             return recipe, None
-        seconds = budget(recipe, longer, loader, checkup, run.tell, start)
+        seconds = budget(recipe, longer, loader, checkup, run, start)
         new = total + seconds.more(total).enough().steps
         clock = Clock(seconds, new, earlier=total - done)
         how_long = f", in {expected(clock.whole)}"

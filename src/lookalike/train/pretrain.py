@@ -224,6 +224,7 @@ def begin_or_continue(
     reads = loader(recipe, source, tokenizer, *limits, counted(screen.work, "reading", len(source)), run.note_bad_files)
     dist.refuse_other_ranks({"unreadable files": len(reads.bad), "first of them": min(reads.bad, default="none")}, {})
     checkup, clock = Checkup.of(reads, recipe), None
+    run.as_before()
     if recorded is None:
         recipe, clock = begin(request, recipe, run, reads, checkup, screen, began, start)
     elif request.extend:
@@ -387,7 +388,7 @@ def begin(
         for doubt in doubts(recipe, loader):
             screen.say(doubt)
     if recipe.length.total(1) is None:
-        plan = budget(recipe, recipe.length, loader, checkup, screen.say, began).enough()
+        plan = budget(recipe, recipe.length, loader, checkup, run, began).enough()
         recipe = replace(recipe, length=replace(recipe.length, steps=plan.steps))
         clock = Clock(plan, plan.steps)
         about_steps, how_long = "about ", f" in {expected(clock.whole)}"

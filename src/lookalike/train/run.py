@@ -76,6 +76,7 @@ class Run:
         self.data_table = folder / "data.parquet"  # which files the data was: see data/fingerprint.py
         self._environment = folder / "environment.json"
         self.tell: Callable[[str], None] = lambda _: None
+        self.threads = torch.get_num_threads()  # that the caller allows: a run in minutes may be faster on fewer
         self._lock: Lock | None = None
         self._aside: Path | None = None  # where the run is that was there before
         self._new: list[Path] = []  # the folder and those above it, as far as they were made for this run
@@ -173,7 +174,8 @@ class Run:
 
     def accept(self, data: dict[str, Any], table: bytes, recipe: Recipe | None = None) -> None:
         """Record what the data is: the table last, which decides whether it has changed; then a new run's recipe."""
-        about = environment() | {"data": data, "earlier": self._recorded().get("earlier", [])}
+        about = environment() | {"threads_allowed": self.threads, "data": data}
+        about["earlier"] = self._recorded().get("earlier", [])
         files = {self._environment.name: as_json(about), self.data_table.name: table}
         publish(self.folder, files | ({} if recipe is None else {"recipe.json": as_json(to_plain(recipe))}))
 
@@ -191,8 +193,14 @@ class Run:
         if changed:
             self.note(f"goes on under other conditions, so its bytes are its own: {', '.join(changed)}")
             earlier = {name: old.get(name) for name in ("command", *DECIDES)}
-            about = old | now | {"earlier": [*old.get("earlier", []), earlier]}
+            about = old | now | {"threads_allowed": self.threads, "earlier": [*old.get("earlier", []), earlier]}
             publish(self.folder, {self._environment.name: as_json(about)})
+
+    def as_before(self) -> None:
+        """Go on with the threads that were fastest when it began, where as many are allowed as then."""
+        recorded = self._recorded()
+        if recorded.get("threads_allowed") == self.threads and recorded.get("threads") in range(1, self.threads):
+            torch.set_num_threads(int(recorded["threads"]))
 
     def _recorded(self) -> dict[str, Any]:
         """What environment.json holds, if it is there."""
