@@ -21,6 +21,7 @@ from lookalike.recipes import RECIPES
 from lookalike.recipes.recipe import meaningless
 from lookalike.report.study import cells_of, markdown, plot, write
 from lookalike.train import loop
+from lookalike.train.run import read_environment
 
 TINY = RECIPES["tiny"]
 SMALL = Experiment(
@@ -81,6 +82,15 @@ def test_a_run_that_cannot_be_trained_is_a_result(tmp_path: Path, monkeypatch: p
     assert outcome.rows[-1].numbers == {}
     assert list(outcome.sentences()) == ["longer is better: queue 64 failed to train"]
     assert list(cells_of(outcome))[-1][:3] == ["queue 64", "failed", "1, 1 failed"]
+
+
+def test_a_cell_may_learn_from_some_of_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = replace(SMALL, cells=(Cell("queue", 32, TINY, pictures=0.1), Cell("queue", 64, TINY)))
+    monkeypatch.setitem(STUDIES, "toy", few)
+    rows = conducted("toy", "digits", tmp_path, seeds=2, workers=0).rows
+    learned = [read_environment(folder)["data"]["examples"] for folder in tmp_path.glob("runs/*")]
+    assert sorted(learned) == [180, 180, 180, 180, 1797, 1797]  # untrained networks begin with few, too
+    assert rows[1].numbers != rows[4].numbers  # other pictures for another seed
 
 
 def outcome(better: list[float], worse: list[float]) -> StudyResult:

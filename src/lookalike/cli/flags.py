@@ -171,11 +171,11 @@ class Study(Verb):
     dictionary_size: queue, memory bank and end to end at 64 to 16,384 keys (figure 3 of MoCo). momentum: from 0 to a
     twin that never moves. temperature: 0.03 to 1. shuffle: keys normalised in shuffled groups or not. objective: NCE,
     InfoNCE and the full softmax. v2_steps: from MoCo to MoCo v2. symmetric: one direction or two. masks: contrast with
-    masked queries.
+    masked queries. more_data: 1, 10 and 100 % of the pictures.
     """
 
     name: Positional[Annotated[str, shown("NAME")]]
-    """dictionary_size, momentum, temperature, shuffle, objective, v2_steps, symmetric or masks."""
+    """dictionary_size, momentum, temperature, shuffle, objective, v2_steps, symmetric, masks or more_data."""
     data: Data  # Pictures, as lookalike pretrain and lookalike evaluate take them.
     out: Annotated[str, shown("FOLDER")]  # Folder for the runs and for NAME.md, NAME.json, NAME.html and plots.
     steps: Annotated[int | None, Limit(1), shown("N")] = None

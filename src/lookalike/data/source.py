@@ -23,7 +23,7 @@ from lookalike.data.formats.places import find as pictures
 from lookalike.data.video.source import video_of
 
 S = TypeVar("S", bound=Source)
-Data = str | os.PathLike[str] | Tensor | npt.NDArray[np.generic] | MapStyle | Mapping[str, MapStyle]
+Data = str | os.PathLike[str] | Tensor | npt.NDArray[np.generic] | MapStyle | Mapping[str, MapStyle] | Rows
 Finder = Callable[[Data], Place[Source]]
 """How what a person names becomes a place."""
 Say = Callable[[str], None]
@@ -66,7 +66,9 @@ def splits_of(data: Data, *, find: Finder | None = None) -> Mapping[str, Source]
 
 
 def place_of(data: Data) -> Place[PictureSource]:
-    """The pictures of a path, an address, a name, a tensor or a dataset; raises UserError."""
+    """The pictures of a path, an address, a name, a tensor, a dataset or some rows of either; raises UserError."""
+    if isinstance(data, Rows):
+        return InMemory({}, data)
     if not isinstance(data, str | os.PathLike):
         return in_memory(data)
     return InMemory({}, digits()) if data == DIGITS else pictures(data)

@@ -30,6 +30,7 @@ class Cell(NamedTuple):
     recipe: Recipe
     settings: Mapping[str, Any] = NOTHING  # fields by path, set after the recipe was fitted to the data
     share: float = 1.0  # of the study's steps: less where a step costs more, so that the time is alike
+    pictures: float = 1.0  # the share of the training pictures that it learns from, others for each seed
 
     @property
     def name(self) -> str:
@@ -232,8 +233,25 @@ masks = Experiment(
     ),
 )
 
+_BY_ITSELF = RECIPES["small_simclr"]  # which no dictionary keeps from learning from few pictures
+
+more_data = Experiment(
+    "more_data",
+    "What are more pictures without labels worth, at equal steps?",
+    "MoCo (arXiv 1911.05722), section 4.2: a thousand times as many pictures, uncurated, transfer better in every task",
+    tuple(
+        Cell("percent", 100 * share, _BY_ITSELF, {"batch": _BATCH, "group": _BATCH // 2}, pictures=share)
+        for share in (0.01, 0.1, 1.0)
+    ),
+    (
+        Claim("a tenth is better than a hundredth", "percent 10", "percent 1"),
+        Claim("all are better than a tenth", "percent 100", "percent 10"),
+    ),
+    axis="percent of the training pictures",
+)
+
 STUDIES = {
     study.name: study
-    for study in (dictionary_size, momentum, temperature, shuffle, objective, v2_steps, symmetric, masks)
+    for study in (dictionary_size, momentum, temperature, shuffle, objective, v2_steps, symmetric, masks, more_data)
 }
 """By their names."""

@@ -18,6 +18,9 @@ from lookalike.core.devices import accelerator, device, isolated, processor, res
 from lookalike.core.errors import UserError, meant
 from lookalike.core.files import json_in, whole, write_json
 from lookalike.core.progress import Progress, silent
+from lookalike.data.example import Rows
+from lookalike.data.order import some_rows
+from lookalike.data.source import Data, open_source
 from lookalike.evaluation.compare import fingerprint_of_data
 from lookalike.evaluation.evaluation import Resources
 from lookalike.evaluation.settings import EVALUATIONS, configured
@@ -162,6 +165,7 @@ class Bench(NamedTuple):
         steps = max(1, round(self.steps * cell.share))
         marks = {"cell": name, "recipe": to_plain(cell.recipe), "settings": dict(cell.settings), "steps": steps}
         marks |= {"seed": seed, "data": self.mark, "tasks": list(self.tasks)}
+        marks |= {"pictures": cell.pictures} if cell.pictures < 1 else {}
         key = hashlib.sha256(json.dumps(marks, sort_keys=True).encode()).hexdigest()[:16]
         file = self.out / "rows" / f"{key}.json"
         before = _kept(file)
@@ -179,7 +183,7 @@ class Bench(NamedTuple):
         recipe = replace(cell.recipe, seed=seed, checkups=0)
         try:
             same: dict[str, Any] = {"recipe": recipe, "settings": cell.settings, "quiet": True, "workers": self.workers}
-            done = pretrain(self.data, run, steps=1 if untrained else steps, **same)
+            done = pretrain(self.learned_from(cell, seed), run, steps=1 if untrained else steps, **same)
         except Diverged as error:
             return Row(name, seed, steps, {}, (time.perf_counter() - began) / 60, str(error), machine())
         if done.signal:  # saved, and no result yet: the same call continues it
@@ -192,6 +196,13 @@ class Bench(NamedTuple):
             plain = {"baselines": "none"} if hasattr(EVALUATIONS[task], "baselines") else {}
             values[task] = configured(task, plain).run(model, self.data, resources).value
         return Row(name, seed, 0 if untrained else steps, values, 0.0 if untrained else minutes, machine=machine())
+
+    def learned_from(self, cell: Cell, seed: int) -> Data:
+        """The data, or a draw of its training pictures."""
+        if cell.pictures == 1:
+            return self.data
+        source = open_source(self.data)
+        return Rows(source, some_rows(len(source), round(cell.pictures * len(source)), draw=seed + 1))
 
 
 def _kept(file: Path) -> Row | None:
