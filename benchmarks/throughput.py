@@ -1,30 +1,30 @@
-"""End to end training speed from picture files: lookalike against lightly, in turn, on the same files.
+"""End to end training speed from pictures: lookalike, lightly and plain PyTorch, in turn, on the same files.
 
-    python benchmarks/throughput.py --data ../shared/data/cifar10 --json throughput.json
-    python benchmarks/throughput.py --data ../shared/data/imagenette128/train --network resnet50 --batch 64
-    python benchmarks/throughput.py --method simclr
+    python -m benchmarks.throughput --data ../shared/data/cifar10 --json throughput.json
+    python -m benchmarks.throughput --data ../shared/data/imagenette128/train --network resnet50 --batch 64
+    python -m benchmarks.throughput --method moco_v3 --from prepared
 
-Both train MoCo, or SimCLR, by the same network: CIFAR-10's ResNet-18 (3x3 stem, no pooling) at 32 px, or ResNet-50 or
-ViT-tiny at 128 px, with a head of one hidden layer, the same views, batch 256, K 4,096,
-temperature 0.1, momentum 0.99 and plain SGD 0.06, fp32 weights. lightly's side is its own PyTorch example
-(examples/pytorch/moco.py and simclr.py) with these numbers; ours is ``lookalike.train.loop.train`` itself with a
-recipe of 200 epochs that ends after the measured steps. Saving is off, since the example saves nothing.
+All train the same method by the same network: CIFAR-10's ResNet-18 (3x3 stem, no pooling) at 32 px, or ResNet-50 or
+ViT-tiny at 128 px, with a head of one hidden layer (InstDisc: none), the same views, batch 256, and plain SGD 0.06,
+fp32 weights; MoCo has K 4,096, temperature 0.1, momentum 0.99. ``benchmarks/rivals.py`` is what others do (lightly has
+no example of MoCo v3 or InstDisc); ours is ``lookalike.train.loop.train`` itself with a recipe of 200 epochs that ends
+after the measured steps. Saving is off, since the examples save nothing.
 
-What stays different is each one's way: lightly normalises a batch as one group in contiguous memory and makes views in
-two workers. lookalike normalises in groups of 64 and shuffles the keys' groups, uses channels_last (and bf16 where the
-processor computes in it), keeps decoded pictures in memory and makes views in the training process.
+What stays different is each one's way: lightly normalises a batch as one group in contiguous memory, and all others
+make views in two workers. lookalike normalises in groups of 64 and shuffles the keys' groups, uses channels_last (and
+bf16 where the processor computes in it), keeps decoded pictures in memory and makes views in the training process. It
+may read them from parquet or from its own cache (``--from``); others read files.
 
-Every measurement is a fresh process, so that thread pools do not meet. A round is lookalike, lightly (with --ablate
-then its loop in channels_last), and the machine's convolution peak, so that a share of the peak is of the same minute.
-Ratios are taken round by round. "busy" is the share of the threads' time that the training process got (lightly's
-workers are not in it). A round beside which others computed, or whose steps were uneven, is marked as disturbed; it
+Every measurement is a fresh process, so that thread pools do not meet. A round is each side once (with --ablate
+lightly's loop in channels_last, too), and the machine's convolution peak, so that a share of the peak is of the same
+minute. Ratios are taken round by round. "busy" is the share of the threads' time that the training process got
+(workers are not in it). A round beside which others computed, or whose steps were uneven, is marked as disturbed; it
 stays in the medians, and the summary then says that it is no result.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import platform
@@ -36,17 +36,31 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.rivals import (
+    DIM,
+    LIGHTLY_COMMIT,
+    LR,
+    MOMENTUM,
+    NETWORKS,
+    TEMPERATURE,
+    WORKERS,
+    Job,
+    Rival,
+    lightly,
+    plain,
+)
 from lookalike.core.devices import computes_in_bf16
+from lookalike.curate.prepare import prepare
 from lookalike.data.loader import Loaded, Loader
 from lookalike.data.source import open_source
 from lookalike.learn.dictionary import InBatch, Queue
@@ -54,51 +68,24 @@ from lookalike.learn.keys import EndToEnd, Momentum
 from lookalike.learn.objective import InfoNCE
 from lookalike.learn.optim import SGD
 from lookalike.models.encoder import MLP
-from lookalike.models.image import ResNet
-from lookalike.models.vit import ViT
-from lookalike.pretext.image import MOCO_CIFAR, MOCO_V2, ImageView, TwoViews
+from lookalike.pretext.image import OneView, TwoViews
+from lookalike.recipes.family import instdisc, moco_v3
 from lookalike.recipes.images import moco_cifar
 from lookalike.recipes.recipe import Recipe
 from lookalike.train.loop import train
 from lookalike.train.run import Run
 from lookalike.types import Batch
 
-LIGHTLY_COMMIT = "e8d317fc5a87f4387a85a35e689869039ec249ee"  # of examples/pytorch
+METHODS = {
+    "moco": ("lightly", "plain PyTorch"),
+    "simclr": ("lightly", "plain PyTorch"),
+    "moco_v3": ("plain PyTorch",),
+    "instdisc": ("plain PyTorch",),
+}
+"""Who has code of it, beside ours."""
+
 STAGES = ((64, 32), (128, 16), (256, 8), (512, 4))  # channels and side of ResNet-18's 3x3 convolutions
 MOST_OTHERS, MOST_UNEVEN = 0.1, 1.25  # cores, and slowest step over fastest: beyond them a round is disturbed
-TEMPERATURE, MOMENTUM, LR, DIM, WORKERS = 0.1, 0.99, 0.06, 128, 2
-
-
-@dataclass(frozen=True)
-class Job:
-    """What one fresh process measures."""
-
-    side: str
-    folder: str
-    threads: int
-    batch: int
-    queue: int
-    group: int
-    warmup: int
-    steps: int
-    precision: str
-    network: str
-    method: str
-
-
-class Network(NamedTuple):
-    """What is trained, on views of which side."""
-
-    model: ResNet | ViT
-    view: ImageView
-    features: int
-
-
-NETWORKS = {
-    "resnet18": Network(ResNet("resnet18", stem="small"), MOCO_CIFAR, 512),
-    "resnet50": Network(ResNet("resnet50"), replace(MOCO_V2, size=128), 2048),
-    "vit_tiny": Network(ViT(width=192, heads=3), replace(MOCO_V2, size=128), 192),
-}
 
 
 # ---- lookalike ----
@@ -125,14 +112,15 @@ class Watched(Loader):
 
 
 def recipe_of(job: Job, examples: int) -> Recipe:
-    """moco_cifar with the network, views, head, batch and plain SGD of lightly's side."""
+    """The method with the network, views, head, batch and plain SGD of the other sides."""
     network = NETWORKS[job.network]
+    head = MLP((network.features, DIM))
     recipe = replace(
         moco_cifar.fitted(examples),
         model=network.model,
         pretext=TwoViews(network.view),
         canvas=network.view.size,
-        head=MLP((network.features, DIM)),
+        head=head,
         keys=Momentum(MOMENTUM),
         dictionary=Queue(job.queue),
         objective=InfoNCE(TEMPERATURE),
@@ -141,16 +129,28 @@ def recipe_of(job: Job, examples: int) -> Recipe:
         group=job.group,
         precision=job.precision,  # type: ignore[arg-type]
     )
-    if job.method == "moco":
-        return recipe
-    return replace(
-        recipe, keys=EndToEnd(), dictionary=InBatch(queries=True), objective=InfoNCE(TEMPERATURE, weight=0.5)
-    )
+    if job.method == "simclr":
+        both = InBatch(queries=True)
+        return replace(
+            recipe,
+            head=replace(head, norm="hidden"),
+            keys=EndToEnd(),
+            dictionary=both,
+            objective=InfoNCE(TEMPERATURE, weight=0.5),
+        )
+    if job.method == "moco_v3":
+        keys = Momentum(MOMENTUM, symmetric=True, shuffle=False)
+        heads = {"head": replace(head, norm="all"), "predictor": replace(head, norm="hidden", bias=False)}
+        return replace(recipe, **heads, keys=keys, dictionary=moco_v3.dictionary, objective=moco_v3.objective)
+    if job.method == "instdisc":
+        parts = {"keys": instdisc.keys, "dictionary": instdisc.dictionary, "objective": instdisc.objective}
+        return replace(recipe, **parts, head=MLP((DIM,)), pretext=OneView(network.view))
+    return recipe
 
 
 def ours(job: Job) -> dict[str, Any]:
     began = time.perf_counter()
-    source = open_source(job.folder)
+    source = open_source(job.source)
     loader = Watched(source, NETWORKS[job.network].view.size, workers=WORKERS)
     loader.begin(job.warmup + job.steps)
     ready = time.perf_counter() - began
@@ -171,135 +171,29 @@ def speed(job: Job, marks: list[float], clocks: list[float]) -> dict[str, Any]:
     }
 
 
-# ---- lightly, after examples/pytorch/moco.py and simclr.py ----
+# ---- others ----
 
 
-class MoCo(nn.Module):
-    def __init__(self, backbone: nn.Module, features: int) -> None:
-        super().__init__()
-        from lightly.models.modules import MoCoProjectionHead
-        from lightly.models.utils import deactivate_requires_grad
-
-        self.backbone = backbone
-        self.projection_head = MoCoProjectionHead(features, features, DIM)
-        self.backbone_momentum = copy.deepcopy(self.backbone)
-        self.projection_head_momentum = copy.deepcopy(self.projection_head)
-        deactivate_requires_grad(self.backbone_momentum)
-        deactivate_requires_grad(self.projection_head_momentum)
-
-    def forward(self, x: Tensor) -> Tensor:
-        query: Tensor = self.projection_head(self.backbone(x).flatten(start_dim=1))
-        return query
-
-    def forward_momentum(self, x: Tensor) -> Tensor:
-        key: Tensor = self.projection_head_momentum(self.backbone_momentum(x).flatten(start_dim=1))
-        return key.detach()
-
-
-def lightly_loader(job: Job) -> torch.utils.data.DataLoader[Any]:
-    from lightly.data import LightlyDataset
-    from lightly.transforms.moco_transform import MoCoV2Transform
-
-    view = NETWORKS[job.network].view
-    transform = MoCoV2Transform(
-        input_size=view.size,
-        cj_prob=view.jitter,
-        cj_bright=view.brightness,
-        cj_contrast=view.contrast,
-        cj_sat=view.saturation,
-        cj_hue=view.hue,
-        min_scale=view.scale[0],
-        random_gray_scale=view.gray,
-        gaussian_blur=view.blur,
-        hf_prob=view.flip,
-        normalize={"mean": list(view.mean), "std": list(view.std)},
-    )
-    dataset = LightlyDataset(job.folder, transform=transform)
-    return torch.utils.data.DataLoader(dataset, batch_size=job.batch, shuffle=True, drop_last=True, num_workers=WORKERS)
-
-
-def lightly_backbone(network: str) -> nn.Module:
-    if network == "vit_tiny":
-        import timm
-
-        vit: nn.Module = timm.create_model("vit_tiny_patch16_224", img_size=128, num_classes=0)
-        return vit
-    import torchvision
-
-    resnet = torchvision.models.get_model(network)
-    if network == "resnet18":
-        resnet.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
-        resnet.maxpool = nn.Identity()
-    return nn.Sequential(*list(resnet.children())[:-1])
-
-
-def moco_steps(job: Job, layout: torch.memory_format) -> Callable[[Tensor, Tensor], Tensor]:
-    """One step of examples/pytorch/moco.py, as a function of two views that returns the loss."""
-    from lightly.loss import NTXentLoss
-    from lightly.models.utils import update_momentum
-
-    model = MoCo(lightly_backbone(job.network), NETWORKS[job.network].features)
-    model = model.to(memory_format=layout)
-    criterion = NTXentLoss(temperature=TEMPERATURE, memory_bank_size=(job.queue, DIM))
-    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-
-    def step(x_query: Tensor, x_key: Tensor) -> Tensor:
-        update_momentum(model.backbone, model.backbone_momentum, m=MOMENTUM)
-        update_momentum(model.projection_head, model.projection_head_momentum, m=MOMENTUM)
-        query = model(x_query)
-        key = model.forward_momentum(x_key)
-        loss: Tensor = criterion(query, key)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.detach()
-
-    return step
-
-
-def simclr_steps(job: Job, layout: torch.memory_format) -> Callable[[Tensor, Tensor], Tensor]:
-    """The same of examples/pytorch/simclr.py."""
-    from lightly.loss import NTXentLoss
-    from lightly.models.modules import SimCLRProjectionHead
-
-    features = NETWORKS[job.network].features
-    backbone = lightly_backbone(job.network)
-    model = nn.Sequential(backbone, nn.Flatten(1), SimCLRProjectionHead(features, features, DIM))
-    model = model.to(memory_format=layout)
-    criterion = NTXentLoss(temperature=TEMPERATURE)
-    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-
-    def step(x0: Tensor, x1: Tensor) -> Tensor:
-        loss: Tensor = criterion(model(x0), model(x1))
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.detach()
-
-    return step
-
-
-def lightly(job: Job, layout: torch.memory_format = torch.contiguous_format) -> dict[str, Any]:
+def other(
+    job: Job, made: Callable[[Job], Rival], layout: torch.memory_format = torch.contiguous_format
+) -> dict[str, Any]:
+    """A rival's steps."""
     began = time.perf_counter()
-    dataloader = lightly_loader(job)
+    rival = made(job)
     ready = time.perf_counter() - began
-    step = (moco_steps if job.method == "moco" else simclr_steps)(job, layout)
     marks, clocks, losses = [time.perf_counter()], [time.process_time()], []
-    while True:
-        total_loss = torch.zeros(())
-        for batch in dataloader:
-            loss = step(*(view.to(memory_format=layout) for view in batch[0]))
-            total_loss += loss
-            losses.append(loss.item())
-            marks.append(time.perf_counter())
-            clocks.append(time.process_time())
-            if len(losses) == job.warmup + job.steps:
-                return speed(job, marks, clocks) | {"ready": ready, "loss": losses[0]}
+    for loss in rival.losses(layout):
+        losses.append(loss)
+        marks.append(time.perf_counter())
+        clocks.append(time.process_time())
+        if len(losses) == job.warmup + job.steps:
+            break
+    return speed(job, marks, clocks) | {"ready": ready, "loss": losses[0]}
 
 
 def lightly_channels_last(job: Job) -> dict[str, Any]:
     """The ablation: nothing but the memory layout of lightly's loop is another."""
-    return lightly(job, torch.channels_last)
+    return other(job, lambda job: lightly(job, torch.channels_last), torch.channels_last)
 
 
 # ---- what the machine can do ----
@@ -364,8 +258,9 @@ def flops(job: Job, count: int = 16) -> dict[str, Any]:
 
 SIDES: dict[str, Callable[[Job], dict[str, Any]]] = {
     "lookalike": ours,
-    "lightly": lightly,
+    "lightly": lambda job: other(job, lightly),
     "lightly, channels_last": lightly_channels_last,
+    "plain PyTorch": lambda job: other(job, plain),
     "peak": peak,
     "flops": flops,
 }
@@ -386,7 +281,7 @@ def child(text: str) -> None:
 def measured(job: Job) -> dict[str, Any]:
     """What a fresh process answers; its complaints are shown if it fails."""
     before = time.perf_counter(), spent_by_all(), spent_by_children()
-    command = [sys.executable, str(Path(__file__).resolve()), "--child", json.dumps(asdict(job))]
+    command = [sys.executable, "-m", "benchmarks.throughput", "--child", json.dumps(asdict(job))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SystemExit(f"{job.side} failed ({done.returncode}):\n{done.stderr[-4000:]}")
@@ -425,24 +320,35 @@ def disturbances(found: dict[str, Any], sides: list[str]) -> list[str]:
     return reasons
 
 
-def export(data: Path, folder: Path, most: int | None) -> int:
-    """The training pictures of parquet files as files, byte for byte; how many."""
+def export(data: Path, folder: Path, most: int | None) -> None:
+    """The training pictures of parquet files as files, byte for byte."""
     import pyarrow.parquet as pq
 
     files = sorted(data.glob("train-*.parquet")) if data.is_dir() else [data]
     count = 0
+    folder.mkdir()
     for file in files:
         for part in pq.ParquetFile(file).iter_batches(columns=[image_column(pq.read_schema(file).names)]):
             for picture in part.column(0).field("bytes"):
                 if count == most:
-                    return count
+                    return
                 content: bytes = picture.as_py()
                 suffix = "png" if content.startswith(b"\x89PNG") else "jpg"
                 (folder / f"{count:06d}.{suffix}").write_bytes(content)
                 count += 1
     if not count:
         raise SystemExit(f"{data}: no train-*.parquet with pictures")
-    return count
+
+
+def places(asked: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
+    """The files that others read, and what lookalike reads; ``folder`` is for what has to be made."""
+    is_folders = asked.data.is_dir() and any(entry.is_dir() for entry in asked.data.iterdir())
+    files = asked.data if is_folders else folder / "files"
+    if not is_folders:
+        export(asked.data, files, asked.examples)
+    if asked.place == "prepared":
+        prepare(files, folder / "cache", size=NETWORKS[asked.network].view.size)
+    return files, {"files": files, "parquet": asked.data, "prepared": folder / "cache"}[asked.place]
 
 
 def image_column(names: list[str]) -> str:
@@ -501,7 +407,7 @@ def spread(values: list[float], form: str = ".1f") -> str:
 
 
 def precision_of(side: str, asked: str) -> str:
-    """The type in which a side multiplies; lightly's example knows fp32 alone."""
+    """The type in which a side multiplies; others know fp32 alone."""
     if side != "lookalike" or asked == "fp32":
         return "fp32"
     return "bf16" if asked == "bf16" or computes_in_bf16(torch.device("cpu")) else "fp32"
@@ -526,13 +432,15 @@ def told(number: int, found: dict[str, Any], sides: list[str]) -> str:
         for now in (found[side],)
     ]
     peaks = ", ".join(f"{kind} {peak['gflops']:.0f}" for kind, peak in found["peaks"].items())
-    return f"round {number}: {'; '.join(parts)}; peak {peaks} GFLOP/s; ratio {ratio(found):.3f}" + "".join(
+    times = ", ".join(f"{times_of(found, side):.3f} x {side}" for side in sides[1:])
+    return f"round {number}: {'; '.join(parts)}; peak {peaks} GFLOP/s; {times}" + "".join(
         f"\n  DISTURBED: {reason}" for reason in found["disturbed"]
     )
 
 
-def ratio(found: dict[str, Any], side: str = "lookalike", base: str = "lightly") -> float:
-    quotient: float = found[side]["images_per_second"] / found[base]["images_per_second"]
+def times_of(found: dict[str, Any], side: str) -> float:
+    """How many times as fast as a side lookalike was in a round."""
+    quotient: float = found["lookalike"]["images_per_second"] / found[side]["images_per_second"]
     return quotient
 
 
@@ -548,17 +456,17 @@ def summary(rounds: list[dict[str, Any]], sides: list[str], asked: str, examples
         rates, shares = ([found[side][name] for found in rounds] for name in ("images_per_second", "share"))
         ready = statistics.median(found[side]["ready"] for found in rounds)
         epoch = ready + examples / statistics.median(rates)
-        ratios = [ratio(found, side) for found in rounds]
+        ratios = [times_of(found, side) for found in rounds]
         kept["sides"][side] = now = {
             "precision": precision_of(side, asked),
             "images_per_second": statistics.median(rates),
-            "ratio_to_lightly": {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)},
+            "lookalike_times": {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)},
             "share_of_peak": statistics.median(shares),
             "seconds_until_data_is_ready": ready,
             "first_epoch_seconds": epoch,
         }
         print(
-            f"  {side:22s} {now['precision']}  {spread(rates)} images/s;  {spread(ratios, '.3f')} x lightly;  "
+            f"  {side:22s} {now['precision']}  {spread(rates)} images/s;  lookalike {spread(ratios, '.2f')} x;  "
             f"{spread(shares, '.0%')} of peak;  data ready after {ready:.1f} s, a first epoch {epoch:.0f} s"
         )
     return kept
@@ -566,14 +474,18 @@ def summary(rounds: list[dict[str, Any]], sides: list[str], asked: str, examples
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Training from files, images a second: lookalike and lightly in turn.",
-        epilog="example: python benchmarks/throughput.py --data ../shared/data/cifar10 --json throughput.json",
+        description="Training from pictures, images a second: lookalike, lightly and plain PyTorch in turn.",
+        epilog="example: python -m benchmarks.throughput --data ../shared/data/cifar10 --json throughput.json",
     )
     parser.add_argument(
         "--data", type=Path, default=Path("../shared/data/cifar10"), help="parquet with pictures, or folders of them"
     )
     parser.add_argument("--network", choices=NETWORKS, default="resnet18", help="(%(default)s)")
-    parser.add_argument("--method", choices=("moco", "simclr"), default="moco", help="(%(default)s)")
+    parser.add_argument("--method", choices=METHODS, default="moco", help="(%(default)s)")
+    parser.add_argument(
+        "--from", dest="place", choices=("files", "parquet", "prepared"), default="files",
+        help="what lookalike reads; others read files (%(default)s)",
+    )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=5, help="paired rounds (%(default)s)")
     parser.add_argument("--steps", type=int, default=5, help="measured steps a side and round (%(default)s)")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them (%(default)s)")
@@ -595,12 +507,13 @@ def main() -> None:
         return child(asked.child)
     about = machine(asked.threads)
     print(describe(about), flush=True)
-    sides = ["lookalike", "lightly", *(["lightly, channels_last"] if asked.ablate else [])]
+    ablated = ["lightly, channels_last"] if asked.ablate and "lightly" in METHODS[asked.method] else []
+    sides = ["lookalike", *METHODS[asked.method], *ablated]
     with tempfile.TemporaryDirectory(prefix="throughput-") as folder:
-        classes = sum(entry.is_dir() for entry in asked.data.iterdir()) if asked.data.is_dir() else 0
-        examples = len(open_source(asked.data)) if classes else export(asked.data, Path(folder), asked.examples)
+        files, source = places(asked, Path(folder))
+        examples = len(open_source(files))
         job = Job(
-            "flops", str(asked.data) if classes else folder, asked.threads, asked.batch, asked.queue, asked.group,
+            "flops", str(files), str(source), asked.threads, asked.batch, asked.queue, asked.group,
             asked.warmup, asked.steps, asked.ours_precision, asked.network, asked.method,
         )  # fmt: skip
         counted = measured(job)
