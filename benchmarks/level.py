@@ -95,13 +95,13 @@ def lightly_for(side: str, minutes: float, threads: int, most: int | None, data:
     return net, {"steps": len(losses), "batch": BATCH, "minutes": (time.monotonic() - began) / 60, "loss": losses[-1]}
 
 
-def ours_for(minutes: float, seed: int, data: str) -> tuple[Trained, Record]:
+def ours_for(minutes: float, seed: int, train: Rows) -> tuple[Trained, Record]:
     """lookalike's default, trained."""
     began = time.monotonic()
-    out = Path(tempfile.mkdtemp(prefix="level-")) / "run"
-    settings = {"checkups": 0, "seed": seed}
-    done = pretrain(data, out, recipe=small_simclr.name, minutes=minutes, split="train", settings=settings)
-    return load(out), {"steps": done.step, "batch": BATCH // 2, "minutes": (time.monotonic() - began) / 60}
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {"checkups": 0, "seed": seed}
+        done = pretrain(train, f"{folder}/run", recipe=small_simclr.name, minutes=minutes, settings=settings)
+        return load(f"{folder}/run"), {"steps": done.step, "minutes": (time.monotonic() - began) / 60}
 
 
 def by_default(model: Trained, train: Source, test: Source) -> float:
@@ -128,7 +128,7 @@ def main() -> None:
         for source in (open_source(asked.data, part) for part in ("train", "test"))
     )
     if asked.side == "lookalike":
-        model, about = ours_for(asked.minutes, asked.seed, asked.data)
+        model, about = ours_for(asked.minutes, asked.seed, train)
         about |= {"default": by_default(model, train, test)}
         net = small()
         net.load_state_dict(model.encoder.backbone.state_dict())

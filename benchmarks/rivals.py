@@ -130,10 +130,16 @@ def lightly(job: Job, layout: torch.memory_format = torch.contiguous_format, giv
 
 def lightly_loader(job: Job) -> DataLoader[Any]:
     from lightly.data import LightlyDataset
+
+    dataset = LightlyDataset(job.folder, transform=lightly_views(NETWORKS[job.network].view))
+    return DataLoader(dataset, batch_size=job.batch, shuffle=True, drop_last=True, num_workers=WORKERS)
+
+
+def lightly_views(view: ImageView) -> Callable[[Image.Image], list[Tensor]]:
+    """Two of a picture, by lightly's transform."""
     from lightly.transforms.moco_transform import MoCoV2Transform
 
-    view = NETWORKS[job.network].view
-    transform = MoCoV2Transform(
+    transform: Callable[[Image.Image], list[Tensor]] = MoCoV2Transform(
         input_size=view.size,
         cj_prob=view.jitter,
         cj_bright=view.brightness,
@@ -143,11 +149,11 @@ def lightly_loader(job: Job) -> DataLoader[Any]:
         min_scale=view.scale[0],
         random_gray_scale=view.gray,
         gaussian_blur=view.blur,
+        sigmas=view.sigma,
         hf_prob=view.flip,
         normalize={"mean": list(view.mean), "std": list(view.std)},
     )
-    dataset = LightlyDataset(job.folder, transform=transform)
-    return DataLoader(dataset, batch_size=job.batch, shuffle=True, drop_last=True, num_workers=WORKERS)
+    return transform
 
 
 class MoCo(nn.Module):
@@ -223,26 +229,30 @@ class Blur:
         return picture.filter(ImageFilter.GaussianBlur(random.uniform(*self.sigma)))
 
 
+def papers_view(view: ImageView) -> Callable[[Image.Image], Tensor]:
+    """One of a picture, by torchvision on Pillow, as MoCo v2's code has it."""
+    from torchvision import transforms
+
+    jitter = transforms.ColorJitter(view.brightness, view.contrast, view.saturation, view.hue)
+    steps = [
+        transforms.RandomResizedCrop(view.size, view.scale, view.ratio),
+        transforms.RandomApply([jitter], view.jitter),
+        transforms.RandomGrayscale(view.gray),
+        *([transforms.RandomApply([Blur(view.sigma)], view.blur)] if view.blur else []),
+        transforms.RandomHorizontalFlip(view.flip),
+        transforms.ToTensor(),
+        transforms.Normalize(view.mean, view.std),
+    ]
+    chain: Callable[[Image.Image], Tensor] = transforms.Compose(steps)
+    return chain
+
+
 class Files(Dataset[Any]):
     """Some random views of each picture of a folder, and its row."""
 
     def __init__(self, folder: str, view: ImageView, views: int) -> None:
-        from torchvision import transforms
-
         self.paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-        self.views = views
-        jitter = transforms.ColorJitter(view.brightness, view.contrast, view.saturation, view.hue)
-        self.transform = transforms.Compose(
-            [
-                transforms.RandomResizedCrop(view.size, view.scale),
-                transforms.RandomApply([jitter], view.jitter),
-                transforms.RandomGrayscale(view.gray),
-                transforms.RandomApply([Blur(view.sigma)], view.blur),
-                transforms.RandomHorizontalFlip(view.flip),
-                transforms.ToTensor(),
-                transforms.Normalize(view.mean, view.std),
-            ]
-        )
+        self.views, self.transform = views, papers_view(view)
 
     def __len__(self) -> int:
         return len(self.paths)

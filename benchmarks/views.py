@@ -1,6 +1,6 @@
 """Two views of a picture: lookalike against lightly and plain torchvision (PIL, one at a time) and kornia (batched).
 
-    python benchmarks/views.py [--threads 1] [--rounds 7] [--sizes 32 128]
+    python -m benchmarks.views [--threads 1] [--rounds 7] [--sizes 32 128]
 
 Everyone starts from decoded pictures in memory (PIL images or uint8 tensors), draws the same changes with the same
 probabilities per picture (MoCo's CIFAR notebook at 32 px, MoCo v2 with blur from 96 px on), and ends with normalised
@@ -19,11 +19,10 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
-from PIL import Image, ImageFilter
 from torch import Tensor, nn
-from torchvision import transforms
 from torchvision.transforms import functional
 
+from benchmarks.rivals import lightly_views, papers_view
 from lookalike.pretext.image import MOCO_CIFAR, MOCO_V2, ImageView, TwoViews
 from lookalike.types import Canvases
 
@@ -39,47 +38,12 @@ def ours(pixels: Tensor, view: ImageView) -> Contestant:
 
 def torchvision_pil(pixels: Tensor, view: ImageView) -> Contestant:
     images = [functional.to_pil_image(picture) for picture in pixels]
-    jitter = transforms.ColorJitter(view.brightness, view.contrast, view.saturation, view.hue)
-    steps = [
-        transforms.RandomResizedCrop(view.size, view.scale, view.ratio),
-        transforms.RandomHorizontalFlip(view.flip),
-        transforms.RandomApply([jitter], view.jitter),
-        transforms.RandomGrayscale(view.gray),
-    ]
-    if view.blur:
-        # As MoCo v2 does it: PIL's filter.
-        steps.append(transforms.RandomApply([PilBlur(view.sigma)], view.blur))
-    chain = transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(view.mean, view.std)])
+    chain = papers_view(view)
     return lambda: [(chain(image), chain(image)) for image in images]
 
 
-class PilBlur(nn.Module):
-    def __init__(self, sigma: tuple[float, float]) -> None:
-        super().__init__()
-        self.sigma = sigma
-
-    def forward(self, image: Image.Image) -> Image.Image:
-        return image.filter(ImageFilter.GaussianBlur(float(torch.empty(1).uniform_(*self.sigma))))
-
-
 def lightly(pixels: Tensor, view: ImageView) -> Contestant:
-    from lightly.transforms.moco_transform import MoCoV2Transform
-
-    images = [functional.to_pil_image(picture) for picture in pixels]
-    chain = MoCoV2Transform(
-        input_size=view.size,
-        cj_prob=view.jitter,
-        cj_bright=view.brightness,
-        cj_contrast=view.contrast,
-        cj_sat=view.saturation,
-        cj_hue=view.hue,
-        min_scale=view.scale[0],
-        random_gray_scale=view.gray,
-        gaussian_blur=view.blur,
-        sigmas=view.sigma,
-        hf_prob=view.flip,
-        normalize={"mean": list(view.mean), "std": list(view.std)},
-    )
+    images, chain = [functional.to_pil_image(picture) for picture in pixels], lightly_views(view)
     return lambda: [chain(image) for image in images]
 
 

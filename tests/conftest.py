@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -80,3 +81,11 @@ def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
         return stopped.value.code, printed.out, printed.err
 
     return run
+
+
+@pytest.fixture
+def threads_come_back() -> Iterator[None]:
+    """As many threads of torch after a test as before."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

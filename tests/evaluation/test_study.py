@@ -93,6 +93,11 @@ def test_a_cell_may_learn_from_some_of_the_pictures(tmp_path: Path, monkeypatch:
     assert rows[1].numbers != rows[4].numbers  # other pictures for another seed
 
 
+def test_too_few_pictures_for_a_share_of_them_are_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"1% of 1,797 pictures do not fill a batch of 128: this study needs 12,800"):
+        conducted("more_data", "digits", tmp_path, workers=0)
+
+
 def outcome(better: list[float], worse: list[float]) -> StudyResult:
     rows = [
         Row(cell, seed, 3, {"knn": value}, machine=("a card" if seed else "a processor"))

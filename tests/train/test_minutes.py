@@ -11,7 +11,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lookalike.core.devices import isolated
 from lookalike.core.errors import USAGE, UserError
 from lookalike.train.length import LEAST, Budget, Clock, expected, fastest, pace, timed_enough
 from lookalike.train.watch import Due
@@ -118,10 +117,10 @@ def test_the_pace_lies_among_the_steps(durations: list[float]) -> None:
         ({1: 1.0}, 1),
     ],
 )
+@pytest.mark.usefixtures("threads_come_back")
 def test_a_run_in_minutes_takes_the_threads_that_are_fastest(seconds: dict[int, float], chosen: int) -> None:
-    with isolated():
-        assert fastest(lambda _: seconds[torch.get_num_threads()], max(seconds)) == seconds[chosen]
-        assert torch.get_num_threads() == chosen
+    assert fastest(lambda _: seconds[torch.get_num_threads()], max(seconds)) == seconds[chosen]
+    assert torch.get_num_threads() == chosen
 
 
 def test_data_that_comes_in_bursts_is_no_fast_step() -> None:

@@ -18,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from lookalike.core.devices import isolated
 from lookalike.core.errors import BAD_DATA, LOCKED, USAGE, UserError
 from lookalike.core.files import as_json, publish, write_atomically, write_json
 from lookalike.data.loader import Loader
@@ -471,16 +470,17 @@ def test_what_a_run_was_asked_and_where_it_ran_is_on_record(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("allowed", "then"), [(4, 2), (3, 3), (8, 8)])
+@pytest.mark.usefixtures("threads_come_back")
 def test_a_run_goes_on_with_the_threads_that_were_fastest(tmp_path: Path, allowed: int, then: int) -> None:
     carry_out(asked(tmp_path / "run"))
     recorded = read_environment(tmp_path / "run")
     assert recorded["threads_allowed"] == torch.get_num_threads()
     publish(tmp_path / "run", {"environment.json": as_json(recorded | {"threads": 2, "threads_allowed": 4})})
-    with isolated():
-        torch.set_num_threads(allowed)
-        with Run(tmp_path / "run") as run:
-            run.as_before()
+    torch.set_num_threads(allowed)
+    with Run(tmp_path / "run") as run:
+        run.restore_threads()
         assert torch.get_num_threads() == then
+    assert torch.get_num_threads() == allowed
 
 
 # How long a run is

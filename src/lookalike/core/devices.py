@@ -300,10 +300,9 @@ def isolated() -> Iterator[None]:
     Put aside are the default dtype and device, disabled gradients, inference mode, autocast, products of float32 in
     fewer bits on a processor, and the state of the global generators. The dtype and the products belong to the whole
     process: other threads see them as they are inside, and whoever draws from the generators in another thread
-    changes what is drawn inside. The number of threads is the caller's, inside too, until a run finds fewer faster.
+    changes what is drawn inside. The number of threads stays the caller's; a run that finds fewer faster puts it back.
     """
     with ExitStack() as stack:
-        stack.callback(torch.set_num_threads, torch.get_num_threads())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(full_precision())

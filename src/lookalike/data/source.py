@@ -66,7 +66,7 @@ def splits_of(data: Data, *, find: Finder | None = None) -> Mapping[str, Source]
 
 
 def place_of(data: Data) -> Place[PictureSource]:
-    """The pictures of a path, an address, a name, a tensor, a dataset or some rows of either; raises UserError."""
+    """The pictures of a path, an address, a name, a tensor, a dataset, or some rows of any; raises UserError."""
     if isinstance(data, Rows):
         return InMemory({}, data)
     if not isinstance(data, str | os.PathLike):

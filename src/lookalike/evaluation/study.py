@@ -15,7 +15,7 @@ import torch
 
 from lookalike.core import dist
 from lookalike.core.devices import accelerator, device, isolated, processor, resolved
-from lookalike.core.errors import UserError, meant
+from lookalike.core.errors import BAD_DATA, UserError, meant
 from lookalike.core.files import json_in, whole, write_json
 from lookalike.core.progress import Progress, silent
 from lookalike.data.example import Rows
@@ -202,7 +202,12 @@ class Bench(NamedTuple):
         if cell.pictures == 1:
             return self.data
         source = open_source(self.data)
-        return Rows(source, some_rows(len(source), round(cell.pictures * len(source)), draw=seed + 1))
+        count, batch = round(cell.pictures * len(source)), cell.settings.get("batch", cell.recipe.batch)
+        if count < batch:
+            least = math.ceil(batch / cell.pictures)
+            reason = f"{cell.pictures:.0%} of {len(source):,} pictures do not fill a batch of {batch}"
+            raise UserError(f"{reason}: this study needs {least:,} pictures", BAD_DATA)
+        return Rows(source, some_rows(len(source), count, draw=seed + 1))
 
 
 def _kept(file: Path) -> Row | None:

@@ -88,8 +88,9 @@ def budget(recipe: Recipe, length: Length, loader: Loads, checkup: Checkup, run:
     run.tell(f"measuring how many steps {length.minutes:g} minutes allow")
     whole, checkup_seconds = 60 * length.minutes, checkup.seconds()
     step = fastest(lambda share: pace(probe(recipe, loader, share * whole)), run.threads)
-    if (threads := torch.get_num_threads()) < run.threads and device().type == "cpu":
-        run.tell(f"{threads} of {run.threads} threads compute, since steps are faster so")
+    if (threads := torch.get_num_threads()) < run.threads:
+        why = "steps are faster so, as they are where other programs compute, or where steps are small"
+        run.tell(f"{threads} of {run.threads} threads: {why}")
     before = time.perf_counter() - start
     return Budget(*dist.agree((whole, before, checkup_seconds, max(1, recipe.checkups), step)))
 
@@ -98,8 +99,8 @@ def fastest(timed: Callable[[float], float], most: int) -> float:
     """Seconds that a step takes on the number of threads that it is fastest on: ``most``, or half, or half of that.
 
     So many are set after. ``timed`` says how long a step takes on those that are set, in a share of the minutes. More
-    threads are slower where steps are small, or where others compute, since all wait for the one that waits for them:
-    beside one busy process two of two made 337 pictures a second, and one made 674.
+    are slower where steps are small, or where other programs compute, since all wait for the thread that these hold up:
+    beside one such program two of two made too few steps in a minute to begin, and one made 90 (docs/results.md).
     """
     torch.set_num_threads(most)
     best = timed(_SHARE)

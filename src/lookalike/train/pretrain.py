@@ -224,7 +224,7 @@ def begin_or_continue(
     reads = loader(recipe, source, tokenizer, *limits, counted(screen.work, "reading", len(source)), run.note_bad_files)
     dist.refuse_other_ranks({"unreadable files": len(reads.bad), "first of them": min(reads.bad, default="none")}, {})
     checkup, clock = Checkup.of(reads, recipe), None
-    run.as_before()
+    run.restore_threads()
     if recorded is None:
         recipe, clock = begin(request, recipe, run, reads, checkup, screen, began, start)
     elif request.extend:

@@ -61,7 +61,7 @@ _BEGUN = {"result.json", "result.safetensors", "recipe.json", "fit.json", "metri
 
 
 class Run:
-    """An open run folder, locked against a second writer; a context manager.
+    """An open run folder, locked against a second writer; a context manager, after which torch has its threads again.
 
     A run that is refused before a step of it is saved leaves nothing: no folder stands in the way of the right command.
     Of several ranks the first writes and the others read: there ``writes`` is False, and nothing is logged or noted.
@@ -118,6 +118,8 @@ class Run:
 
     def __exit__(self, _: object = None, error: BaseException | None = None, *__: object) -> None:
         self._close_logs()
+        if torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
         if self._lock is None:
             return
         if error is not None and self._lock.holds() and not self.saved():
@@ -196,7 +198,7 @@ class Run:
             about = old | now | {"threads_allowed": self.threads, "earlier": [*old.get("earlier", []), earlier]}
             publish(self.folder, {self._environment.name: as_json(about)})
 
-    def as_before(self) -> None:
+    def restore_threads(self) -> None:
         """Go on with the threads that were fastest when it began, where as many are allowed as then."""
         recorded = self._recorded()
         if recorded.get("threads_allowed") == self.threads and recorded.get("threads") in range(1, self.threads):
