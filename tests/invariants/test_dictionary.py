@@ -29,6 +29,21 @@ def test_first_in_first_out_across_any_wrap(size: int, lengths: list[int]) -> No
         assert torch.equal(in_order, torch.stack(history[-size:]))
 
 
+@settings(max_examples=60, deadline=None)
+@given(size=st.integers(1, 20), wait=st.integers(0, 20), lengths=st.lists(st.integers(1, 30), min_size=1, max_size=12))
+def test_a_key_is_scored_once_so_many_newer_ones_have_come(size: int, wait: int, lengths: list[int]) -> None:
+    queue = Queue(size, wait=wait).build(8, 1000)
+    history = list(queue.keys.clone())
+    for length in lengths:
+        keys = unit(length, 8)
+        queue.absorb(keys, keys, torch.arange(length))
+        history += list(keys)
+        scored = queue.look_up(keys, keys, torch.arange(length)).negatives
+        start = 0 if wait else int(queue.oldest)  # without a wait they are not put in order
+        in_order = torch.cat([scored[start:], scored[:start]])
+        assert torch.equal(in_order, torch.stack(history[-size - wait : len(history) - wait]))
+
+
 def test_rows_have_unit_norm_from_step_0() -> None:
     queue = Queue(1000).build(128, 10_000)
     torch.testing.assert_close(queue.keys.norm(dim=1), torch.ones(1000), rtol=0, atol=1e-6)
@@ -71,6 +86,8 @@ def test_the_state_is_in_the_state_dict() -> None:
     assert int(other.oldest) == 7
 
 
-@given(size=st.integers(1, 10**6), examples=st.integers(2, 10**6))
-def test_a_fitted_queue_is_never_larger_than_half_the_data(size: int, examples: int) -> None:
-    assert Queue(size).fitted(examples).size == min(size, examples // 2)
+@given(size=st.integers(1, 10**6), wait=st.integers(0, 10**6), examples=st.integers(2, 10**6))
+def test_a_fitted_queue_is_never_longer_than_half_the_data(size: int, wait: int, examples: int) -> None:
+    fitted = Queue(size, wait=wait).fitted(examples)
+    assert fitted.size == min(size, examples // 2)
+    assert fitted.wait == min(wait, examples // 2 - fitted.size)

@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from dataclasses import replace
+from functools import reduce
 from itertools import count
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from lookalike.recipes.images import moco_cifar, moco_v1, moco_v2, small, tiny
 from lookalike.recipes.recipe import Length, Recipe, Stage
 from lookalike.recipes.serialize import KINDS, differences, flat, from_plain, override, to_plain
 from lookalike.train.length import Budget, Clock, extend, train_to_end
-from lookalike.train.pretrain import Request, begin, carry_out
+from lookalike.train.pretrain import Request, begin, carry_out, recipe_for
 from lookalike.train.run import Run, read_environment, read_recipe
 from lookalike.train.screen import Screen
 from lookalike.train.trained import Checkup
@@ -321,6 +322,35 @@ def test_the_default_fits_any_data(examples: int, side: int) -> None:
     recipe = small.fitted(examples, side)
     assert recipe.batch <= examples
     assert recipe.pretext.first.size <= max(recipe.canvas, 32)
+
+
+def test_an_hour_has_a_wider_network_and_a_run_goes_on_with_its_own(tmp_path: Path) -> None:
+    source = open_source("digits")
+
+    def name_for(out: str, minutes: float | None, **more: object) -> str:
+        request = Request("digits", tmp_path / out, minutes=minutes, **more)  # type: ignore[arg-type]
+        return recipe_for(request, source).name
+
+    by_minutes = {minutes: name_for("new", minutes) for minutes in (None, 59.9, 60, 600)}
+    assert by_minutes == {None: "small_simclr", 59.9: "small_simclr", 60: "wide_simclr", 600: "wide_simclr"}
+    assert name_for("new", 60, model="resnet18") == "small_simclr"
+    assert name_for("new", 60, settings={"model": "resnet18"}) == "small_simclr"
+    assert name_for("new", 60, settings={"model.widths": "8,16,32,64"}) == "wide_simclr"
+    for begun in ("small_simclr", "wide_simclr"):
+        (tmp_path / begun).mkdir()
+        write_json(tmp_path / begun / "recipe.json", to_plain(recipe_named(begun, 1797, 8)))
+        assert {name_for(begun, minutes, extend=True) for minutes in (10, 60)} == {begun}
+    assert name_for("wide_simclr", 10, overwrite=True) == "small_simclr"
+
+
+def test_the_wide_default_is_the_small_one_with_twice_the_widths_and_batch() -> None:
+    twice = {"model.widths": "64,128,256,512", "batch": "256"}
+
+    def change(recipe: Recipe) -> Recipe:
+        return reduce(lambda changed, item: override(changed, *item), twice.items(), recipe)
+
+    small, wide = RECIPES["small_simclr"], RECIPES["wide_simclr"]
+    assert replace(small.fitted(50_000, 32, change), name="wide_simclr") == wide.fitted(50_000, 32)
 
 
 @pytest.mark.parametrize("changed", [{"batch": 1}, {"batch": 0}, {"group": 0}, {"canvas": 0}, {"checkups": -1}])

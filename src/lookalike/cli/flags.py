@@ -52,7 +52,8 @@ class Pretrain(Verb):
     tiny; small_simclr and so on are smaller versions for a CPU. For text: mlm, simcse, moco_text, text_pairs,
     simcse_bert. For videos: video_moco (two frames), video_moco_clips and video_moco_r3d (two clips). For pictures with
     captions: moco_captions. From a public model (--init-from): adapt, adapt_moco, adapt_instances, adapt_neighbours,
-    adapt_simclr. By default small_simclr, moco_v2 with a GPU and much data, or adapt."""
+    adapt_simclr. By default small_simclr, from 60 minutes on wide_simclr, whose network is twice as wide; moco_v2 with
+    a GPU and much data; or adapt."""
     minutes: Annotated[float | None, shown("M")] = None
     """Train for about this many minutes, decoding included: the number of steps is measured at the start and corrected
     on the way. By default the length is that of the recipe, for small recipes 10 minutes."""
@@ -169,13 +170,13 @@ class Study(Verb):
     done so far. Seeds are worked on one after the other, so that all runs have been made once as early as can be.
 
     dictionary_size: queue, memory bank and end to end at 64 to 16,384 keys (figure 3 of MoCo). momentum: from 0 to a
-    twin that never moves. temperature: 0.03 to 1. shuffle: keys normalised in shuffled groups or not. objective: NCE,
-    InfoNCE and the full softmax. v2_steps: from MoCo to MoCo v2. symmetric: one direction or two. masks: contrast with
-    masked queries. more_data: 1, 10 and 100 % of the pictures.
+    twin that never moves. age: as many keys, but older ones. temperature: 0.03 to 1. shuffle: keys normalised in
+    shuffled groups or not. objective: NCE, InfoNCE and the full softmax. v2_steps: from MoCo to MoCo v2. symmetric: one
+    direction or two. masks: contrast with masked queries. more_data: 1, 10 and 100 % of the pictures.
     """
 
     name: Positional[Annotated[str, shown("NAME")]]
-    """dictionary_size, momentum, temperature, shuffle, objective, v2_steps, symmetric, masks or more_data."""
+    """dictionary_size, momentum, age, temperature, shuffle, objective, v2_steps, symmetric, masks or more_data."""
     data: Data  # Pictures, as lookalike pretrain and lookalike evaluate take them.
     out: Annotated[str, shown("FOLDER")]  # Folder for the runs and for NAME.md, NAME.json, NAME.html and plots.
     steps: Annotated[int | None, Limit(1), shown("N")] = None

@@ -126,6 +126,32 @@ momentum = Experiment(
     axis="momentum of the twin",
 )
 
+
+def _waits() -> Iterator[Cell]:
+    """4,096 keys that are up to 32 steps old, or wait 32, 64 and 128 steps before, by twins of two speeds."""
+    for speed, waits in ((0.9, (0, 4096, 16384)), (0.99, (0, 4096, 8192, 16384))):
+        for wait in waits:
+            recipe = replace(small, keys=Momentum(speed), dictionary=Queue(4096, wait=wait))
+            yield Cell(f"twin at {speed:g}, newer keys", wait, recipe)
+
+
+age = Experiment(
+    "age",
+    "Are old keys worse ones, and does a slow twin keep them young?",
+    "MoCo (arXiv 1911.05722), section 3.1: keys must come from alike encoders, so that a slow twin allows a long queue",
+    tuple(_waits()),
+    (
+        Claim("young keys are better", "twin at 0.99, newer keys 0", "twin at 0.99, newer keys 16384"),
+        Claim("of a fast twin, too", "twin at 0.9, newer keys 0", "twin at 0.9, newer keys 16384"),
+        Claim(
+            "of old keys those of a slow twin are better",
+            "twin at 0.99, newer keys 16384",
+            "twin at 0.9, newer keys 16384",
+        ),
+    ),
+    axis="newer keys that are not scored",
+)
+
 temperature = Experiment(
     "temperature",
     "How sharply should positives be told from negatives?",
@@ -252,6 +278,9 @@ more_data = Experiment(
 
 STUDIES = {
     study.name: study
-    for study in (dictionary_size, momentum, temperature, shuffle, objective, v2_steps, symmetric, masks, more_data)
+    for study in (
+        *(dictionary_size, momentum, age, temperature, shuffle),
+        *(objective, v2_steps, symmetric, masks, more_data),
+    )
 }
 """By their names."""

@@ -131,45 +131,58 @@ class KeysOfBatch(Dictionary):
 
 @dataclass(frozen=True)
 class Queue(Bounded):
-    """The newest ``size`` keys, first in first out (MoCo, arXiv 1911.05722, section 3.2)."""
+    """The newest ``size`` keys, first in first out (MoCo, arXiv 1911.05722, section 3.2).
+
+    With ``wait``, a key is scored from when so many newer ones have come: as many keys, only older.
+    """
 
     size: Count = 65536
     precision: Precision = "fp32"
+    wait: Annotated[int, Limit(0)] = 0
 
     def build(self, dim: int, examples: int) -> Dictionary:
-        """A queue of ``size`` random unit rows of width ``dim``."""
-        return QueueOfKeys(self.size, dim, DTYPES[self.precision])
+        """A queue of random unit rows of width ``dim``."""
+        return QueueOfKeys(self.size, dim, DTYPES[self.precision], self.wait)
 
     def fitted(self, examples: int) -> Queue:
-        """No larger than half the data: a longer queue would hold an earlier key of the query's own example."""
-        return replace(self, size=max(1, min(self.size, examples // 2)))
+        """No longer than half the data: a longer queue would hold an earlier key of the query's own example."""
+        size = max(1, min(self.size, examples // 2))
+        return replace(self, size=size, wait=max(0, min(self.wait, examples // 2 - size)))
 
     def negatives(self, batch: int, examples: int) -> int:
         """How many a query is scored against."""
         return self.size
 
     def __str__(self) -> str:
-        return f"queue of {self.size:,} keys"
+        return f"queue of {self.size:,} keys" + (f" behind {self.wait:,} newer ones" if self.wait else "")
 
 
 class QueueOfKeys(Dictionary):
-    """``keys`` (K, D) holds unit rows from the first step on; ``oldest`` is the row to be overwritten next."""
+    """``keys`` (K + wait, D) holds unit rows from the first step on; ``oldest`` is the row to be overwritten next."""
 
     keys: Tensor
     oldest: Tensor
 
-    def __init__(self, size: int, dim: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, size: int, dim: int, dtype: torch.dtype = torch.float32, wait: int = 0) -> None:
         super().__init__()
         if size < 1:
             raise ValueError(f"a queue needs room for at least one key, not {size}")
+        self.wait = wait
         # Zeros or unnormalised rows break the early steps. In place: a long queue exists once, not three times.
-        keys = torch.randn(size, dim)
+        keys = torch.randn(size + wait, dim)
         self.register_buffer("keys", F.normalize(keys, dim=1, out=keys).to(dtype))
         self.register_buffer("oldest", torch.zeros((), dtype=torch.long))
 
     def look_up(self, query: Tensor, key: Tensor, index: Tensor, direction: int = 0) -> Entries:
         """Every key of earlier steps is a negative; those of this step are not in the queue yet."""
-        return Entries(key, self.keys)
+        return Entries(key, self.scored())
+
+    def scored(self) -> Tensor:
+        """(K, D) the keys that have waited: all of them, and without a copy, where none must."""
+        if not self.wait:
+            return self.keys
+        places = torch.arange(len(self.keys) - self.wait, device=self.keys.device)
+        return self.keys[(self.oldest + places) % len(self.keys)]
 
     @torch.no_grad()
     def absorb(self, query: Tensor, key: Tensor, index: Tensor) -> None:
@@ -191,7 +204,7 @@ class Neighbours(Queue):
 
     def build(self, dim: int, examples: int) -> Dictionary:
         """A queue of ``size`` random unit rows of width ``dim``."""
-        return QueueOfNeighbours(self.size, dim, DTYPES[self.precision])
+        return QueueOfNeighbours(self.size, dim, DTYPES[self.precision], self.wait)
 
     def negatives(self, batch: int, examples: int) -> int:
         """How many a query is scored against."""
@@ -212,7 +225,7 @@ class QueueOfNeighbours(QueueOfKeys):
     @full_precision()
     def nearest(self, key: Tensor) -> Tensor:
         """(B, D) for each key the row with the largest product, in the key's precision but at least fp32."""
-        rows = self.keys.to(wide(key).dtype)
+        rows = self.scored().to(wide(key).dtype)
         return rows[torch.cat([(part @ rows.T).argmax(1) for part in torch.split(wide(key), _CHUNK)])]
 
 
@@ -225,7 +238,7 @@ class QueueEach(Queue):
 
     def build(self, dim: int, examples: int) -> Dictionary:
         """Two queues of random unit rows of width ``dim``."""
-        return QueueOfEach(*(QueueOfKeys(self.size, dim, DTYPES[self.precision]) for _ in range(2)))
+        return QueueOfEach(*(QueueOfKeys(self.size, dim, DTYPES[self.precision], self.wait) for _ in range(2)))
 
     def __str__(self) -> str:
         return f"two queues of {self.size:,} keys"
@@ -240,7 +253,7 @@ class QueueOfEach(Dictionary):
 
     def look_up(self, query: Tensor, key: Tensor, index: Tensor, direction: int = 0) -> Entries:
         """Every key of earlier steps in the queue of the direction is a negative."""
-        return Entries(key, self.queues[direction].keys)  # type: ignore[arg-type]
+        return Entries(key, self.queues[direction].scored())  # type: ignore[operator]
 
     def absorb(self, query: Tensor, key: Tensor, index: Tensor) -> None:
         """The keys of each direction go into its own queue."""

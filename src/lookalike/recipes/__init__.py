@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from lookalike.core.errors import UserError, meant
 from lookalike.recipes.adapt import ADAPT
-from lookalike.recipes.family import FAMILY, small_mae, small_moco_v3, small_simclr, smaller
+from lookalike.recipes.family import FAMILY, small_mae, small_moco_v3, small_simclr, smaller, wide_simclr
 from lookalike.recipes.images import VIDEO, digits, moco_cifar, moco_v1, moco_v2, small, tiny
 from lookalike.recipes.recipe import Recipe
 from lookalike.recipes.text import TEXT
@@ -18,6 +18,7 @@ RECIPES: Mapping[str, Recipe] = {
     for recipe in (
         *(small, *_PUBLISHED, moco_cifar, digits, tiny, *TEXT),
         *(*map(smaller, _PUBLISHED), small_moco_v3, small_mae, small_simclr),  # the later of one name counts
+        wide_simclr,
         *VIDEO,
         *ADAPT,
     )

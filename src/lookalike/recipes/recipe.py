@@ -263,7 +263,7 @@ class Recipe(Bounded):
         if not isinstance(self.dictionary, Queue):
             return 0
         views = 1 if isinstance(self.dictionary, QueueEach | Neighbours) else self.keys.directions
-        return math.ceil(self.dictionary.size / (self.batch * max(1, views)))
+        return math.ceil((self.dictionary.size + self.dictionary.wait) / (self.batch * max(1, views)))
 
     def _hidden(self) -> int:
         """What a decoder must know of what is hidden: the side of patches, or how many tokens there are."""

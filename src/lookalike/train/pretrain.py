@@ -48,6 +48,8 @@ from lookalike.train.trained import START, Checkup, in_parts, labelled, met_by_a
 
 _HELD_OUT = 1000  # examples at most that a start and its result are compared by
 _MANY = 100_000  # examples from which a GPU's default is the paper's recipe
+_LONG = 60  # minutes from which the small default is the wider network
+_DEFAULTS = ("small_simclr", "wide_simclr", "moco_v2")
 _SHARED = (
     "overwrite",
     "extend",
@@ -62,11 +64,12 @@ P = ParamSpec("P")
 class Request:
     """Learn from ``data`` without labels into the run folder ``out``, or continue the run that is there.
 
-    ``recipe`` is a name or a value, by default ``small_simclr``, or ``moco_v2`` with a GPU and much data. Its length is
-    one of ``minutes``, ``epochs`` and ``steps``. ``model`` is ``"timm:NAME"``, ``"torchvision:NAME"``, a part or an
-    ``nn.Module`` that maps (B, 3, S, S) to (B, F); ``view`` is a part, or a function from a PIL picture to a view, as
-    torchvision's transforms are; ``settings`` sets other fields of the recipe by path, ``{"optimizer.lr": 0.1}``, to a
-    value or its text. The other arguments are as ``lookalike pretrain --help`` has them. Raises UserError.
+    ``recipe`` is a name or a value, by default ``small_simclr``, ``wide_simclr`` where ``minutes`` are 60 or more, or
+    ``moco_v2`` with a GPU and much data. Its length is one of ``minutes``, ``epochs`` and ``steps``. ``model`` is
+    ``"timm:NAME"``, ``"torchvision:NAME"``, a part or an ``nn.Module`` that maps (B, 3, S, S) to (B, F); ``view`` is a
+    part, or a function from a PIL picture to a view, as torchvision's transforms are; ``settings`` sets other fields of
+    the recipe by path, ``{"optimizer.lr": 0.1}``, to a value or its text. The other arguments are as ``lookalike
+    pretrain --help`` has them. Raises UserError.
     The process keeps the memory that steps free.
     """
 
@@ -302,15 +305,26 @@ def start_of(request: Request, say: Callable[[str], None]) -> Beginning:
 
 def base_recipe(request: Request, source: Source, start: Beginning) -> Recipe:
     """The recipe of a request before it is fitted to its data and changed. Raises UserError."""
-    large = device().type != "cpu" and len(source) >= _MANY
     named = recipe_of(request.recipe) if isinstance(request.recipe, str) else request.recipe
     if request.init_from is not None and is_run(request.folder) and not request.overwrite:
         recorded = read_recipe(request.folder / "recipe.json")
         return recorded if named is None or named.name == recorded.name else named
-    recipe = start.recipe(named, recipe_of("moco_v2" if large else "small_simclr"), request.change)
+    recipe = start.recipe(named, recipe_of(default_name(request, len(source))), request.change)
     if request.supervised and not isinstance(recipe.keys, Labelled):
         recipe = recipe.with_labels(len(torch.unique(source.labels)))
     return recipe
+
+
+def default_name(request: Request, examples: int) -> str:
+    """The recipe where none is named: of a run that is begun its own, by whatever minutes it goes on or grows."""
+    if is_run(request.folder) and not request.overwrite:
+        begun = read_recipe(request.folder / "recipe.json").name.removeprefix("supervised_")
+        if begun in _DEFAULTS:
+            return begun
+    if device().type != "cpu" and examples >= _MANY:
+        return "moco_v2"
+    given = request.model is not None or "model" in (request.settings or {})  # a network of the person's own
+    return "wide_simclr" if (request.minutes or 0) >= _LONG and not given else "small_simclr"
 
 
 def fitted_to(request: Request, recipe: Recipe, source: Source, tell: Callable[[str], None] = lambda _: None) -> Recipe:
