@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from lookalike.core.errors import BAD_DATA, LOCKED, USAGE, UserError
 from lookalike.core.files import as_json, publish, write_atomically, write_json
+from lookalike.data.example import Rows, Source
 from lookalike.data.loader import Loader
 from lookalike.data.source import open_source
 from lookalike.learn.dictionary import MemoryBank, Queue
@@ -325,14 +326,16 @@ def test_the_default_fits_any_data(examples: int, side: int) -> None:
 
 
 def test_an_hour_has_a_wider_network_and_a_run_goes_on_with_its_own(tmp_path: Path) -> None:
-    source = open_source("digits")
+    digits = open_source("digits")
+    many = Rows(digits, torch.arange(8192) % len(digits))
 
-    def name_for(out: str, minutes: float | None, **more: object) -> str:
+    def name_for(out: str, minutes: float | None, source: Source = many, **more: object) -> str:
         request = Request("digits", tmp_path / out, minutes=minutes, **more)  # type: ignore[arg-type]
         return recipe_for(request, source).name
 
     by_minutes = {minutes: name_for("new", minutes) for minutes in (None, 59.9, 60, 600)}
     assert by_minutes == {None: "small_simclr", 59.9: "small_simclr", 60: "wide_simclr", 600: "wide_simclr"}
+    assert name_for("new", 60, Rows(many, torch.arange(8191))) == "small_simclr"
     assert name_for("new", 60, model="resnet18") == "small_simclr"
     assert name_for("new", 60, settings={"model": "resnet18"}) == "small_simclr"
     assert name_for("new", 60, settings={"model.widths": "8,16,32,64"}) == "wide_simclr"

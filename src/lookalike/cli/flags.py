@@ -52,8 +52,8 @@ class Pretrain(Verb):
     tiny; small_simclr and so on are smaller versions for a CPU. For text: mlm, simcse, moco_text, text_pairs,
     simcse_bert. For videos: video_moco (two frames), video_moco_clips and video_moco_r3d (two clips). For pictures with
     captions: moco_captions. From a public model (--init-from): adapt, adapt_moco, adapt_instances, adapt_neighbours,
-    adapt_simclr. By default small_simclr, from 60 minutes on wide_simclr, whose network is twice as wide; moco_v2 with
-    a GPU and much data; or adapt."""
+    adapt_simclr. By default small_simclr; wide_simclr, twice as wide, for 60 minutes and 8,192 pictures or more;
+    moco_v2 with a GPU and much data; or adapt."""
     minutes: Annotated[float | None, shown("M")] = None
     """Train for about this many minutes, decoding included: the number of steps is measured at the start and corrected
     on the way. By default the length is that of the recipe, for small recipes 10 minutes."""

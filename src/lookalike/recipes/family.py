@@ -227,7 +227,7 @@ pictures. A linear head leaves the backbone what two layers would keep for thems
 wide_simclr = replace(
     small_simclr, name="wide_simclr", model=replace(SMALL, trained=3, widths=(64, 128, 256, 512)), batch=256
 )
-"""The default of an hour and more: twice as wide, and slower to begin with.
+"""The default of an hour and 8,192 examples: twice as wide, and slower to begin with.
 
 What the optimizer costs grows with the width and not with the batch, so the batch is larger (docs/results.md).
 """

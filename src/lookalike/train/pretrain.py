@@ -48,7 +48,7 @@ from lookalike.train.trained import START, Checkup, in_parts, labelled, met_by_a
 
 _HELD_OUT = 1000  # examples at most that a start and its result are compared by
 _MANY = 100_000  # examples from which a GPU's default is the paper's recipe
-_LONG = 60  # minutes from which the small default is the wider network
+_LONG, _WIDE = 60, 8192  # minutes and examples from which the small default is the wider network: these fill its batch
 _DEFAULTS = ("small_simclr", "wide_simclr", "moco_v2")
 _SHARED = (
     "overwrite",
@@ -64,11 +64,11 @@ P = ParamSpec("P")
 class Request:
     """Learn from ``data`` without labels into the run folder ``out``, or continue the run that is there.
 
-    ``recipe`` is a name or a value, by default ``small_simclr``, ``wide_simclr`` where ``minutes`` are 60 or more, or
-    ``moco_v2`` with a GPU and much data. Its length is one of ``minutes``, ``epochs`` and ``steps``. ``model`` is
-    ``"timm:NAME"``, ``"torchvision:NAME"``, a part or an ``nn.Module`` that maps (B, 3, S, S) to (B, F); ``view`` is a
-    part, or a function from a PIL picture to a view, as torchvision's transforms are; ``settings`` sets other fields of
-    the recipe by path, ``{"optimizer.lr": 0.1}``, to a value or its text. The other arguments are as ``lookalike
+    ``recipe`` is a name or a value, by default ``small_simclr``, ``wide_simclr`` for 60 minutes and 8,192 examples or
+    more, or ``moco_v2`` with a GPU and much data. Its length is one of ``minutes``, ``epochs`` and ``steps``. ``model``
+    is ``"timm:NAME"``, ``"torchvision:NAME"``, a part or an ``nn.Module`` that maps (B, 3, S, S) to (B, F); ``view`` is
+    a part, or a function from a PIL picture to a view, as torchvision's transforms are; ``settings`` sets other fields
+    of the recipe by path, ``{"optimizer.lr": 0.1}``, to a value or its text. The other arguments are as ``lookalike
     pretrain --help`` has them. Raises UserError.
     The process keeps the memory that steps free.
     """
@@ -324,7 +324,8 @@ def default_name(request: Request, examples: int) -> str:
     if device().type != "cpu" and examples >= _MANY:
         return "moco_v2"
     given = request.model is not None or "model" in (request.settings or {})  # a network of the person's own
-    return "wide_simclr" if (request.minutes or 0) >= _LONG and not given else "small_simclr"
+    wide = (request.minutes or 0) >= _LONG and examples >= _WIDE and not given
+    return "wide_simclr" if wide else "small_simclr"
 
 
 def fitted_to(request: Request, recipe: Recipe, source: Source, tell: Callable[[str], None] = lambda _: None) -> Recipe:
