@@ -309,7 +309,8 @@ def base_recipe(request: Request, source: Source, start: Beginning) -> Recipe:
     if request.init_from is not None and is_run(request.folder) and not request.overwrite:
         recorded = read_recipe(request.folder / "recipe.json")
         return recorded if named is None or named.name == recorded.name else named
-    recipe = start.recipe(named, recipe_of(default_name(request, len(source))), request.change)
+    otherwise = named or recipe_of(default_name(request, len(source)))
+    recipe = start.recipe(named, otherwise, request.change)
     if request.supervised and not isinstance(recipe.keys, Labelled):
         recipe = recipe.with_labels(len(torch.unique(source.labels)))
     return recipe
