@@ -222,5 +222,6 @@ def _kept(file: Path) -> Row | None:
 
 def machine() -> str:
     """This one, in words."""
-    threads = f"{torch.get_num_threads()} threads" if device().type == "cpu" else str(accelerator())
+    many = torch.get_num_threads()
+    threads = f"{many} thread{'s' * (many > 1)}" if device().type == "cpu" else str(accelerator())
     return f"{processor()}, {threads}, torch {torch.__version__}, computes in {resolved('auto')}"
