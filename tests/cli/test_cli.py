@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -439,6 +440,22 @@ def test_the_version_a_script_for_completion_and_a_line_for_each_verb(
     assert "--tyro-print-completion" in listed
     for verb in VERBS:
         assert listed.count(f"• {verb} ") == 1
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "duplicates"])
+@pytest.mark.parametrize("width", [60, 100])
+def test_help_fills_its_lines(
+    verb: str, width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    rows = [row.strip("│").rstrip() for row in capsys.readouterr().out.splitlines()]  # in a box, where there is Unicode
+    texts = [(row, after) for row, after in pairwise(rows) if row.startswith(" " * 8) and after.startswith(" " * 8)]
+    assert texts
+    for row, after in texts:
+        assert len(row) <= width
+        assert len(row) + 1 + len(after.split()[0]) > width - 3, row
 
 
 # The package

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import shutil
 import sys
 import time
@@ -475,11 +476,22 @@ def test_a_run_begins_with_the_weights_of_another_even_when_its_beginning_was_cu
     for cut in (False, True):
         out = tmp_path / f"run {cut}"
         if cut:
-            carry_out(asked(out, steps=1))
+            carry_out(asked(out, steps=1, init_from=tmp_path / "donor"))
             shutil.rmtree(out / "checkpoints")
         started = carry_out(asked(out, steps=1, init_from=tmp_path / "donor"))
         weights = dict(started.learner.encoder.named_parameters())
         assert all(torch.equal(weights[name], given[name]) for name in given)  # the first step of a warm-up has rate 0
+
+
+def test_another_model_to_begin_with_is_refused_in_a_run_that_began(tmp_path: Path) -> None:
+    donor, other, run, plain = (tmp_path / name for name in ("donor", "other", "run", "plain"))
+    for folder in (donor, other, plain):
+        carry_out(asked(folder, steps=1))
+    carry_out(asked(run, steps=1, init_from=donor))
+    for begun, words in ((run, f"with --init-from {donor}: name that"), (plain, "without --init-from: leave it out")):
+        with pytest.raises(UserError, match=re.escape(words)):
+            carry_out(asked(begun, steps=1, init_from=other))
+    assert carry_out(asked(run, steps=1, init_from=donor)).step == 1
 
 
 def test_to_begin_with_the_weights_of_no_run_is_refused_every_time(tmp_path: Path) -> None:

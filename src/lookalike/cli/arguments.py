@@ -10,12 +10,14 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass, replace
+from functools import partial
 from itertools import dropwhile, takewhile
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from lookalike.core.errors import Limit, UserError, check_limits
 
@@ -100,13 +102,50 @@ def answered(kind: Any, arguments: Sequence[str], **about: Any) -> tuple[Any, li
     with redirect_stderr(io.StringIO()) as box:
         try:
             value: tuple[Any, list[str]] = tyro.cli(
-                kind, args=arguments, return_unknown_args=True, config=(FlagCreatePairsOff,), **about
+                kind,
+                args=arguments,
+                return_unknown_args=True,
+                config=(FlagCreatePairsOff,),
+                registry=_said_once(),
+                **about,
             )
         except SystemExit as stopped:
             if stopped.code:
                 raise UserError(_reason(box.getvalue())) from None
             raise
     return value
+
+
+def _said_once() -> ConstructorRegistry:
+    """How tyro shows fields: their text in lines that flow, without a default that the text or the flag itself says."""
+    registry, asked = ConstructorRegistry(), set[int]()
+
+    @registry.struct_rule
+    def _(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if not is_dataclass(info.type) or id(info) in asked:
+            return None  # tyro's own rules answer, the second time
+        asked.add(id(info))
+        spec = ConstructorRegistry.get_struct_spec(info)
+        if not isinstance(spec, StructConstructorSpec):
+            return None
+        return replace(spec, fields=tuple(map(_shown, spec.fields)))
+
+    return registry
+
+
+def _shown(field: StructFieldSpec) -> StructFieldSpec:
+    kind: Any = field.type
+    if field.default is None or field.default is False:
+        bare, *notes = get_args(kind) if get_origin(kind) is Annotated else (kind,)
+        name = next((one.__name__.upper() for one in get_args(bare) if one in (int, float, str)), None)
+        kind = Annotated[bare, arg(metavar=name, help_behavior_hint=""), *notes]  # theirs come later, and win
+    return replace(field, type=kind, helptext=partial(_flowing, field.helptext))
+
+
+def _flowing(text: str | Callable[[], str | None] | None) -> str:
+    """tyro breaks a line wherever the source of a docstring does, since the next one is indented."""
+    read = text() if callable(text) else text
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", read or "")
 
 
 def _reason(box: str) -> str:

@@ -354,6 +354,7 @@ def refuse_other(request: Request, recipe: Recipe, recorded: Recipe, source: Sou
             "give it the same data, choose another --out, or go on with --allow-data-change",
             BAD_DATA,
         )
+    refuse_other_models(request, data)
     if changed or data.get("changed"):
         # What it derived from the data stays as it was when it began.
         other = request.recipe is not None and recipe.name != recorded.name
@@ -364,6 +365,21 @@ def refuse_other(request: Request, recipe: Recipe, recorded: Recipe, source: Sou
     if changed:
         run.note(f"goes on with other data: {changed}")
         run.accept(run.data() | about(request, source) | {"changed": True}, to_table(source.stamps()))
+
+
+def refuse_other_models(request: Request, data: Mapping[str, object]) -> None:
+    """Refuse to begin with, or to learn from, another model than the run does: it would go on with the old one."""
+    then = data.get("models")  # older runs did not record it
+    for flag, name in models_of(request).items():
+        if isinstance(then, dict) and then.get(flag) != name:
+            began = f"with {flag} {then[flag]}: name that" if flag in then else f"without {flag}: leave it out"
+            raise UserError(f"{request.folder} began {began}, or choose another --out for {name}")
+
+
+def models_of(request: Request) -> dict[str, str]:
+    """By their flags; files and folders by where they are."""
+    named = {"--init-from": request.init_from, "--teacher": request.teacher}
+    return {flag: os.path.realpath(name) if os.path.exists(name) else str(name) for flag, name in named.items() if name}
 
 
 def about(request: Request, source: Source) -> dict[str, object]:
@@ -408,7 +424,8 @@ def begin(
         recipe = replace(recipe, length=replace(recipe.length, steps=plan.steps))
         clock = Clock(plan, plan.steps)
         about_steps, how_long = "about ", f" in {expected(clock.whole)}"
-    dist.on_first_rank(lambda: run.begin(recipe, about(request, source) | start.about(), to_table(source.stamps())))
+    known = about(request, source) | {"models": models_of(request)} | start.about()
+    dist.on_first_rank(lambda: run.begin(recipe, known, to_table(source.stamps())))
     processes = f" on {dist.world()} processes" if dist.world() > 1 else ""
     emulated = recipe.precision == "bf16" and not computes_in_bf16(device())
     screen.say(
