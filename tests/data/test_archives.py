@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import random
+import re
 import stat
 import sys
 import tarfile
@@ -242,6 +243,9 @@ def entry(name: bytes, size: bytes, kind: bytes = b"0", data: bytes = b"") -> by
     return bytes(head) + data + b"\0" * (-len(data) % 512)
 
 
+UNREADABLE = r"damaged behind byte 1536|no header of a tar archive at byte 1536"  # as the Python at hand has it
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -251,10 +255,11 @@ def entry(name: bytes, size: bytes, kind: bytes = b"0", data: bytes = b"") -> by
         (entry(b"a.png", b"\x80" + b"\xff" * 11), "cut off"),
         (entry(b"a.png", b"77777777777"), "cut off"),
         (entry(b"x", b"77777777777", b"L"), "a name or record"),
-        (entry(b"x", b"00000000005", b"x", b"9 a=b"), "damaged behind"),
-        (entry(b"x", b"00000000012", b"x", b"10 size=x\n"), "damaged behind"),
-        (entry(b"x", b"00000010000", b"x", b"9" * 4096), "damaged behind"),
-        (entry(b"x", b"00000000040", b"x", b"32 size=" + b"9" * 23 + b"\n"), "damaged behind"),
+        pytest.param(entry(b"x", b"00014000000", b"L", bytes(3 << 20)), "a name or record", id="3 MiB"),
+        (entry(b"x", b"00000000005", b"x", b"9 a=b"), UNREADABLE),
+        (entry(b"x", b"00000000012", b"x", b"10 size=x\n"), UNREADABLE),
+        (entry(b"x", b"00000010000", b"x", b"9" * 4096), UNREADABLE),
+        (entry(b"x", b"00000000040", b"x", b"32 size=" + b"9" * 23 + b"\n"), UNREADABLE),
         (entry(b"a.png", b"0", b"S")[:482] + b"\1" + bytes(29), "no header"),
     ],
 )
@@ -262,7 +267,7 @@ def test_headers_that_lie(tmp_path: Path, data: bytes, reason: str) -> None:
     (tmp_path / "a.tar").write_bytes(entry(b"good.png", b"%011o" % len(PNG), data=PNG) + data)
     source = open_source(tmp_path)
     assert source.paths == ["a.tar/good.png"]
-    assert any(reason in text for text in source.unlisted.values()), source.unlisted
+    assert any(re.search(reason, text) for text in source.unlisted.values()), source.unlisted
 
 
 @given(st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), max_size=12))

@@ -147,12 +147,18 @@ class _DamagedTar(Exception):
 
 
 class _Headers(io.BufferedReader):
-    """A tar that is read forward, a header at a time: no header makes anybody read more than a mebibyte."""
+    """A tar that is read forward, a header at a time: no header makes anybody read more than a mebibyte.
+
+    However many reads it is done in: newer Pythons read long names piece by piece.
+    """
+
+    left = _LONGEST  # bytes, until a new member is begun
 
     def read(self, size: int | None = -1, /) -> bytes:
         """``size`` bytes, fewer at the end of the file; raises OSError."""
-        if size is None or not 0 <= size <= _LONGEST:
-            raise _DamagedTar(f"a name or record of {size} bytes")
+        if size is None or not 0 <= size <= self.left:
+            raise _DamagedTar("a name or record of more than a mebibyte")
+        self.left -= size
         return super().read(size)
 
 
@@ -210,6 +216,7 @@ def _members(file: _Headers, length: int) -> Iterator[tarfile.TarInfo]:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             while at < length and (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # it would keep a kilobyte a member
+                file.left = _LONGEST
                 if member.size < 0 or archive.offset <= at:  # or it would go round and round
                     break
                 yield member
@@ -220,6 +227,7 @@ def _members(file: _Headers, length: int) -> Iterator[tarfile.TarInfo]:
         if 0 < at < length:
             raise _DamagedTar(f"it is damaged behind byte {at} ({error})") from None
     file.seek(min(at, length))
+    file.left = _LONGEST
     block = file.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE:
         raise _DamagedTar(f"it ends at byte {length} without the mark of an end: it was cut off")
@@ -245,7 +253,9 @@ def _refused_in_tar(member: tarfile.TarInfo, length: int) -> str | None:
 def _data(member: tarfile.TarInfo, file: _Headers) -> bytes:
     """The bytes of a small member; of one that is no label, nothing."""
     file.seek(member.offset_data)
-    return file.read(member.size) if member.size <= _LONGEST else b""
+    data = file.read(member.size) if member.size <= _LONGEST else b""
+    file.left = _LONGEST
+    return data
 
 
 def _keyed(name: str) -> tuple[str, str]:
