@@ -18,7 +18,7 @@ from lookalike.core.seeding import reseed
 from lookalike.learn.dictionary import Dictionary, Entries, InBatch, MemoryBank, Neighbours, Queue
 from lookalike.learn.keys import EndToEnd, Momentum, Stored
 from lookalike.learn.learner import Learner
-from lookalike.learn.objective import DCL, NCE, InfoNCE, Objective, PolyView, SupCon
+from lookalike.learn.objective import DCL, NCE, InfoNCE, Objective, PolyView, SupCon, top1
 from lookalike.pretext.image import MOCO_CIFAR, OneView, TwoViews
 from lookalike.recipes import RECIPES
 from lookalike.recipes.images import small
@@ -69,7 +69,7 @@ def answers(
     if dictionary == "bank":
         return [(key[i], torch.stack([state.rows[n] for n in range(N) if n != index[i]])) for i in range(B)]
     if dictionary == "drawn bank":
-        drawn = state.look_up(query, key, index).negatives
+        drawn = state.look_up(query, key, index).gathered().negatives
         known = state.rows.to(drawn.dtype)
         assert all(any(torch.equal(row, other) for other in known) for row in drawn.flatten(0, 1))
         return [(key[i], drawn[i]) for i in range(B)]
@@ -254,12 +254,26 @@ def test_a_bank_draws_the_same_for_the_same_step_and_row_whatever_else_is_in_the
     bank = MemoryBank(draws=50).build(D, N)
     reseed(0, 7)
     query = rows(4, 1, torch.float32)
-    all_four = bank.look_up(query, query, torch.tensor([5, 1, 9, 2])).negatives
-    two = bank.look_up(query[1:3], query[1:3], torch.tensor([1, 9])).negatives
+    all_four = bank.look_up(query, query, torch.tensor([5, 1, 9, 2])).gathered().negatives
+    two = bank.look_up(query[1:3], query[1:3], torch.tensor([1, 9])).gathered().negatives
     assert torch.equal(all_four[1:3], two)
     reseed(0, 8)
-    assert not torch.equal(all_four, bank.look_up(query, query, torch.tensor([5, 1, 9, 2])).negatives)
+    assert not torch.equal(all_four, bank.look_up(query, query, torch.tensor([5, 1, 9, 2])).gathered().negatives)
     assert {tuple(row.tolist()) for row in all_four.flatten(0, 1)} == {tuple(row.tolist()) for row in bank.rows}
+
+
+def test_drawn_rows_are_scored_by_products_with_all_rows_as_with_rows_of_their_own() -> None:
+    bank, nce = MemoryBank(draws=50).build(D, N).double(), NCE(0.2).build(N).double()
+    query, key, index = rows(4, 1, torch.float64).requires_grad_(), rows(4, 2, torch.float64), torch.arange(4)
+    entries = bank.look_up(query, key, index)
+    assert entries.negatives is bank.rows
+    assert entries.per_query == entries.gathered().per_query == 50
+    assert top1(query, entries) == top1(query, entries.gathered())
+    found = [nce(query, some) for some in (entries, entries.gathered())]
+    torch.testing.assert_close(*found, rtol=1e-12, atol=0)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, query)[0] for loss in found), rtol=1e-11, atol=1e-13)
+    few = MemoryBank(draws=1).build(D, D + 1)  # more rows than numbers of one: the products would be more
+    assert few.look_up(query, key, index).negatives.shape == (4, 1, D)
 
 
 @pytest.mark.parametrize("draws", [None, 7])
@@ -271,7 +285,7 @@ def test_the_neighbours_of_a_row_are_positives_as_labels_would_make_them(draws: 
     assert torch.equal(bank.near, torch.cat([torch.arange(N)[:, None], near], 1))
     entries = bank.look_up(query, bank.stored(index), index)
     pull = (query * kept[bank.near[index]].mean(1)).sum(1)
-    own, others = (query * kept[index]).sum(1), query @ entries.negatives.transpose(-1, -2)
+    own, others = (query * kept[index]).sum(1), query @ entries.gathered().negatives.mT
     scores = others if draws is None else others[torch.arange(4), torch.arange(4)]
     kept_out = scores.masked_fill(entries.ignore, -torch.inf) if entries.ignore is not None else scores
     total = torch.cat([own[:, None], kept_out], 1).div(0.1).logsumexp(1)

@@ -39,6 +39,16 @@ class Entries(NamedTuple):
     target: Tensor | None = None  # (B, D) the mean of several positives, which pulls in place of ``positive`` alone
     sharded: bool = False  # ``negatives`` are this rank's part of K, ``ignore`` is for the queries of all ranks
     anchors: Tensor | None = None  # (B, D) rows that are scored in the queries' place, which are the entries then
+    drawn: Tensor | None = None  # (B, K) int64: which of the ``negatives`` (N, D) each query is scored against, not all
+
+    @property
+    def per_query(self) -> int:
+        """K: how many negatives a query has."""
+        return self.negatives.shape[-2] if self.drawn is None else self.drawn.shape[1]
+
+    def gathered(self) -> Entries:
+        """The same with the drawn rows (B, K, D) in the place of their numbers."""
+        return self if self.drawn is None else self._replace(negatives=self.negatives[self.drawn], drawn=None)
 
     def scored(self, query: Tensor) -> Tensor:
         """(B, D) the rows that are scored against the entries: ``query``, unless there are ``anchors``."""
@@ -332,6 +342,10 @@ class BankOfKeys(Dictionary):
             own = dist.gather(index)[:, None] == numbers
             return Entries(key, self.rows, own, target=self._target(index), sharded=dist.world() > 1)
         drawn = integers(torch.initial_seed(), _DRAWS, index, self.spec.draws, self.examples)
+        # Products with all rows are fewer numbers then than the rows of all draws. (On a GPU their gradient would be
+        # added up in any order.)
+        if self.rows.device.type == "cpu" and len(self.rows) == self.examples <= self.spec.draws * self.rows.shape[1]:
+            return Entries(key, self.rows, target=self._target(index), drawn=drawn)
         return Entries(key, self.stored(drawn), target=self._target(index))
 
     def _target(self, index: Tensor) -> Tensor | None:

@@ -147,7 +147,7 @@ class NCE(Objective):
 
     def score(self, query: Tensor, entries: Entries) -> Tensor:
         """The mean over B queries."""
-        examples = entries.negatives.shape[-2] + 1
+        examples = entries.per_query + 1
         return self.loss(query, entries, examples, self.log_z(query, entries, examples))
 
     @full_precision()
@@ -173,7 +173,7 @@ class NCE(Objective):
 
     def _logits(self, query: Tensor, entries: Entries) -> tuple[Tensor, Tensor]:
         positive = (query * entries.positive).sum(1) / self.temperature
-        return positive, _scores(query, entries.negatives.to(query.dtype)) / self.temperature
+        return positive, _products(query, entries) / self.temperature
 
 
 class NoiseContrast(nn.Module, Objective):
@@ -202,6 +202,8 @@ class NoiseContrast(nn.Module, Objective):
         self.kept.copy_(self._log_z(entries.scored(query), entries))
 
     def _log_z(self, query: Tensor, entries: Entries) -> Tensor:
+        if self.kept.device.type == "cpu" and not self.kept.isnan():  # a GPU would have to be waited for
+            return self.kept
         return torch.where(self.kept.isnan(), self.spec.log_z(query, entries, self.examples), self.kept)
 
 
@@ -211,6 +213,12 @@ class NoiseContrast(nn.Module, Objective):
 def _scores(query: Tensor, keys: Tensor) -> Tensor:
     """(B, K) products of queries (B, D) with keys (K, D), or each with its own (B, K, D)."""
     return query @ keys.T if keys.dim() == 2 else torch.bmm(keys, query[:, :, None])[:, :, 0]
+
+
+def _products(query: Tensor, entries: Entries) -> Tensor:
+    """(B, K) of queries with their negatives, all at once."""
+    scores = _scores(query, entries.negatives.to(query.dtype))
+    return scores if entries.drawn is None else scores.gather(1, entries.drawn)
 
 
 def _mixed(weights: Tensor, keys: Tensor) -> Tensor:
@@ -273,6 +281,7 @@ class _LogSumExp(torch.autograd.Function):
 
 def log_sum_exp(query: Tensor, entries: Entries, temperature: float, chunk: int) -> Tensor:
     """(B,) log Σ exp(q·k⁻/τ) over the negatives of all ranks; −∞ where there is none."""
+    entries = entries.gathered()
     if not entries.sharded:
         own: Tensor = _LogSumExp.apply(query, entries.negatives, entries.ignore, temperature, chunk)
         return own
@@ -287,6 +296,8 @@ def top1(query: Tensor, entries: Entries, chunk: int = 8192) -> Tensor:
     """The share of queries whose positive scores above every negative: the pretext task's accuracy, a scalar."""
     query, entries = wide(entries.scored(query)), entries.wide()
     positive = (query * entries.positive).sum(1)
+    if entries.drawn is not None:
+        return (positive > _products(query, entries).amax(1)).float().mean()
     queries = dist.gather(query) if entries.sharded else query
     best = torch.full((len(queries),), -torch.inf, dtype=query.dtype, device=query.device)
     for _, scores in _scored(queries, entries.negatives, entries.ignore, chunk):
