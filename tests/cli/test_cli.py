@@ -450,7 +450,10 @@ def test_help_fills_its_lines(
     monkeypatch.setenv("COLUMNS", str(width))
     with pytest.raises(SystemExit):
         main([verb, "--help"])
-    rows = [row.strip("│").rstrip() for row in capsys.readouterr().out.splitlines()]  # in a box, where there is Unicode
+    out = capsys.readouterr().out
+    assert "None" not in out  # a default that the text says
+    assert "default: False" not in out
+    rows = [row.strip("│").rstrip() for row in out.splitlines()]  # in a box, where there is Unicode
     texts = [(row, after) for row, after in pairwise(rows) if row.startswith(" " * 8) and after.startswith(" " * 8)]
     assert texts
     for row, after in texts:

@@ -69,7 +69,7 @@ def answers(
     if dictionary == "bank":
         return [(key[i], torch.stack([state.rows[n] for n in range(N) if n != index[i]])) for i in range(B)]
     if dictionary == "drawn bank":
-        drawn = state.look_up(query, key, index).gathered().negatives
+        drawn = gathered(state.look_up(query, key, index)).negatives
         known = state.rows.to(drawn.dtype)
         assert all(any(torch.equal(row, other) for other in known) for row in drawn.flatten(0, 1))
         return [(key[i], drawn[i]) for i in range(B)]
@@ -250,15 +250,22 @@ def test_a_bank_row_moves_toward_its_key_and_no_other_row_moves() -> None:
     torch.testing.assert_close(still.rows, before, rtol=0, atol=1e-7)  # they were normalised in fp32, now in fp64
 
 
+def gathered(entries: Entries) -> Entries:
+    """With rows (B, K, D) of their own in the place of the numbers of those that were drawn."""
+    return (
+        entries if entries.drawn is None else entries._replace(negatives=entries.negatives[entries.drawn], drawn=None)
+    )
+
+
 def test_a_bank_draws_the_same_for_the_same_step_and_row_whatever_else_is_in_the_batch() -> None:
     bank = MemoryBank(draws=50).build(D, N)
     reseed(0, 7)
     query = rows(4, 1, torch.float32)
-    all_four = bank.look_up(query, query, torch.tensor([5, 1, 9, 2])).gathered().negatives
-    two = bank.look_up(query[1:3], query[1:3], torch.tensor([1, 9])).gathered().negatives
+    all_four = gathered(bank.look_up(query, query, torch.tensor([5, 1, 9, 2]))).negatives
+    two = gathered(bank.look_up(query[1:3], query[1:3], torch.tensor([1, 9]))).negatives
     assert torch.equal(all_four[1:3], two)
     reseed(0, 8)
-    assert not torch.equal(all_four, bank.look_up(query, query, torch.tensor([5, 1, 9, 2])).gathered().negatives)
+    assert not torch.equal(all_four, gathered(bank.look_up(query, query, torch.tensor([5, 1, 9, 2]))).negatives)
     assert {tuple(row.tolist()) for row in all_four.flatten(0, 1)} == {tuple(row.tolist()) for row in bank.rows}
 
 
@@ -267,12 +274,13 @@ def test_drawn_rows_are_scored_by_products_with_all_rows_as_with_rows_of_their_o
     query, key, index = rows(4, 1, torch.float64).requires_grad_(), rows(4, 2, torch.float64), torch.arange(4)
     entries = bank.look_up(query, key, index)
     assert entries.negatives is bank.rows
-    assert entries.per_query == entries.gathered().per_query == 50
-    assert top1(query, entries) == top1(query, entries.gathered())
-    found = [nce(query, some) for some in (entries, entries.gathered())]
-    torch.testing.assert_close(*found, rtol=1e-12, atol=0)
-    torch.testing.assert_close(*(torch.autograd.grad(loss, query)[0] for loss in found), rtol=1e-11, atol=1e-13)
-    few = MemoryBank(draws=1).build(D, D + 1)  # more rows than numbers of one: the products would be more
+    assert entries.per_query == gathered(entries).per_query == 50
+    assert top1(query, entries) == top1(query, gathered(entries))
+    for objective in (nce, InfoNCE(0.2), DCL(0.2)):
+        found = [objective(query, some) for some in (entries, gathered(entries))]
+        torch.testing.assert_close(*found, rtol=1e-12, atol=0)
+        torch.testing.assert_close(*(torch.autograd.grad(loss, query)[0] for loss in found), rtol=1e-11, atol=1e-13)
+    few = MemoryBank(draws=1).build(D, 33)  # more rows than are worth it
     assert few.look_up(query, key, index).negatives.shape == (4, 1, D)
 
 
@@ -285,7 +293,7 @@ def test_the_neighbours_of_a_row_are_positives_as_labels_would_make_them(draws: 
     assert torch.equal(bank.near, torch.cat([torch.arange(N)[:, None], near], 1))
     entries = bank.look_up(query, bank.stored(index), index)
     pull = (query * kept[bank.near[index]].mean(1)).sum(1)
-    own, others = (query * kept[index]).sum(1), query @ entries.gathered().negatives.mT
+    own, others = (query * kept[index]).sum(1), query @ gathered(entries).negatives.mT
     scores = others if draws is None else others[torch.arange(4), torch.arange(4)]
     kept_out = scores.masked_fill(entries.ignore, -torch.inf) if entries.ignore is not None else scores
     total = torch.cat([own[:, None], kept_out], 1).div(0.1).logsumexp(1)

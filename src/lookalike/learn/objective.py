@@ -281,7 +281,8 @@ class _LogSumExp(torch.autograd.Function):
 
 def log_sum_exp(query: Tensor, entries: Entries, temperature: float, chunk: int) -> Tensor:
     """(B,) log Σ exp(q·k⁻/τ) over the negatives of all ranks; −∞ where there is none."""
-    entries = entries.gathered()
+    if entries.drawn is not None:
+        return (_products(query, entries) / temperature).logsumexp(1)
     if not entries.sharded:
         own: Tensor = _LogSumExp.apply(query, entries.negatives, entries.ignore, temperature, chunk)
         return own
